@@ -1,0 +1,1 @@
+"""The data package that both programs stand on; importing it starts nothing."""

@@ -1,0 +1,100 @@
+"""Many concurrent calls, one query.
+
+Callers ask for one key each; while a query is under way, the keys of those who come later gather, and go out together
+with the next one. A caller never gets an answer from a query that began before it asked, so it reads its own writes.
+Nothing waits for a timer: an idle Coalescer starts at the end of the event loop's current turn.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from shared.errors import DatabaseUnavailable, RedriveError
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Coalescer(Generic[K, V]):
+    """Gathers keys into batches for `load`.
+
+    `load` gets 1..`max_batch` distinct keys in order of arrival and answers with a mapping; a key that is missing there
+    is None to its callers. At most `max_in_flight` loads run at once. A caller waits at most `deadline_s`, in line and
+    in the load together, then gets DatabaseUnavailable; what `load` raises reaches every caller of the batch.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
+        *,
+        max_batch: int = 512,
+        max_in_flight: int = 2,
+        deadline_s: float = 2.5,
+    ) -> None:
+        self._load = load
+        self._max_batch = max_batch
+        self._max_in_flight = max_in_flight
+        self._deadline_s = deadline_s
+        self._waiting: dict[K, list[asyncio.Future[V | None]]] = {}
+        self._waiting_since = 0.0
+        self._scheduled = False
+        self._in_flight: set[asyncio.Task[Mapping[K, V]]] = set()
+
+    async def get(self, key: K) -> V | None:
+        """The value behind `key`, read after this call began; None when there is none."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[V | None] = loop.create_future()  # one each: a caller that is cancelled leaves alone
+        if (others := self._waiting.get(key)) is not None:
+            others.append(future)
+        else:
+            if not self._waiting:
+                self._waiting_since = loop.time()
+            self._waiting[key] = [future]
+            self._schedule(loop)
+        return await future
+
+    async def drained(self) -> None:
+        """Return once no load is under way; loads are bounded by the deadline."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._waiting and not self._scheduled and len(self._in_flight) < self._max_in_flight:
+            self._scheduled = True
+            loop.call_soon(self._start, loop)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._scheduled = False
+        if len(self._waiting) <= self._max_batch:
+            batch, self._waiting = self._waiting, {}
+        else:
+            batch = {key: self._waiting.pop(key) for key in list(self._waiting)[: self._max_batch]}
+        task = loop.create_task(self._loaded(list(batch), self._waiting_since + self._deadline_s))
+        self._in_flight.add(task)
+        task.add_done_callback(lambda task: self._deliver(batch, task))
+        self._schedule(loop)
+
+    async def _loaded(self, keys: list[K], deadline: float) -> Mapping[K, V]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await self._load(keys)
+        except TimeoutError as error:
+            raise DatabaseUnavailable("too slow") from error
+
+    def _deliver(self, batch: dict[K, list[asyncio.Future[V | None]]], task: asyncio.Task[Mapping[K, V]]) -> None:
+        self._in_flight.discard(task)
+        self._schedule(task.get_loop())
+        error = None if task.cancelled() else task.exception()
+        for key, futures in batch.items():
+            for future in futures:
+                if future.done():
+                    continue  # its caller has left
+                if task.cancelled():
+                    future.cancel()
+                elif error is None:
+                    future.set_result(task.result().get(key))
+                elif isinstance(error, RedriveError):
+                    # One each: raising adds to an exception's traceback, and hundreds may raise this one.
+                    future.set_exception(type(error)(*error.args))
+                else:
+                    future.set_exception(error)

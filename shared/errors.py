@@ -1,0 +1,79 @@
+"""One exception class for each decision that a caller can take. No HTTP in here.
+
+`code` is the word for it in every answer, log line and command; texts are fixed, so nothing of the inside leaks.
+"""
+
+from typing import ClassVar
+
+
+class RedriveError(Exception):
+    """What Redrive says no with; subclasses name the reason."""
+
+    code: ClassVar[str] = "internal"
+
+
+class JobNotFound(RedriveError):
+    """No such job in this project; whether another project has it is nobody's business."""
+
+    code = "job-not-found"
+
+
+class JobNotFailed(RedriveError):
+    """The job exists; when looked at, it was not failed, so there is nothing to retry."""
+
+    code = "job-not-failed"
+
+
+class AttemptsExhausted(RedriveError):
+    """The job has used all its attempts, and the request does not raise their number."""
+
+    code = "attempts-exhausted"
+
+
+class JobChanged(RedriveError):
+    """The job is not of the version that the caller has seen; look again, then decide."""
+
+    code = "job-changed"
+
+
+class RetryNotFound(RedriveError):
+    """No such retry request in this project."""
+
+    code = "retry-not-found"
+
+
+class DatabaseUnavailable(RedriveError):
+    """The database is away, overloaded or too slow; nothing is known of the statement's effect. Try again later."""
+
+    code = "unavailable"
+
+
+class BrokerUnavailable(RedriveError):
+    """RabbitMQ is away, blocked or too slow, or it did not take a message. The ledger still has the request."""
+
+    code = "unavailable"
+
+
+class StatementRefused(RedriveError):
+    """The database refused a statement for what is in it: a constraint or trigger of the table's owner, as a rule.
+
+    Trying the same again does not help; trying the rows one by one finds the one that is refused.
+    """
+
+    code = "statement-refused"
+
+
+class UnreadableMessage(RedriveError):
+    """A message that no worker can read, now or later. `str()` gives the reason, without any of its content."""
+
+    code = "unreadable-message"
+
+
+class SettingsError(RedriveError):
+    """The settings are missing or wrong; `problems` names them all, and holds no value of theirs."""
+
+    code = "settings"
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems

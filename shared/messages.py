@@ -1,0 +1,80 @@
+"""The retry request on the wire: JSON, UTF-8, one object, versioned.
+
+    {"v": 1, "request_id": "<uuid>", "job_id": "<uuid>", "project_id": "p1", "job_version": "7741" | null,
+     "run_at": null | "<RFC 3339>", "extra_attempts": 0, "actor": "…", "reason": null | "…",
+     "requested_at": "<RFC 3339>"}
+
+`job_version` is the row version the requester saw fail; the worker applies the request to that version only, so a
+message redelivered after a later failure does nothing.
+
+Reading is strict about what it needs and blind to the rest: a new optional field is not a new version.
+"""
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+
+from shared.errors import UnreadableMessage
+from shared.models import RetryId
+
+VERSION = 1
+MAX_BYTES = 64 * 1024
+CONTENT_TYPE = "application/json"
+UNKNOWN_ACTOR = "unknown"
+
+_Text = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*$")]  # PostgreSQL's text cannot hold a NUL
+_Time = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class RetryMessage(msgspec.Struct, frozen=True, kw_only=True):
+    """A retry request, as published to the queue."""
+
+    v: int
+    request_id: UUID
+    job_id: UUID
+    project_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}\Z")]
+    job_version: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,10}\Z")] | None = None
+    run_at: _Time | None = None
+    extra_attempts: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
+    actor: _Text = UNKNOWN_ACTOR
+    reason: _Text | None = None
+    requested_at: _Time | None = None
+
+    @property
+    def id(self) -> RetryId:
+        """The request's id in the ledger."""
+        return RetryId(self.request_id)
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(RetryMessage)
+
+
+def encoded(message: RetryMessage) -> bytes:
+    """The message's body."""
+    return _encoder.encode(message)
+
+
+def decoded(body: bytes) -> RetryMessage:
+    """The message in `body`. Raises UnreadableMessage with a reason that holds nothing of the body."""
+    if len(body) > MAX_BYTES:
+        raise UnreadableMessage(f"over {MAX_BYTES} bytes")
+    try:
+        message = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise UnreadableMessage(_without_values(str(error))) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UnreadableMessage("not JSON") from error
+    if message.v != VERSION:
+        raise UnreadableMessage("unknown version")
+    return message
+
+
+def _without_values(reason: str) -> str:
+    """Keep msgspec's reason, which names types and paths, but no path that ends in a key of the sender's making."""
+    words, _, path = reason.partition(" - at `")
+    field = path.removeprefix("$.").removesuffix("`")
+    known = field if field in RetryMessage.__struct_fields__ else ""
+    return f"{words} (at {known})" if known else words

@@ -1,0 +1,33 @@
+-- migrate:up
+-- A stand-in for the control plane's table where there is none (development, one machine). A table that exists is
+-- somebody else's: it gets no column, trigger or index from us.
+DO $$
+BEGIN
+    IF to_regclass('control_plane.jobs') IS NOT NULL THEN
+        RETURN;
+    END IF;
+
+    CREATE SCHEMA IF NOT EXISTS control_plane;
+
+    CREATE TABLE control_plane.jobs (
+        id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+        project_id text NOT NULL,
+        type text NOT NULL,
+        payload jsonb DEFAULT '{}',
+        status text NOT NULL DEFAULT 'pending' CHECK (status IN ('pending', 'running', 'failed', 'completed')),
+        attempts int DEFAULT 0,
+        max_attempts int DEFAULT 3,
+        last_error text,
+        scheduled_at timestamptz DEFAULT now(),
+        started_at timestamptz,
+        completed_at timestamptz,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        CONSTRAINT jobs_attempts_within_max CHECK (attempts <= max_attempts)
+    );
+    CREATE INDEX jobs_pending_idx ON control_plane.jobs (scheduled_at) WHERE status = 'pending';
+    CREATE INDEX jobs_project_created_idx ON control_plane.jobs (project_id, created_at DESC, id DESC);
+END
+$$;
+
+-- migrate:down
+SELECT; -- the table may hold jobs by now, and it may never have been ours

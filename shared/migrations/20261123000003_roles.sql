@@ -1,0 +1,36 @@
+-- migrate:up
+-- What each program may do, and no more. The roles cannot log in: a deployment makes its own users and grants them one
+-- of these. They belong to the whole server, so another database's Redrive may have made them already.
+DO $$
+DECLARE
+    wanted text;
+BEGIN
+    FOREACH wanted IN ARRAY ARRAY['redrive_api', 'redrive_worker'] LOOP
+        IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
+            BEGIN
+                EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
+            EXCEPTION WHEN duplicate_object OR unique_violation THEN
+                NULL; -- another database's migration was faster
+            END;
+        END IF;
+    END LOOP;
+END
+$$;
+
+GRANT USAGE ON SCHEMA redrive TO redrive_api, redrive_worker;
+GRANT SELECT, INSERT, UPDATE ON redrive.retry_requests TO redrive_api, redrive_worker;
+
+-- The jobs table may be somebody else's, who alone can grant rights on it.
+DO $$
+BEGIN
+    GRANT USAGE ON SCHEMA control_plane TO redrive_api, redrive_worker;
+    GRANT SELECT ON control_plane.jobs TO redrive_api, redrive_worker;
+    GRANT UPDATE (status, last_error, started_at, completed_at, scheduled_at, max_attempts)
+        ON control_plane.jobs TO redrive_worker;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE WARNING 'the owner of control_plane.jobs must grant redrive_api and redrive_worker their rights on it';
+END
+$$;
+
+-- migrate:down
+SELECT; -- the roles may have been granted to users, or serve another database

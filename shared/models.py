@@ -1,0 +1,140 @@
+"""Job, Retry and their states: the words that everything else speaks.
+
+A job is somebody else's: we read it, and put it back when asked. A retry is ours: one row of the ledger.
+`version` is PostgreSQL's `xmin` of the job's row, as text. It changes with every update of the row, so it
+says whether two readers have seen the same job; it is the `ETag`, and what a retry request is bound to.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple, NewType
+from uuid import UUID
+
+import msgspec
+
+JobId = NewType("JobId", UUID)
+ProjectId = NewType("ProjectId", str)
+RetryId = NewType("RetryId", UUID)
+BatchId = NewType("BatchId", UUID)
+Version = NewType("Version", str)
+
+DEFAULT_MAX_ATTEMPTS = 3
+"""What a NULL in `max_attempts` means."""
+
+
+class JobStatus(StrEnum):
+    """Where the control plane says a job stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    FAILED = "failed"
+    COMPLETED = "completed"
+
+
+class RetryBlock(StrEnum):
+    """Why a job cannot be retried as it stands."""
+
+    NOT_FAILED = "not_failed"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    RETRY_QUEUED = "retry_queued"
+
+
+class RetryState(StrEnum):
+    """Where a retry request stands. Only `queued` ever changes by itself."""
+
+    QUEUED = "queued"
+    APPLIED = "applied"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    DEAD_LETTERED = "dead_lettered"
+
+
+class Outcome(StrEnum):
+    """What became of a retry request once it was settled."""
+
+    APPLIED = "applied"
+    JOB_NOT_FOUND = "job_not_found"
+    JOB_NOT_FAILED = "job_not_failed"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+    POISON = "poison"
+
+
+class JobKey(NamedTuple):
+    """Whose job: ownership is part of the key, so a foreign job is simply not there."""
+
+    id: JobId
+    project_id: ProjectId
+    with_payload: bool = False
+
+
+class PendingRetry(msgspec.Struct, frozen=True):
+    """The retry request that is queued for a job."""
+
+    id: RetryId
+    requested_at: datetime
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of `control_plane.jobs` as one query saw it, with the retry that is queued for it.
+
+    `payload` is the stored JSON, unparsed; None where it was not asked for.
+    """
+
+    id: JobId
+    project_id: ProjectId
+    type: str
+    status: JobStatus
+    attempts: int
+    max_attempts: int
+    last_error: str | None
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    created_at: datetime
+    version: Version
+    pending_retry: PendingRetry | None = None
+    payload: msgspec.Raw | None = None
+
+    @property
+    def retry_blocked_by(self) -> RetryBlock | None:
+        """What a plain retry would be refused for; None when it would be accepted."""
+        if self.status is not JobStatus.FAILED:
+            return RetryBlock.NOT_FAILED
+        if self.pending_retry is not None:
+            return RetryBlock.RETRY_QUEUED
+        if self.attempts >= self.max_attempts:
+            return RetryBlock.ATTEMPTS_EXHAUSTED
+        return None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more happens to the job unless somebody asks: completed, or failed with no retry queued."""
+        if self.status is JobStatus.FAILED:
+            return self.pending_retry is None
+        return self.status is JobStatus.COMPLETED
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the ledger: an accepted retry request, and what became of it."""
+
+    id: RetryId
+    project_id: ProjectId
+    job_id: JobId
+    batch_id: BatchId | None
+    state: RetryState
+    outcome: Outcome | None
+    actor: str
+    reason: str | None
+    delay_seconds: int
+    extra_attempts: int
+    requested_at: datetime
+    processed_at: datetime | None
+    attempts_before: int | None
+    error_before: str | None
+
+    @property
+    def done(self) -> bool:
+        """Whether the request is settled: nothing more becomes of it by itself."""
+        return self.state is not RetryState.QUEUED

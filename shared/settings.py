@@ -1,0 +1,214 @@
+"""The settings of both programs: from the environment, read once, checked whole, frozen.
+
+Every variable begins with `REDRIVE_`. A secret can also come from a file, named by the same variable with `_FILE` at
+its end. An empty variable counts as unset. Whatever is wrong is said in one error that names every problem, and shows
+no value.
+"""
+
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from shared.errors import SettingsError
+
+PREFIX = "REDRIVE_"
+MIN_SECRET_BYTES = 32
+
+
+class Limit(NamedTuple):
+    """So many requests in so many seconds."""
+
+    requests: int
+    seconds: int
+
+
+def _limit(value: object) -> object:
+    if value == "off" or value is None:
+        return None
+    match str(value).split("/"):
+        case [requests, seconds] if (
+            requests.isascii() and requests.isdigit() and seconds.isascii() and seconds.isdigit()
+        ):
+            limit = Limit(int(requests), int(seconds))
+            if 1 <= limit.requests <= 1_000_000_000 and 1 <= limit.seconds <= 86_400:
+                return limit
+        case _:
+            pass
+    raise ValueError("must be requests/seconds, such as 600/60, or off")
+
+
+def _scheme(*allowed: str) -> AfterValidator:
+    def checked(value: SecretStr) -> SecretStr:
+        try:
+            scheme = urlsplit(value.get_secret_value()).scheme
+        except ValueError:
+            scheme = ""
+        if scheme not in allowed:
+            raise ValueError(f"must be a URL that begins with {' or '.join(f'{name}://' for name in allowed)}")
+        return value
+
+    return AfterValidator(checked)
+
+
+def _words(value: object) -> object:
+    return tuple(word for word in value.replace(",", " ").split() if word) if isinstance(value, str) else value
+
+
+def _networks(value: object) -> object:
+    try:
+        return tuple(ip_network(word) for word in _words(value))  # type: ignore[attr-defined]
+    except ValueError:
+        raise ValueError("must be addresses or networks, such as 10.0.0.0/8, separated by commas") from None
+
+
+def _versions(value: object) -> object:
+    words = _words(value)
+    if not (isinstance(words, tuple) and words and all(word in {"1", "3", "4", "5", "6", "7", "8"} for word in words)):
+        raise ValueError("must be UUID versions, such as 4,7")
+    return frozenset(int(word) for word in words)
+
+
+def _http_url(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must be a URL that begins with https:// or http://")
+    return url
+
+
+def _long_enough(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes")
+    return secret
+
+
+OptionalLimit = Annotated[Limit | None, NoDecode, BeforeValidator(_limit)]
+PostgresUrl = Annotated[SecretStr, _scheme("postgresql", "postgres")]
+AmqpUrl = Annotated[SecretStr, _scheme("amqp", "amqps")]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+
+
+_SECRETS = frozenset({"database_url", "database_read_url", "amqp_url", "jwt_secret", "jwt_public_key"})
+
+
+class Settings(BaseSettings):
+    """What both programs need."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    database_url: PostgresUrl
+    amqp_url: AmqpUrl | None = None
+    host: str = "127.0.0.1"
+    ops_port: Port
+    db_pool_size: Annotated[int, Field(ge=1, le=100)] = 4
+    db_timeout: Annotated[float, Field(gt=0, le=2.5)] = 2.0
+    shutdown_grace: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["json", "console"] = "json"
+
+
+class ApiSettings(Settings):
+    """What `redrive api` needs."""
+
+    ops_port: Port = 9090
+    database_read_url: PostgresUrl | None = None
+    port: Port = 8080
+    jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] | None = None
+    jwt_public_key: SecretStr | None = None
+    jwks_url: Annotated[HttpUrl | None, Field(validate_default=True)] = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    jwt_project_claim: str = "project_id"
+    require_scopes: bool = False
+    read_only: bool = False
+    limit_ip: OptionalLimit = Limit(1200, 60)
+    limit_read: OptionalLimit = Limit(600, 60)
+    limit_retry: OptionalLimit = Limit(60, 60)
+    limit_bulk: OptionalLimit = Limit(6, 60)
+    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)] = ()
+    job_id_versions: Annotated[frozenset[int], NoDecode, BeforeValidator(_versions)] = frozenset({4})
+    max_waiters: Annotated[int, Field(ge=0)] = 20_000
+    watch_interval: Annotated[float, Field(ge=0.05, le=60)] = 0.5
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _one_kind_of_key(cls, jwks_url: str | None, info: ValidationInfo) -> str | None:
+        """Stand on the last of the three keys, so that it is checked beside all other fields, not after them."""
+        if not {"jwt_secret", "jwt_public_key"} <= info.data.keys():
+            return jwks_url  # one of them is wrong, and said to be
+        given = [key for key in (info.data["jwt_secret"], info.data["jwt_public_key"], jwks_url) if key is not None]
+        if len(given) != 1:
+            raise ValueError("exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWKS_URL must be set")
+        return jwks_url
+
+
+class WorkerSettings(Settings):
+    """What `redrive worker` needs."""
+
+    ops_port: Port = 9091
+    worker_batch_size: Annotated[int, Field(ge=1, le=5_000)] = 200
+    worker_batch_wait: Annotated[float, Field(ge=0, le=60)] = 0.02
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read(kind: type[S], **known: object) -> S:
+    """The settings of one program from the environment; `known` values are taken as they are, before it.
+
+    Raises SettingsError with every problem found.
+    """
+    secrets, unread = _secrets_from_files(kind)
+    try:
+        settings = kind(**cast("dict[str, Any]", {**secrets, **known}))
+    except ValidationError as error:
+        problems = [_problem(kind, dict(problem)) for problem in error.errors() if problem["loc"][0] not in unread]
+        raise SettingsError(sorted([*problems, *unread.values()])) from None
+    if unread:
+        raise SettingsError(sorted(unread.values()))
+    return settings
+
+
+def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str, str]]:
+    """What the files named by `…_FILE` hold, and what is wrong with them; both by field."""
+    found: dict[str, str] = {}
+    problems: dict[str, str] = {}
+    for field in _SECRETS & kind.model_fields.keys():
+        variable = f"{PREFIX}{field.upper()}"
+        if not (path := os.environ.get(f"{variable}_FILE")):
+            continue
+        if os.environ.get(variable):
+            problems[field] = f"{variable}: and {variable}_FILE are both set, keep one"
+            continue
+        try:
+            found[field] = Path(path).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            problems[field] = f"{variable}_FILE: the file cannot be read ({type(error).__name__})"
+    return found, problems
+
+
+def _problem(kind: type[Settings], problem: Mapping[str, Any]) -> str:
+    reason = str(problem["msg"]).removeprefix("Value error, ")
+    variable = f"{PREFIX}{str(problem['loc'][0]).upper()}"
+    if problem["type"] == "missing":
+        also = f" (or {variable}_FILE)" if problem["loc"][0] in _SECRETS & kind.model_fields.keys() else ""
+        return f"{variable}{also}: is required"
+    return f"{variable}: {reason[:1].lower()}{reason[1:]}"
+
+
+def variables(kind: type[Settings]) -> frozenset[str]:
+    """Every environment variable that `kind` reads."""
+    names = {f"{PREFIX}{name.upper()}" for name in kind.model_fields}
+    return frozenset(names | {f"{PREFIX}{name.upper()}_FILE" for name in _SECRETS & kind.model_fields.keys()})

@@ -1,0 +1,193 @@
+-- The ledger, redrive.retry_requests: accepting, publishing and settling retry requests.
+-- Lock order, for every statement here: ledger rows by id, then jobs by id. Two batches can wait, never deadlock.
+
+-- name: accept
+-- Write down accepted requests. A job that has a queued request already gets no second one: its row is missing from
+-- the answer, and the caller looks again.
+-- $1 uuid[] ids, $2 text[] project ids, $3 uuid[] job ids, $4 text[] job versions, $5 text[] actors, $6 text[] reasons,
+-- $7 int[] delays in seconds, $8 int[] extra attempts, $9 text[] trace contexts; same length
+INSERT INTO redrive.retry_requests (
+    id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent
+)
+SELECT id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent
+FROM unnest(
+    $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::int[], $8::int[], $9::text[]
+) AS wanted (id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent)
+ORDER BY job_id -- one order for all processes, so two batches cannot wait for each other in a ring
+ON CONFLICT (job_id) WHERE state = 'queued' DO NOTHING
+RETURNING
+    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
+    requested_at, processed_at, attempts_before, error_before;
+
+-- name: find_retries
+-- The requests behind (id, project) pairs; a pair that matches nothing is missing from the answer.
+-- $1 uuid[] ids, $2 text[] project ids; same length
+SELECT
+    r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.reason, r.delay_seconds, r.extra_attempts,
+    r.requested_at, r.processed_at, r.attempts_before, r.error_before
+FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
+JOIN redrive.retry_requests AS r USING (id, project_id);
+
+-- name: history
+-- The requests for one job, newest first: its audit trail.
+-- $1 uuid job id, $2 text project id, $3 int how many
+SELECT
+    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
+    requested_at, processed_at, attempts_before, error_before
+FROM redrive.retry_requests
+WHERE job_id = $1 AND project_id = $2
+ORDER BY requested_at DESC, id DESC
+LIMIT $3;
+
+-- name: publishable
+-- Take requests that nobody has published yet, oldest first, on a lease: another relay leaves them alone until the
+-- lease ends, and a relay that dies gives them back by dying.
+-- $1 int how many, $2 interval the lease
+UPDATE redrive.retry_requests AS r
+SET publish_lease_until = now() + $2
+FROM (
+    SELECT id FROM redrive.retry_requests
+    WHERE state = 'queued' AND published_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
+    ORDER BY requested_at, id
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+) AS free
+WHERE r.id = free.id
+RETURNING
+    r.id, r.job_id, r.project_id, r.job_version, r.run_at, r.extra_attempts, r.actor, r.reason, r.requested_at,
+    r.traceparent;
+
+-- name: mark_published
+-- The broker has these: it confirmed them.
+-- $1 uuid[] ids
+WITH leased AS (
+    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+    ORDER BY id -- the workers' order: they may be settling the same rows
+    FOR UPDATE
+)
+UPDATE redrive.retry_requests AS r SET published_at = now(), publish_lease_until = NULL FROM leased WHERE r.id = leased.id;
+
+-- name: give_back
+-- End the lease on requests that could not be published, so that the next attempt need not wait for it.
+-- $1 uuid[] ids
+WITH leased AS (
+    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+    ORDER BY id -- the workers' order: they may be settling the same rows
+    FOR UPDATE
+)
+UPDATE redrive.retry_requests AS r SET publish_lease_until = NULL FROM leased WHERE r.id = leased.id;
+
+-- name: backlog
+-- How many requests wait, up to a thousand, and how long the oldest has waited, in seconds.
+SELECT count(*), coalesce(extract(epoch FROM now() - min(requested_at)), 0)::float8
+FROM (
+    SELECT requested_at FROM redrive.retry_requests WHERE state = 'queued' ORDER BY requested_at, id LIMIT 1000
+) AS oldest;
+
+-- name: take_queued
+-- Dispatch without a broker: lock the oldest queued requests that no other worker has in hand.
+-- $1 int how many
+SELECT id FROM redrive.retry_requests
+WHERE state = 'queued'
+ORDER BY requested_at, id
+LIMIT $1
+FOR UPDATE SKIP LOCKED;
+
+-- name: adopt
+-- Write down requests that some other program published, before they are settled below in the same transaction. They
+-- enter as what they are if nobody looks: rejected. Inserting first makes a second copy of the message, in another
+-- worker's hands, wait here until this transaction ends, and then find the row.
+-- $1 uuid[] ids, $2 text[] project ids, $3 uuid[] job ids, $4 text[] job versions, $5 timestamptz[] run at,
+-- $6 int[] extra attempts, $7 text[] actors, $8 text[] reasons, $9 timestamptz[] requested at; same length
+INSERT INTO redrive.retry_requests (
+    id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at,
+    state, outcome, published_at, processed_at
+)
+SELECT
+    id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, coalesce(requested_at, now()),
+    'rejected', 'job_not_found', now(), now()
+FROM unnest(
+    $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::int[], $7::text[], $8::text[],
+    $9::timestamptz[]
+) AS message (id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at)
+WHERE NOT EXISTS (SELECT FROM redrive.retry_requests AS known WHERE known.id = message.id)
+ORDER BY id
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
+
+-- name: apply
+-- retry_job for a batch: settle every request of $1 that is still queued, and those just adopted ($2), whatever their
+-- state. Answers what was settled; a request that is missing had been settled before.
+-- $1 uuid[] request ids, $2 uuid[] those of them that were adopted in this transaction
+WITH request AS MATERIALIZED (
+    SELECT id, job_id, project_id, job_version, run_at, delay_seconds, extra_attempts
+    FROM redrive.retry_requests
+    WHERE id = ANY ($1::uuid[]) AND (state = 'queued' OR id = ANY ($2::uuid[]))
+    ORDER BY id
+    FOR UPDATE
+),
+job AS MATERIALIZED (
+    SELECT
+        id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
+        last_error, started_at, completed_at, xmin::text AS version
+    FROM control_plane.jobs
+    WHERE id IN (SELECT job_id FROM request)
+    ORDER BY id -- one lock order for all workers, so overlapping batches cannot deadlock
+    FOR UPDATE
+),
+looked_at AS (
+    SELECT
+        request.id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
+        job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at,
+        CASE
+            WHEN job.id IS NULL THEN 'job_not_found'
+            WHEN job.version <> request.job_version THEN 'superseded'
+            WHEN job.status <> 'failed' THEN 'job_not_failed'
+            WHEN job.attempts >= greatest(job.max_attempts, job.attempts + request.extra_attempts)
+                THEN 'attempts_exhausted'
+            ELSE 'applied'
+        END AS outcome
+    FROM request
+    LEFT JOIN job ON job.id = request.job_id AND job.project_id = request.project_id
+),
+verdict AS ( -- of several requests that would each be applied to one job, the first is; it moves the job on for the rest
+    SELECT
+        looked_at.*,
+        CASE
+            WHEN outcome = 'applied' AND row_number() OVER (PARTITION BY job_id, outcome ORDER BY id) > 1
+                THEN 'superseded'
+            ELSE outcome
+        END AS final_outcome
+    FROM looked_at
+),
+put_back AS (
+    UPDATE control_plane.jobs AS j
+    SET
+        status = 'pending', last_error = NULL, started_at = NULL, completed_at = NULL,
+        scheduled_at = greatest(now() + verdict.delay_seconds * interval '1 second', verdict.run_at),
+        max_attempts = CASE
+            WHEN verdict.extra_attempts > 0
+                THEN greatest(verdict.max_attempts, verdict.attempts + verdict.extra_attempts)
+            ELSE j.max_attempts
+        END
+    FROM verdict
+    WHERE verdict.final_outcome = 'applied' AND j.id = verdict.job_id
+)
+UPDATE redrive.retry_requests AS r
+SET
+    state = CASE WHEN verdict.final_outcome = 'applied' THEN 'applied' ELSE 'rejected' END,
+    outcome = verdict.final_outcome,
+    processed_at = now(),
+    attempts_before = verdict.attempts,
+    max_attempts_before = verdict.max_attempts,
+    error_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.last_error END, -- only what was cleared
+    started_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.started_at END,
+    completed_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.completed_at END
+FROM verdict
+WHERE r.id = verdict.id
+RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
+
+-- name: outcomes
+-- What became of requests that are settled.
+-- $1 uuid[] request ids
+SELECT id, outcome FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND outcome IS NOT NULL;

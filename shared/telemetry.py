@@ -1,0 +1,71 @@
+"""What the programs tell their operators: structured logs, and a registry for metrics.
+
+A log line is constant text in the past tense, with facts as fields; JSON, one object a line, so nothing that a client
+sends can break a line in two. Metrics are registered once, in the composition root of each program; their labels come
+from closed sets, never an id or a project.
+"""
+
+import logging
+import re
+import sys
+from typing import Any, Final
+
+import structlog
+from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+# Chatty at INFO about what the programs below say themselves, once, with their own facts.
+_QUIET: Final = ("aio_pika", "aiormq", "aiohttp.access", "asyncio")
+
+
+def configure_logging(*, level: str, json: bool) -> None:
+    """Send all logs, other libraries' too, to stderr: JSON lines, or colours for a person."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    rendering: list[Any] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL)
+
+
+def metrics_registry() -> CollectorRegistry:
+    """A registry of one program's own, with the process's figures in it."""
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    GCCollector(registry=registry)
+    return registry
+
+
+def traceparent_of(header: str | None) -> str | None:
+    """The header's value where it is a W3C trace context (https://www.w3.org/TR/trace-context/), else None."""
+    return header if header is not None and _TRACEPARENT.fullmatch(header) else None

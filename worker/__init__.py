@@ -1,0 +1,1 @@
+"""Messages in, rows out: retry requests are applied to failed jobs here, and nowhere else."""
