@@ -1,0 +1,72 @@
+"""Conditional reading (RFC 9110, section 13): entity tags, what they are compared with, and when to come back.
+
+A job's tag is its version, and the queued retry's id where there is one:
+
+    "7741"   "7741-0193c9a8-…"   "7741+payload"
+
+Nothing else goes into its body, so two bodies are equal exactly when their tags are.
+"""
+
+import math
+import re
+from datetime import datetime
+
+from shared.models import Job, JobStatus, Retry, Version
+
+_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_VERSION = re.compile(r"(\d+)(?:-[0-9a-f-]{36})?(?:\+payload)?")
+
+MAX_SCHEDULED_WAIT_S = 300
+MAX_GUESSED_WAIT_S = 30
+
+
+def etag_of_job(job: Job) -> str:
+    """The tag of the job as it is read: its version, the queued retry, and whether the payload is with it."""
+    pending = "" if job.pending_retry is None else f"-{job.pending_retry.id}"
+    return f'"{job.version}{pending}{"" if job.payload is None else "+payload"}"'
+
+
+def etag_of_retry(retry: Retry) -> str:
+    """The tag of a retry: its state, and when it came to that."""
+    at = "" if retry.processed_at is None else f"-{int(retry.processed_at.timestamp() * 1_000_000)}"
+    return f'"{retry.state}{at}"'
+
+
+def matches(if_none_match: str | None, etag: str) -> bool:
+    """Whether the client has this: a weak comparison (RFC 9110, 13.1.2); what cannot be read matches nothing."""
+    if if_none_match is None:
+        return False
+    if if_none_match == etag:
+        return True
+    if if_none_match.strip() == "*":
+        return True
+    return any(f'"{tag}"' == etag for _, tag in _TAG.findall(if_none_match))
+
+
+def versions_of(if_match: str | None) -> frozenset[Version] | None:
+    """The job versions that an `If-Match` names; None for no condition. Weak tags never match (RFC 9110, 13.1.1)."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    strong = (tag for weak, tag in _TAG.findall(if_match) if not weak)
+    return frozenset(Version(found[1]) for tag in strong if (found := _VERSION.fullmatch(tag)))
+
+
+def retry_after_of_job(job: Job, now: datetime) -> int | None:
+    """In how many seconds to look again; None once there is nothing to wait for."""
+    if job.done:
+        return None
+    if job.status is JobStatus.PENDING and job.scheduled_at is not None and job.scheduled_at > now:
+        return min(MAX_SCHEDULED_WAIT_S, math.ceil((job.scheduled_at - now).total_seconds()))
+    requested_at = None if job.pending_retry is None else job.pending_retry.requested_at
+    times = (job.created_at, job.scheduled_at, job.started_at, job.completed_at, requested_at)
+    return _guess(max(at for at in times if at is not None and at <= now) if job.created_at <= now else now, now)
+
+
+def retry_after_of_retry(retry: Retry, now: datetime) -> int | None:
+    """In how many seconds to look again; None once the retry is settled."""
+    return None if retry.done else _guess(retry.requested_at, now)
+
+
+def _guess(changed_at: datetime, now: datetime) -> int:
+    """A quarter of the age: what has stood for long is likely to stand for longer."""
+    return min(MAX_GUESSED_WAIT_S, max(1, math.ceil((now - changed_at).total_seconds() / 4)))

@@ -1,0 +1,205 @@
+"""The door: every request passes it, in one order, and a request refused at one step never reaches the next.
+
+    request id → limit per client address → authentication → limit per project → scope → parameters → the handler
+
+The first two and the turning of errors into answers are one middleware, for every path there is; the rest stands
+before each handler that needs it.
+"""
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import structlog
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+from uuid_utils import uuid7
+
+from api.auth import PROJECT_ID, Authenticator, Principal, Scope
+from api.problems import (
+    InsufficientScope,
+    InvalidParameter,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    ReadOnly,
+    problem_answer,
+)
+from shared.errors import RedriveError
+from shared.models import ProjectId
+
+if TYPE_CHECKING:
+    from api.metrics import Metrics
+    from api.ratelimit import Bucket, ClientAddresses, RateLimit
+
+log = structlog.stdlib.get_logger(__name__)
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+STANDING: Final = web.RequestKey("standing", tuple)
+
+_GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+
+
+class Cost(StrEnum):
+    """Which of a project's limits a request is charged to."""
+
+    READ = "read"
+    RETRY = "retry"
+    BULK = "bulk"
+
+
+class Access(NamedTuple):
+    """What a resource asks of those who come."""
+
+    cost: Cost
+    scope: Scope
+    parameters: frozenset[str] = frozenset()
+    writes: bool = False
+
+    def taking(self, *parameters: str) -> "Access":
+        """The same, for a resource that takes these query parameters."""
+        return self._replace(parameters=frozenset(parameters))
+
+
+class Call(NamedTuple):
+    """A request that has passed the door, on behalf of `principal`, in the name of `project_id`."""
+
+    request: web.Request
+    principal: Principal
+    project_id: ProjectId
+    parameters: dict[str, str]
+
+
+def request_id_of(request: web.BaseRequest) -> str:
+    """The client's own request id where it is one, else a new one."""
+    given = request.headers.get("X-Request-Id")
+    return given if given is not None and _GIVEN_ID.fullmatch(given) else str(uuid7())
+
+
+class Door:
+    """The steps before a handler, and the one place where errors become answers."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        addresses: "ClientAddresses",
+        by_address: "RateLimit | None",
+        by_project: "dict[Cost, RateLimit | None]",
+        read_only: bool,
+        metrics: "Metrics",
+    ) -> None:
+        self.closing = False
+        """Once set, every answer ends its connection: clients come back elsewhere, and none is cut off."""
+        self._authenticator = authenticator
+        self._addresses = addresses
+        self._by_address = by_address
+        self._by_project = by_project
+        self._read_only = read_only
+        self._metrics = metrics
+
+    @property
+    def middleware(self) -> Middleware:
+        """The outermost, and only, middleware."""
+
+        @web.middleware
+        async def door(request: web.Request, handler: Handler) -> web.StreamResponse:
+            started_at = time.perf_counter()
+            request_id = request_id_of(request)
+            request[REQUEST_ID] = request_id
+            try:
+                self._admit(request)
+                answer = await handler(request)
+            except RedriveError as error:
+                answer = problem_answer(error, request_id)
+            except web.HTTPException as refusal:
+                answer = problem_answer(_error_of(refusal), request_id)
+            except Exception:
+                log.exception("request failed", request_id=request_id, method=request.method)
+                answer = problem_answer(RedriveError(), request_id)
+            if not answer.prepared:  # a stream has sent its headers by now
+                self._finish(request, answer, request_id)
+                if self.closing:
+                    answer.force_close()
+            self._metrics.answered(request, answer.status, time.perf_counter() - started_at)
+            return answer
+
+        return door
+
+    def _admit(self, request: web.Request) -> None:
+        if self._by_address is not None:
+            forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ())
+            self._by_address.charge(self._addresses.key_of(request.remote, forwarded))
+
+    def _finish(self, request: web.Request, answer: web.StreamResponse, request_id: str) -> None:
+        for name, value in common_headers(request, request_id).items():
+            answer.headers.setdefault(name, value)
+
+    def guarded(self, access: Access, handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Handler:
+        """`handler` behind the steps that `access` asks for."""
+        limit = self._by_project[access.cost]
+        closed = access.writes and self._read_only
+
+        async def behind_the_door(request: web.Request) -> web.StreamResponse:
+            principal = self._authenticator.authenticate(request.headers.getall(hdrs.AUTHORIZATION, ()))
+            if limit is not None:
+                bucket = limit.charge(principal.project_id)
+                request[STANDING] = (limit, bucket)
+            principal.require(access.scope)
+            if closed:
+                raise ReadOnly
+            parameters = _parameters_of(request, access.parameters)
+            return await handler(Call(request, principal, _project_of(principal, parameters), parameters))
+
+        return behind_the_door
+
+
+def common_headers(request: web.Request, request_id: str) -> dict[str, str]:
+    """What every answer carries, and the limit's standing where the request was charged to one."""
+    headers = {
+        "X-Request-Id": request_id,
+        "X-Content-Type-Options": "nosniff",
+        hdrs.CACHE_CONTROL: "private, no-cache",
+    }
+    standing: tuple[RateLimit, Bucket] | None = request.get(STANDING)
+    if standing is not None:
+        limit, bucket = standing
+        headers["RateLimit-Policy"] = limit.policy
+        headers["RateLimit"] = limit.standing(bucket)
+    return headers
+
+
+def _parameters_of(request: web.Request, known: frozenset[str]) -> dict[str, str]:
+    if not request.rel_url.raw_query_string:
+        return {}
+    query = request.query
+    if len(query) != len(set(query)) or not known.union({"project_id"}).issuperset(query):
+        raise InvalidParameter
+    return dict(query)
+
+
+def _project_of(principal: Principal, parameters: dict[str, str]) -> ProjectId:
+    """The project that the request is about: the token's, or the one that an administrator names."""
+    named = parameters.pop("project_id", None)
+    if named is None or named == principal.project_id:
+        return principal.project_id
+    if Scope.ADMIN not in principal.scopes:
+        raise InsufficientScope
+    if not PROJECT_ID.fullmatch(named):
+        raise InvalidParameter
+    return ProjectId(named)
+
+
+def _error_of(refusal: web.HTTPException) -> RedriveError:
+    """What aiohttp's router and request say no with, in our words."""
+    match refusal:
+        case web.HTTPNotFound():
+            return NotFound()
+        case web.HTTPMethodNotAllowed():
+            return MethodNotAllowed(", ".join(sorted(refusal.allowed_methods)))
+        case web.HTTPRequestEntityTooLarge():
+            return PayloadTooLarge()
+        case _:
+            return RedriveError()

@@ -1,0 +1,249 @@
+"""Every refusal's answer, as `application/problem+json` (RFC 9457). Only this module knows status codes of errors.
+
+Titles and details are fixed texts: they say what a caller can do, and nothing of what was sent or of the inside.
+"""
+
+from http import HTTPStatus
+from typing import NamedTuple
+
+import msgspec
+
+from api.answers import Answer
+from shared.errors import (
+    AttemptsExhausted,
+    DatabaseUnavailable,
+    JobChanged,
+    JobNotFailed,
+    JobNotFound,
+    RedriveError,
+    RetryNotFound,
+)
+
+UNAVAILABLE_RETRY_AFTER_S = 1
+
+
+class BadRequest(RedriveError):
+    """What the HTTP parser refused, and what comes as HTTP but not in time."""
+
+    code = "bad-request"
+
+
+class NotFound(RedriveError):
+    """No such resource at all."""
+
+    code = "not-found"
+
+
+class MethodNotAllowed(RedriveError):
+    """The resource exists, and does not do that; `allow` is what it does."""
+
+    code = "method-not-allowed"
+
+    def __init__(self, allow: str) -> None:
+        super().__init__(allow)
+        self.allow = allow
+
+
+class ExpectationFailed(RedriveError):
+    """An `Expect` header with anything but `100-continue`."""
+
+    code = "expectation-failed"
+
+
+class AuthenticationRequired(RedriveError):
+    """No token at all."""
+
+    code = "authentication-required"
+
+
+class InvalidToken(RedriveError):
+    """A token, or something in its place, that does not hold; which of its faults it is, nobody is told."""
+
+    code = "invalid-token"
+
+
+class InsufficientScope(RedriveError):
+    """The token is good, and not for this."""
+
+    code = "insufficient-scope"
+
+
+class ReadOnly(RedriveError):
+    """This deployment only reads."""
+
+    code = "read-only"
+
+
+class RateLimited(RedriveError):
+    """Over a limit; `retry_after_s` is when to come back."""
+
+    code = "rate-limited"
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class InvalidJobId(RedriveError):
+    """Not an id that a job can have."""
+
+    code = "invalid-job-id"
+
+
+class InvalidParameter(RedriveError):
+    """A query parameter that is unknown, doubled or out of range."""
+
+    code = "invalid-parameter"
+
+
+class PayloadTooLarge(RedriveError):
+    """The body is larger than this resource reads."""
+
+    code = "payload-too-large"
+
+
+class UnsupportedMediaType(RedriveError):
+    """The body is not plain `application/json`."""
+
+    code = "unsupported-media-type"
+
+
+class InvalidJson(RedriveError):
+    """The body cannot be parsed."""
+
+    code = "invalid-json"
+
+
+class Fault(NamedTuple):
+    """One thing that is wrong in a body: where (a JSON pointer, RFC 6901), and what."""
+
+    pointer: str
+    detail: str
+
+
+class InvalidBody(RedriveError):
+    """The body is JSON of the wrong shape; `faults` says where."""
+
+    code = "invalid-body"
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__(faults)
+        self.faults = faults
+
+
+class Problem(NamedTuple):
+    """How an error is answered; `retryable` means: the same request may succeed later, unchanged."""
+
+    status: HTTPStatus
+    title: str
+    detail: str
+    retryable: bool = False
+
+
+PROBLEMS: dict[type[RedriveError], Problem] = {
+    BadRequest: Problem(HTTPStatus.BAD_REQUEST, "Bad request", "The request could not be read as HTTP."),
+    InvalidJobId: Problem(
+        HTTPStatus.BAD_REQUEST, "Invalid job id", "A job id is a UUID of 8-4-4-4-12 hexadecimal digits."
+    ),
+    InvalidParameter: Problem(
+        HTTPStatus.BAD_REQUEST, "Invalid parameter", "A query parameter is unknown, given twice or out of range."
+    ),
+    InvalidJson: Problem(HTTPStatus.BAD_REQUEST, "Invalid JSON", "The body is not JSON."),
+    AuthenticationRequired: Problem(
+        HTTPStatus.UNAUTHORIZED, "Authentication required", "Send a token: Authorization: Bearer <JWT>."
+    ),
+    InvalidToken: Problem(HTTPStatus.UNAUTHORIZED, "Invalid token", "The token is not valid here, or no longer."),
+    InsufficientScope: Problem(HTTPStatus.FORBIDDEN, "Insufficient scope", "The token does not permit this."),
+    ReadOnly: Problem(HTTPStatus.FORBIDDEN, "Read-only", "This deployment answers questions and changes nothing."),
+    NotFound: Problem(HTTPStatus.NOT_FOUND, "Not found", "There is nothing here."),
+    JobNotFound: Problem(HTTPStatus.NOT_FOUND, "Job not found", "There is no such job in this project."),
+    RetryNotFound: Problem(HTTPStatus.NOT_FOUND, "Retry not found", "There is no such retry in this project."),
+    MethodNotAllowed: Problem(
+        HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", "See the Allow header for what is possible here."
+    ),
+    JobNotFailed: Problem(HTTPStatus.CONFLICT, "Job not failed", "Only a failed job can be retried."),
+    AttemptsExhausted: Problem(
+        HTTPStatus.CONFLICT,
+        "Attempts exhausted",
+        "The job has used all its attempts; extra_attempts raises their number.",
+    ),
+    JobChanged: Problem(
+        HTTPStatus.PRECONDITION_FAILED, "Job changed", "The job is not of the version named; look at it again."
+    ),
+    PayloadTooLarge: Problem(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Payload too large", "The body is larger than allowed here."
+    ),
+    UnsupportedMediaType: Problem(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "Unsupported media type",
+        "The body must be application/json, without a content coding.",
+    ),
+    ExpectationFailed: Problem(
+        HTTPStatus.EXPECTATION_FAILED, "Expectation failed", "Only Expect: 100-continue can be met."
+    ),
+    InvalidBody: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid body", "The body is JSON, but not as expected."),
+    RateLimited: Problem(
+        HTTPStatus.TOO_MANY_REQUESTS, "Rate limited", "Too many requests; come back after Retry-After.", retryable=True
+    ),
+    DatabaseUnavailable: Problem(
+        HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", "Try again after Retry-After.", retryable=True
+    ),
+    RedriveError: Problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", "Something went wrong here; it has been logged."
+    ),
+}  # looked up along the MRO: a subclass inherits its parent's answer
+
+
+class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    retryable: bool
+    request_id: str
+    errors: tuple[dict[str, str], ...] | None = None
+
+
+_encoder = msgspec.json.Encoder()
+
+
+def problem_of(error: type[RedriveError]) -> Problem:
+    """How this class of errors is answered."""
+    return next(PROBLEMS[kind] for kind in error.__mro__ if kind in PROBLEMS)
+
+
+def problem_answer(error: RedriveError, request_id: str) -> Answer:
+    """The answer to a refused request, with the headers that its status calls for."""
+    problem = problem_of(type(error))
+    code = error.code
+    errors = None
+    headers = {"Cache-Control": "no-store"}
+    match error:
+        case InvalidBody():
+            errors = tuple(fault._asdict() for fault in error.faults)
+        case RateLimited():
+            headers["Retry-After"] = str(error.retry_after_s)
+        case DatabaseUnavailable():
+            headers["Retry-After"] = str(UNAVAILABLE_RETRY_AFTER_S)
+        case MethodNotAllowed():
+            headers["Allow"] = error.allow
+        case AuthenticationRequired() | InvalidToken():
+            headers["WWW-Authenticate"] = "Bearer"
+        case _ if problem.status is HTTPStatus.INTERNAL_SERVER_ERROR:
+            code = RedriveError.code
+        case _:
+            pass
+    body = _Body(
+        type=f"/problems/{code}",
+        title=problem.title,
+        status=problem.status,
+        detail=problem.detail,
+        code=code,
+        retryable=problem.retryable,
+        request_id=request_id,
+        errors=errors,
+    )
+    return Answer(
+        _encoder.encode(body), status=problem.status, content_type="application/problem+json", headers=headers
+    )

@@ -1,0 +1,157 @@
+"""Ledger → RabbitMQ: publishes what the ledger says is not published yet.
+
+One path for the normal case and for recovery: the relay asks the ledger, never its own memory. Rows are leased while
+they are published, so relays in several processes take different ones; a relay that dies gives its rows back when the
+lease ends, and the worker ignores the copy that this may cost.
+
+    publishable (lease) → publish, mandatory, confirmed → mark_published
+                                     └── anything else → give_back, and a new session
+"""
+
+import asyncio
+import random
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+import aio_pika
+import aiormq
+import structlog
+from pamqp.commands import Basic
+from yarl import URL
+
+from shared import topology
+from shared.errors import BrokerUnavailable, RedriveError
+from shared.messages import CONTENT_TYPE, encoded
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from aio_pika.abc import AbstractExchange
+
+    from api.metrics import Metrics
+    from shared.models import RetryId
+    from shared.retries import Publishable, RetryLedger
+
+log = structlog.stdlib.get_logger(__name__)
+
+BATCH: Final = 256
+"""Published at a time, each waiting for its confirm: bounded, because a `multiple` confirm walks all that wait."""
+LEASE_S: Final = 30.0
+PUBLISH_TIMEOUT_S: Final = 10.0
+POLL_S: Final = 1.0
+HEARTBEAT_S: Final = 10
+_BACKOFF_S: Final = (0.2, 5.0)
+_LOSSES: Final = (RedriveError, OSError, TimeoutError, aiormq.exceptions.AMQPError)
+"""What a session ends with when a server is away; anything else is a mistake of ours, and logged with its trace."""
+
+
+class Relay:
+    """Publishes in the background until told to stop; `poke` tells it that there is something new."""
+
+    def __init__(self, ledger: "RetryLedger", amqp_url: str, metrics: "Metrics") -> None:
+        self._ledger = ledger
+        self._url = URL(amqp_url)
+        if "heartbeat" not in self._url.query:
+            self._url = self._url.update_query(heartbeat=HEARTBEAT_S)
+        self._metrics = metrics
+        self._news = asyncio.Event()
+        self._stopping = False
+        self.connected = False
+
+    def poke(self) -> None:
+        """Look at the ledger now, not only at the next poll."""
+        self._news.set()
+
+    def stop(self) -> None:
+        """Publish what is there, then let `run` return."""
+        self._stopping = True
+        self._news.set()
+
+    async def run(self) -> None:
+        """Hold a session with the broker, and start a new one after any loss, until stopped.
+
+        What is not published by then stays in the ledger, for the next relay.
+        """
+        pause_s, longest_s = _BACKOFF_S
+        while not self._stopping:
+            try:
+                async with self._session() as exchange:
+                    pause_s = _BACKOFF_S[0]
+                    await self._publish_until_stopped(exchange)
+            except Exception as error:
+                self._metrics.publish_failures.inc()
+                log.warning("relay session ended", error=type(error).__name__, exc_info=not isinstance(error, _LOSSES))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - spreading, not secrecy
+                    await self._wait_for_stop()
+            pause_s = min(longest_s, pause_s * 2)
+
+    async def _wait_for_stop(self) -> None:
+        while not self._stopping:
+            self._news.clear()
+            await self._news.wait()
+
+    @asynccontextmanager
+    async def _session(self) -> "AsyncIterator[AbstractExchange]":
+        async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+            connection = await aio_pika.connect(self._url)
+        try:
+            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                exchange = await topology.declare(channel)
+            self.connected = True
+            self._metrics.relay_connected.set(1)
+            log.info("relay connected")
+            yield exchange
+        finally:
+            self.connected = False
+            self._metrics.relay_connected.set(0)
+            with suppress(*_LOSSES):
+                async with asyncio.timeout(1):
+                    await connection.close()
+
+    async def _publish_until_stopped(self, exchange: "AbstractExchange") -> None:
+        while True:
+            self._news.clear()
+            while rows := await self._ledger.publishable(BATCH, lease_s=LEASE_S):
+                await self._publish(exchange, rows)
+                if len(rows) < BATCH:
+                    break
+            if self._stopping:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_S):
+                    await self._news.wait()
+
+    async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Publishable]") -> None:
+        """Publish rows at once; those that the broker has confirmed are marked, whatever became of the others."""
+        results = await asyncio.gather(*(self._confirmed(exchange, row) for row in rows), return_exceptions=True)
+        confirmed: list[RetryId] = []
+        failed: list[RetryId] = []
+        failure: BaseException | None = None
+        for row, result in zip(rows, results, strict=True):
+            if result is None:
+                confirmed.append(row.message.id)
+            else:
+                failed.append(row.message.id)
+                failure = result
+        if confirmed:
+            await self._ledger.mark_published(confirmed)
+            self._metrics.published.inc(len(confirmed))
+        if failed:
+            await self._ledger.give_back(failed)
+        if failure is not None:
+            raise failure
+
+    async def _confirmed(self, exchange: "AbstractExchange", row: "Publishable") -> None:
+        """Publish one; return once the broker has it on disk. A message that no queue takes comes back as an error."""
+        message = aio_pika.Message(
+            encoded(row.message),
+            content_type=CONTENT_TYPE,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            headers={} if row.traceparent is None else {"traceparent": row.traceparent},
+        )  # no message_id: aiormq tells returned messages apart by one of its own making
+        async with asyncio.timeout(PUBLISH_TIMEOUT_S):  # publish(timeout=) would not cover a blocked connection
+            answer = await exchange.publish(message, topology.KEY_RETRY, mandatory=True)
+        if not isinstance(answer, Basic.Ack):
+            raise BrokerUnavailable("not confirmed")
