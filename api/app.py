@@ -3,20 +3,31 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiohttp import http_parser, web
 
+from api import batches as batches_api
+from api import jobs as jobs_api
+from api import retries as retries_api
 from api.auth import Authenticator, Scope
+from api.batches import BatchResource
+from api.conditional import etag_of_batch, etag_of_job, etag_of_retry, retry_after_of_job, retry_after_of_request
 from api.door import Access, Cost, Door
-from api.jobs import JobIds, JobResource
+from api.events import EventResource
+from api.ids import JobIds
+from api.jobs import JobResource
 from api.keys import KeySet, keys_of
 from api.metrics import Metrics
+from api.pages import Cursors
+from api.patience import Reader
 from api.ratelimit import ClientAddresses, RateLimit
 from api.relay import Relay
 from api.retries import RetryResource
 from api.server import Runner
+from api.watch import StatusWatch, Waiters
+from shared.batches import RetryBatches
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.jobs import JobStore
@@ -26,6 +37,7 @@ from shared.telemetry import metrics_registry
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+    from pydantic import SecretStr
 
     from shared.settings import ApiSettings, Limit
 
@@ -36,9 +48,11 @@ _Context = Callable[[web.Application], AsyncIterator[None]]
 DATABASE: Final = web.AppKey("database", Database)
 DOOR: Final = web.AppKey("door", Door)
 RELAY: Final = web.AppKey("relay", Relay)
+WATCHES: Final = web.AppKey("watches", tuple[StatusWatch[Any, Any], ...])
 
 READ: Final = Access(Cost.READ, Scope.READ)
 RETRY: Final = Access(Cost.RETRY, Scope.RETRY, writes=True)
+BULK: Final = Access(Cost.BULK, Scope.RETRY_BULK, writes=True)
 DRAIN_S: Final = 0.5
 """How long, once told to stop, answers ask clients to come back elsewhere, before connections are closed."""
 
@@ -47,14 +61,12 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     """The application; nothing is open before it starts. Raises SettingsError for a key that cannot be used."""
     _require_c_parser()
     metrics = Metrics(registry)
-    database = Database(
-        settings.database_url.get_secret_value(),
-        program="redrive-api",
-        timeout_s=settings.db_timeout,
-        pool_size=settings.db_pool_size,
-    )
-    jobs = JobStore(database)
+    database = _database_of(settings, settings.database_url)
+    reading = database if settings.database_read_url is None else _database_of(settings, settings.database_read_url)
+    jobs = JobStore(database)  # what is decided is decided on the primary
+    readable_jobs = JobStore(reading)
     ledger = RetryLedger(database, jobs)
+    batches = RetryBatches(database)
     keys = keys_of(settings)
     relay = None if settings.amqp_url is None else Relay(ledger, settings.amqp_url.get_secret_value(), metrics)
     door = Door(
@@ -69,11 +81,29 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         read_only=settings.read_only,
         metrics=metrics,
     )
+    waiters = Waiters(settings.max_waiters)
+    metrics.watch(waiters)
+    job_watch = StatusWatch(
+        changed=readable_jobs.changed,
+        load=readable_jobs.find_many,
+        interval_s=settings.watch_interval,
+        waiters=waiters,
+    )
+    retry_watch = StatusWatch(
+        changed=ledger.changed, load=ledger.find_many, interval_s=settings.watch_interval, waiters=waiters
+    )
+    batch_watch = StatusWatch(
+        changed=batches.changed, load=batches.find_many, interval_s=settings.watch_interval, waiters=waiters
+    )
 
     app = web.Application(middlewares=[door.middleware])
     app[DATABASE] = database
     app[DOOR] = door
+    app[WATCHES] = (job_watch, retry_watch, batch_watch)
+    app.on_shutdown.append(_let_go)
     app.cleanup_ctx.append(_opened(database))
+    if reading is not database:
+        app.cleanup_ctx.append(_opened(reading))
     if isinstance(keys, KeySet):
         app.cleanup_ctx.append(_fetching(keys))
     if relay is not None:
@@ -81,14 +111,65 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         app.cleanup_ctx.append(_relaying(relay, settings.shutdown_grace / 4))
 
     ids = JobIds(settings.job_id_versions)
-    job = JobResource(jobs, ids)
-    retry = RetryResource(ledger, jobs, ids, poke=relay.poke if relay is not None else _nobody_waits)
+    cursors = Cursors(_cursor_secret(settings))
+    poke = _nobody_waits if relay is None else relay.poke
+    job = JobResource(
+        readable_jobs,
+        ids,
+        Reader(
+            get=readable_jobs.get,
+            watch=job_watch,
+            etag_of=etag_of_job,
+            retry_after_of=retry_after_of_job,
+            encoded=jobs_api.encoded,
+        ),
+        cursors,
+    )
+    event = EventResource(readable_jobs, ids, job_watch)
+    retry = RetryResource(
+        ledger=ledger,
+        jobs=jobs,
+        ids=ids,
+        reader=Reader(
+            get=ledger.get,
+            watch=retry_watch,
+            etag_of=etag_of_retry,
+            retry_after_of=retry_after_of_request,
+            encoded=retries_api.encoded,
+        ),
+        cursors=cursors,
+        poke=poke,
+    )
+    batch = BatchResource(
+        batches=batches,
+        ids=ids,
+        reader=Reader(
+            get=batches.get,
+            watch=batch_watch,
+            etag_of=etag_of_batch,
+            retry_after_of=retry_after_of_request,
+            encoded=batches_api.encoded,
+        ),
+        poke=poke,
+    )
+    filters = ("status", "type", "created_after", "created_before")
     for method, path, access, handler in (
-        ("GET", "/api/jobs", READ.taking("status", "limit"), job.get_jobs),
+        ("GET", "/api/jobs", READ.taking(*filters, "ids", "limit", "cursor"), job.get_jobs),
+        ("GET", "/api/jobs/stats", READ.taking("type"), job.get_stats),
+        ("POST", "/api/jobs/retry", BULK.taking("dry_run"), batch.post_batch),
         ("GET", "/api/jobs/{id:[^/]+}", READ.taking("include"), job.get_job),
-        ("GET", "/api/jobs/{id:[^/]+}/retries", READ.taking("limit"), retry.get_job_retries),
-        ("POST", "/api/jobs/{id:[^/]+}/retry", RETRY, retry.post_retry),
+        ("GET", "/api/jobs/{id:[^/]+}/events", READ, event.get_events),
+        ("GET", "/api/jobs/{id:[^/]+}/retries", READ.taking("limit", "cursor"), retry.get_job_retries),
+        ("POST", "/api/jobs/{id:[^/]+}/retry", RETRY.taking("dry_run"), retry.post_retry),
+        (
+            "GET",
+            "/api/retries",
+            READ.taking("state", "job_id", "batch_id", "actor", "limit", "cursor"),
+            retry.get_retries,
+        ),
         ("GET", "/api/retries/{id:[^/]+}", READ, retry.get_retry),
+        ("DELETE", "/api/retries/{id:[^/]+}", RETRY, retry.delete_retry),
+        ("GET", "/api/retry-batches/{id:[^/]+}", READ, batch.get_batch),
     ):
         app.router.add_route(method, path, door.guarded(access, handler))
     return app
@@ -117,6 +198,7 @@ async def run(
             started.set()
         await stop.wait()
         app[DOOR].closing = True
+        await _let_go(app)
         await asyncio.sleep(min(DRAIN_S, settings.shutdown_grace / 4))
     log.info("api stopped")
 
@@ -135,6 +217,27 @@ async def _readiness(app: web.Application) -> Readiness:
         checks["process"] = Status.UNAVAILABLE
     worst = max(checks.values(), key=list(Status).index)
     return Readiness(worst, checks)
+
+
+async def _let_go(app: web.Application) -> None:
+    """Answer everybody who waits, now, and end the streams."""
+    for watch in app[WATCHES]:
+        watch.close()
+
+
+def _database_of(settings: "ApiSettings", url: "SecretStr") -> Database:
+    return Database(
+        url.get_secret_value(),
+        program="redrive-api",
+        timeout_s=settings.db_timeout,
+        pool_size=settings.db_pool_size,
+    )
+
+
+def _cursor_secret(settings: "ApiSettings") -> bytes:
+    """Something that all processes of one deployment share, and clients do not know."""
+    parts = (settings.jwt_secret, settings.jwt_public_key, settings.database_url)
+    return "\n".join("" if part is None else part.get_secret_value() for part in parts).encode()
 
 
 def _dispatch(app: web.Application) -> str:

@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 MAX_TOKEN_BYTES: Final = 4096
 MAX_REMEMBERED: Final = 10_000
 LEEWAY_S: Final = 10
+LATEST_EXP: Final = 253_402_300_799
+"""The last second of the year 9999: nothing is valid for longer, and no calendar of ours goes further."""
 
 PROJECT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
-_ACTOR: Final = re.compile(r"[^\x00-\x1f\x7f]{1,255}")
+_ACTOR: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,255}")  # a lone surrogate is no text to PostgreSQL
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -131,7 +133,11 @@ class Authenticator:
                 issuer=self._issuer,
                 audience=self._audience,
                 leeway=LEEWAY_S,
-                options={"require": ["exp"], "verify_aud": self._audience is not None},
+                options={
+                    "require": ["exp"],
+                    "verify_aud": self._audience is not None,
+                    "enforce_minimum_key_length": True,
+                },
             )
             return self._principal(claims)
         except _REFUSALS as error:
@@ -142,6 +148,7 @@ class Authenticator:
         actor = claims.get("sub", f"project:{project_id}")
         if not (
             type(expires_at) is int
+            and expires_at <= LATEST_EXP
             and isinstance(project_id, str)
             and PROJECT_ID.fullmatch(project_id)
             and isinstance(actor, str)

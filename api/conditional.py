@@ -11,6 +11,7 @@ import math
 import re
 from datetime import datetime
 
+from shared.batches import Batch
 from shared.models import Job, JobStatus, Retry, Version
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
@@ -30,6 +31,11 @@ def etag_of_retry(retry: Retry) -> str:
     """The tag of a retry: its state, and when it came to that."""
     at = "" if retry.processed_at is None else f"-{int(retry.processed_at.timestamp() * 1_000_000)}"
     return f'"{retry.state}{at}"'
+
+
+def etag_of_batch(batch: Batch) -> str:
+    """The tag of a batch: how many of its requests have come to each end."""
+    return f'"{batch.total}-{batch.applied}-{batch.rejected}-{batch.cancelled}-{batch.dead_lettered}"'
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:
@@ -62,9 +68,9 @@ def retry_after_of_job(job: Job, now: datetime) -> int | None:
     return _guess(max(at for at in times if at is not None and at <= now) if job.created_at <= now else now, now)
 
 
-def retry_after_of_retry(retry: Retry, now: datetime) -> int | None:
-    """In how many seconds to look again; None once the retry is settled."""
-    return None if retry.done else _guess(retry.requested_at, now)
+def retry_after_of_request(request: Retry | Batch, now: datetime) -> int | None:
+    """In how many seconds to look again; None once all of it is settled."""
+    return None if request.done else _guess(request.requested_at, now)
 
 
 def _guess(changed_at: datetime, now: datetime) -> int:

@@ -27,7 +27,7 @@ from api.problems import (
     ReadOnly,
     problem_answer,
 )
-from shared.errors import RedriveError
+from shared.errors import DatabaseUnavailable, RedriveError
 from shared.models import ProjectId
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ class Door:
         read_only: bool,
         metrics: "Metrics",
     ) -> None:
+        self._noted_at = -1.0
         self.closing = False
         """Once set, every answer ends its connection: clients come back elsewhere, and none is cut off."""
         self._authenticator = authenticator
@@ -112,6 +113,9 @@ class Door:
             try:
                 self._admit(request)
                 answer = await handler(request)
+            except DatabaseUnavailable as error:
+                self._note(error)
+                answer = problem_answer(error, request_id)
             except RedriveError as error:
                 answer = problem_answer(error, request_id)
             except web.HTTPException as refusal:
@@ -128,10 +132,17 @@ class Door:
 
         return door
 
+    def _note(self, error: DatabaseUnavailable) -> None:
+        """Say once a second, not once a request, that the database is not there."""
+        now = time.monotonic()
+        if now - self._noted_at >= 1:
+            self._noted_at = now
+            log.warning("database unavailable", error=str(error))
+
     def _admit(self, request: web.Request) -> None:
         if self._by_address is not None:
             forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ())
-            self._by_address.charge(self._addresses.key_of(request.remote, forwarded))
+            self._by_address.bucket_of(self._addresses.key_of(request.remote, forwarded)).charge()
 
     def _finish(self, request: web.Request, answer: web.StreamResponse, request_id: str) -> None:
         for name, value in common_headers(request, request_id).items():
@@ -145,8 +156,9 @@ class Door:
         async def behind_the_door(request: web.Request) -> web.StreamResponse:
             principal = self._authenticator.authenticate(request.headers.getall(hdrs.AUTHORIZATION, ()))
             if limit is not None:
-                bucket = limit.charge(principal.project_id)
-                request[STANDING] = (limit, bucket)
+                bucket = limit.bucket_of(principal.project_id)
+                request[STANDING] = (limit, bucket)  # before the charge: who is refused is told where they stand, too
+                bucket.charge()
             principal.require(access.scope)
             if closed:
                 raise ReadOnly

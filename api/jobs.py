@@ -1,8 +1,6 @@
-"""The job resource: how a job stands, and whether it can be retried."""
+"""The job resources: how jobs stand, one by one, in lists and in numbers."""
 
-import re
-from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -10,36 +8,19 @@ import msgspec
 
 from api.answers import Answer
 from api.auth import Scope
-from api.conditional import etag_of_job, matches, retry_after_of_job
-from api.problems import InvalidJobId, InvalidParameter
-from shared.models import Job, JobId, JobKey, JobStatus, PendingRetry, RetryBlock
+from api.pages import page_of, text_of, time_of
+from api.problems import InvalidParameter
+from shared.jobs import JobFilter
+from shared.models import Job, JobKey, JobStatus, PendingRetry, Place, RetryBlock
 
 if TYPE_CHECKING:
     from api.door import Call
-    from shared.jobs import JobStore
+    from api.ids import JobIds
+    from api.pages import Cursors
+    from api.patience import Reader
+    from shared.jobs import JobStore, StatusStats
 
-MAX_PAGE: Final = 200
-DEFAULT_PAGE: Final = 50
-
-
-class JobIds:
-    """What may stand for `{id}` in a path: a UUID of one of some versions, in its one usual spelling.
-
-    `uuid.UUID` would also take braces, `urn:uuid:`, no dashes and digits of other scripts.
-    """
-
-    def __init__(self, versions: frozenset[int]) -> None:
-        digits = "".join(str(version) for version in sorted(versions))
-        self._pattern = re.compile(
-            rf"[0-9a-fA-F]{{8}}-[0-9a-fA-F]{{4}}-[{digits}][0-9a-fA-F]{{3}}-[89abAB][0-9a-fA-F]{{3}}-[0-9a-fA-F]{{12}}",
-            re.ASCII,
-        )
-
-    def parse(self, text: str) -> JobId:
-        """The id; raises InvalidJobId."""
-        if not self._pattern.fullmatch(text):
-            raise InvalidJobId
-        return JobId(UUID(text))
+MAX_IDS: Final = 100
 
 
 class _Links(msgspec.Struct, frozen=True):
@@ -77,6 +58,26 @@ class _Page(msgspec.Struct, frozen=True):
     next_cursor: str | None
 
 
+class _Found(msgspec.Struct, frozen=True):
+    data: list[_JobBody]
+    not_found: list[UUID]
+
+
+class _Stats(msgspec.Struct, frozen=True):
+    count: int
+    capped: bool
+    oldest_at: datetime | None
+
+
+class _FailedStats(_Stats, frozen=True):
+    retryable: int
+    exhausted: int
+
+
+class _StatsEnvelope(msgspec.Struct, frozen=True):
+    data: dict[JobStatus, _Stats]
+
+
 _encoder = msgspec.json.Encoder()
 
 
@@ -108,53 +109,85 @@ def encoded(job: Job) -> bytes:
     return _encoder.encode(_Envelope(_body_of(job)))
 
 
-def encoded_page(jobs: Sequence[Job]) -> bytes:
-    """Several jobs as `{"data": […], "next_cursor": null}`."""
-    return _encoder.encode(_Page([_body_of(job) for job in jobs], None))
+def encoded_bare(job: Job) -> bytes:
+    """The job alone, as an event carries it."""
+    return _encoder.encode(_body_of(job))
 
 
-def limit_of(parameters: dict[str, str]) -> int:
-    """How many to answer with: `limit`, 1 to 200. Raises InvalidParameter."""
-    text = parameters.get("limit")
-    if text is None:
-        return DEFAULT_PAGE
-    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= MAX_PAGE):
-        raise InvalidParameter
-    return int(text)
+def _stats_of(status: JobStatus, stats: "StatusStats") -> _Stats:
+    if status is not JobStatus.FAILED:
+        return _Stats(stats.jobs, stats.capped, stats.oldest_at)
+    return _FailedStats(
+        stats.jobs, stats.capped, stats.oldest_at, retryable=stats.jobs - stats.exhausted, exhausted=stats.exhausted
+    )
 
 
 class JobResource:
     """`/api/jobs`."""
 
-    def __init__(self, store: "JobStore", ids: JobIds) -> None:
+    def __init__(self, store: "JobStore", ids: "JobIds", reader: "Reader[JobKey, Job]", cursors: "Cursors") -> None:
         self._store = store
         self._ids = ids
+        self._reader = reader
+        self._cursors = cursors
 
     async def get_job(self, call: "Call") -> Answer:
-        """How one job stands: 200, or 304 where the client has it already.
+        """How one job stands.
 
         Raises InvalidJobId before any query, and JobNotFound for unknown and foreign jobs alike.
         """
         with_payload = _includes_payload(call)
         job_id = self._ids.parse(call.request.match_info["id"])
-        job = await self._store.get(JobKey(job_id, call.project_id, with_payload))
-        etag = etag_of_job(job)
-        headers = {"ETag": etag}
-        if (retry_after_s := retry_after_of_job(job, datetime.now(UTC))) is not None:
-            headers["Retry-After"] = str(retry_after_s)
-        if matches(call.request.headers.get("If-None-Match"), etag):
-            return Answer(None, status=304, headers=headers)
-        return Answer(encoded(job), headers=headers)
+        return await self._reader.answer(call, JobKey(job_id, call.project_id, with_payload))
 
     async def get_jobs(self, call: "Call") -> Answer:
-        """The project's newest jobs, of one status or of all. Raises InvalidParameter."""
-        limit = limit_of(call.parameters)
-        jobs = await self._store.newest(call.project_id, status=_status_of(call.parameters), limit=limit)
-        return Answer(encoded_page(jobs))
+        """A page of the project's jobs, newest first; or, with `ids`, just these. Raises as `page_of` does."""
+        if "ids" in call.parameters:
+            return await self._get_these(call)
+        page = page_of(call.parameters, self._cursors, path="/api/jobs", project_id=call.project_id)
+        wanted = JobFilter(
+            status=_status_of(page.filters.get("status")),
+            type=text_of(page.filters.get("type")),
+            created_after=time_of(page.filters.get("created_after")),
+            created_before=time_of(page.filters.get("created_before")),
+        )
+        # One more than asked tells whether there is a next page.
+        jobs = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
+        shown = jobs[: page.limit]
+        more = len(jobs) > page.limit
+        cursor = self._cursors.encoded(Place(shown[-1].created_at, shown[-1].id), page.scope) if more else None
+        return Answer(
+            _encoder.encode(_Page([_body_of(job) for job in shown], cursor)),
+            headers={} if cursor is None else {"Link": page.link_of(cursor)},
+        )
+
+    async def _get_these(self, call: "Call") -> Answer:
+        """The jobs of these ids, in the order asked. Raises InvalidParameter, InvalidJobId."""
+        if len(call.parameters) > 1:
+            raise InvalidParameter
+        texts = call.parameters["ids"].split(",")
+        if len(texts) > MAX_IDS:
+            raise InvalidParameter
+        keys = [JobKey(self._ids.parse(text), call.project_id) for text in texts]
+        found = await self._store.find_many(list(dict.fromkeys(keys)))
+        return Answer(
+            _encoder.encode(
+                _Found(
+                    [_body_of(found[key]) for key in keys if key in found],
+                    [key.id for key in keys if key not in found],
+                )
+            )
+        )
+
+    async def get_stats(self, call: "Call") -> Answer:
+        """How many of the project's jobs stand where. Raises InvalidParameter."""
+        stats = await self._store.stats(call.project_id, type=text_of(call.parameters.get("type")))
+        return Answer(
+            _encoder.encode(_StatsEnvelope({status: _stats_of(status, stats[status]) for status in JobStatus}))
+        )
 
 
-def _status_of(parameters: dict[str, str]) -> JobStatus | None:
-    text = parameters.get("status")
+def _status_of(text: str | None) -> JobStatus | None:
     try:
         return None if text is None else JobStatus(text)
     except ValueError as error:

@@ -31,7 +31,8 @@ JWKS_TIMEOUT_S = 3
 JWKS_MAX_BYTES = 256 * 1024
 JWKS_REFETCH_S = 30
 JWKS_REFRESH_S = 300
-_JWKS_ALGORITHMS = frozenset({"RS256", "ES256", "EdDSA"})
+JWKS_RETRY_S = 1
+"""The first pause after a fetch that failed; each further one doubles it, up to the 30 s."""
 
 VerifyingKey = Any
 """Whatever PyJWT takes: bytes, one of cryptography's public keys."""
@@ -91,7 +92,8 @@ class KeySet:
         return key
 
     async def keep_fetching(self) -> None:
-        """Fetch now, whenever asked, and every five minutes; never returns."""
+        """Fetch now, whenever asked, and every five minutes, or sooner after a failure; never returns."""
+        retry_s = JWKS_RETRY_S
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=JWKS_TIMEOUT_S)) as session:
             while True:
                 self._fetched_at = time.monotonic()
@@ -100,11 +102,13 @@ class KeySet:
                     found = _keys_in(await self._document(session))
                 except (aiohttp.ClientError, TimeoutError, ValueError) as error:
                     log.warning("jwks fetch failed", error=type(error).__name__, keys_kept=len(self._keys))
+                    pause_s, retry_s = retry_s, min(JWKS_REFETCH_S, retry_s * 2)
                 else:
                     self._keys = found
                     self.generation += 1
+                    pause_s, retry_s = JWKS_REFRESH_S, JWKS_RETRY_S
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(JWKS_REFRESH_S if self._keys else JWKS_REFETCH_S):
+                    async with asyncio.timeout(pause_s):
                         await self._wanted.wait()
 
     async def _document(self, session: aiohttp.ClientSession) -> bytes:
@@ -120,36 +124,55 @@ class KeySet:
 
 
 def _keys_in(document: bytes) -> Mapping[str | None, Key]:
-    """The usable keys of a JWKS document, by id; a sole key also serves tokens that name none."""
+    """The usable keys of a JWKS document, by id; a sole key also serves tokens that name none.
+
+    A key that is not for us, or broken, does not spoil its neighbours. Raises ValueError for any other document.
+    """
     try:
         entries = json.loads(document)["keys"]
-        found: dict[str | None, Key] = {}
-        for entry in entries:
-            with suppress(jwt.PyJWTError):  # a key of a kind that is not for us
-                key = jwt.PyJWK.from_dict(entry)
-                if key.algorithm_name in _JWKS_ALGORITHMS and entry.get("use", "sig") == "sig":
-                    found[entry.get("kid")] = Key(key.key, [key.algorithm_name])
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError("not a JWKS document") from error
+    if not isinstance(entries, list):
+        raise ValueError("not a JWKS document")
+    found: dict[str | None, Key] = {}
+    for entry in entries:
+        with suppress(jwt.PyJWTError, NotImplementedError, ValueError, TypeError, AttributeError):  # as PyJWT has it
+            kid, use, made = entry.get("kid"), entry.get("use", "sig"), jwt.PyJWK.from_dict(entry)
+            key = _usable(made.key)
+            if key is not None and key.algorithms == [made.algorithm_name] and use == "sig" and _is_id(kid):
+                found[kid] = key
     if len(found) == 1:
         found[None] = next(iter(found.values()))
     return found
 
 
-def _public_key(pem: str) -> Key:
-    try:
-        key = load_pem_public_key(pem.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
+def _is_id(kid: object) -> bool:
+    return kid is None or isinstance(kid, str)
+
+
+def _usable(key: VerifyingKey) -> Key | None:
+    """The key with the one algorithm that is its kind's; None for other kinds, and for RSA of less than 2048 bits."""
     match key:
-        case RSAPublicKey():
+        case RSAPublicKey() if key.key_size >= 2048:
             return Key(key, ["RS256"])
         case EllipticCurvePublicKey() if key.curve.name == "secp256r1":
             return Key(key, ["ES256"])
         case Ed25519PublicKey():
             return Key(key, ["EdDSA"])
         case _:
-            raise SettingsError(["REDRIVE_JWT_PUBLIC_KEY: must be an RSA, P-256 or Ed25519 public key in PEM"])
+            return None
+
+
+def _public_key(pem: str) -> Key:
+    try:
+        key = _usable(load_pem_public_key(pem.encode()))
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if key is None:
+        raise SettingsError(
+            ["REDRIVE_JWT_PUBLIC_KEY: must be an RSA (2048 bits or more), P-256 or Ed25519 public key in PEM"]
+        )
+    return key
 
 
 def keys_of(settings: "ApiSettings") -> "OneKey | KeySet":

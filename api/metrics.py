@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from aiohttp import web
     from prometheus_client import CollectorRegistry
 
+    from api.watch import Waiters
+
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 60.0)
 
 
@@ -34,8 +36,13 @@ class Metrics:
         self.relay_connected = Gauge(
             "redrive_relay_connected", "Whether the relay has a working channel (0 or 1).", registry=registry
         )
+        self._waiting = Gauge("redrive_waiters", "Clients held until something changes.", registry=registry)
         # Looking a child up by its labels costs more than counting: keep those that are in use.
         self._children: dict[tuple[str, object, int], tuple[Counter, Histogram]] = {}
+
+    def watch(self, waiters: "Waiters") -> None:
+        """Show how many clients wait for a change."""
+        self._waiting.set_function(lambda: waiters.count)
 
     def answered(self, request: "web.Request", status: int, seconds: float) -> None:
         """Count one answer."""

@@ -11,12 +11,16 @@ import msgspec
 from api.answers import Answer
 from shared.errors import (
     AttemptsExhausted,
+    BatchNotFound,
     DatabaseUnavailable,
+    IdempotencyKeyReused,
     JobChanged,
     JobNotFailed,
     JobNotFound,
     RedriveError,
+    RetryAlreadySettled,
     RetryNotFound,
+    TooManyMatches,
 )
 
 UNAVAILABLE_RETRY_AFTER_S = 1
@@ -96,6 +100,12 @@ class InvalidParameter(RedriveError):
     code = "invalid-parameter"
 
 
+class InvalidCursor(RedriveError):
+    """Not a cursor of ours, or not of this list."""
+
+    code = "invalid-cursor"
+
+
 class PayloadTooLarge(RedriveError):
     """The body is larger than this resource reads."""
 
@@ -148,6 +158,9 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     InvalidParameter: Problem(
         HTTPStatus.BAD_REQUEST, "Invalid parameter", "A query parameter is unknown, given twice or out of range."
     ),
+    InvalidCursor: Problem(
+        HTTPStatus.BAD_REQUEST, "Invalid cursor", "The cursor does not continue this list; begin again without it."
+    ),
     InvalidJson: Problem(HTTPStatus.BAD_REQUEST, "Invalid JSON", "The body is not JSON."),
     AuthenticationRequired: Problem(
         HTTPStatus.UNAUTHORIZED, "Authentication required", "Send a token: Authorization: Bearer <JWT>."
@@ -158,6 +171,7 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     NotFound: Problem(HTTPStatus.NOT_FOUND, "Not found", "There is nothing here."),
     JobNotFound: Problem(HTTPStatus.NOT_FOUND, "Job not found", "There is no such job in this project."),
     RetryNotFound: Problem(HTTPStatus.NOT_FOUND, "Retry not found", "There is no such retry in this project."),
+    BatchNotFound: Problem(HTTPStatus.NOT_FOUND, "Not found", "There is no such batch of retries in this project."),
     MethodNotAllowed: Problem(
         HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", "See the Allow header for what is possible here."
     ),
@@ -166,6 +180,15 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
         HTTPStatus.CONFLICT,
         "Attempts exhausted",
         "The job has used all its attempts; extra_attempts raises their number.",
+    ),
+    RetryAlreadySettled: Problem(
+        HTTPStatus.CONFLICT, "Retry already settled", "The retry is no longer queued; it cannot be taken back."
+    ),
+    TooManyMatches: Problem(
+        HTTPStatus.CONFLICT, "Too many matches", "The filter matches more jobs than max allows; nothing was retried."
+    ),
+    IdempotencyKeyReused: Problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency key reused", "The key stands for another request."
     ),
     JobChanged: Problem(
         HTTPStatus.PRECONDITION_FAILED, "Job changed", "The job is not of the version named; look at it again."

@@ -28,12 +28,11 @@ class Bucket(AsyncLimiter):
 
     __slots__ = ()
 
-    def charge(self) -> bool:
-        """Take one from the bucket; False, and nothing taken, when there is no room. Never awaits, so atomic."""
+    def charge(self) -> None:
+        """Take one. Raises RateLimited, with nothing taken, when there is no room. Never awaits, so atomic."""
         if not self.has_capacity():
-            return False
+            raise RateLimited(self.next_in_s)
         self._level += 1
-        return True
 
     @property
     def remaining(self) -> int:
@@ -70,15 +69,12 @@ class RateLimit:
     def _bucket(self) -> Bucket:
         return Bucket(self._limit.requests, self._limit.seconds)
 
-    def charge(self, key: str) -> Bucket:
-        """Charge `key` for one request; answers its bucket. Raises RateLimited."""
+    def bucket_of(self, key: str) -> Bucket:
+        """The bucket to charge for `key`, from now on the one used last."""
         bucket = self._buckets.get(key)
         if bucket is None:
-            bucket = self._admitted(key)
-        else:
-            self._buckets.move_to_end(key)
-        if not bucket.charge():
-            raise RateLimited(bucket.next_in_s)
+            return self._admitted(key)
+        self._buckets.move_to_end(key)
         return bucket
 
     def _admitted(self, key: str) -> Bucket:

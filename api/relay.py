@@ -151,7 +151,8 @@ class Relay:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
             headers={} if row.traceparent is None else {"traceparent": row.traceparent},
         )  # no message_id: aiormq tells returned messages apart by one of its own making
+        key = topology.KEY_BULK if row.bulk else topology.KEY_RETRY
         async with asyncio.timeout(PUBLISH_TIMEOUT_S):  # publish(timeout=) would not cover a blocked connection
-            answer = await exchange.publish(message, topology.KEY_RETRY, mandatory=True)
+            answer = await exchange.publish(message, key, mandatory=True)
         if not isinstance(answer, Basic.Ack):
             raise BrokerUnavailable("not confirmed")

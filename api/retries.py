@@ -1,7 +1,7 @@
-"""The retry resources: asking for a retry, and what became of it."""
+"""The retry resources: asking for a retry, taking it back, and what became of it."""
 
-import re
-from datetime import UTC, datetime
+from datetime import datetime
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Final
 from uuid import UUID
 
@@ -11,31 +11,40 @@ from aiohttp import hdrs
 from api.answers import Answer
 from api.auth import Scope
 from api.bodies import body_of
-from api.conditional import etag_of_retry, matches, retry_after_of_retry, versions_of
-from api.jobs import limit_of
-from shared.errors import RetryNotFound
-from shared.models import JobKey, Outcome, Retry, RetryId, RetryState
-from shared.retries import RetryRequest
+from api.conditional import versions_of
+from api.ids import retry_id_of
+from api.pages import flag_of, page_of, text_of
+from api.problems import InvalidParameter
+from shared.errors import JobChanged
+from shared.idempotency import IdempotencyKey
+from shared.models import BatchId, JobKey, Outcome, Place, Retry, RetryBlock, RetryId, RetryState
+from shared.retries import RetryFilter, RetryKey, RetryRequest, blocked_by
 from shared.telemetry import traceparent_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from api.door import Call
-    from api.jobs import JobIds
+    from api.ids import JobIds
+    from api.pages import Cursors, Page
+    from api.patience import Reader
     from shared.jobs import JobStore
     from shared.retries import RetryLedger
 
 MAX_BODY_BYTES: Final = 4096
-_RETRY_ID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
+MAX_KEY_LENGTH: Final = 255
+
+Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*$")]
+Delay = Annotated[int, msgspec.Meta(ge=0, le=86_400)]
+ExtraAttempts = Annotated[int, msgspec.Meta(ge=1, le=10)]
 
 
 class _RetryOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a retry."""
 
-    reason: Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*$")] | None = None
-    delay_seconds: Annotated[int, msgspec.Meta(ge=0, le=86_400)] = 0
-    extra_attempts: Annotated[int, msgspec.Meta(ge=1, le=10)] | None = None
+    reason: Reason | None = None
+    delay_seconds: Delay = 0
+    extra_attempts: ExtraAttempts | None = None
 
 
 class _Links(msgspec.Struct, frozen=True):
@@ -68,6 +77,15 @@ class _Envelope(msgspec.Struct, frozen=True):
 class _Accepted(msgspec.Struct, frozen=True):
     data: _RetryBody
     deduplicated: bool
+
+
+class _Forecast(msgspec.Struct, frozen=True):
+    would_retry: bool
+    blocked_by: RetryBlock | None
+
+
+class _ForecastEnvelope(msgspec.Struct, frozen=True):
+    data: _Forecast
 
 
 class _Page(msgspec.Struct, frozen=True):
@@ -103,61 +121,133 @@ def _body_of(retry: Retry) -> _RetryBody:
     )
 
 
+def encoded(retry: Retry) -> bytes:
+    """The retry as `{"data": …}`."""
+    return _encoder.encode(_Envelope(_body_of(retry)))
+
+
+def idempotency_key_of(call: "Call", order: msgspec.Struct) -> IdempotencyKey | None:
+    """The request's `Idempotency-Key`, bound to what it asks for. Raises InvalidParameter for what cannot be one."""
+    given = call.request.headers.getall("Idempotency-Key", ())
+    if not given:
+        return None
+    key = given[0]
+    if len(given) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not all("!" <= char <= "~" for char in key):
+        raise InvalidParameter
+    request = (call.request.path, call.request.headers.get(hdrs.IF_MATCH), order)
+    fingerprint = blake2b(_encoder.encode(request), digest_size=16).digest()
+    return IdempotencyKey(call.project_id, key, fingerprint)
+
+
 class RetryResource:
     """`/api/retries`, and the retries of one job. `poke` tells the relay that there is something to publish."""
 
-    def __init__(self, ledger: "RetryLedger", jobs: "JobStore", ids: "JobIds", poke: "Callable[[], None]") -> None:
+    def __init__(
+        self,
+        *,
+        ledger: "RetryLedger",
+        jobs: "JobStore",
+        ids: "JobIds",
+        reader: "Reader[RetryKey, Retry]",
+        cursors: "Cursors",
+        poke: "Callable[[], None]",
+    ) -> None:
         self._ledger = ledger
         self._jobs = jobs
         self._ids = ids
+        self._reader = reader
+        self._cursors = cursors
         self._poke = poke
 
     async def post_retry(self, call: "Call") -> Answer:
         """Accept a retry: 202 means the ledger holds the request, not that the job runs.
 
-        Raises JobNotFound, JobNotFailed, AttemptsExhausted, JobChanged (If-Match), and what `body_of` raises.
+        Raises JobNotFound, JobNotFailed, AttemptsExhausted, JobChanged (If-Match), IdempotencyKeyReused, and what
+        `body_of` raises.
         """
-        job_id = self._ids.parse(call.request.match_info["id"])
+        job = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
+        dry_run = flag_of(call.parameters.get("dry_run"), default=False)
         order = await body_of(call.request, _order_decoder, max_bytes=MAX_BODY_BYTES) or _RetryOrder()
         if order.extra_attempts is not None:
             call.principal.require(Scope.RETRY_EXTEND)
-        accepted = await self._ledger.accept(
-            RetryRequest(
-                job=JobKey(job_id, call.project_id),
-                actor=call.principal.actor,
-                reason=order.reason,
-                delay_seconds=order.delay_seconds,
-                extra_attempts=order.extra_attempts or 0,
-                if_version=versions_of(call.request.headers.get(hdrs.IF_MATCH)),
-                traceparent=traceparent_of(call.request.headers.get("traceparent")),
-            )
+        request = RetryRequest(
+            job=job,
+            actor=call.principal.actor,
+            reason=order.reason,
+            delay_seconds=order.delay_seconds,
+            extra_attempts=order.extra_attempts or 0,
+            if_version=versions_of(call.request.headers.get(hdrs.IF_MATCH)),
+            traceparent=traceparent_of(call.request.headers.get("traceparent")),
+            key=idempotency_key_of(call, order),
         )
+        if dry_run:
+            return await self._forecast(request)
+        accepted = await self._ledger.accept(request)
         self._poke()
+        headers: dict[str, str] = {hdrs.LOCATION: _path_of(accepted.retry.id)}
+        if accepted.replayed:
+            headers["Idempotent-Replayed"] = "true"
         return Answer(
-            _encoder.encode(_Accepted(_body_of(accepted.retry), accepted.deduplicated)),
-            status=202,
-            headers={hdrs.LOCATION: _path_of(accepted.retry.id)},
+            _encoder.encode(_Accepted(_body_of(accepted.retry), accepted.deduplicated)), status=202, headers=headers
         )
 
+    async def _forecast(self, request: RetryRequest) -> Answer:
+        """What a retry would be answered, with nothing written."""
+        job = await self._jobs.get(request.job)
+        if request.if_version is not None and job.version not in request.if_version:
+            raise JobChanged
+        block = blocked_by(job, extra_attempts=request.extra_attempts)
+        return Answer(_encoder.encode(_ForecastEnvelope(_Forecast(block is None, block))))
+
     async def get_retry(self, call: "Call") -> Answer:
-        """What became of one request: 200, or 304. Raises RetryNotFound, for foreign ones too."""
-        text = call.request.match_info["id"]
-        if not _RETRY_ID.fullmatch(text):
-            raise RetryNotFound  # no id of ours looks so, and no query is needed to know it
-        retry = await self._ledger.get(RetryId(UUID(text)), call.project_id)
-        etag = etag_of_retry(retry)
-        headers: dict[str, str] = {hdrs.ETAG: etag}
-        if (retry_after_s := retry_after_of_retry(retry, datetime.now(UTC))) is not None:
-            headers[hdrs.RETRY_AFTER] = str(retry_after_s)
-        if matches(call.request.headers.get(hdrs.IF_NONE_MATCH), etag):
-            return Answer(None, status=304, headers=headers)
-        return Answer(_encoder.encode(_Envelope(_body_of(retry))), headers=headers)
+        """What became of one request. Raises RetryNotFound, for foreign ones too."""
+        return await self._reader.answer(call, RetryKey(retry_id_of(call.request.match_info["id"]), call.project_id))
+
+    async def delete_retry(self, call: "Call") -> Answer:
+        """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
+        retry = await self._ledger.cancel(RetryKey(retry_id_of(call.request.match_info["id"]), call.project_id))
+        return Answer(encoded(retry))
 
     async def get_job_retries(self, call: "Call") -> Answer:
         """The job's audit trail, newest first. Raises InvalidJobId, JobNotFound."""
         job = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
-        limit = limit_of(call.parameters)
-        retries = await self._ledger.history(job, limit=limit)
+        page = page_of(call.parameters, self._cursors, path=f"/api/jobs/{job.id}/retries", project_id=call.project_id)
+        retries = await self._ledger.history(job, after=page.after, limit=page.limit + 1)
         if not retries:
             await self._jobs.get(job)  # no retries is an answer for a job of this project only
-        return Answer(_encoder.encode(_Page([_body_of(retry) for retry in retries], None)))
+        return self._page(page, retries)
+
+    async def get_retries(self, call: "Call") -> Answer:
+        """The project's audit trail, newest first; of one job, where `job_id` says so. Raises InvalidParameter."""
+        page = page_of(call.parameters, self._cursors, path="/api/retries", project_id=call.project_id)
+        wanted = RetryFilter(
+            state=_state_of(page.filters.get("state")),
+            job_id=None if (job_id := page.filters.get("job_id")) is None else self._ids.parse(job_id),
+            batch_id=_batch_id_of(page.filters.get("batch_id")),
+            actor=text_of(page.filters.get("actor")),
+        )
+        retries = await self._ledger.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
+        return self._page(page, retries)
+
+    def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:
+        shown = retries[: page.limit]
+        more = len(retries) > page.limit
+        cursor = self._cursors.encoded(Place(shown[-1].requested_at, shown[-1].id), page.scope) if more else None
+        return Answer(
+            _encoder.encode(_Page([_body_of(retry) for retry in shown], cursor)),
+            headers={} if cursor is None else {"Link": page.link_of(cursor)},
+        )
+
+
+def _state_of(text: str | None) -> RetryState | None:
+    try:
+        return None if text is None else RetryState(text)
+    except ValueError as error:
+        raise InvalidParameter from error
+
+
+def _batch_id_of(text: str | None) -> BatchId | None:
+    try:
+        return None if text is None else BatchId(msgspec.convert(text, UUID))
+    except msgspec.ValidationError as error:
+        raise InvalidParameter from error

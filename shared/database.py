@@ -8,11 +8,11 @@ after `statement_timeout`.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import asyncpg
 
-from shared.errors import DatabaseUnavailable, StatementRefused
+from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +26,8 @@ Row = asyncpg.Record
 
 # What the database says of a statement's content, by SQLSTATE class: data, integrity, trigger, view with check option.
 _REFUSALS = ("22", "23", "27", "44", "P0")
+# What it says of a statement as such, which is ours and tested: a table or a right is missing.
+_UNFIT = ("42", "3F")
 
 
 @contextmanager
@@ -35,8 +37,16 @@ def _translated() -> "Iterator[None]":
     except asyncpg.PostgresError as error:
         if (error.sqlstate or "").startswith(_REFUSALS):
             raise StatementRefused(error.sqlstate) from error
+        if (error.sqlstate or "").startswith(_UNFIT):
+            raise DatabaseUnfit(f"{type(error).__name__}: {error}") from error
         raise DatabaseUnavailable(type(error).__name__) from error
-    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+    except asyncpg.InterfaceError as error:
+        if isinstance(
+            error, ValueError
+        ):  # an argument that PostgreSQL's types cannot hold: asyncpg did not even send it
+            raise StatementRefused("unfit argument") from error
+        raise DatabaseUnavailable(type(error).__name__) from error
+    except (OSError, TimeoutError, asyncpg.InternalClientError) as error:
         raise DatabaseUnavailable(type(error).__name__) from error
 
 
@@ -55,12 +65,50 @@ class Session:
         await self._connection.executemany(sql, rows)
 
 
-class Database:
-    """A pool of connections to one server."""
+async def _without_reset(_connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
+    """Stand in for asyncpg's reset query; see the module's first lines for why there is nothing to reset."""
 
-    def __init__(self, pool: "Pool", timeout_s: float) -> None:
-        self._pool = pool
+
+class Database:
+    """A pool of connections to one server, to be used within `opened()`.
+
+    `timeout_s` bounds each call, waiting for a connection included. `program` is what `pg_stat_activity` shows.
+    """
+
+    def __init__(self, url: str, *, program: str, timeout_s: float, pool_size: int) -> None:
+        self._url = url
+        self._program = program
         self._timeout_s = timeout_s
+        self._pool_size = pool_size
+        self._pool: Pool
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Self]:
+        """Open the pool. It connects when it is first used, so a server that is away now may come later."""
+        self._pool = await asyncpg.create_pool(
+            self._url,
+            min_size=0,
+            max_size=self._pool_size,
+            timeout=self._timeout_s,
+            command_timeout=self._timeout_s,
+            reset=_without_reset,
+            server_settings={
+                "application_name": self._program,
+                "timezone": "UTC",
+                "synchronous_commit": "on",  # an ack after a commit that may vanish would be a lie
+                "statement_timeout": f"{max(50, int(self._timeout_s * 900))}",  # ms; below our own, so it ends first
+                "idle_in_transaction_session_timeout": f"{int(self._timeout_s * 5000)}",
+            },
+        )
+        try:
+            yield self
+        finally:
+            # Closing politely waits for statements in hand; a server that no longer answers must not hold the exit.
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._pool.close()
+            except TimeoutError:
+                self._pool.terminate()
 
     @asynccontextmanager
     async def _connection(self) -> "AsyncIterator[PoolConnection]":
@@ -107,43 +155,8 @@ class Database:
         await self.fetch("SELECT 1")
 
 
-async def _without_reset(_connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
-    """Stand in for asyncpg's reset query; see the module's first lines for why there is nothing to reset."""
-
-
 @asynccontextmanager
-async def open_database(
-    url: str, *, program: str, timeout_s: float, pool_size: int, read_only: bool = False
-) -> AsyncIterator[Database]:
-    """Open a pool; it connects when it is first used, so a server that is away now may come later.
-
-    `timeout_s` bounds each call, waiting for a connection included. `program` is what `pg_stat_activity` shows.
-    """
-    settings = {
-        "application_name": program,
-        "timezone": "UTC",
-        "synchronous_commit": "on",  # an ack after a commit that may vanish would be a lie
-        "statement_timeout": f"{max(timeout_s * 0.9, 0.05):.3f}s",
-        "idle_in_transaction_session_timeout": f"{timeout_s * 5:.3f}s",
-    }
-    if read_only:
-        settings["default_transaction_read_only"] = "on"
-    pool = asyncpg.create_pool(
-        url,
-        min_size=0,
-        max_size=pool_size,
-        timeout=timeout_s,
-        command_timeout=timeout_s,
-        reset=_without_reset,
-        server_settings=settings,
-    )
-    await pool
-    try:
-        yield Database(pool, timeout_s)
-    finally:
-        # Closing politely waits for statements in hand; a server that no longer answers must not hold the exit.
-        try:
-            async with asyncio.timeout(timeout_s):
-                await pool.close()
-        except TimeoutError:
-            pool.terminate()
+async def open_database(url: str, *, program: str, timeout_s: float, pool_size: int) -> AsyncIterator[Database]:
+    """A Database, opened."""
+    async with Database(url, program=program, timeout_s=timeout_s, pool_size=pool_size).opened() as database:
+        yield database

@@ -42,10 +42,38 @@ class RetryNotFound(RedriveError):
     code = "retry-not-found"
 
 
+class RetryAlreadySettled(RedriveError):
+    """The request is no longer queued, so there is nothing to take back."""
+
+    code = "retry-already-settled"
+
+
+class BatchNotFound(RedriveError):
+    """No such batch of retries in this project."""
+
+    code = "not-found"
+
+
+class TooManyMatches(RedriveError):
+    """The filter matches more jobs than the caller said it may; nothing was written."""
+
+    code = "too-many-matches"
+
+
+class IdempotencyKeyReused(RedriveError):
+    """The key stands for another request than this one: a mistake of the client's."""
+
+    code = "idempotency-key-reused"
+
+
 class DatabaseUnavailable(RedriveError):
     """The database is away, overloaded or too slow; nothing is known of the statement's effect. Try again later."""
 
     code = "unavailable"
+
+
+class DatabaseUnfit(DatabaseUnavailable):
+    """The database is there and not as it should be: not migrated, or rights are missing. `str()` says which."""
 
 
 class BrokerUnavailable(RedriveError):

@@ -5,13 +5,14 @@ the keys that have gathered.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from shared.coalesce import Coalescer
 from shared.errors import JobNotFound
-from shared.models import Job, JobId, JobKey, JobStatus, PendingRetry, ProjectId, RetryId, Version
+from shared.models import Job, JobId, JobKey, JobStatus, PendingRetry, Place, ProjectId, RetryId, Version
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -43,6 +44,28 @@ def _job_of(row: "Row") -> Job:
     )
 
 
+STATS_CAP: Final = 10_000
+"""Where counting stops: what a person wants to know beyond it is that it is many."""
+
+
+class JobFilter(NamedTuple):
+    """Which jobs of a project; None leaves a question open. The times are exclusive."""
+
+    status: JobStatus | None = None
+    type: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+
+
+class StatusStats(NamedTuple):
+    """How many jobs of a status there are, counted up to STATS_CAP, and how many of them have no attempts left."""
+
+    jobs: int
+    capped: bool
+    oldest_at: datetime | None
+    exhausted: int
+
+
 class JobStore:
     """Jobs as they stand."""
 
@@ -57,6 +80,25 @@ class JobStore:
         jobs = ((_job_of(row), row["with_payload"]) for row in rows)
         return {JobKey(job.id, job.project_id, with_payload): job for job, with_payload in jobs}
 
+    async def find_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
+        """The jobs behind up to some thousand distinct keys, in one query; a key that matches nothing is missing.
+
+        Raises DatabaseUnavailable.
+        """
+        return await self._load(keys)
+
+    async def changed(self, seen: Mapping[JobKey, Job]) -> Sequence[JobKey]:
+        """Which of the jobs are no longer as they were seen, deleted ones too. Raises DatabaseUnavailable."""
+        rows = await self._database.fetch(
+            self._sql["changed_jobs"],
+            [key.id for key in seen],
+            [key.project_id for key in seen],
+            [job.version for job in seen.values()],
+            [None if job.pending_retry is None else job.pending_retry.id for job in seen.values()],
+        )
+        changed = {(row["id"], row["project_id"]) for row in rows}
+        return [key for key in seen if (key.id, key.project_id) in changed]
+
     async def get(self, key: JobKey) -> Job:
         """The job as of now. Raises JobNotFound, for foreign jobs too, and DatabaseUnavailable."""
         job = await self._coalescer.get(key)
@@ -64,6 +106,30 @@ class JobStore:
             raise JobNotFound
         return job
 
-    async def newest(self, project_id: ProjectId, *, status: JobStatus | None, limit: int) -> list[Job]:
-        """Up to `limit` jobs of the project, newest first by (created_at, id). Raises DatabaseUnavailable."""
-        return [_job_of(row) for row in await self._database.fetch(self._sql["list_jobs"], project_id, status, limit)]
+    async def page(self, project_id: ProjectId, wanted: JobFilter, *, after: Place | None, limit: int) -> list[Job]:
+        """Up to `limit` jobs of the project that follow `after`, newest first. Raises DatabaseUnavailable."""
+        rows = await self._database.fetch(
+            self._sql["list_jobs"],
+            project_id,
+            wanted.status,
+            wanted.type,
+            wanted.created_after,
+            None if after is None else after.at,
+            None if after is None else after.id,
+            wanted.created_before,
+            limit,
+        )
+        return [_job_of(row) for row in rows]
+
+    async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[JobStatus, StatusStats]:  # noqa: A002 - its name in the contract
+        """How many jobs stand where; every status is there. Raises DatabaseUnavailable."""
+        rows = await self._database.fetch(self._sql["job_stats"], project_id, type, STATS_CAP + 1)
+        return {
+            JobStatus(row["status"]): StatusStats(
+                jobs=min(row["jobs"], STATS_CAP),
+                capped=row["jobs"] > STATS_CAP,
+                oldest_at=row["oldest_at"],
+                exhausted=min(row["exhausted"], STATS_CAP),
+            )
+            for row in rows
+        }

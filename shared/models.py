@@ -69,6 +69,13 @@ class JobKey(NamedTuple):
     with_payload: bool = False
 
 
+class Place(NamedTuple):
+    """A row's place in a list that runs from new to old."""
+
+    at: datetime
+    id: UUID
+
+
 class PendingRetry(msgspec.Struct, frozen=True):
     """The retry request that is queued for a job."""
 

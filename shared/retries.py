@@ -3,21 +3,32 @@
 A row of `redrive.retry_requests` is an accepted request: its place in the outbox, its audit line and its result. From
 it everything else can be rebuilt, so nothing is kept in memory that would be missed.
 
-    queued ──apply──▶ applied | rejected          (with the outcome, and what the retry cleared)
+    queued ──apply────────▶ applied | rejected    (with the outcome, and what the retry cleared)
+           ──dead_letter──▶ dead_lettered         (what the database refuses to apply)
 
 Only `queued` rows are ever settled, under their lock. A message that is delivered twice finds its row settled the
 second time, and changes nothing.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
+from uuid import UUID
 
 import msgspec
 from uuid_utils.compat import uuid7
 
 from shared.coalesce import Coalescer
-from shared.errors import AttemptsExhausted, DatabaseUnavailable, JobChanged, JobNotFailed, RetryNotFound
+from shared.errors import (
+    AttemptsExhausted,
+    DatabaseUnavailable,
+    IdempotencyKeyReused,
+    JobChanged,
+    JobNotFailed,
+    RetryAlreadySettled,
+    RetryNotFound,
+)
+from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.messages import VERSION, RetryMessage
 from shared.models import (
     BatchId,
@@ -25,6 +36,7 @@ from shared.models import (
     JobId,
     JobKey,
     Outcome,
+    Place,
     ProjectId,
     Retry,
     RetryBlock,
@@ -38,7 +50,7 @@ if TYPE_CHECKING:
     from shared.database import Database, Row, Session
     from shared.jobs import JobStore
 
-_ROUNDS = 5
+_ROUNDS = 10
 """How often `accept` looks again after somebody else's request was faster; each round needs another one settled."""
 
 
@@ -56,13 +68,27 @@ class RetryRequest(msgspec.Struct, frozen=True, kw_only=True):
     extra_attempts: int = 0
     if_version: frozenset[Version] | None = None
     traceparent: str | None = None
+    key: IdempotencyKey | None = None
 
 
 class Accepted(NamedTuple):
-    """The answer to a request: the ledger's row for it, and whether it was there before."""
+    """The answer to a request: the ledger's row for it, and whether somebody else had queued it before.
+
+    `replayed`: the answer was given before, to the same idempotency key, and is given again as it was.
+    """
 
     retry: Retry
     deduplicated: bool
+    replayed: bool = False
+
+
+class RetryFilter(NamedTuple):
+    """Which requests of a project; None leaves a question open."""
+
+    state: RetryState | None = None
+    job_id: JobId | None = None
+    batch_id: BatchId | None = None
+    actor: str | None = None
 
 
 class Publishable(NamedTuple):
@@ -70,13 +96,14 @@ class Publishable(NamedTuple):
 
     message: RetryMessage
     traceparent: str | None
+    bulk: bool
 
 
 class Settled(NamedTuple):
-    """What became of a request, and how long it was in line."""
+    """What became of a request, and how long it was in line; None where it had been settled before."""
 
     outcome: Outcome
-    waited_s: float
+    waited_s: float | None
 
 
 class Backlog(NamedTuple):
@@ -92,9 +119,15 @@ class _NewRow(NamedTuple):
     version: Version
 
 
-class _RetryKey(NamedTuple):
+class RetryKey(NamedTuple):
+    """Whose request: ownership is part of the key, so a foreign one is simply not there."""
+
     id: RetryId
     project_id: ProjectId
+
+
+class _Raced(Exception):
+    """Somebody else was faster with a job or a key of the batch."""
 
 
 def blocked_by(job: Job, *, extra_attempts: int = 0) -> RetryBlock | None:
@@ -126,6 +159,25 @@ def _retry_of(row: "Row") -> Retry:
     )
 
 
+def _parts_of(place: Place | None) -> tuple[datetime | None, UUID | None]:
+    return (None, None) if place is None else (place.at, place.id)
+
+
+def _message_of(row: "Row") -> RetryMessage:
+    return RetryMessage(
+        v=VERSION,
+        request_id=row["id"],
+        job_id=row["job_id"],
+        project_id=row["project_id"],
+        job_version=row["job_version"],
+        run_at=row["run_at"],
+        extra_attempts=row["extra_attempts"],
+        actor=row["actor"],
+        reason=row["reason"],
+        requested_at=row["requested_at"],
+    )
+
+
 class RetryLedger:
     """Writing and reading the ledger; `jobs` is where `accept` looks at the job."""
 
@@ -134,7 +186,8 @@ class RetryLedger:
         self._jobs = jobs
         self._sql = statements("retries")
         self._accepting: Coalescer[_NewRow, Retry] = Coalescer(self._insert, max_batch=256)
-        self._reading: Coalescer[_RetryKey, Retry] = Coalescer(self._load)
+        self._keys = IdempotencyKeys(database)
+        self._reading: Coalescer[RetryKey, Retry] = Coalescer(self._load)
 
     # -- accepting: the api's side
 
@@ -144,15 +197,19 @@ class RetryLedger:
         A request that is already queued for the job is the answer to a second one. What is accepted may still be
         rejected: the job is looked at again, under its lock, when the request is applied.
 
-        Raises JobNotFound, JobChanged, JobNotFailed, AttemptsExhausted; DatabaseUnavailable, after which the request
-        may or may not have been written.
+        Raises JobNotFound, JobChanged, JobNotFailed, AttemptsExhausted, IdempotencyKeyReused; DatabaseUnavailable,
+        after which the request may or may not have been written: the same key again tells.
         """
         for _ in range(_ROUNDS):
+            if request.key is not None and (claim := await self._keys.find(request.key)) is not None:
+                return await self._replayed(request, claim)
             job = await self._jobs.get(request.job)
             if request.if_version is not None and job.version not in request.if_version:
                 raise JobChanged
             if job.pending_retry is not None:
-                return Accepted(await self.get(job.pending_retry.id, job.project_id), deduplicated=True)
+                if request.key is not None and not await self._remember(request.key, job.pending_retry.id):
+                    continue
+                return Accepted(await self.get(RetryKey(job.pending_retry.id, job.project_id)), deduplicated=True)
             match blocked_by(job, extra_attempts=request.extra_attempts):
                 case RetryBlock.NOT_FAILED:
                     raise JobNotFailed
@@ -167,9 +224,27 @@ class RetryLedger:
         raise DatabaseUnavailable("others were faster, again and again")
 
     async def _insert(self, rows: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
+        """Write what can be written now; who is missing from the answer looks again."""
         first_for_job = {row.request.job.id: row for row in reversed(rows)}
-        chosen = sorted(first_for_job.values(), key=lambda row: row.request.job.id)
-        written = await self._database.fetch(
+        first_for_key = {row.request.key or row.id: row for row in first_for_job.values()}
+        chosen = list(first_for_key.values())
+        claims = [(row.request.key, Claim(row.id)) for row in chosen if row.request.key is not None]
+        if not claims:
+            return await self._written(self._database, chosen)
+        try:
+            async with self._database.transaction() as session:
+                # The keys first: whoever else holds one makes us wait here, before anything is written.
+                if await self._keys.claim(session, claims) < len(claims):
+                    raise _Raced
+                written = await self._written(session, chosen)
+                if len(written) < len(chosen):
+                    raise _Raced  # a key must not stand for a request that was not written
+                return written
+        except _Raced:
+            return {}
+
+    async def _written(self, database: "Database | Session", chosen: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
+        rows = await database.fetch(
             self._sql["accept"],
             [row.id for row in chosen],
             [row.request.job.project_id for row in chosen],
@@ -180,27 +255,71 @@ class RetryLedger:
             [row.request.delay_seconds for row in chosen],
             [row.request.extra_attempts for row in chosen],
             [row.request.traceparent for row in chosen],
+            [None if row.request.key is None else row.request.key.key for row in chosen],
+            [None if row.request.key is None else row.request.key.fingerprint for row in chosen],
         )
-        retries = {retry.id: retry for retry in map(_retry_of, written)}
+        retries = {retry.id: retry for retry in map(_retry_of, rows)}
         return {row: retries[row.id] for row in chosen if row.id in retries}
+
+    async def _remember(self, key: IdempotencyKey, retry_id: RetryId) -> bool:
+        """Let the key stand for a request that somebody else has queued; False when it stands for one already."""
+        async with self._database.transaction() as session:
+            return await self._keys.claim(session, [(key, Claim(retry_id, deduplicated=True))]) == 1
+
+    async def _replayed(self, request: RetryRequest, claim: Claim) -> Accepted:
+        """The first answer again: the request as it was then, whatever has become of it."""
+        if claim.retry_id is None:
+            raise IdempotencyKeyReused
+        retry = await self.get(RetryKey(claim.retry_id, request.job.project_id))
+        first = msgspec.structs.replace(
+            retry, state=RetryState.QUEUED, outcome=None, processed_at=None, attempts_before=None, error_before=None
+        )
+        return Accepted(first, claim.deduplicated, replayed=True)
+
+    async def cancel(self, key: RetryKey) -> Retry:
+        """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
+        rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id)
+        if not rows:
+            await self.get(key)
+            raise RetryAlreadySettled
+        return _retry_of(rows[0])
 
     # -- reading
 
-    async def get(self, retry_id: RetryId, project_id: ProjectId) -> Retry:
+    async def get(self, key: RetryKey) -> Retry:
         """The request as it stands. Raises RetryNotFound, for foreign ones too, and DatabaseUnavailable."""
-        retry = await self._reading.get(_RetryKey(retry_id, project_id))
+        retry = await self._reading.get(key)
         if retry is None:
             raise RetryNotFound
         return retry
 
-    async def _load(self, keys: Sequence[_RetryKey]) -> Mapping[_RetryKey, Retry]:
+    async def _load(self, keys: Sequence[RetryKey]) -> Mapping[RetryKey, Retry]:
         ids, projects = zip(*keys, strict=True)
         rows = await self._database.fetch(self._sql["find_retries"], ids, projects)
-        return {_RetryKey(retry.id, retry.project_id): retry for retry in map(_retry_of, rows)}
+        return {RetryKey(retry.id, retry.project_id): retry for retry in map(_retry_of, rows)}
 
-    async def history(self, job: JobKey, *, limit: int) -> list[Retry]:
-        """Up to `limit` requests for the job, newest first; empty for a job that nobody retried, or that is foreign."""
-        rows = await self._database.fetch(self._sql["history"], job.id, job.project_id, limit)
+    async def find_many(self, keys: Sequence[RetryKey]) -> Mapping[RetryKey, Retry]:
+        """The requests behind distinct keys, in one query; a key that matches nothing is missing."""
+        return await self._load(keys)
+
+    async def changed(self, seen: Mapping[RetryKey, Retry]) -> Sequence[RetryKey]:
+        """Which of the requests are no longer as they were seen."""
+        rows = await self._database.fetch(
+            self._sql["changed_retries"],
+            [key.id for key in seen],
+            [key.project_id for key in seen],
+            [retry.state for retry in seen.values()],
+        )
+        return [RetryKey(RetryId(row["id"]), ProjectId(row["project_id"])) for row in rows]
+
+    async def history(self, job: JobKey, *, after: Place | None, limit: int) -> list[Retry]:
+        """Up to `limit` requests for the job that follow `after`, newest first; none for a foreign job."""
+        rows = await self._database.fetch(self._sql["history"], job.project_id, job.id, *_parts_of(after), limit)
+        return [_retry_of(row) for row in rows]
+
+    async def page(self, project_id: ProjectId, wanted: RetryFilter, *, after: Place | None, limit: int) -> list[Retry]:
+        """Up to `limit` requests of the project that follow `after`, newest first."""
+        rows = await self._database.fetch(self._sql["list_retries"], project_id, *wanted, *_parts_of(after), limit)
         return [_retry_of(row) for row in rows]
 
     async def backlog(self) -> Backlog:
@@ -214,21 +333,7 @@ class RetryLedger:
         """Up to `limit` requests that nobody has published, oldest first, leased to the caller for `lease_s`."""
         rows = await self._database.fetch(self._sql["publishable"], limit, timedelta(seconds=lease_s))
         return [
-            Publishable(
-                RetryMessage(
-                    v=VERSION,
-                    request_id=row["id"],
-                    job_id=row["job_id"],
-                    project_id=row["project_id"],
-                    job_version=row["job_version"],
-                    run_at=row["run_at"],
-                    extra_attempts=row["extra_attempts"],
-                    actor=row["actor"],
-                    reason=row["reason"],
-                    requested_at=row["requested_at"],
-                ),
-                row["traceparent"],
-            )
+            Publishable(_message_of(row), row["traceparent"], bulk=row["batch_id"] is not None)
             for row in sorted(rows, key=lambda row: row["id"])  # UUIDv7: by the time they were made
         ]
 
@@ -257,7 +362,7 @@ class RetryLedger:
             settled = await self._settle(session, list(by_id), adopted)
             if missing := by_id.keys() - settled.keys():
                 for row in await session.fetch(self._sql["outcomes"], list(missing)):
-                    settled[RetryId(row["id"])] = Settled(Outcome(row["outcome"]), 0.0)
+                    settled[RetryId(row["id"])] = Settled(Outcome(row["outcome"]), None)
         return settled
 
     async def apply_queued(self, limit: int) -> dict[RetryId, Settled]:
@@ -268,6 +373,22 @@ class RetryLedger:
         async with self._database.transaction() as session:
             rows = await session.fetch(self._sql["take_queued"], limit)
             return await self._settle(session, [RetryId(row["id"]) for row in rows], []) if rows else {}
+
+    async def queued(self, limit: int) -> list[RetryMessage]:
+        """Up to `limit` queued requests, oldest first, as messages; nobody's hands are on them."""
+        return [_message_of(row) for row in await self._database.fetch(self._sql["queued"], limit)]
+
+    async def dead_letter(self, ids: Sequence[RetryId]) -> dict[RetryId, Settled]:
+        """Give up on these: the database refuses to apply them, and would again.
+
+        One that was settled before keeps its first outcome; an id that the ledger does not know is missing.
+        """
+        async with self._database.transaction() as session:
+            rows = await session.fetch(self._sql["dead_letter"], ids)
+            settled = {RetryId(row[0]): Settled(Outcome(row[1]), row[2]) for row in rows}
+            for row in await session.fetch(self._sql["outcomes"], [each for each in ids if each not in settled]):
+                settled[RetryId(row["id"])] = Settled(Outcome(row["outcome"]), None)
+        return settled
 
     async def _adopt(self, session: "Session", messages: Sequence[RetryMessage]) -> list[RetryId]:
         rows = await session.fetch(

@@ -39,13 +39,42 @@ CREATE TABLE redrive.retry_requests (
 
 -- At most one request waits for a job, whoever asks, however often.
 CREATE UNIQUE INDEX retry_requests_queued_job_idx ON redrive.retry_requests (job_id) WHERE state = 'queued';
--- What waits, oldest first: the relay, dispatch without a broker, and the backlog.
-CREATE INDEX retry_requests_queued_idx ON redrive.retry_requests (requested_at, id) WHERE state = 'queued';
-CREATE INDEX retry_requests_unpublished_idx ON redrive.retry_requests (requested_at, id)
+-- What waits, single requests before bulk ones, oldest first: the relay, and dispatch without a broker.
+CREATE INDEX retry_requests_queued_idx ON redrive.retry_requests ((batch_id IS NOT NULL), requested_at, id)
+    WHERE state = 'queued';
+CREATE INDEX retry_requests_unpublished_idx ON redrive.retry_requests ((batch_id IS NOT NULL), requested_at, id)
     WHERE state = 'queued' AND published_at IS NULL;
--- The audit trail of a job, and of a project.
+-- The audit trail of a job, of a project, of a batch; and what prune deletes.
 CREATE INDEX retry_requests_job_idx ON redrive.retry_requests (job_id, requested_at DESC, id DESC);
 CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at DESC, id DESC);
+CREATE INDEX retry_requests_batch_idx ON redrive.retry_requests (batch_id, state) WHERE batch_id IS NOT NULL;
+CREATE INDEX retry_requests_processed_idx ON redrive.retry_requests (processed_at) WHERE state <> 'queued';
+
+-- A bulk retry: who asked for what. How its requests stand is counted from the ledger.
+CREATE TABLE redrive.retry_batches (
+    id uuid PRIMARY KEY,
+    project_id text NOT NULL,
+    actor text NOT NULL,
+    reason text,
+    total int NOT NULL, -- how many were accepted
+    skipped jsonb NOT NULL, -- [{"job_id", "code"}]: which were not, and why
+    requested_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- Which request a client's key stands for. Kept apart from the ledger, because a key can also stand for a request that
+-- somebody else had queued already.
+CREATE TABLE redrive.idempotency_keys (
+    project_id text NOT NULL,
+    key text NOT NULL,
+    fingerprint bytea NOT NULL, -- of the request: the same key with another request is a mistake
+    retry_id uuid,
+    batch_id uuid,
+    deduplicated boolean NOT NULL DEFAULT false,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (project_id, key),
+    CHECK ((retry_id IS NULL) <> (batch_id IS NULL))
+);
+CREATE INDEX idempotency_keys_created_idx ON redrive.idempotency_keys (created_at);
 
 -- migrate:down
 DROP SCHEMA redrive CASCADE;

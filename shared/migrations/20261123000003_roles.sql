@@ -19,6 +19,8 @@ $$;
 
 GRANT USAGE ON SCHEMA redrive TO redrive_api, redrive_worker;
 GRANT SELECT, INSERT, UPDATE ON redrive.retry_requests TO redrive_api, redrive_worker;
+GRANT SELECT, INSERT, UPDATE ON redrive.idempotency_keys TO redrive_api;
+GRANT SELECT, INSERT ON redrive.retry_batches TO redrive_api;
 
 -- The jobs table may be somebody else's, who alone can grant rights on it.
 DO $$

@@ -12,9 +12,19 @@ FROM unnest($1::uuid[], $2::text[], $3::bool[]) AS wanted (id, project_id, with_
 JOIN control_plane.jobs AS j USING (id, project_id) -- ownership is part of the key, not a later check
 LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued';
 
+-- name: changed_jobs
+-- Which of the jobs are no longer as seen: another version, another queued retry, or gone.
+-- $1 uuid[] ids, $2 text[] project ids, $3 text[] versions seen, $4 uuid[] queued retries seen, NULL for none; same length
+SELECT wanted.id, wanted.project_id
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[]) AS wanted (id, project_id, version, pending_retry_id)
+LEFT JOIN control_plane.jobs AS j USING (id, project_id)
+LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued'
+WHERE j.xmin::text IS DISTINCT FROM wanted.version OR r.id IS DISTINCT FROM wanted.pending_retry_id;
+
 -- name: list_jobs
--- A page of a project's jobs, newest first.
--- $1 text project id, $2 text status or NULL for all, $3 int how many
+-- A page of a project's jobs, newest first. The place to start from is always there, so that it bounds the index scan.
+-- $1 text project id, $2 text status or NULL, $3 text type or NULL, $4 timestamptz created after, $5 timestamptz and
+-- $6 uuid the place below which the page begins, $7 timestamptz created before, $8 int how many
 SELECT
     j.id, j.project_id, j.type, j.status, coalesce(j.attempts, 0), coalesce(j.max_attempts, 3), j.last_error,
     j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.xmin::text,
@@ -22,6 +32,28 @@ SELECT
     false, NULL::jsonb
 FROM control_plane.jobs AS j
 LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued'
-WHERE j.project_id = $1 AND ($2::text IS NULL OR j.status = $2)
+WHERE
+    j.project_id = $1
+    AND (j.created_at, j.id) < (coalesce($5, 'infinity'::timestamptz), coalesce($6, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    AND j.created_at < coalesce($7, 'infinity'::timestamptz)
+    AND j.created_at > coalesce($4, '-infinity'::timestamptz)
+    AND ($2::text IS NULL OR j.status = $2)
+    AND ($3::text IS NULL OR j.type = $3)
 ORDER BY j.created_at DESC, j.id DESC
-LIMIT $3;
+LIMIT $8;
+
+-- name: job_stats
+-- For each status, how many of a project's jobs have it, counted from the oldest and not beyond $3, and the oldest.
+-- $1 text project id, $2 text type or NULL, $3 int where counting stops
+SELECT s.status, counted.jobs, counted.oldest_at, counted.exhausted
+FROM unnest(ARRAY['pending', 'running', 'failed', 'completed']) AS s (status)
+CROSS JOIN LATERAL (
+    SELECT count(*) AS jobs, min(created_at) AS oldest_at, count(*) FILTER (WHERE used_up) AS exhausted
+    FROM (
+        SELECT j.created_at, coalesce(j.attempts, 0) >= coalesce(j.max_attempts, 3) AS used_up
+        FROM control_plane.jobs AS j
+        WHERE j.project_id = $1 AND j.status = s.status AND ($2::text IS NULL OR j.type = $2)
+        ORDER BY j.created_at, j.id
+        LIMIT $3
+    ) AS oldest
+) AS counted;

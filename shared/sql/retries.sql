@@ -5,14 +5,22 @@
 -- Write down accepted requests. A job that has a queued request already gets no second one: its row is missing from
 -- the answer, and the caller looks again.
 -- $1 uuid[] ids, $2 text[] project ids, $3 uuid[] job ids, $4 text[] job versions, $5 text[] actors, $6 text[] reasons,
--- $7 int[] delays in seconds, $8 int[] extra attempts, $9 text[] trace contexts; same length
+-- $7 int[] delays in seconds, $8 int[] extra attempts, $9 text[] trace contexts, $10 text[] idempotency keys and
+-- $11 bytea[] their fingerprints, NULL for none; same length
 INSERT INTO redrive.retry_requests (
-    id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent
+    id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent,
+    idempotency_key, idempotency_fingerprint
 )
-SELECT id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent
+SELECT
+    id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent,
+    idempotency_key, idempotency_fingerprint
 FROM unnest(
-    $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::int[], $8::int[], $9::text[]
-) AS wanted (id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent)
+    $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::int[], $8::int[], $9::text[],
+    $10::text[], $11::bytea[]
+) AS wanted (
+    id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent,
+    idempotency_key, idempotency_fingerprint
+)
 ORDER BY job_id -- one order for all processes, so two batches cannot wait for each other in a ring
 ON CONFLICT (job_id) WHERE state = 'queued' DO NOTHING
 RETURNING
@@ -28,16 +36,56 @@ SELECT
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN redrive.retry_requests AS r USING (id, project_id);
 
+-- name: changed_retries
+-- Which of the requests are no longer as seen, or gone.
+-- $1 uuid[] ids, $2 text[] project ids, $3 text[] states seen; same length
+SELECT wanted.id, wanted.project_id
+FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (id, project_id, state)
+LEFT JOIN redrive.retry_requests AS r USING (id, project_id)
+WHERE r.state IS DISTINCT FROM wanted.state;
+
 -- name: history
--- The requests for one job, newest first: its audit trail.
--- $1 uuid job id, $2 text project id, $3 int how many
+-- A page of the requests for one job, newest first: its audit trail. The place to start from is always there, so that
+-- it bounds the index scan.
+-- $1 text project id, $2 uuid job id, $3 timestamptz and $4 uuid the place below which the page begins, $5 int how many
 SELECT
     id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
     requested_at, processed_at, attempts_before, error_before
 FROM redrive.retry_requests
-WHERE job_id = $1 AND project_id = $2
+WHERE
+    job_id = $2 AND project_id = $1
+    AND (requested_at, id)
+        < (coalesce($3, 'infinity'::timestamptz), coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
 ORDER BY requested_at DESC, id DESC
-LIMIT $3;
+LIMIT $5;
+
+-- name: list_retries
+-- A page of a project's requests, newest first: its audit trail.
+-- $1 text project id, $2 text state, $3 uuid job id, $4 uuid batch id, $5 text actor, each NULL for all; $6 timestamptz
+-- and $7 uuid the place below which the page begins, $8 int how many
+SELECT
+    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
+    requested_at, processed_at, attempts_before, error_before
+FROM redrive.retry_requests
+WHERE
+    project_id = $1
+    AND (requested_at, id)
+        < (coalesce($6, 'infinity'::timestamptz), coalesce($7, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    AND ($2::text IS NULL OR state = $2)
+    AND ($3::uuid IS NULL OR job_id = $3)
+    AND ($4::uuid IS NULL OR batch_id = $4)
+    AND ($5::text IS NULL OR actor = $5)
+ORDER BY requested_at DESC, id DESC
+LIMIT $8;
+
+-- name: cancel
+-- Take a queued request back. No row: it is settled, foreign or unknown.
+-- $1 uuid id, $2 text project id
+UPDATE redrive.retry_requests SET state = 'cancelled', outcome = 'cancelled', processed_at = now()
+WHERE id = $1 AND project_id = $2 AND state = 'queued'
+RETURNING
+    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
+    requested_at, processed_at, attempts_before, error_before;
 
 -- name: publishable
 -- Take requests that nobody has published yet, oldest first, on a lease: another relay leaves them alone until the
@@ -48,14 +96,14 @@ SET publish_lease_until = now() + $2
 FROM (
     SELECT id FROM redrive.retry_requests
     WHERE state = 'queued' AND published_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
-    ORDER BY requested_at, id
+    ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
     LIMIT $1
     FOR UPDATE SKIP LOCKED
 ) AS free
 WHERE r.id = free.id
 RETURNING
     r.id, r.job_id, r.project_id, r.job_version, r.run_at, r.extra_attempts, r.actor, r.reason, r.requested_at,
-    r.traceparent;
+    r.traceparent, r.batch_id;
 
 -- name: mark_published
 -- The broker has these: it confirmed them.
@@ -81,7 +129,10 @@ UPDATE redrive.retry_requests AS r SET publish_lease_until = NULL FROM leased WH
 -- How many requests wait, up to a thousand, and how long the oldest has waited, in seconds.
 SELECT count(*), coalesce(extract(epoch FROM now() - min(requested_at)), 0)::float8
 FROM (
-    SELECT requested_at FROM redrive.retry_requests WHERE state = 'queued' ORDER BY requested_at, id LIMIT 1000
+    SELECT requested_at FROM redrive.retry_requests
+    WHERE state = 'queued'
+    ORDER BY (batch_id IS NOT NULL), requested_at, id
+    LIMIT 1000
 ) AS oldest;
 
 -- name: take_queued
@@ -89,9 +140,32 @@ FROM (
 -- $1 int how many
 SELECT id FROM redrive.retry_requests
 WHERE state = 'queued'
-ORDER BY requested_at, id
+ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
 LIMIT $1
 FOR UPDATE SKIP LOCKED;
+
+-- name: queued
+-- The oldest queued requests, without taking them: for finding the one that the database refuses.
+-- $1 int how many
+SELECT id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at
+FROM redrive.retry_requests
+WHERE state = 'queued'
+ORDER BY (batch_id IS NOT NULL), requested_at, id
+LIMIT $1;
+
+-- name: dead_letter
+-- Give up on requests that are still queued. Answers them; a request that is missing had been settled before.
+-- $1 uuid[] request ids
+WITH refused AS (
+    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND state = 'queued'
+    ORDER BY id -- the workers' order: they may be settling the same rows
+    FOR UPDATE
+)
+UPDATE redrive.retry_requests AS r
+SET state = 'dead_lettered', outcome = 'poison', processed_at = now()
+FROM refused
+WHERE r.id = refused.id
+RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
 
 -- name: adopt
 -- Write down requests that some other program published, before they are settled below in the same transaction. They

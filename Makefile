@@ -1,0 +1,41 @@
+# What a person types. Everything runs from .venv, made by uv from uv.lock; uv itself comes from .ci/uv where it is missing.
+
+UV := python3 .ci/uv
+BIN := .venv/bin
+# The first time takes long enough to be watched.
+SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
+
+.PHONY: help run test check fmt up sync
+
+help: ## list what there is to type
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-8s %s\n' "$$name" "$$does"; done
+
+# --inexact leaves the development tools in place, so that `run` and `test` do not undo each other's work.
+run: ## install what is missing, then run all of Redrive on this machine (ARGS="--port 8081" …)
+	@$(SYNC) --no-dev --inexact
+	@exec $(BIN)/redrive up $(ARGS)
+
+test: sync ## install what the tests need, then linters, types and every test (TESTS="tests/unit -k limits" …)
+	@.ci/test-servers
+	@$(MAKE) --no-print-directory check
+	@$(BIN)/pytest -n 2 --dist loadgroup $(TESTS)
+
+check: sync ## linters, formatting, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: sync ## put the code into shape
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+up: .env ## run it in containers, with RabbitMQ (ARGS="--scale worker=4" …)
+	@exec docker compose up $(ARGS)
+
+.env:
+	@umask 077 && printf 'REDRIVE_JWT_SECRET=%s\n' "$$(python3 -c 'import secrets; print(secrets.token_urlsafe(48))')" > .env.new && mv .env.new .env
+	@echo "wrote .env with a new secret"
+
+sync:
+	@$(SYNC)

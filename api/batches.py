@@ -1,0 +1,204 @@
+"""Bulk retries: many jobs of a project in one request, by their ids or by a filter."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Final
+from uuid import UUID
+
+import msgspec
+from aiohttp import hdrs
+
+from api.answers import Answer
+from api.auth import Scope
+from api.bodies import body_of
+from api.ids import retry_id_of
+from api.pages import flag_of
+from api.problems import Fault, InvalidBody
+from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of
+from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, FailedFilter, Preview, Skipped
+from shared.errors import BatchNotFound, RetryNotFound
+from shared.models import BatchId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from api.door import Call
+    from api.ids import JobIds
+    from api.patience import Reader
+    from shared.batches import RetryBatches
+    from shared.models import JobId
+
+MAX_BODY_BYTES: Final = 64 * 1024
+MAX_IDS: Final = 1000
+
+_Time = Annotated[datetime, msgspec.Meta(tz=True)]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+
+
+class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    type: _Text | None = None
+    created_after: _Time | None = None
+    created_before: _Time | None = None
+    error_contains: _Text | None = None
+
+
+class _BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of a bulk retry: `ids`, or `filter` with `max`."""
+
+    ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_IDS)] | None = None
+    filter: _Filter | None = None
+    max: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)] | None = None
+    reason: Reason | None = None
+    delay_seconds: Delay = 0
+    extra_attempts: ExtraAttempts | None = None
+    spread_seconds: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
+
+
+class _PreviewBody(msgspec.Struct, frozen=True):
+    matched: int
+    retryable: int
+    skipped: dict[str, int]
+    sample: list[UUID]
+
+
+class _PreviewEnvelope(msgspec.Struct, frozen=True):
+    data: _PreviewBody
+
+
+class _AcceptedBody(msgspec.Struct, frozen=True):
+    batch_id: UUID
+    accepted: int
+    skipped: list[Skipped]
+
+
+class _AcceptedEnvelope(msgspec.Struct, frozen=True):
+    data: _AcceptedBody
+
+
+class _BatchBody(msgspec.Struct, frozen=True):
+    id: UUID
+    actor: str
+    reason: str | None
+    requested_at: datetime
+    total: int
+    queued: int
+    applied: int
+    rejected: int
+    cancelled: int
+    dead_lettered: int
+    done: bool
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    data: _BatchBody
+
+
+_encoder = msgspec.json.Encoder()
+_order_decoder = msgspec.json.Decoder(_BatchOrder)
+
+
+def encoded(batch: Batch) -> bytes:
+    """The batch as `{"data": …}`."""
+    return _encoder.encode(
+        _Envelope(
+            _BatchBody(
+                id=batch.id,
+                actor=batch.actor,
+                reason=batch.reason,
+                requested_at=batch.requested_at,
+                total=batch.total,
+                queued=batch.queued,
+                applied=batch.applied,
+                rejected=batch.rejected,
+                cancelled=batch.cancelled,
+                dead_lettered=batch.dead_lettered,
+                done=batch.done,
+            )
+        )
+    )
+
+
+class BatchResource:
+    """`/api/jobs/retry` and `/api/retry-batches`. `poke` tells the relay that there is something to publish."""
+
+    def __init__(
+        self,
+        *,
+        batches: "RetryBatches",
+        ids: "JobIds",
+        reader: "Reader[BatchKey, Batch]",
+        poke: "Callable[[], None]",
+    ) -> None:
+        self._batches = batches
+        self._ids = ids
+        self._reader = reader
+        self._poke = poke
+
+    async def post_batch(self, call: "Call") -> Answer:
+        """Retry many jobs, or, with `dry_run` (the default for a filter), say what that would do.
+
+        Raises TooManyMatches, InvalidJobId, InvalidBody, IdempotencyKeyReused, and what `body_of` raises.
+        """
+        order = await body_of(call.request, _order_decoder, max_bytes=MAX_BODY_BYTES) or _BatchOrder()
+        dry_run = flag_of(call.parameters.get("dry_run"), default=order.filter is not None)
+        _check(order, dry_run=dry_run)
+        if order.extra_attempts is not None:
+            call.principal.require(Scope.RETRY_EXTEND)
+        request = BatchRequest(
+            project_id=call.project_id,
+            actor=call.principal.actor,
+            chosen=self._chosen(order),
+            maximum=order.max or MAX_BATCH,
+            reason=order.reason,
+            delay_seconds=order.delay_seconds,
+            extra_attempts=order.extra_attempts or 0,
+            spread_seconds=order.spread_seconds,
+            key=idempotency_key_of(call, order),
+        )
+        if dry_run:
+            return _preview_answer(await self._batches.preview(request))
+        accepted = await self._batches.accept(request)
+        self._poke()
+        return _accepted_answer(accepted)
+
+    def _chosen(self, order: _BatchOrder) -> "tuple[JobId, ...] | FailedFilter":
+        if order.filter is not None:
+            return FailedFilter(*msgspec.structs.astuple(order.filter))
+        return tuple(self._ids.parse(text) for text in order.ids or ())
+
+    async def get_batch(self, call: "Call") -> Answer:
+        """How a bulk retry stands. Raises BatchNotFound, for foreign ones too."""
+        try:
+            batch_id = BatchId(retry_id_of(call.request.match_info["id"]))
+        except RetryNotFound as error:
+            raise BatchNotFound from error
+        return await self._reader.answer(call, BatchKey(batch_id, call.project_id))
+
+
+def _check(order: _BatchOrder, *, dry_run: bool) -> None:
+    """What the shape of the body alone cannot say. Raises InvalidBody."""
+    faults: list[Fault] = []
+    if (order.ids is None) == (order.filter is None):
+        faults.append(Fault("", "Exactly one of `ids` and `filter` is required."))
+    if order.ids is not None and order.max is not None:
+        faults.append(Fault("/max", "Only with `filter`."))
+    if order.filter is not None and not dry_run:
+        if order.max is None:
+            faults.append(Fault("/max", "Required with `filter`."))
+        if not order.reason:
+            faults.append(Fault("/reason", "Required with `filter`."))
+    if faults:
+        raise InvalidBody(tuple(faults))
+
+
+def _preview_answer(preview: Preview) -> Answer:
+    skipped = {"attempts_exhausted": 0, "retry_queued": 0, **preview.skipped}
+    body = _PreviewBody(preview.matched, preview.retryable, skipped, list(preview.sample))
+    return Answer(_encoder.encode(_PreviewEnvelope(body)))
+
+
+def _accepted_answer(accepted: AcceptedBatch) -> Answer:
+    headers: dict[str, str] = {hdrs.LOCATION: f"/api/retry-batches/{accepted.id}"}
+    if accepted.replayed:
+        headers["Idempotent-Replayed"] = "true"
+    body = _AcceptedBody(accepted.id, accepted.accepted, accepted.skipped)
+    return Answer(_encoder.encode(_AcceptedEnvelope(body)), status=202, headers=headers)

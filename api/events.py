@@ -1,0 +1,106 @@
+"""A job's events, as a stream (`text/event-stream`, https://html.spec.whatwg.org/#server-sent-events).
+
+    event: job
+    id: 7741
+    data: {"id": …}
+
+The job as it is, then at each change. A change that another follows within one tick may be skipped: what is sent is
+always the newest.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Final
+
+from aiohttp import web
+
+from api.answers import Unbranded
+from api.conditional import etag_of_job
+from api.door import REQUEST_ID, common_headers
+from api.jobs import encoded_bare
+from shared.models import Job, JobKey
+
+if TYPE_CHECKING:
+    from api.door import Call
+    from api.ids import JobIds
+    from api.watch import StatusWatch
+    from shared.jobs import JobStore
+
+KEEP_ALIVE_S: Final = 15.0
+WRITE_TIMEOUT_S: Final = 10.0
+_KEEP_ALIVE: Final = b": keep-alive\n\n"
+
+
+class _Stream(Unbranded, web.StreamResponse):
+    """A response that goes on."""
+
+
+class EventResource:
+    """`/api/jobs/{id}/events`."""
+
+    def __init__(self, store: "JobStore", ids: "JobIds", watch: "StatusWatch[JobKey, Job]") -> None:
+        self._store = store
+        self._ids = ids
+        self._watch = watch
+
+    async def get_events(self, call: "Call") -> web.StreamResponse:
+        """Stream until the job is done, the token expires, the client leaves, or we stop.
+
+        A client that does not read is cut off after 10 s, and has cost no more than the socket's buffers.
+        """
+        key = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
+        job = await self._store.get(key)
+        request = call.request
+        stream = _Stream(headers=common_headers(request, request[REQUEST_ID]))
+        stream.content_type = "text/event-stream"
+        stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + call.principal.expires_at - time.time()
+        try:
+            await _sent(stream.prepare(request))
+            while True:
+                await _sent(stream.write(_event_of(job)))
+                if job.done:
+                    break
+                changed = await self._next(stream, request, key, job, ends_at)
+                if changed is None:
+                    break
+                job = changed
+            await _sent(stream.write_eof())
+        except (ConnectionError, TimeoutError):
+            if request.transport is not None:
+                request.transport.abort()
+        return stream
+
+    async def _next(
+        self, stream: web.StreamResponse, request: web.Request, key: JobKey, job: Job, ends_at: float
+    ) -> Job | None:
+        """The job once it has changed, with keep-alives until then; None when the stream is to end."""
+        loop = asyncio.get_running_loop()
+        etag = etag_of_job(job)
+        while loop.time() < ends_at and not self._watch.full:
+            seen = await self._watch.hold(
+                key,
+                job,
+                until=min(ends_at, loop.time() + KEEP_ALIVE_S),
+                enough=lambda now: etag_of_job(now) != etag,
+                alive=lambda: request.transport is not None,
+            )
+            if seen is not job:
+                return seen
+            if self._watch.closed or request.transport is None:
+                return None
+            if loop.time() < ends_at:
+                await _sent(stream.write(_KEEP_ALIVE))
+        return None
+
+
+async def _sent(writing: Awaitable[object]) -> None:
+    async with asyncio.timeout(WRITE_TIMEOUT_S):
+        await writing
+
+
+def _event_of(job: Job) -> bytes:
+    """The job as one event; JSON has no line break in it, so neither has the event."""
+    return b"event: job\nid: %b\ndata: %b\n\n" % (etag_of_job(job).strip('"').encode(), encoded_bare(job))

@@ -1,0 +1,38 @@
+"""What may stand for `{id}` in a path, decided before any query."""
+
+import re
+from typing import Final
+from uuid import UUID
+
+from api.problems import InvalidJobId
+from shared.errors import RetryNotFound
+from shared.models import JobId, RetryId
+
+_OURS: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
+
+
+class JobIds:
+    """A job's id: a UUID of one of some versions, in its one usual spelling.
+
+    `uuid.UUID` would also take braces, `urn:uuid:`, no dashes and digits of other scripts.
+    """
+
+    def __init__(self, versions: frozenset[int]) -> None:
+        digits = "".join(str(version) for version in sorted(versions))
+        self._pattern = re.compile(
+            rf"[0-9a-fA-F]{{8}}-[0-9a-fA-F]{{4}}-[{digits}][0-9a-fA-F]{{3}}-[89abAB][0-9a-fA-F]{{3}}-[0-9a-fA-F]{{12}}",
+            re.ASCII,
+        )
+
+    def parse(self, text: str) -> JobId:
+        """The id; raises InvalidJobId."""
+        if not self._pattern.fullmatch(text):
+            raise InvalidJobId
+        return JobId(UUID(text))
+
+
+def retry_id_of(text: str) -> RetryId:
+    """A retry's id. Raises RetryNotFound for what none of ours looks like."""
+    if not _OURS.fullmatch(text):
+        raise RetryNotFound
+    return RetryId(UUID(text))

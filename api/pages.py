@@ -1,0 +1,129 @@
+"""Pages of long lists: what is asked for, and the cursor that continues it.
+
+A cursor names the last row of a page by its place in the order, `(created_at, id)`, so the thousandth page costs what
+the first does. It is signed, together with the list, the project and the filters it belongs to: one that was tampered
+with, or is used under other filters, is refused. It grants nothing; whose rows are read is decided in SQL.
+"""
+
+import binascii
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final, NamedTuple
+from urllib.parse import urlencode
+from uuid import UUID
+
+import msgspec
+
+from api.problems import InvalidCursor, InvalidParameter
+from shared.models import Place
+
+MAX_PAGE: Final = 200
+DEFAULT_PAGE: Final = 50
+MAX_FILTER: Final = 200
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_PLACE_BYTES: Final = 24
+_MAC_BYTES: Final = 16
+
+
+class Cursors:
+    """Signs and reads cursors. All processes that share `secret` read each other's."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._key = hmac.digest(secret, b"redrive cursors", "sha256")
+
+    def encoded(self, place: Place, scope: tuple[str, ...]) -> str:
+        """The cursor for what follows `place` in the list that `scope` names."""
+        micros = (place.at - _EPOCH) // timedelta(microseconds=1)
+        body = micros.to_bytes(8, "big", signed=True) + place.id.bytes
+        return urlsafe_b64encode(body + self._mac(body, scope)).decode().rstrip("=")
+
+    def decoded(self, text: str, scope: tuple[str, ...]) -> Place:
+        """The place behind a cursor of ours. Raises InvalidCursor."""
+        try:
+            raw = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        except (UnicodeEncodeError, binascii.Error, ValueError) as error:
+            raise InvalidCursor from error
+        body, mac = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]
+        if len(raw) != _PLACE_BYTES + _MAC_BYTES or not hmac.compare_digest(mac, self._mac(body, scope)):
+            raise InvalidCursor
+        if urlsafe_b64encode(raw).decode().rstrip("=") != text:
+            raise InvalidCursor  # another spelling of the same bytes
+        return Place(
+            _EPOCH + timedelta(microseconds=int.from_bytes(body[:8], "big", signed=True)), UUID(bytes=body[8:])
+        )
+
+    def _mac(self, body: bytes, scope: tuple[str, ...]) -> bytes:
+        return hmac.digest(self._key, msgspec.json.encode(scope) + body, "sha256")[:_MAC_BYTES]
+
+
+class _Time(msgspec.Struct):
+    at: Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class Page(NamedTuple):
+    """What of a list is asked for. `filters` are the parameters that choose its rows, as they were given."""
+
+    path: str
+    scope: tuple[str, ...]
+    filters: Mapping[str, str]
+    limit: int
+    after: Place | None
+
+    def link_of(self, cursor: str) -> str:
+        """The `Link` header to the page that follows (RFC 8288)."""
+        query = urlencode({**self.filters, "limit": self.limit, "cursor": cursor})
+        return f'<{self.path}?{query}>; rel="next"'
+
+
+def page_of(parameters: Mapping[str, str], cursors: Cursors, *, path: str, project_id: str) -> Page:
+    """The page that the query parameters ask for. Raises InvalidParameter, InvalidCursor."""
+    filters = {name: parameters[name] for name in sorted(parameters.keys() - {"limit", "cursor"})}
+    scope = (path, project_id, *(part for item in filters.items() for part in item))
+    cursor = parameters.get("cursor")
+    return Page(
+        path=path,
+        scope=scope,
+        filters=filters,
+        limit=limit_of(parameters.get("limit")),
+        after=None if cursor is None else cursors.decoded(cursor, scope),
+    )
+
+
+def limit_of(text: str | None) -> int:
+    """How many to answer with, 1 to 200. Raises InvalidParameter."""
+    if text is None:
+        return DEFAULT_PAGE
+    if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= MAX_PAGE):
+        raise InvalidParameter
+    return int(text)
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A time, RFC 3339 with its offset. Raises InvalidParameter."""
+    if text is None:
+        return None
+    try:
+        return msgspec.convert({"at": text}, _Time).at
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise InvalidParameter from error
+
+
+def text_of(text: str | None) -> str | None:
+    """A word to compare with: 1 to 200 characters, without NUL, which PostgreSQL's text cannot hold."""
+    if text is not None and not (0 < len(text) <= MAX_FILTER and "\x00" not in text):
+        raise InvalidParameter
+    return text
+
+
+def flag_of(text: str | None, *, default: bool) -> bool:
+    """`true` or `false`. Raises InvalidParameter."""
+    match text:
+        case None:
+            return default
+        case "true" | "false":
+            return text == "true"
+        case _:
+            raise InvalidParameter

@@ -1,0 +1,105 @@
+"""Reading one resource, conditionally (`If-None-Match`) and patiently (`Prefer: wait=N`, RFC 7240).
+
+One Reader for jobs, retries and batches: they differ in how they are read, tagged and rendered, and in nothing else.
+"""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable, Hashable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from aiohttp import hdrs
+
+from api.answers import Answer
+from api.conditional import matches
+
+if TYPE_CHECKING:
+    from api.door import Call
+    from api.watch import StatusWatch
+
+MAX_WAIT_S: Final = 60
+_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,3})"?\s*(?=[,;]|$)', re.ASCII | re.IGNORECASE)
+
+
+class Settleable(Protocol):
+    """Something that is done one day."""
+
+    @property
+    def done(self) -> bool: ...  # noqa: D102 - the class says it
+
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V", bound=Settleable)
+
+
+def wait_of(prefer: str | None) -> int | None:
+    """The seconds of `wait=N`; None where there is none that we take: a preference is a wish (RFC 7240, 2)."""
+    if prefer is None:
+        return None
+    found = _WAIT.search(prefer)
+    return int(found[1]) if found is not None and int(found[1]) <= MAX_WAIT_S else None
+
+
+class Reader(Generic[K, V]):
+    """Answers a GET of one resource.
+
+    `get` reads it, and raises where there is none; `etag_of` tells two states of it apart; `retry_after_of` says when
+    to come back, given the time; `encoded` renders it.
+    """
+
+    def __init__(
+        self,
+        *,
+        get: Callable[[K], Awaitable[V]],
+        watch: "StatusWatch[K, V]",
+        etag_of: Callable[[V], str],
+        retry_after_of: Callable[[V, datetime], int | None],
+        encoded: Callable[[V], bytes],
+    ) -> None:
+        self._get = get
+        self._watch = watch
+        self._etag_of = etag_of
+        self._retry_after_of = retry_after_of
+        self._encoded = encoded
+        self._rendered: tuple[V, bytes] | None = None
+
+    async def answer(self, call: "Call", key: K) -> Answer:
+        """200, or 304 where the client has it already; held for a change where the client prefers so."""
+        value = await self._get(key)
+        known = call.request.headers.get(hdrs.IF_NONE_MATCH)
+        wait_s = wait_of(call.request.headers.get("Prefer"))
+        if wait_s is not None:
+            value = await self._held(call, key, value, known, wait_s)
+        etag = self._etag_of(value)
+        headers: dict[str, str] = {hdrs.ETAG: etag}
+        if (retry_after_s := self._retry_after_of(value, datetime.now(UTC))) is not None:
+            headers[hdrs.RETRY_AFTER] = str(retry_after_s)
+        if wait_s is not None:
+            headers["Preference-Applied"] = f"wait={wait_s}"
+        if matches(known, etag):
+            return Answer(None, status=304, headers=headers)
+        return Answer(self._body_of(value), headers=headers)
+
+    def _body_of(self, value: V) -> bytes:
+        """The value rendered; once for all who were answered from one look, as they come one after the other."""
+        if self._rendered is None or self._rendered[0] is not value:
+            self._rendered = (value, self._encoded(value))
+        return self._rendered[1]
+
+    async def _held(self, call: "Call", key: K, value: V, known: str | None, wait_s: int) -> V:
+        """The value once it is news to the client, or done where the client has named none; else after `wait_s`."""
+
+        def enough(value: V) -> bool:
+            return value.done if known is None else not matches(known, self._etag_of(value))
+
+        if enough(value):
+            return value
+        loop = asyncio.get_running_loop()
+        until = loop.time() + min(wait_s, call.principal.expires_at - time.time())
+        request = call.request
+        held = await self._watch.hold(
+            key, value, until=until, enough=enough, alive=lambda: request.transport is not None
+        )
+        return held if held is not value else await self._get(key)  # it may be gone, or have changed just now

@@ -1,0 +1,169 @@
+"""StatusWatch: one batched look per tick serves everybody who waits, however many they are.
+
+Nothing is installed in the database: no trigger, no LISTEN, no write right. Once a tick, one query compares what the
+waiters have seen with what there is; whole rows are loaded only where something changed. With nobody waiting there is
+no tick.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+import structlog
+
+from shared.errors import DatabaseUnavailable
+
+log = structlog.stdlib.get_logger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Waiters:
+    """How many wait, over all watches of this process, and how many may."""
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self.count = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody more may wait."""
+        return self.count >= self._maximum
+
+
+class _Waiter(Generic[V]):
+    """One who waits. `woken` gets the new value, or None: the time is up, the client has left, or we stop."""
+
+    __slots__ = ("alive", "woken")
+
+    def __init__(self, woken: "asyncio.Future[V | None]", alive: Callable[[], bool]) -> None:
+        self.woken = woken
+        self.alive = alive
+
+    def wake(self, value: V | None) -> None:
+        if not self.woken.done():
+            self.woken.set_result(value)
+
+
+class _Watched(Generic[V]):
+    """What somebody has seen last of one key, and all who wait for more."""
+
+    __slots__ = ("seen", "waiters")
+
+    def __init__(self, seen: V) -> None:
+        self.seen = seen
+        self.waiters: set[_Waiter[V]] = set()
+
+
+class StatusWatch(Generic[K, V]):
+    """Watches values by key.
+
+    `changed` answers which keys are no longer as seen (a deleted one is not); `load` reads values anew, without those
+    that are gone. Both get 1..n distinct keys, and may raise DatabaseUnavailable: then the next tick tries again.
+    """
+
+    def __init__(
+        self,
+        *,
+        changed: Callable[[Mapping[K, V]], Awaitable[Sequence[K]]],
+        load: Callable[[Sequence[K]], Awaitable[Mapping[K, V]]],
+        interval_s: float,
+        waiters: Waiters,
+    ) -> None:
+        self._changed = changed
+        self._load = load
+        self._interval_s = interval_s
+        self._waiters = waiters
+        self._watched: dict[K, _Watched[V]] = {}
+        self._ticking: asyncio.Task[None] | None = None
+        self._database_is_away = False
+        self.closed = False
+
+    @property
+    def full(self) -> bool:
+        """Whether nobody more may wait, here or in the watches that share our count."""
+        return self._waiters.full
+
+    async def hold(self, key: K, seen: V, *, until: float, enough: Callable[[V], bool], alive: Callable[[], bool]) -> V:
+        """Wait until the value behind `key` is `enough`; answers the last value seen, enough or not.
+
+        `seen` is what the caller has just read. Ends early at `until` (the event loop's time), at close, soon after
+        `alive` turns false, and when the key is gone. Does not wait at all when too many do already.
+        """
+        loop = asyncio.get_running_loop()
+        value = seen
+        if self._waiters.full:
+            return value
+        self._waiters.count += 1
+        try:
+            while not (enough(value) or self.closed or loop.time() >= until):
+                changed = await self._next_change(loop, key, value, until, alive)
+                if changed is None:
+                    break
+                value = changed
+        finally:
+            self._waiters.count -= 1
+        return value
+
+    def close(self) -> None:
+        """Wake everybody, now; nobody waits from here on."""
+        self.closed = True
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for watched in self._watched.values():
+            for waiter in watched.waiters:
+                waiter.wake(None)
+
+    async def _next_change(
+        self, loop: asyncio.AbstractEventLoop, key: K, seen: V, until: float, alive: Callable[[], bool]
+    ) -> V | None:
+        waiter: _Waiter[V] = _Waiter(loop.create_future(), alive)
+        watched = self._watched.setdefault(key, _Watched(seen))
+        # Others may have seen another value. Ours or theirs is out of date; the next look tells both.
+        watched.seen = seen
+        watched.waiters.add(waiter)
+        if self._ticking is None or self._ticking.done():
+            self._ticking = loop.create_task(self._tick())
+        timer = loop.call_at(until, waiter.wake, None)
+        try:
+            return await waiter.woken
+        finally:
+            timer.cancel()
+            watched.waiters.discard(waiter)
+            if not watched.waiters and self._watched.get(key) is watched:
+                del self._watched[key]
+
+    async def _tick(self) -> None:
+        while self._watched:
+            await asyncio.sleep(self._interval_s)
+            self._let_go_of_the_gone()
+            try:
+                await self._look()
+            except DatabaseUnavailable as error:
+                if not self._database_is_away:
+                    log.warning("watch could not look", error=str(error), watched=len(self._watched))
+                self._database_is_away = True
+            else:
+                self._database_is_away = False
+
+    def _let_go_of_the_gone(self) -> None:
+        for watched in self._watched.values():
+            for waiter in watched.waiters:
+                if not waiter.alive():
+                    waiter.wake(None)
+
+    async def _look(self) -> None:
+        seen = {key: watched.seen for key, watched in self._watched.items()}
+        if not seen or not (keys := await self._changed(seen)):
+            return
+        values = await self._load(keys)
+        for key in keys:
+            watched = self._watched.get(key)
+            if watched is None:
+                continue
+            value = values.get(key)
+            if value is not None:
+                watched.seen = value
+            for waiter in watched.waiters:
+                waiter.wake(value)  # None for a key that is gone: the caller reads it again, and is told so

@@ -1,0 +1,225 @@
+"""Bulk retries: many failed jobs of a project in one go, and the batch that says what became of them.
+
+Choosing and accepting ten thousand jobs is a few statements, each set-based. What can be retried is; what cannot is
+listed with its reason. The requests themselves are ledger rows like any other, with the batch's id.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from uuid_utils.compat import uuid7
+
+from shared.errors import BatchNotFound, DatabaseUnavailable, TooManyMatches
+from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
+from shared.models import BatchId, JobId, ProjectId, RetryBlock
+from shared.sql import statements
+
+if TYPE_CHECKING:
+    from shared.database import Database, Session
+
+MAX_BATCH: Final = 10_000
+SAMPLE: Final = 20
+_ROUNDS: Final = 5
+
+JOB_NOT_FOUND: Final = "job_not_found"
+_CODES: Final = {
+    JOB_NOT_FOUND: "job-not-found",
+    RetryBlock.NOT_FAILED: "job-not-failed",
+    RetryBlock.ATTEMPTS_EXHAUSTED: "attempts-exhausted",
+    RetryBlock.RETRY_QUEUED: "retry-queued",
+}
+
+
+class FailedFilter(NamedTuple):
+    """Which failed jobs; None leaves a question open. The times are exclusive."""
+
+    type: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    error_contains: str | None = None
+
+
+class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Many retries at once: of these jobs, or of those that match, but of no more than `maximum`.
+
+    `spread_seconds`: each job's time falls at random within so many seconds after the delay.
+    """
+
+    project_id: ProjectId
+    actor: str
+    chosen: tuple[JobId, ...] | FailedFilter
+    maximum: int = MAX_BATCH
+    reason: str | None = None
+    delay_seconds: int = 0
+    extra_attempts: int = 0
+    spread_seconds: int = 0
+    key: IdempotencyKey | None = None
+
+
+class Preview(NamedTuple):
+    """What a batch would do: counts of jobs, by what stands against retrying them, and some that would be retried."""
+
+    matched: int
+    retryable: int
+    skipped: Mapping[str, int]
+    sample: tuple[JobId, ...]
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A job that was asked for and left out; `code` is what a single retry of it would be refused with."""
+
+    job_id: JobId
+    code: str
+
+
+class AcceptedBatch(NamedTuple):
+    """The answer to a bulk retry. `replayed`: it was given before, to the same idempotency key."""
+
+    id: BatchId
+    accepted: int
+    skipped: list[Skipped]
+    replayed: bool = False
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """A bulk retry and how its requests stand; the counts add up to `total`."""
+
+    id: BatchId
+    project_id: ProjectId
+    actor: str
+    reason: str | None
+    requested_at: datetime
+    total: int
+    queued: int
+    applied: int
+    rejected: int
+    cancelled: int
+    dead_lettered: int
+
+    @property
+    def done(self) -> bool:
+        """Whether all of its requests are settled."""
+        return self.queued == 0
+
+
+class BatchKey(NamedTuple):
+    """Whose batch."""
+
+    id: BatchId
+    project_id: ProjectId
+
+
+class _Raced(Exception):
+    """Somebody else has claimed the idempotency key meanwhile."""
+
+
+class RetryBatches:
+    """Previews, accepts and counts bulk retries."""
+
+    def __init__(self, database: "Database") -> None:
+        self._database = database
+        self._sql = statements("batches")
+        self._keys = IdempotencyKeys(database)
+
+    async def preview(self, request: BatchRequest) -> Preview:
+        """What `accept` would do now; nothing is written. Counts at most MAX_BATCH + 1 jobs."""
+        blocks = await self._blocks(request, limit=MAX_BATCH + 1)
+        free = [job_id for job_id, block in blocks if block is None]
+        counts = Counter(block for _, block in blocks if block is not None)
+        return Preview(len(blocks), len(free), counts, tuple(free[:SAMPLE]))
+
+    async def accept(self, request: BatchRequest) -> AcceptedBatch:
+        """Write down a request for every job that can be retried; list the others.
+
+        Raises TooManyMatches, with nothing written; IdempotencyKeyReused; DatabaseUnavailable, after which it may or
+        may not have been written: the same key again tells.
+        """
+        for _ in range(_ROUNDS):
+            if request.key is not None and (claim := await self._keys.find(request.key)) is not None:
+                return await self._replayed(claim)
+            blocks = await self._blocks(request, limit=request.maximum + 1)
+            if len(blocks) > request.maximum:
+                raise TooManyMatches
+            try:
+                async with self._database.transaction() as session:
+                    return await self._write(session, request, blocks)
+            except _Raced:
+                continue
+        raise DatabaseUnavailable("others were faster, again and again")
+
+    async def _blocks(self, request: BatchRequest, *, limit: int) -> list[tuple[JobId, str | None]]:
+        """The chosen jobs, each with what stands against retrying it."""
+        chosen = request.chosen
+        if isinstance(chosen, FailedFilter):
+            rows = await self._database.fetch(
+                self._sql["match_failed"], request.project_id, *chosen, request.extra_attempts, limit
+            )
+        else:
+            ids = list(dict.fromkeys(chosen))
+            rows = await self._database.fetch(self._sql["look_at"], request.project_id, ids, request.extra_attempts)
+        return [(JobId(row["id"]), row["blocked_by"]) for row in rows]
+
+    async def _write(
+        self, session: "Session", request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]
+    ) -> AcceptedBatch:
+        batch_id = BatchId(uuid7())
+        # The key first: whoever else holds it makes us wait here, before anything is written.
+        if request.key is not None and not await self._keys.claim(session, [(request.key, Claim(batch_id=batch_id))]):
+            raise _Raced
+        free = [job_id for job_id, block in blocks if block is None]
+        rows = await session.fetch(
+            self._sql["accept_batch"],
+            batch_id,
+            request.project_id,
+            [uuid7() for _ in free],
+            free,
+            request.actor,
+            request.reason,
+            request.delay_seconds,
+            request.extra_attempts,
+            request.spread_seconds,
+        )
+        written = {row["job_id"] for row in rows}
+        skipped = [
+            Skipped(job_id, _CODES[block or RetryBlock.RETRY_QUEUED])
+            for job_id, block in blocks
+            if job_id not in written
+        ]
+        await session.fetch(
+            self._sql["record_batch"],
+            batch_id,
+            request.project_id,
+            request.actor,
+            request.reason,
+            len(written),
+            msgspec.json.encode(skipped).decode(),
+        )
+        return AcceptedBatch(batch_id, len(written), skipped)
+
+    async def _replayed(self, claim: Claim) -> AcceptedBatch:
+        if claim.batch_id is None:
+            raise BatchNotFound
+        ((total, skipped),) = await self._database.fetch(self._sql["find_skipped"], claim.batch_id)
+        return AcceptedBatch(claim.batch_id, total, msgspec.json.decode(skipped, type=list[Skipped]), replayed=True)
+
+    async def get(self, key: BatchKey) -> Batch:
+        """The batch with its counts as of now. Raises BatchNotFound, for foreign ones too, and DatabaseUnavailable."""
+        found = await self.find_many([key])
+        if key not in found:
+            raise BatchNotFound
+        return found[key]
+
+    async def find_many(self, keys: Sequence[BatchKey]) -> Mapping[BatchKey, Batch]:
+        """The batches behind distinct keys; one that matches nothing is missing."""
+        ids, projects = zip(*keys, strict=True)
+        rows = await self._database.fetch(self._sql["find_batches"], ids, projects)
+        batches = (Batch(**dict(row)) for row in rows)
+        return {BatchKey(batch.id, batch.project_id): batch for batch in batches}
+
+    async def changed(self, seen: Mapping[BatchKey, Batch]) -> Sequence[BatchKey]:
+        """Which of the batches no longer stand as they were seen."""
+        now = await self.find_many(list(seen))
+        return [key for key, batch in seen.items() if now.get(key) != batch]

