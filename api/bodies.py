@@ -10,8 +10,10 @@ from aiohttp import hdrs, web
 from api.problems import BadRequest, Fault, InvalidBody, InvalidJson, PayloadTooLarge, UnsupportedMediaType
 
 READ_TIMEOUT_S: Final = 5.0
-_PATH: Final = re.compile(r"^(.*?)(?: - at `\$(.*)`)?$", re.DOTALL)
+_PATH: Final = re.compile(r"^(.*?)(?: - at `\$([^`]*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD: Final = "Object contains unknown field"
+_BROKEN_OFF: Final = (web.RequestPayloadError, OSError, RuntimeError)
+"""What reading raises of a body that is malformed, late or cut off; RuntimeError when the client left before it."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -24,15 +26,17 @@ async def body_of(request: web.Request, decoder: msgspec.json.Decoder[T], *, max
     """
     if not request.body_exists:
         return None
+    if hdrs.CONTENT_ENCODING in request.headers:
+        raise UnsupportedMediaType
     raw = await _read(request, max_bytes)
     if not raw:
         return None
-    if request.content_type != "application/json" or hdrs.CONTENT_ENCODING in request.headers:
+    if request.content_type != "application/json":
         raise UnsupportedMediaType
     try:
         return decoder.decode(raw)
     except msgspec.ValidationError as error:
-        raise InvalidBody((_fault_of(error),)) from error
+        raise InvalidBody((_fault_of(error, decoder.type.__struct_fields__),)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidJson from error
 
@@ -47,16 +51,19 @@ async def _read(request: web.Request, max_bytes: int) -> bytes:
                 raw += chunk
                 if len(raw) > max_bytes:
                     raise PayloadTooLarge
-    except TimeoutError as error:
+    except _BROKEN_OFF as error:
         raise BadRequest from error
     return bytes(raw)
 
 
-def _fault_of(error: msgspec.ValidationError) -> Fault:
-    """Msgspec's reason and place, without anything of what was sent: a field's name may be the sender's."""
-    found = _PATH.match(str(error))
+def _fault_of(error: msgspec.ValidationError, fields: tuple[str, ...]) -> Fault:
+    """Msgspec's reason and place, without anything of what was sent: an unknown field's name is the sender's."""
+    words = str(error)
+    found = _PATH.match(words)
     reason, path = (found[1], found[2] or "") if found else ("", "")
-    if reason.startswith(_UNKNOWN_FIELD):
-        reason = _UNKNOWN_FIELD
+    if words.startswith(_UNKNOWN_FIELD):
+        # The name is in the words and may look like a place; the only places that it can be taken for are these.
+        _, _, place = words.rpartition(" - at `$.")
+        reason, path = _UNKNOWN_FIELD, next((f".{field}" for field in fields if place == f"{field}`"), "")
     pointer = path.replace("[", ".").replace("]", "").replace(".", "/")
     return Fault(pointer, f"{reason}.")

@@ -63,9 +63,12 @@ def retry_after_of_job(job: Job, now: datetime) -> int | None:
         return None
     if job.status is JobStatus.PENDING and job.scheduled_at is not None and job.scheduled_at > now:
         return min(MAX_SCHEDULED_WAIT_S, math.ceil((job.scheduled_at - now).total_seconds()))
+    changed_at = job.created_at
     requested_at = None if job.pending_retry is None else job.pending_retry.requested_at
-    times = (job.created_at, job.scheduled_at, job.started_at, job.completed_at, requested_at)
-    return _guess(max(at for at in times if at is not None and at <= now) if job.created_at <= now else now, now)
+    for at in (job.scheduled_at, job.started_at, job.completed_at, requested_at):
+        if at is not None and changed_at < at <= now:
+            changed_at = at
+    return _guess(changed_at, now)
 
 
 def retry_after_of_request(request: Retry | Batch, now: datetime) -> int | None:

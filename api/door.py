@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
+from multidict import istr
 from uuid_utils import uuid7
 
 from api.auth import PROJECT_ID, Authenticator, Principal, Scope
@@ -31,13 +32,21 @@ from shared.errors import DatabaseUnavailable, RedriveError
 from shared.models import ProjectId
 
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
     from api.metrics import Metrics
-    from api.ratelimit import Bucket, ClientAddresses, RateLimit
+    from api.ratelimit import ClientAddresses, RateLimit
 
 log = structlog.stdlib.get_logger(__name__)
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 STANDING: Final = web.RequestKey("standing", tuple)
+
+# Folded to lower case once, here, instead of once a request.
+_REQUEST_ID_HEADER: Final = istr("X-Request-Id")
+_CONTENT_TYPE_OPTIONS: Final = istr("X-Content-Type-Options")
+_RATE_LIMIT_POLICY: Final = istr("RateLimit-Policy")
+_RATE_LIMIT: Final = istr("RateLimit")
 
 _GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
@@ -74,7 +83,7 @@ class Call(NamedTuple):
 
 def request_id_of(request: web.BaseRequest) -> str:
     """The client's own request id where it is one, else a new one."""
-    given = request.headers.get("X-Request-Id")
+    given = request.headers.get(_REQUEST_ID_HEADER)
     return given if given is not None and _GIVEN_ID.fullmatch(given) else str(uuid7())
 
 
@@ -141,12 +150,12 @@ class Door:
 
     def _admit(self, request: web.Request) -> None:
         if self._by_address is not None:
-            forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ())
-            self._by_address.bucket_of(self._addresses.key_of(request.remote, forwarded)).charge()
+            addresses = self._addresses
+            forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if addresses.trusting else ()
+            self._by_address.bucket_of(addresses.key_of(request.remote, forwarded)).charge()
 
     def _finish(self, request: web.Request, answer: web.StreamResponse, request_id: str) -> None:
-        for name, value in common_headers(request, request_id).items():
-            answer.headers.setdefault(name, value)
+        complete(request, answer.headers, request_id)
 
     def guarded(self, access: Access, handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Handler:
         """`handler` behind the steps that `access` asks for."""
@@ -168,19 +177,16 @@ class Door:
         return behind_the_door
 
 
-def common_headers(request: web.Request, request_id: str) -> dict[str, str]:
-    """What every answer carries, and the limit's standing where the request was charged to one."""
-    headers = {
-        "X-Request-Id": request_id,
-        "X-Content-Type-Options": "nosniff",
-        hdrs.CACHE_CONTROL: "private, no-cache",
-    }
-    standing: tuple[RateLimit, Bucket] | None = request.get(STANDING)
-    if standing is not None:
-        limit, bucket = standing
-        headers["RateLimit-Policy"] = limit.policy
-        headers["RateLimit"] = limit.standing(bucket)
-    return headers
+def complete(request: web.Request, headers: "MutableMapping[str, str]", request_id: str) -> None:
+    """Add what every answer carries, and the limit's standing where the request was charged to one."""
+    headers[_REQUEST_ID_HEADER] = request_id
+    headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
+    if hdrs.CACHE_CONTROL not in headers:
+        headers[hdrs.CACHE_CONTROL] = "private, no-cache"
+    if STANDING in request:
+        limit, bucket = request[STANDING]
+        headers[_RATE_LIMIT_POLICY] = limit.policy
+        headers[_RATE_LIMIT] = limit.standing(bucket)
 
 
 def _parameters_of(request: web.Request, known: frozenset[str]) -> dict[str, str]:

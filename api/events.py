@@ -17,7 +17,7 @@ from aiohttp import web
 
 from api.answers import Unbranded
 from api.conditional import etag_of_job
-from api.door import REQUEST_ID, common_headers
+from api.door import REQUEST_ID, complete
 from api.jobs import encoded_bare
 from shared.models import Job, JobKey
 
@@ -52,7 +52,8 @@ class EventResource:
         key = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
         job = await self._store.get(key)
         request = call.request
-        stream = _Stream(headers=common_headers(request, request[REQUEST_ID]))
+        stream = _Stream()
+        complete(request, stream.headers, request[REQUEST_ID])
         stream.content_type = "text/event-stream"
         stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
         loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from aiohttp import hdrs
+from multidict import istr
 
 from api.answers import Answer
 from api.conditional import matches
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from api.watch import StatusWatch
 
 MAX_WAIT_S: Final = 60
+_PREFER: Final = istr("Prefer")
 _WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,3})"?\s*(?=[,;]|$)', re.ASCII | re.IGNORECASE)
 
 
@@ -69,7 +71,7 @@ class Reader(Generic[K, V]):
         """200, or 304 where the client has it already; held for a change where the client prefers so."""
         value = await self._get(key)
         known = call.request.headers.get(hdrs.IF_NONE_MATCH)
-        wait_s = wait_of(call.request.headers.get("Prefer"))
+        wait_s = wait_of(call.request.headers.get(_PREFER))
         if wait_s is not None:
             value = await self._held(call, key, value, known, wait_s)
         etag = self._etag_of(value)

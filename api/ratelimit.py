@@ -96,6 +96,8 @@ class ClientAddresses:
 
     def __init__(self, trusted: "Sequence[IPv4Network | IPv6Network]") -> None:
         self._trusted = tuple(trusted)
+        self.trusting = bool(self._trusted)
+        """Whether there is any proxy whose word counts."""
 
     def key_of(self, peer: str | None, forwarded: "Sequence[str]") -> str:
         """The key to charge: an IPv4 address, or an IPv6 /64.

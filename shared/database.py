@@ -8,7 +8,8 @@ after `statement_timeout`.
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import asyncpg
 
@@ -65,6 +66,33 @@ class Session:
         await self._connection.executemany(sql, rows)
 
 
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
+_MICROSECOND: Final = timedelta(microseconds=1)
+_FIRST: Final = datetime.min.replace(tzinfo=UTC)
+_LAST: Final = datetime.max.replace(tzinfo=UTC)
+
+
+def _time_of(wire: tuple[int]) -> datetime:
+    """A timestamptz; `infinity`, and what lies beyond the years 1 to 9999, becomes the nearest time that Python has.
+
+    asyncpg raises for such a time, or drops its time zone: one odd row would fail the queries of everybody around it.
+    """
+    try:
+        return _EPOCH + timedelta(microseconds=wire[0])
+    except OverflowError:
+        return _FIRST if wire[0] < 0 else _LAST
+
+
+def _wire_of(time: datetime) -> tuple[int]:
+    return ((time - _EPOCH) // _MICROSECOND,)
+
+
+async def _prepare(connection: "PoolConnection") -> None:
+    await connection.set_type_codec(
+        "timestamptz", schema="pg_catalog", format="tuple", encoder=_wire_of, decoder=_time_of
+    )
+
+
 async def _without_reset(_connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
     """Stand in for asyncpg's reset query; see the module's first lines for why there is nothing to reset."""
 
@@ -91,6 +119,7 @@ class Database:
             max_size=self._pool_size,
             timeout=self._timeout_s,
             command_timeout=self._timeout_s,
+            init=_prepare,
             reset=_without_reset,
             server_settings={
                 "application_name": self._program,

@@ -93,6 +93,7 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
+_UNREAD = "unread" * MIN_SECRET_BYTES
 _SECRETS = frozenset({"database_url", "database_read_url", "amqp_url", "jwt_secret", "jwt_public_key"})
 
 
@@ -172,7 +173,8 @@ def read(kind: type[S], **known: object) -> S:
     """
     secrets, unread = _secrets_from_files(kind)
     try:
-        settings = kind(**cast("dict[str, Any]", {**secrets, **known}))
+        # A secret that could not be read counts as given, or others would be blamed for its absence.
+        settings = kind(**cast("dict[str, Any]", {**secrets, **dict.fromkeys(unread, _UNREAD), **known}))
     except ValidationError as error:
         problems = [_problem(kind, dict(problem)) for problem in error.errors() if problem["loc"][0] not in unread]
         raise SettingsError(sorted([*problems, *unread.values()])) from None

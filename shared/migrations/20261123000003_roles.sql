@@ -22,6 +22,15 @@ GRANT SELECT, INSERT, UPDATE ON redrive.retry_requests TO redrive_api, redrive_w
 GRANT SELECT, INSERT, UPDATE ON redrive.idempotency_keys TO redrive_api;
 GRANT SELECT, INSERT ON redrive.retry_batches TO redrive_api;
 
+-- `redrive check` asks what is applied. Whoever runs these files by hand has no such table.
+DO $$
+BEGIN
+    IF to_regclass('redrive.schema_migrations') IS NOT NULL THEN
+        GRANT SELECT ON redrive.schema_migrations TO redrive_api, redrive_worker;
+    END IF;
+END
+$$;
+
 -- The jobs table may be somebody else's, who alone can grant rights on it.
 DO $$
 BEGIN

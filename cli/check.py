@@ -1,0 +1,140 @@
+"""Whether a deployment is ready: its settings, its database, its broker. Looks at everything, stops at nothing."""
+
+import difflib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, suppress
+from enum import StrEnum
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from aio_pika.exceptions import ChannelPreconditionFailed
+
+from cli.failures import CommandFailed, line_of
+from shared import migrations, topology
+from shared.database import Database, open_database
+from shared.errors import BrokerUnavailable, DatabaseUnavailable, JobNotFound, SettingsError
+from shared.jobs import JobStore
+from shared.models import JobId, JobKey, ProjectId
+from shared.retries import RetryLedger
+from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read, variables
+from shared.sql import statements
+from worker.broker import connected, translated
+
+_ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT")
+
+
+class Verdict(StrEnum):
+    """What a look at something came to."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAILED = "failed"
+
+
+class Finding(NamedTuple):
+    """One line of the report."""
+
+    verdict: Verdict
+    text: str
+
+
+async def findings() -> AsyncIterator[Finding]:
+    """Look at everything, in the order in which things need each other."""
+    settings: list[Settings] = []
+    for program, kind in (("api", ApiSettings), ("worker", WorkerSettings)):
+        try:
+            settings.append(read(kind))
+            yield Finding(Verdict.OK, f"settings of redrive {program}")
+        except SettingsError as error:
+            for problem in error.problems:
+                yield Finding(Verdict.FAILED, f"settings of redrive {program}: {problem}")
+    for finding in unknown_variables():
+        yield finding
+    if not settings:
+        return
+    # The first that could be read: both read the same database and broker from the same variables.
+    async for finding in _of_database(settings[0]):
+        yield finding
+    if settings[0].amqp_url is None:
+        yield Finding(Verdict.OK, "broker: none, retries are dispatched through the ledger")
+    else:
+        yield await _of_broker(settings[0].amqp_url.get_secret_value())
+
+
+def unknown_variables() -> Iterator[Finding]:
+    """A warning for each REDRIVE_ variable that nothing reads: a typo leaves the default in force, silently."""
+    known = variables(ApiSettings) | variables(WorkerSettings)
+    for name in sorted(os.environ):
+        if name.startswith(PREFIX) and name not in known and not name.startswith(_ELSEWHERE):
+            meant = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            hint = f"; did you mean {meant[0]}?" if meant else ""
+            yield Finding(Verdict.WARNING, f"{name}: there is no such setting{hint}")
+
+
+async def _of_database(settings: Settings) -> AsyncIterator[Finding]:
+    urls = {"database": settings.database_url}
+    if isinstance(settings, ApiSettings) and settings.database_read_url is not None:
+        urls["database for reading"] = settings.database_read_url
+    for name, url in urls.items():
+        async with AsyncExitStack() as opened:
+            try:
+                database = await opened.enter_async_context(
+                    open_database(
+                        url.get_secret_value(), program="redrive check", timeout_s=settings.db_timeout, pool_size=1
+                    )
+                )
+                await database.ping()
+            except (DatabaseUnavailable, OSError, ValueError) as error:
+                yield Finding(Verdict.FAILED, f"{name}: {line_of(error)}")
+                continue
+            yield Finding(Verdict.OK, f"{name}: answers")
+            for look in (_of_migrations, _of_tables):
+                try:
+                    yield Finding(Verdict.OK, f"{name}: {await look(database)}")
+                except (CommandFailed, DatabaseUnavailable) as error:
+                    yield Finding(Verdict.FAILED, f"{name}: {line_of(error)}")
+
+
+async def _of_migrations(database: Database) -> str:
+    sql = statements("check", "cli")
+    wanted = {path.name.partition("_")[0] for path in migrations.folder().glob("*.sql")}
+    ((found,),) = await database.fetch(sql["has_migrations"])
+    applied = {row["version"] for row in await database.fetch(sql["migrations"])} if found else set()
+    if missing := wanted - applied:
+        raise CommandFailed(f"{len(missing)} of {len(wanted)} migrations are missing: run `redrive migrate`")
+    return f"all {len(wanted)} migrations applied"
+
+
+async def _of_tables(database: Database) -> str:
+    """Read as the programs do: that needs the columns and the rights that they need."""
+    jobs = JobStore(database)
+    try:
+        with suppress(JobNotFound):
+            await jobs.get(JobKey(JobId(UUID(int=0)), ProjectId("redrive-check"), with_payload=True))
+        await RetryLedger(database, jobs).backlog()
+    except DatabaseUnavailable as error:
+        raise CommandFailed(f"control_plane.jobs or the ledger cannot be read ({error})") from error
+    return "control_plane.jobs and the ledger can be read"
+
+
+async def _of_broker(url: str) -> Finding:
+    try:
+        async with connected(url, name="redrive check") as connection:
+            with translated():
+                channel = await connection.channel()
+                await topology.declare(channel)
+    except BrokerUnavailable as error:
+        if isinstance(error.__cause__, ChannelPreconditionFailed):
+            return Finding(Verdict.FAILED, "broker: a queue or the exchange is there already, with other arguments")
+        return Finding(Verdict.FAILED, f"broker: {line_of(error)}")
+    return Finding(Verdict.OK, "broker: answers, exchange and queues are as expected")
+
+
+async def report(say: Callable[[Finding], None]) -> bool:
+    """Tell every finding as it comes; whether nothing failed."""
+    ready = True
+    async for finding in findings():
+        say(finding)
+        ready = ready and finding.verdict is not Verdict.FAILED
+    return ready

@@ -1,0 +1,99 @@
+"""The data folder of `redrive up`: what one machine's Redrive keeps between two starts.
+
+    lock          held while an `up` runs on the folder; names its process
+    jwt-secret    signs and checks tokens; mode 600
+    auth          the last printed token as an HTTP header, for `curl -H @…/auth`; mode 600
+    postgres/     the database's files
+    postgres.log  what the database says
+
+Deleting the folder, with nothing running on it, deletes all of it.
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.failures import CommandFailed
+from shared.settings import MIN_SECRET_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class DataFolder:
+    """A folder that this process alone works on."""
+
+    path: Path
+
+    @property
+    def cluster(self) -> Path:
+        """Where the database's files lie."""
+        return self.path / "postgres"
+
+    @property
+    def log(self) -> Path:
+        """Where the database's log goes."""
+        return self.path / "postgres.log"
+
+    def secret(self) -> str:
+        """The folder's own secret for tokens: made when first asked for, the same ever after."""
+        path = self.path / "jwt-secret"
+        if path.exists() and len(kept := path.read_text("ascii").strip()) >= MIN_SECRET_BYTES:
+            return kept
+        secret = secrets.token_urlsafe(48)
+        _write_private(path, f"{secret}\n")
+        return secret
+
+    def keep_header(self, token: str) -> Path:
+        """Keep `token` as the header that sends it; returns the file, which curl reads."""
+        path = self.path / "auth"
+        _write_private(path, f"Authorization: Bearer {token}\n")
+        return path
+
+
+@contextmanager
+def data_folder(path: Path) -> Iterator[DataFolder]:
+    """Make the folder where it is missing, and hold it. Raises CommandFailed when another process holds it."""
+    path = path.expanduser().absolute()
+    try:
+        # Root's database runs under another account, which has to walk through here; listing stays root's.
+        path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        # The kernel lets go of the lock when the process dies, however it dies; a database left behind has none.
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CommandFailed(
+            f"the data folder {path} cannot be used: {(error.strerror or str(error)).lower()}"
+        ) from error
+    try:
+        _hold(lock, path)
+        ignored = path / ".gitignore"
+        if not ignored.exists():
+            ignored.write_text("*\n", "ascii")  # there is a secret in here
+        yield DataFolder(path)
+    finally:
+        os.close(lock)
+
+
+def _hold(lock: int, path: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        raise CommandFailed(
+            f"the data folder {path} is in use by another `redrive up` (process {holder}); "
+            "stop that one, or choose another folder with --data-dir"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode("ascii"), 0)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write for the owner's eyes only, all or nothing."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(text)
+    new.replace(path)

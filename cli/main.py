@@ -1,0 +1,219 @@
+"""The commands: what a user types, and what comes of it.
+
+    0  done        1  failed, with the reason in one line on stderr        2  wrong usage or settings
+
+A command imports what it needs when it runs, so that `redrive --help` does not wait for a web server to load.
+"""
+
+# ruff: noqa: PLC0415 - the imports within commands, for the reason above
+
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.failures import CommandFailed, is_expected, line_of
+from shared.errors import RedriveError, SettingsError
+
+_ONE_MACHINE = "Everything on one machine"
+_PROGRAMS = "The programs"
+_SETTING_UP = "Setting up"
+
+app = typer.Typer(
+    name="redrive",
+    help=(
+        "Job status and exactly-once retries beside a PostgreSQL jobs table.\n\n"
+        "Start with **redrive up**: a database, the API, a worker and demo jobs, on this machine. "
+        "The programs read their settings from the environment: REDRIVE_DATABASE_URL and so on."
+    ),
+    epilog="Exit status: 0 done, 1 failed (the reason in one line on stderr), 2 wrong usage or settings.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command that `args`, or the process's own arguments, name; ends by SystemExit."""
+    try:
+        app(args, prog_name="redrive")
+    except SettingsError as error:
+        _complain("the settings are not right:", *(f"  {problem}" for problem in error.problems))
+        sys.exit(2)
+    except (RedriveError, OSError, ExceptionGroup) as error:
+        if not is_expected(error):
+            raise  # a mistake of ours: the traceback is for us
+        _complain(line_of(error))
+        sys.exit(1)
+
+
+def _complain(first: str, *more: str) -> None:
+    typer.echo("\n".join((f"redrive: {first}", *more)), err=True)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
+    if wanted:
+        typer.echo(f"redrive {version('redrive')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _redrive(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel=_ONE_MACHINE)
+def up(
+    *,
+    demo: Annotated[
+        bool, typer.Option("--demo/--no-demo", help="Put demo jobs there, and a stand-in that runs them.")
+    ] = True,
+    data_dir: Annotated[
+        Path, typer.Option(file_okay=False, help="Where the database and the token secret are kept.")
+    ] = Path(".redrive"),
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Where the API listens.", show_default="REDRIVE_PORT or 8080")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="How many workers run.")] = 1,
+) -> None:
+    """Run all of Redrive here: PostgreSQL, API, workers and a demo. Ctrl-C stops it.
+
+    Prints the API's URL, a token, and three curl lines to paste. Needs no Docker and no RabbitMQ; with REDRIVE_AMQP_URL
+    set, retries travel through RabbitMQ. A second start finds the data of the first.
+    """
+    began_at = time.monotonic()  # loading the programs is part of starting them
+    from cli.up import Plan, run_up
+
+    run_up(
+        Plan(data_dir=data_dir, port=port, workers=workers, demo=demo, began_at=began_at),
+        say=typer.echo,
+        warn=lambda text: _complain(f"note: {text}"),
+    )
+
+
+@app.command(rich_help_panel=_PROGRAMS)
+def api() -> None:
+    """Serve the HTTP API, and hand accepted retries to RabbitMQ.
+
+    Needs REDRIVE_DATABASE_URL and a key to check tokens with (REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY or
+    REDRIVE_JWKS_URL). SIGTERM ends it once the requests in hand are answered.
+    """
+    from api.app import run
+    from cli.ports import Port, require_free
+    from cli.signals import StopSignals
+    from shared.settings import ApiSettings, read
+    from shared.telemetry import configure_logging
+
+    settings = read(ApiSettings)
+    configure_logging(level=settings.log_level, json=settings.log_format == "json")
+    require_free(
+        settings.host,
+        [Port(settings.port, "the API", "REDRIVE_PORT"), Port(settings.ops_port, "its ops port", "REDRIVE_OPS_PORT")],
+    )
+    with StopSignals() as signals:
+        signals.run(lambda stop: run(settings, stop=stop))
+
+
+@app.command(rich_help_panel=_PROGRAMS)
+def worker() -> None:
+    """Put failed jobs back in line, as requested, exactly once per request.
+
+    Needs REDRIVE_DATABASE_URL. Takes requests from RabbitMQ where REDRIVE_AMQP_URL is set, else from the ledger. Start
+    more of them to scale. SIGTERM ends it once the batch in hand is settled.
+    """
+    from cli.ports import Port, require_free
+    from cli.signals import StopSignals
+    from shared.settings import WorkerSettings, read
+    from shared.telemetry import configure_logging
+    from worker.app import run
+
+    settings = read(WorkerSettings)
+    configure_logging(level=settings.log_level, json=settings.log_format == "json")
+    require_free(settings.host, [Port(settings.ops_port, "the worker's ops port", "REDRIVE_OPS_PORT")])
+    with StopSignals() as signals:
+        signals.run(lambda stop: run(settings, stop=stop))
+
+
+@app.command(rich_help_panel=_SETTING_UP)
+def migrate(
+    *, print_: Annotated[bool, typer.Option("--print", help="Print the migrations instead; touches nothing.")] = False
+) -> None:
+    """Bring the database up to date. Safe to run again, and by several at once.
+
+    Needs REDRIVE_DATABASE_URL, naming somebody who may create a schema and roles.
+    """
+    from shared import migrations
+    from shared.settings import WorkerSettings, read
+
+    if print_:
+        typer.echo(migrations.text())
+        return
+    settings = read(WorkerSettings)
+    migrations.migrate(settings.database_url.get_secret_value())
+    typer.echo("the database is up to date")
+
+
+@app.command(rich_help_panel=_SETTING_UP)
+def check() -> None:
+    """See whether all is in place: settings, database, migrations, RabbitMQ; one line each.
+
+    Warns of REDRIVE_ variables that nothing reads. On RabbitMQ, declares the exchange and queues if they are missing,
+    as both programs do when they start.
+    """
+    import asyncio
+
+    from cli.check import Finding, Verdict, report
+    from shared.telemetry import configure_logging
+
+    configure_logging(level="ERROR", json=False)  # what the libraries would warn of is in the findings
+    colours = {Verdict.OK: typer.colors.GREEN, Verdict.WARNING: typer.colors.YELLOW, Verdict.FAILED: typer.colors.RED}
+
+    def say(finding: Finding) -> None:
+        typer.echo(f"{typer.style(f'{finding.verdict:<8}', fg=colours[finding.verdict])} {finding.text}")
+
+    if not asyncio.run(report(say)):
+        raise CommandFailed("not ready: see the lines that say failed")
+
+
+@app.command(rich_help_panel=_SETTING_UP)
+def token(
+    *,
+    project: Annotated[str, typer.Option(help="Whose jobs it opens: letters, digits, _ and -.")],
+    sub: Annotated[
+        str | None, typer.Option(help="Who asks, for the audit trail.", show_default="project:<project>")
+    ] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(help='What it may do, such as "jobs:read jobs:retry".', show_default="read and retry single jobs"),
+    ] = None,
+    ttl: Annotated[int, typer.Option(min=1, help="Good for so many seconds.")] = 3600,
+) -> None:
+    """Print a token for a project, signed with REDRIVE_JWT_SECRET.
+
+    Carries REDRIVE_JWT_ISSUER and REDRIVE_JWT_AUDIENCE where they are set.
+    """
+    from cli.tokens import check_project, check_scope, token_for
+    from shared.settings import ApiSettings, read
+
+    try:
+        check_project(project)
+        check_scope(scope)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
+    typer.echo(token_for(project, settings, subject=sub, scope=scope, ttl_s=ttl))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""SIGINT and SIGTERM: asked once, everything ends in order; asked again, at once.
+
+Supervisors often signal twice by accident (Ctrl-C reaches the whole process group, and `make` passes on what it gets
+itself), so what comes within a second of the first counts as the same.
+"""
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, Self
+
+from cli.failures import CommandFailed
+
+_SAME_WISH_S = 1.0
+_WATCHED = (signal.SIGINT, signal.SIGTERM)
+
+Program = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+"""What runs until its event is set, and then ends in order."""
+
+
+class _Running(NamedTuple):
+    loop: asyncio.AbstractEventLoop
+    stop: asyncio.Event
+    task: "asyncio.Task[Any]"
+
+
+class StopSignals:
+    """Both signals, from entering the block to leaving it.
+
+    Before `run`, a signal leaves the block, as an exception that ends here: what the block has opened is closed.
+    During `run`, it sets the program's event, and the second one cancels the program. Afterwards it changes nothing:
+    the end is on its way.
+    """
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+        self._running: _Running | None = None
+        self._ending = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        self._previous = {number: signal.signal(number, self._received) for number in _WATCHED}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        return isinstance(error, _Asked)
+
+    def run(self, program: Program) -> None:
+        """Run `program` until it ends, by itself or because a signal asked it to.
+
+        Raises CommandFailed when it had to be cut off, and whatever the program raises.
+        """
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            try:
+                runner.run(self._run(program))
+            finally:
+                self._ending = True
+
+    async def _run(self, program: Program) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine that runs has a task
+        stop = asyncio.Event()
+        self._running = _Running(asyncio.get_running_loop(), stop, task)
+        if self._asked_at is not None:
+            stop.set()
+        try:
+            await program(stop)
+        except asyncio.CancelledError:
+            raise CommandFailed("told to stop twice: stopped at once, before everything in hand was finished") from None
+        finally:
+            self._ending = True
+            self._running = None
+
+    def _received(self, _number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        first = self._asked_at is None
+        if self._asked_at is None:
+            self._asked_at = now
+        match self._running:
+            case None if first and not self._ending:
+                raise _Asked
+            case None:
+                pass
+            case _Running(loop, stop, _) if first:
+                loop.call_soon_threadsafe(stop.set)
+            case _Running(loop, _, task) if now - self._asked_at > _SAME_WISH_S:
+                loop.call_soon_threadsafe(task.cancel)
+            case _Running():
+                pass
+
+
+class _Asked(BaseException):
+    """A signal came before anything ran; a BaseException, as KeyboardInterrupt is, so that nothing swallows it."""
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    if sys.platform == "win32":
+        return asyncio.new_event_loop()
+    import uvloop  # noqa: PLC0415 - not to be had everywhere
+
+    return uvloop.new_event_loop()

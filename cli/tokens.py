@@ -1,0 +1,40 @@
+"""Tokens for a project, signed with the shared secret: for `redrive token` and what `redrive up` prints.
+
+Where tokens are checked with a public key, whoever holds the private one signs them; Redrive never does.
+"""
+
+import time
+
+from api.auth import PROJECT_ID, Scope
+from api.keys import signed
+from shared.errors import SettingsError
+from shared.settings import ApiSettings
+
+ONE_PROJECT = (Scope.READ, Scope.PAYLOAD, Scope.RETRY, Scope.RETRY_BULK, Scope.RETRY_EXTEND)
+"""Everything that can be done within a project."""
+
+
+def check_project(project: str) -> None:
+    """Raise ValueError for a project that the API would refuse."""
+    if not PROJECT_ID.fullmatch(project):
+        raise ValueError("a project is 1 to 100 letters, digits, _ and -")
+
+
+def check_scope(scope: str | None) -> None:
+    """Raise ValueError for scopes that mean nothing: a typo would only show as a refusal, later."""
+    known = [str(each) for each in Scope]
+    if unknown := [word for word in (scope or "").split() if word not in known]:
+        raise ValueError(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
+
+
+def token_for(
+    project: str, settings: ApiSettings, *, subject: str | None = None, scope: str | None = None, ttl_s: int
+) -> str:
+    """A token that the API accepts under these settings. Raises SettingsError where they hold no secret."""
+    if settings.jwt_secret is None:
+        raise SettingsError(["REDRIVE_JWT_SECRET: is what tokens are signed with; a public key can only check them"])
+    now = int(time.time())
+    claims: dict[str, object] = {"iat": now, "exp": now + ttl_s, settings.jwt_project_claim: project}
+    optional = {"sub": subject, "scope": scope, "iss": settings.jwt_issuer, "aud": settings.jwt_audience}
+    claims |= {name: value for name, value in optional.items() if value is not None}
+    return signed(settings.jwt_secret.get_secret_value(), claims=claims)

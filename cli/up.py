@@ -1,0 +1,177 @@
+"""All of Redrive on one machine: PostgreSQL, the API, workers and a demo, in one process, for as long as it runs.
+
+What starts last stops first: the API lets go of its clients, the workers finish what they hold, the stand-in control
+plane ends its round, and then the database has nobody left to serve.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import api.app
+import worker.app
+from cli.demo import PROJECT, Demo
+from cli.embedded import EmbeddedPostgres, embedded_postgres
+from cli.folder import DataFolder, data_folder
+from cli.ports import Port, require_free
+from cli.signals import StopSignals
+from cli.tokens import ONE_PROJECT, token_for
+from cli.welcome import TOKEN_TTL_S, Welcome
+from shared.database import open_database
+from shared.errors import SettingsError
+from shared.migrations import migrate
+from shared.settings import ApiSettings, Settings, WorkerSettings, read
+from shared.telemetry import configure_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_HEALTH_LOOK_S: Final = 0.5
+_PLACEHOLDER: Final = "postgresql://"
+"""Stands for the database whose URL is known once it runs."""
+_NOT_OURS: Final = ("REDRIVE_DATABASE_URL", "REDRIVE_DATABASE_READ_URL")
+_OTHER_KEYS: Final = ("REDRIVE_JWT_PUBLIC_KEY", "REDRIVE_JWKS_URL")
+_OWN_SECRET: Final = ("REDRIVE_JWT_SECRET", "REDRIVE_JWT_SECRET_FILE")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `redrive up` was asked for, and when on the monotonic clock; `port` None leaves it to the settings."""
+
+    data_dir: Path
+    port: int | None
+    workers: int
+    demo: bool
+    began_at: float
+
+
+def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
+    """Run the whole until a signal ends it; `say` gets what the user asked for, `warn` what they should know.
+
+    Raises SettingsError and CommandFailed, with everything stopped again.
+    """
+    _check_environment(warn)
+    with StopSignals() as signals, data_folder(plan.data_dir) as folder:
+        known = _known(plan, folder)
+        configured, _ = _settings(known, _PLACEHOLDER)  # before anything is started
+        configure_logging(level=configured.log_level, json=configured.log_format == "json")
+        require_free(
+            configured.host,
+            [
+                Port(configured.port, "the API", "--port"),
+                Port(configured.ops_port, "its ops port", "REDRIVE_OPS_PORT"),
+            ],
+        )
+        with embedded_postgres(folder, warn=warn) as server:
+            migrate(server.url)
+            settings, worker_settings = _settings(known, server.url)
+            stack = _Stack(plan, settings, worker_settings, server)
+
+            def greet(example: str | None) -> None:
+                scope = " ".join(ONE_PROJECT)
+                token = token_for(PROJECT, settings, subject="you", scope=scope, ttl_s=TOKEN_TTL_S)
+                welcome = Welcome(
+                    settings=settings,
+                    folder=folder.path,
+                    token=token,
+                    header_file=folder.keep_header(token),
+                    took_s=time.monotonic() - plan.began_at,
+                )
+                say(welcome.text(example))
+
+            signals.run(lambda stop: stack.run(stop, greet))
+
+
+def _check_environment(warn: Callable[[str], None]) -> None:
+    def given(*names: str) -> list[str]:
+        return [name for variable in names for name in (variable, f"{variable}_FILE") if os.environ.get(name)]
+
+    if other := given(*_OTHER_KEYS):
+        raise SettingsError(
+            [f"{name}: `redrive up` signs the token that it prints, with a secret: unset this" for name in other]
+        )
+    for name in given(*_NOT_OURS):
+        warn(f"{name} is set, but `redrive up` brings its own database: ignored")
+
+
+def _known(plan: Plan, folder: DataFolder) -> "Mapping[str, object]":
+    """What is settled without the environment, or was not set there."""
+    known: dict[str, object] = {"database_read_url": None}
+    if plan.port is not None:
+        known["port"] = plan.port
+    if not any(os.environ.get(name) for name in _OWN_SECRET):
+        known["jwt_secret"] = folder.secret()
+    calm = {"log_level": "WARNING", "log_format": "console"}  # what is printed is to stay readable
+    unset = {field: value for field, value in calm.items() if not os.environ.get(f"REDRIVE_{field.upper()}")}
+    return known | unset
+
+
+def _settings(known: "Mapping[str, object]", database_url: str) -> tuple[ApiSettings, WorkerSettings]:
+    """What both programs run on. Raises SettingsError with the problems of both."""
+    problems: set[str] = set()
+    found: list[Settings] = []
+    for kind in (ApiSettings, WorkerSettings):
+        fields = {name: value for name, value in known.items() if name in kind.model_fields}
+        try:
+            found.append(read(kind, **fields, database_url=database_url))
+        except SettingsError as error:
+            problems.update(error.problems)
+    match found:
+        case [ApiSettings() as settings, WorkerSettings() as worker_settings]:
+            return settings, worker_settings
+        case _:
+            raise SettingsError(sorted(problems))
+
+
+class _Stack:
+    """The programs on a database that runs."""
+
+    def __init__(
+        self, plan: Plan, settings: ApiSettings, worker_settings: WorkerSettings, server: EmbeddedPostgres
+    ) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._worker_settings = worker_settings
+        self._server = server
+
+    async def run(self, stop: asyncio.Event, greet: Callable[[str | None], None]) -> None:
+        """Start everything, greet, wait for `stop`, end everything in order."""
+        async with AsyncExitStack() as opened:
+            demo = None
+            if self._plan.demo:
+                demo = Demo(
+                    await opened.enter_async_context(
+                        open_database(self._server.url, program="redrive demo", timeout_s=2, pool_size=1)
+                    )
+                )
+                await demo.seed()
+            tasks = await opened.enter_async_context(asyncio.TaskGroup())
+            watch = tasks.create_task(self._watch_server())
+            stops = [asyncio.Event() for _ in range(3)]
+            started = asyncio.Event()
+            groups = [
+                [tasks.create_task(api.app.run(self._settings, stop=stops[0], started=started))],
+                [
+                    tasks.create_task(worker.app.run(self._worker_settings, stop=stops[1], ops=False))
+                    for _ in range(self._plan.workers)
+                ],
+                [tasks.create_task(demo.run_jobs(stop=stops[2]))] if demo else [],
+            ]
+            await started.wait()
+            if not stop.is_set():
+                greet(str(await demo.retryable()) if demo else None)
+            await stop.wait()
+            for stopping, members in zip(stops, groups, strict=True):
+                stopping.set()
+                await asyncio.gather(*members)
+            watch.cancel()
+
+    async def _watch_server(self) -> None:
+        while True:
+            self._server.check()
+            await asyncio.sleep(_HEALTH_LOOK_S)

@@ -1,0 +1,68 @@
+"""What `redrive up` prints once it is up: where it is, and three lines to paste."""
+
+import shlex
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from cli.demo import PROJECT
+from shared.settings import ApiSettings
+
+TOKEN_TTL_S: Final = 12 * 3600
+"""How long the printed token is good for: a day's work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The facts to tell."""
+
+    settings: ApiSettings
+    folder: Path
+    token: str
+    header_file: Path
+    took_s: float
+
+    def text(self, example: str | None) -> str:
+        """All of it; `example` is a failed job's id, None where there are no demo jobs."""
+        url = f"http://{_reachable(self.settings.host)}:{self.settings.port}"
+        # curl reads the token from the file, so that a line can be read by people too.
+        curl = f"curl -sS -H @{shlex.quote(str(self.header_file))}"
+        dispatch = "through RabbitMQ" if self.settings.amqp_url else "through the ledger (no RabbitMQ)"
+        facts = [
+            f"Redrive is up after {self.took_s:.1f} s.",
+            "",
+            f"  API    {url}",
+            f"  ops    http://{_reachable(self.settings.host)}:{self.settings.ops_port}/readyz",
+            f"  data   {self.folder}",
+            f"  retry  {dispatch}",
+            "",
+            f'A token for project "{PROJECT}", good for {TOKEN_TTL_S // 3600} hours:',
+            "",
+            f"  {self.token}",
+            "",
+        ]
+        job = f"{url}/api/jobs/{example}"
+        lines = (
+            [
+                "A failed job; its retry; and, a few seconds later, what became of it:",
+                "",
+                f"  {curl} {job}",
+                f"  {curl} -X POST {job}/retry",
+                f"  {curl} {job}/retries",
+            ]
+            if example
+            else ["The table control_plane.jobs is empty and yours to fill:", "", f"  {curl} {url}/api/jobs"]
+        )
+        return "\n".join([*facts, *lines, "", "Ctrl-C stops all of it; a second start finds its data again."])
+
+
+def _reachable(host: str) -> str:
+    """`host` as a client on this machine writes it."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host
+    if address.is_unspecified:
+        return "[::1]" if address.version == 6 else "127.0.0.1"
+    return f"[{host}]" if address.version == 6 else host

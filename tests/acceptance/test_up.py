@@ -1,0 +1,209 @@
+"""`redrive up`: the whole on one machine, as somebody who has just installed it meets it."""
+
+import asyncio
+import json
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.acceptance.up import Up, alive
+from tests.eventually import eventually
+from tests.servers.processes import free_port
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A data folder that is not there yet; pytest's own temporary folders are closed to PostgreSQL's account."""
+    parent = Path(tempfile.mkdtemp(prefix="redrive-up-"))
+    parent.chmod(0o755)
+    yield parent / "data"
+    shutil.rmtree(parent, ignore_errors=True)
+
+
+async def pasted(line: str) -> dict[str, Any]:
+    """What a line prints when it is pasted into a shell."""
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", line, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    answer = json.loads(out)
+    assert isinstance(answer, dict)
+    return answer
+
+
+async def jobs_of(up: Up) -> list[dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {up.token}"}
+    async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{up.url}/api/jobs?limit=200") as answer:
+        assert answer.status == 200
+        jobs = (await answer.json())["data"]
+        assert isinstance(jobs, list)
+        return jobs
+
+
+async def test_the_printed_lines_work_as_pasted_and_the_retry_goes_through(folder: Path) -> None:
+    began_at = time.monotonic()
+    async with Up.ready(folder) as up:
+        assert time.monotonic() - began_at < 10
+        look, retry, history = up.lines_to_paste
+
+        before = (await pasted(look))["data"]
+        assert (before["status"], before["retryable"]) == ("failed", True)
+        accepted = (await pasted(retry))["data"]
+        assert accepted["state"] == "queued"
+
+        async def completed() -> bool:
+            return bool((await pasted(look))["data"]["status"] == "completed")
+
+        await eventually(completed, within_s=15, every_s=0.2)
+        (settled,) = (await pasted(history))["data"]
+        assert settled["id"] == accepted["id"]
+        assert (settled["outcome"], settled["error_before"]) == ("applied", before["last_error"])
+        assert (await pasted(look))["data"]["attempts"] == before["attempts"] + 1
+        assert up.err == ""
+
+
+async def test_forty_demo_jobs_stand_in_all_four_states(folder: Path) -> None:
+    async with Up.ready(folder) as up:
+        jobs = await jobs_of(up)
+
+    assert len(jobs) == 40
+    assert Counter(job["status"] for job in jobs).keys() == {"pending", "running", "failed", "completed"}
+    blocks = Counter(job["retry_blocked_by"] for job in jobs if job["status"] == "failed")
+    assert blocks[None] >= 5
+    assert blocks["attempts_exhausted"] >= 3
+
+
+async def test_ctrl_c_stops_all_of_it_and_a_second_start_finds_its_data(folder: Path) -> None:
+    async with Up.ready(folder) as up:
+        _, retry, history = up.lines_to_paste
+        accepted = (await pasted(retry))["data"]
+        processes = up.processes()
+        assert len(processes) > 1
+        up.press_ctrl_c()
+        assert await up.status(within_s=6) == 0
+        assert up.err == ""
+        assert not [pid for pid in processes if alive(pid)]
+        port = up.port
+
+    async with Up.ready(folder, port=port) as up:
+        assert [entry["id"] for entry in (await pasted(history))["data"]] == [accepted["id"]]
+        assert len(await jobs_of(up)) == 40
+        up.terminate()
+        assert await up.status(within_s=6) == 0
+
+
+async def test_one_that_was_killed_starts_again_though_its_database_still_runs(folder: Path) -> None:
+    async with Up.ready(folder) as up:
+        server = [pid for pid in up.processes()[1:] if alive(pid)]
+        await up.kill()
+        assert any(alive(pid) for pid in server)
+
+        async with Up.ready(folder) as again:
+            assert len(await jobs_of(again)) == 40
+            assert not [pid for pid in server if alive(pid)]
+            again.press_ctrl_c()
+            assert await again.status(within_s=6) == 0
+
+
+async def test_one_whose_database_was_killed_as_well_starts_again(folder: Path) -> None:
+    async with Up.started(folder) as up:
+        await eventually(lambda: "Redrive is up" in up.out, within_s=30)
+    # leaving the block has killed every process of it
+
+    async with Up.ready(folder) as again:
+        assert len(await jobs_of(again)) == 40
+
+
+async def test_what_is_in_use_is_one_clear_line(folder: Path) -> None:
+    async with Up.ready(folder) as up:
+        other = folder.with_name("other")
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            ops_port = taken.getsockname()[1]
+            for args, wanted in (
+                (Up.started(folder), [str(folder), "in use"]),
+                (Up.started(other, port=up.port), [str(up.port), "in use", "--port"]),
+                (Up.started(other, OPS_PORT=str(ops_port)), [str(ops_port), "in use", "REDRIVE_OPS_PORT"]),
+            ):
+                async with args as refused:
+                    assert await refused.status() == 1
+                    assert refused.out == ""
+                    assert refused.err.startswith("redrive: ")
+                    assert refused.err.count("\n") == 1
+                    for word in wanted:
+                        assert word in refused.err
+        assert not (other / "postgres").exists()  # looked before it started anything
+        assert len(await jobs_of(up)) == 40  # nothing of it has disturbed the first
+
+
+@pytest.mark.parametrize("moment", ["lock", "postgres.new", "postgres/postmaster.pid"])
+async def test_told_to_stop_while_it_starts_it_leaves_nothing_behind(folder: Path, moment: str) -> None:
+    async with Up.started(folder) as up:
+        await eventually(lambda: (folder / moment).exists() or up.ended, within_s=20, every_s=0.005)
+        assert not up.ended, up.err
+        processes = up.processes()
+        up.terminate()
+        assert await up.status() == 0, up.err
+        assert up.err == ""
+        assert not [pid for pid in processes if alive(pid)]
+
+    async with Up.ready(folder, "--no-demo") as again:
+        assert await jobs_of(again) == []
+
+
+async def test_a_folder_with_a_name_too_long_for_a_socket_works(folder: Path) -> None:
+    async with Up.ready(folder / ("a rather long name, " * 8), "--no-demo", "--workers", "3") as up:
+        assert (await pasted(up.lines_to_paste[0]))["data"] == []
+        up.press_ctrl_c()
+        assert await up.status(within_s=6) == 0
+
+
+async def test_the_secret_is_made_once_and_only_its_owner_reads_it(folder: Path) -> None:
+    async with Up.ready(folder, "--no-demo"):
+        secret = folder / "jwt-secret"
+        first = secret.read_text()
+        for path in (secret, folder / "auth", folder / "lock"):
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        assert stat.S_IMODE((folder / "postgres").stat().st_mode) == 0o700
+
+    async with Up.ready(folder, "--no-demo"):
+        assert secret.read_text() == first
+
+
+async def test_a_secret_of_the_environment_goes_before(folder: Path) -> None:
+    async with Up.ready(folder, "--no-demo", JWT_SECRET="s" * 40) as up:
+        assert await jobs_of(up) == []
+        assert not (folder / "jwt-secret").exists()
+    assert "s" * 40 not in up.out + up.err
+
+
+async def test_a_database_that_ends_by_itself_ends_all_with_one_line(folder: Path) -> None:
+    async with Up.ready(folder, "--no-demo") as up:
+        postmaster = int((folder / "postgres/postmaster.pid").read_text().split()[0])
+        await asyncio.create_subprocess_exec("kill", "-QUIT", str(postmaster))
+        assert await up.status() == 1
+        assert up.err.splitlines()[-1].startswith("redrive: PostgreSQL ended by itself")
+        assert "Traceback" not in up.err
+
+
+async def test_with_a_broker_the_retry_goes_through_rabbitmq(folder: Path, amqp_url: str) -> None:
+    async with Up.ready(folder, AMQP_URL=amqp_url, OPS_PORT=str(free_port())) as up:
+        assert "through RabbitMQ" in up.out
+        look, retry, _ = up.lines_to_paste
+        await pasted(retry)
+
+        async def completed() -> bool:
+            return bool((await pasted(look))["data"]["status"] == "completed")
+
+        await eventually(completed, within_s=20, every_s=0.2)
+        up.press_ctrl_c()
+        assert await up.status() == 0

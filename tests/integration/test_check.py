@@ -1,0 +1,107 @@
+"""`redrive check` and `redrive migrate` on real servers."""
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import aio_pika
+import asyncpg
+import pytest
+
+from shared.sql import statements
+from tests.queues import Queues
+
+COMMAND = Path(sys.executable).with_name("redrive")
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+async def redrive(*args: str, **settings: str) -> Answer:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("REDRIVE_")}
+    process = await asyncio.create_subprocess_exec(
+        COMMAND,
+        *args,
+        env=kept | {"REDRIVE_JWT_SECRET": "s" * 40} | {f"REDRIVE_{name}": value for name, value in settings.items()},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode is not None
+    return Answer(process.returncode, out.decode(), err.decode())
+
+
+async def test_check_finds_all_in_place(database_url: str, amqp_url: str) -> None:
+    answer = await redrive("check", DATABASE_URL=database_url, DATABASE_READ_URL=database_url, AMQP_URL=amqp_url)
+
+    assert answer.status == 0, answer
+    assert answer.err == ""
+    assert {line.split()[0] for line in answer.out.splitlines()} == {"ok"}
+    for word in ("api", "worker", "database:", "database for reading:", "migrations", "broker:"):
+        assert word in answer.out
+
+
+async def test_check_without_a_broker_says_how_retries_travel(database_url: str) -> None:
+    answer = await redrive("check", DATABASE_URL=database_url)
+
+    assert answer.status == 0
+    assert "ok       broker: none, retries are dispatched through the ledger" in answer.out
+
+
+async def test_migrate_makes_an_empty_database_ready_and_may_be_run_again(empty_database_url: str) -> None:
+    before = await redrive("check", DATABASE_URL=empty_database_url)
+    assert before.status == 1
+    assert re.search(
+        r"^failed   database: (\d) of \1 migrations are missing: run `redrive migrate`$", before.out, re.MULTILINE
+    )
+
+    for _ in range(2):
+        assert (await redrive("migrate", DATABASE_URL=empty_database_url)).status == 0
+
+    assert (await redrive("check", DATABASE_URL=empty_database_url)).status == 0
+
+
+async def test_check_names_a_missing_migration(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute("DELETE FROM redrive.schema_migrations WHERE version = '20261123000003'")
+    await connection.close()
+
+    answer = await redrive("check", DATABASE_URL=database_url)
+
+    assert answer.status == 1
+    assert re.search(r"failed   database: 1 of \d migrations are missing", answer.out)
+    assert answer.err == "redrive: not ready: see the lines that say failed\n"
+
+
+async def test_check_sees_a_queue_that_is_not_as_it_should_be(database_url: str, amqp_url: str) -> None:
+    async with await aio_pika.connect(amqp_url) as connection:
+        channel = await connection.channel()
+        await channel.declare_queue("redrive.retries", durable=True)
+
+    answer = await redrive("check", DATABASE_URL=database_url, AMQP_URL=amqp_url)
+
+    assert answer.status == 1
+    assert "failed   broker: a queue or the exchange is there already, with other arguments" in answer.out
+
+
+async def test_check_disturbs_no_message(database_url: str, amqp_url: str) -> None:
+    async with Queues.on(amqp_url) as queues:
+        await queues.publish(b"{}")
+        assert (await redrive("check", DATABASE_URL=database_url, AMQP_URL=amqp_url)).status == 0
+        assert await queues.waiting() == 1
+
+
+@pytest.mark.parametrize("file", ["demo", "check"])
+async def test_every_statement_of_the_commands_fits_the_schema(database_url: str, file: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    try:
+        for sql in statements(file, "cli").values():
+            await connection.prepare(sql)
+    finally:
+        await connection.close()

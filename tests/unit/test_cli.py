@@ -1,0 +1,216 @@
+"""The commands that need no server, run in this process as a shell would run them."""
+
+import base64
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from cli.main import main
+from tests.servers.processes import free_port
+
+SECRET = "not-a-secret-but-long-enough-to-be-one"
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+Redrive = Callable[..., Answer]
+
+
+@pytest.fixture
+def redrive(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Redrive:
+    """Run a command with exactly these settings; colours and boxes would only get in the way."""
+    for name in [name for name in os.environ if name.startswith("REDRIVE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*args: str, **settings: str) -> Answer:
+        with monkeypatch.context() as environment:
+            for name, value in settings.items():
+                environment.setenv(f"REDRIVE_{name}", value)
+            with pytest.raises(SystemExit) as ended:
+                main(args)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int | None)
+        return Answer(ended.value.code or 0, out, err)
+
+    return run
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    payload = token.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    assert isinstance(claims, dict)
+    return claims
+
+
+def test_help_names_every_command(redrive: Redrive) -> None:
+    answer = redrive("--help")
+
+    assert answer.status == 0
+    for command in ("up", "api", "worker", "migrate", "check", "token"):
+        assert re.search(rf"^\W*{command} ", answer.out, re.MULTILINE), command
+
+
+@pytest.mark.parametrize("command", ["up", "api", "worker", "migrate", "check", "token"])
+def test_every_command_explains_itself(redrive: Redrive, command: str) -> None:
+    answer = redrive(command, "--help")
+
+    assert answer.status == 0
+    assert f"Usage: redrive {command}" in answer.out
+
+
+def test_the_version_is_that_of_the_distribution(redrive: Redrive) -> None:
+    assert re.fullmatch(r"redrive \d+\.\d+\.\d+\n", redrive("--version").out)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["sideways"],
+        ["api", "--sideways"],
+        ["token"],
+        ["token", "--project", "two words"],
+        ["token", "--project", "p1\n"],
+        ["token", "--project", "p1", "--scope", "jobs:everything"],
+        ["token", "--project", "p1", "--ttl", "0"],
+        ["up", "--port", "0"],
+        ["up", "--port", "65536"],
+        ["up", "--workers", "0"],
+        ["up", "--workers", "many"],
+        ["up", "--data-dir", __file__],
+    ],
+)
+def test_wrong_usage_is_status_2(redrive: Redrive, args: list[str]) -> None:
+    answer = redrive(*args, JWT_SECRET=SECRET)
+
+    assert answer.status == 2
+    assert "Usage: redrive" in answer.err
+    assert answer.out == ""
+
+
+@pytest.mark.parametrize("command", ["api", "worker", "migrate"])
+def test_missing_settings_are_status_2_and_no_traceback(redrive: Redrive, command: str) -> None:
+    answer = redrive(command)
+
+    assert answer.status == 2
+    assert "REDRIVE_DATABASE_URL (or REDRIVE_DATABASE_URL_FILE): is required" in answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_settings_errors_are_all_named_at_once_and_show_no_value(redrive: Redrive) -> None:
+    answer = redrive(
+        "api",
+        DATABASE_URL="mysql://user:canary-1@nowhere/db",
+        AMQP_URL="http://user:canary-2@nowhere/",
+        JWT_SECRET="canary-3",
+        JWT_PUBLIC_KEY="canary-4",
+        PORT="eighty",
+        LIMIT_READ="canary-5",
+    )
+
+    assert answer.status == 2
+    for name in ("DATABASE_URL", "AMQP_URL", "JWT_SECRET", "PORT", "LIMIT_READ"):
+        assert f"  REDRIVE_{name}: " in answer.err, name
+    assert "canary" not in answer.err
+    assert answer.out == ""
+
+
+def test_a_token_opens_one_project_for_an_hour(redrive: Redrive) -> None:
+    before = int(time.time())
+    answer = redrive("token", "--project", "p1", JWT_SECRET=SECRET)
+
+    claims = claims_of(answer.out.strip())
+    assert answer.status == 0
+    assert set(claims) == {"iat", "exp", "project_id"}
+    assert claims["project_id"] == "p1"
+    assert claims["exp"] - claims["iat"] == 3600
+    assert before <= claims["iat"] <= time.time()
+
+
+def test_a_token_carries_what_was_asked_for_and_what_the_settings_check(redrive: Redrive) -> None:
+    answer = redrive(
+        *("token", "--project", "p1", "--sub", "ana@example.com", "--scope", "jobs:read jobs:retry", "--ttl", "60"),
+        JWT_SECRET=SECRET,
+        JWT_ISSUER="https://issuer.example",
+        JWT_AUDIENCE="redrive",
+        JWT_PROJECT_CLAIM="tenant",
+    )
+
+    claims = claims_of(answer.out.strip())
+    assert claims.pop("exp") - claims.pop("iat") == 60
+    assert claims == {
+        "tenant": "p1",
+        "sub": "ana@example.com",
+        "scope": "jobs:read jobs:retry",
+        "iss": "https://issuer.example",
+        "aud": "redrive",
+    }
+
+
+def test_a_token_is_not_signed_without_a_secret(redrive: Redrive) -> None:
+    answer = redrive("token", "--project", "p1", JWKS_URL="https://keys.example/jwks.json")
+
+    assert answer.status == 2
+    assert "REDRIVE_JWT_SECRET" in answer.err
+    assert answer.out == ""
+
+
+def test_migrations_are_printed_without_a_database(redrive: Redrive) -> None:
+    answer = redrive("migrate", "--print")
+
+    assert answer.status == 0
+    assert "-- migrate:up" in answer.out
+    assert "CREATE TABLE redrive.retry_requests" in answer.out
+
+
+@pytest.mark.parametrize("command", [["migrate"], ["check"]])
+def test_a_database_that_is_away_is_one_line_and_status_1(redrive: Redrive, command: list[str]) -> None:
+    answer = redrive(*command, DATABASE_URL="postgresql://u:canary@127.0.0.1:1/db", JWT_SECRET=SECRET)
+
+    assert answer.status == 1
+    assert re.fullmatch(r"redrive: .+\n", answer.err)
+    assert "canary" not in answer.out + answer.err
+
+
+def test_check_warns_of_a_variable_that_nothing_reads(redrive: Redrive) -> None:
+    answer = redrive("check", DATABSE_URL="postgresql://nowhere", FAILPOINT="off", TEST_DATABASE_URL="off")
+
+    assert "warning  REDRIVE_DATABSE_URL: there is no such setting; did you mean REDRIVE_DATABASE_URL?" in answer.out
+    assert answer.out.count("warning") == 1
+
+
+def test_up_refuses_keys_that_it_cannot_sign_with(redrive: Redrive, tmp_path: Path) -> None:
+    answer = redrive("up", "--data-dir", str(tmp_path), JWKS_URL="https://keys.example/jwks.json")
+
+    assert answer.status == 2
+    assert "REDRIVE_JWKS_URL" in answer.err
+
+
+def test_up_names_wrong_settings_before_it_starts_anything(redrive: Redrive, tmp_path: Path) -> None:
+    answer = redrive("up", "--data-dir", str(tmp_path), OPS_PORT="canary", WORKER_BATCH_SIZE="0")
+
+    assert answer.status == 2
+    assert "REDRIVE_OPS_PORT: " in answer.err
+    assert "REDRIVE_WORKER_BATCH_SIZE: " in answer.err
+    assert not (tmp_path / "postgres").exists()
+
+
+def test_up_without_its_database_says_what_to_install(
+    redrive: Redrive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    answer = redrive("up", "--data-dir", str(tmp_path), "--port", str(free_port()), OPS_PORT=str(free_port()))
+
+    assert answer.status == 1
+    assert re.fullmatch(r"redrive: .*install redrive\[embedded\].*\n", answer.err)
