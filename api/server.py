@@ -17,6 +17,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 KEEPALIVE_S = 75
 """Longer than a proxy's usual 60 s, so that it is the proxy that hangs up."""
+LINGERING_S = 2.0
+"""How long what is left of a body that was refused is still read, so that the client sees the answer, not a reset."""
 MAX_HEADERS = 64
 
 
@@ -72,14 +74,14 @@ class _Server(web.Server):
 class Runner(web.AppRunner):
     """An AppRunner whose connections are ours."""
 
-    def __init__(self, app: web.Application, *, shutdown_timeout_s: float) -> None:
+    def __init__(self, app: web.Application, *, shutdown_timeout_s: float, lingering_s: float = LINGERING_S) -> None:
         super().__init__(
             app,
             access_log=None,
             auto_decompress=False,  # a coded body is refused, not unpacked
             keepalive_timeout=KEEPALIVE_S,
             max_headers=MAX_HEADERS,
-            lingering_time=2.0,
+            lingering_time=lingering_s,
             shutdown_timeout=shutdown_timeout_s,
         )
 
