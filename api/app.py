@@ -32,7 +32,7 @@ from shared.batches import RetryBatches
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.jobs import JobStore
-from shared.ops import Readiness, Status, serve_ops
+from shared.ops import Readiness, Status, exposition_of, serve_ops
 from shared.retries import RetryLedger
 from shared.telemetry import metrics_registry
 
@@ -177,11 +177,20 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
 
 
 async def run(
-    settings: "ApiSettings", *, stop: asyncio.Event, ops: bool = True, started: asyncio.Event | None = None
+    settings: "ApiSettings",
+    *,
+    stop: asyncio.Event,
+    ops: bool = True,
+    ops_path: str | None = None,
+    share_port: bool = False,
+    started: asyncio.Event | None = None,
 ) -> None:
     """Serve until `stop` is set, then finish what is in hand and return, within the grace.
 
-    `started` is set once requests are answered. Raises SettingsError, and OSError when a port is taken.
+    `ops_path` puts the ops port on a Unix socket, and `share_port` lets other processes listen on the same port: one of
+    several apis that `redrive api --processes` keeps going. `started` is set once requests are answered.
+
+    Raises SettingsError, and OSError when a port is taken.
     """
     registry = metrics_registry()
     app = create_app(settings, registry)
@@ -189,12 +198,18 @@ async def run(
     async with AsyncExitStack() as stack:
         if ops:
             await stack.enter_async_context(
-                serve_ops(host=settings.host, port=settings.ops_port, ready=lambda: _readiness(app), registry=registry)
+                serve_ops(
+                    host=settings.host,
+                    port=settings.ops_port,
+                    path=ops_path,
+                    ready=lambda: _readiness(app),
+                    metrics=exposition_of(registry),
+                )
             )
         await runner.setup()
         _calm_the_collector()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, settings.host, settings.port, backlog=1024).start()
+        await web.TCPSite(runner, settings.host, settings.port, backlog=1024, reuse_port=share_port or None).start()
         log.info("api started", host=settings.host, port=settings.port, dispatch=_dispatch(app))
         if started is not None:
             started.set()

@@ -15,6 +15,7 @@ from api.pages import flag_of
 from api.problems import Fault, InvalidBody
 from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of
 from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, FailedFilter, Preview, Skipped
+from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
 from shared.models import BatchId
 
@@ -156,7 +157,8 @@ class BatchResource:
         )
         if dry_run:
             return _preview_answer(await self._batches.preview(request))
-        accepted = await self._batches.accept(request)
+        async with in_time():
+            accepted = await self._batches.accept(request)
         self._poke()
         return _accepted_answer(accepted)
 

@@ -10,15 +10,25 @@ Nothing else goes into its body, so two bodies are equal exactly when their tags
 import math
 import re
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from shared.batches import Batch
 from shared.models import Job, JobStatus, Retry, Version
+
+if TYPE_CHECKING:
+    from multidict import MultiMapping
 
 _TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
 _VERSION = re.compile(r"(\d+)(?:-[0-9a-f-]{36})?(?:\+payload)?")
 
 MAX_SCHEDULED_WAIT_S = 300
 MAX_GUESSED_WAIT_S = 30
+
+
+def field_of(headers: "MultiMapping[str]", name: str) -> str | None:
+    """A list that may be spread over several lines, as the one line that it means (RFC 9110, 5.3); None without any."""
+    lines = headers.getall(name, ())
+    return lines[0] if len(lines) == 1 else ", ".join(lines) or None
 
 
 def etag_of_job(job: Job) -> str:

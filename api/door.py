@@ -80,6 +80,11 @@ class Call(NamedTuple):
     project_id: ProjectId
     parameters: dict[str, str]
 
+    @property
+    def foreign_project_id(self) -> ProjectId | None:
+        """The project that an administrator has named; None for the token's own."""
+        return None if self.project_id == self.principal.project_id else self.project_id
+
 
 def request_id_of(request: web.BaseRequest) -> str:
     """The client's own request id where it is one, else a new one."""
@@ -127,6 +132,8 @@ class Door:
                 answer = problem_answer(error, request_id)
             except RedriveError as error:
                 answer = problem_answer(error, request_id)
+                if answer.status == 500:
+                    log.exception("request failed", request_id=request_id, method=request.method)
             except web.HTTPException as refusal:
                 answer = problem_answer(_error_of(refusal), request_id)
             except Exception:

@@ -144,7 +144,7 @@ class JobResource:
         """A page of the project's jobs, newest first; or, with `ids`, just these. Raises as `page_of` does."""
         if "ids" in call.parameters:
             return await self._get_these(call)
-        page = page_of(call.parameters, self._cursors, path="/api/jobs", project_id=call.project_id)
+        page = page_of(call, self._cursors, path="/api/jobs")
         wanted = JobFilter(
             status=_status_of(page.filters.get("status")),
             type=text_of(page.filters.get("type")),

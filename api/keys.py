@@ -133,7 +133,7 @@ def _keys_in(document: bytes) -> Mapping[str | None, Key]:
     except (KeyError, TypeError, RecursionError) as error:
         raise ValueError("not a JWKS document") from error
     if not isinstance(entries, list):
-        raise ValueError("not a JWKS document")
+        raise ValueError("not a JWKS document")  # noqa: TRY004 - of a document, not of an argument
     found: dict[str | None, Key] = {}
     for entry in entries:
         with suppress(jwt.PyJWTError, NotImplementedError, ValueError, TypeError, AttributeError):  # as PyJWT has it

@@ -10,7 +10,7 @@ import hmac
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -18,6 +18,9 @@ import msgspec
 
 from api.problems import InvalidCursor, InvalidParameter
 from shared.models import Place
+
+if TYPE_CHECKING:
+    from api.door import Call
 
 MAX_PAGE: Final = 200
 DEFAULT_PAGE: Final = 50
@@ -71,17 +74,20 @@ class Page(NamedTuple):
     filters: Mapping[str, str]
     limit: int
     after: Place | None
+    foreign_project_id: str | None
 
     def link_of(self, cursor: str) -> str:
         """The `Link` header to the page that follows (RFC 8288)."""
-        query = urlencode({**self.filters, "limit": self.limit, "cursor": cursor})
+        project = {} if self.foreign_project_id is None else {"project_id": self.foreign_project_id}
+        query = urlencode({**self.filters, **project, "limit": self.limit, "cursor": cursor})
         return f'<{self.path}?{query}>; rel="next"'
 
 
-def page_of(parameters: Mapping[str, str], cursors: Cursors, *, path: str, project_id: str) -> Page:
+def page_of(call: "Call", cursors: Cursors, *, path: str) -> Page:
     """The page that the query parameters ask for. Raises InvalidParameter, InvalidCursor."""
+    parameters = call.parameters
     filters = {name: parameters[name] for name in sorted(parameters.keys() - {"limit", "cursor"})}
-    scope = (path, project_id, *(part for item in filters.items() for part in item))
+    scope = (path, call.project_id, *(part for item in filters.items() for part in item))
     cursor = parameters.get("cursor")
     return Page(
         path=path,
@@ -89,6 +95,7 @@ def page_of(parameters: Mapping[str, str], cursors: Cursors, *, path: str, proje
         filters=filters,
         limit=limit_of(parameters.get("limit")),
         after=None if cursor is None else cursors.decoded(cursor, scope),
+        foreign_project_id=call.foreign_project_id,
     )
 
 

@@ -14,7 +14,7 @@ from aiohttp import hdrs
 from multidict import istr
 
 from api.answers import Answer
-from api.conditional import matches
+from api.conditional import field_of, matches
 
 if TYPE_CHECKING:
     from api.door import Call
@@ -70,8 +70,10 @@ class Reader(Generic[K, V]):
     async def answer(self, call: "Call", key: K) -> Answer:
         """200, or 304 where the client has it already; held for a change where the client prefers so."""
         value = await self._get(key)
-        known = call.request.headers.get(hdrs.IF_NONE_MATCH)
-        wait_s = wait_of(call.request.headers.get(_PREFER))
+        known = field_of(call.request.headers, hdrs.IF_NONE_MATCH)
+        wait_s = wait_of(field_of(call.request.headers, _PREFER))
+        if self._watch.full:
+            wait_s = None  # the wish cannot be granted, and nobody is told that it was
         if wait_s is not None:
             value = await self._held(call, key, value, known, wait_s)
         etag = self._etag_of(value)
@@ -104,4 +106,6 @@ class Reader(Generic[K, V]):
         held = await self._watch.hold(
             key, value, until=until, enough=enough, alive=lambda: request.transport is not None
         )
-        return held if held is not value else await self._get(key)  # it may be gone, or have changed just now
+        if held is None or held is value:  # gone, or perhaps changed just now
+            return await self._get(key)
+        return held

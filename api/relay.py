@@ -21,12 +21,13 @@ from yarl import URL
 
 from shared import topology
 from shared.errors import BrokerUnavailable, RedriveError
+from shared.failpoints import Failpoint, reach
 from shared.messages import CONTENT_TYPE, encoded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from aio_pika.abc import AbstractExchange
+    from aio_pika.abc import AbstractChannel, AbstractExchange
 
     from api.metrics import Metrics
     from shared.models import RetryId
@@ -39,6 +40,9 @@ BATCH: Final = 256
 LEASE_S: Final = 30.0
 PUBLISH_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 1.0
+SWEEP_EVERY_S: Final = 60.0
+STALE_S: Final = 3600.0
+SWEEP: Final = 1_000
 HEARTBEAT_S: Final = 10
 _BACKOFF_S: Final = (0.2, 5.0)
 _LOSSES: Final = (RedriveError, OSError, TimeoutError, aiormq.exceptions.AMQPError)
@@ -75,9 +79,9 @@ class Relay:
         pause_s, longest_s = _BACKOFF_S
         while not self._stopping:
             try:
-                async with self._session() as exchange:
+                async with self._session() as (channel, exchange):
                     pause_s = _BACKOFF_S[0]
-                    await self._publish_until_stopped(exchange)
+                    await self._publish_until_stopped(channel, exchange)
             except Exception as error:
                 self._metrics.publish_failures.inc()
                 log.warning("relay session ended", error=type(error).__name__, exc_info=not isinstance(error, _LOSSES))
@@ -92,17 +96,18 @@ class Relay:
             await self._news.wait()
 
     @asynccontextmanager
-    async def _session(self) -> "AsyncIterator[AbstractExchange]":
+    async def _session(self) -> "AsyncIterator[tuple[AbstractChannel, AbstractExchange]]":
         async with asyncio.timeout(PUBLISH_TIMEOUT_S):
             connection = await aio_pika.connect(self._url)
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 exchange = await topology.declare(channel)
+            channel.close_callbacks.add(self._look_up)
             self.connected = True
             self._metrics.relay_connected.set(1)
             log.info("relay connected")
-            yield exchange
+            yield channel, exchange
         finally:
             self.connected = False
             self._metrics.relay_connected.set(0)
@@ -110,9 +115,21 @@ class Relay:
                 async with asyncio.timeout(1):
                     await connection.close()
 
-    async def _publish_until_stopped(self, exchange: "AbstractExchange") -> None:
+    def _look_up(self, *_: object) -> None:
+        """Let a session that waits for news see that its channel is closed, and end."""
+        self._news.set()
+
+    async def _publish_until_stopped(self, channel: "AbstractChannel", exchange: "AbstractExchange") -> None:
+        loop = asyncio.get_running_loop()
+        sweep_at = loop.time()  # a session that begins may follow the loss of a queue
         while True:
             self._news.clear()
+            if channel.is_closed:  # a broker that left is to be missed though there is nothing to publish
+                raise BrokerUnavailable("channel closed")
+            if loop.time() >= sweep_at:
+                sweep_at = loop.time() + SWEEP_EVERY_S
+                if stale := await self._ledger.republish_stale(SWEEP, age_s=STALE_S):
+                    log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
             while rows := await self._ledger.publishable(BATCH, lease_s=LEASE_S):
                 await self._publish(exchange, rows)
                 if len(rows) < BATCH:
@@ -125,6 +142,7 @@ class Relay:
 
     async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Publishable]") -> None:
         """Publish rows at once; those that the broker has confirmed are marked, whatever became of the others."""
+        reach(Failpoint.BEFORE_PUBLISH)
         results = await asyncio.gather(*(self._confirmed(exchange, row) for row in rows), return_exceptions=True)
         confirmed: list[RetryId] = []
         failed: list[RetryId] = []
@@ -136,12 +154,14 @@ class Relay:
                 failed.append(row.message.id)
                 failure = result
         if confirmed:
+            reach(Failpoint.AFTER_CONFIRM)
             await self._ledger.mark_published(confirmed)
             self._metrics.published.inc(len(confirmed))
         if failed:
             await self._ledger.give_back(failed)
         if failure is not None:
-            raise failure
+            # Not as it is: aiormq cancels what waits on a connection that closes, and a CancelledError would end us.
+            raise BrokerUnavailable(type(failure).__name__) from failure
 
     async def _confirmed(self, exchange: "AbstractExchange", row: "Publishable") -> None:
         """Publish one; return once the broker has it on disk. A message that no queue takes comes back as an error."""

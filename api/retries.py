@@ -11,10 +11,11 @@ from aiohttp import hdrs
 from api.answers import Answer
 from api.auth import Scope
 from api.bodies import body_of
-from api.conditional import versions_of
+from api.conditional import field_of, versions_of
 from api.ids import retry_id_of
 from api.pages import flag_of, page_of, text_of
 from api.problems import InvalidParameter
+from shared.database import in_time
 from shared.errors import JobChanged
 from shared.idempotency import IdempotencyKey
 from shared.models import BatchId, JobKey, Outcome, Place, Retry, RetryBlock, RetryId, RetryState
@@ -134,7 +135,7 @@ def idempotency_key_of(call: "Call", order: msgspec.Struct) -> IdempotencyKey | 
     key = given[0]
     if len(given) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not all("!" <= char <= "~" for char in key):
         raise InvalidParameter
-    request = (call.request.path, call.request.headers.get(hdrs.IF_MATCH), order)
+    request = (call.request.path, field_of(call.request.headers, hdrs.IF_MATCH), order)
     fingerprint = blake2b(_encoder.encode(request), digest_size=16).digest()
     return IdempotencyKey(call.project_id, key, fingerprint)
 
@@ -176,13 +177,14 @@ class RetryResource:
             reason=order.reason,
             delay_seconds=order.delay_seconds,
             extra_attempts=order.extra_attempts or 0,
-            if_version=versions_of(call.request.headers.get(hdrs.IF_MATCH)),
+            if_version=versions_of(field_of(call.request.headers, hdrs.IF_MATCH)),
             traceparent=traceparent_of(call.request.headers.get("traceparent")),
             key=idempotency_key_of(call, order),
         )
         if dry_run:
             return await self._forecast(request)
-        accepted = await self._ledger.accept(request)
+        async with in_time():
+            accepted = await self._ledger.accept(request)
         self._poke()
         headers: dict[str, str] = {hdrs.LOCATION: _path_of(accepted.retry.id)}
         if accepted.replayed:
@@ -205,21 +207,23 @@ class RetryResource:
 
     async def delete_retry(self, call: "Call") -> Answer:
         """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
-        retry = await self._ledger.cancel(RetryKey(retry_id_of(call.request.match_info["id"]), call.project_id))
+        async with in_time():
+            retry = await self._ledger.cancel(RetryKey(retry_id_of(call.request.match_info["id"]), call.project_id))
         return Answer(encoded(retry))
 
     async def get_job_retries(self, call: "Call") -> Answer:
         """The job's audit trail, newest first. Raises InvalidJobId, JobNotFound."""
         job = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
-        page = page_of(call.parameters, self._cursors, path=f"/api/jobs/{job.id}/retries", project_id=call.project_id)
-        retries = await self._ledger.history(job, after=page.after, limit=page.limit + 1)
-        if not retries:
-            await self._jobs.get(job)  # no retries is an answer for a job of this project only
+        page = page_of(call, self._cursors, path=f"/api/jobs/{job.id}/retries")
+        async with in_time():
+            retries = await self._ledger.history(job, after=page.after, limit=page.limit + 1)
+            if not retries:
+                await self._jobs.get(job)  # no retries is an answer for a job of this project only
         return self._page(page, retries)
 
     async def get_retries(self, call: "Call") -> Answer:
         """The project's audit trail, newest first; of one job, where `job_id` says so. Raises InvalidParameter."""
-        page = page_of(call.parameters, self._cursors, path="/api/retries", project_id=call.project_id)
+        page = page_of(call, self._cursors, path="/api/retries")
         wanted = RetryFilter(
             state=_state_of(page.filters.get("state")),
             job_id=None if (job_id := page.filters.get("job_id")) is None else self._ids.parse(job_id),

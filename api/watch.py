@@ -7,6 +7,7 @@ no tick.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from enum import Enum
 from typing import Generic, TypeVar
 
 import structlog
@@ -32,27 +33,39 @@ class Waiters:
         return self.count >= self._maximum
 
 
+class _End(Enum):
+    """Why somebody is woken without news."""
+
+    LET_GO = "the time is up, the client has left, or we stop"
+    GONE = "there is nothing behind the key any more"
+
+
 class _Waiter(Generic[V]):
-    """One who waits. `woken` gets the new value, or None: the time is up, the client has left, or we stop."""
+    """One who waits since the `since`th look; `woken` gets the new value, or why there is none."""
 
-    __slots__ = ("alive", "woken")
+    __slots__ = ("alive", "since", "woken")
 
-    def __init__(self, woken: "asyncio.Future[V | None]", alive: Callable[[], bool]) -> None:
+    def __init__(self, woken: "asyncio.Future[V | _End]", alive: Callable[[], bool], since: int) -> None:
         self.woken = woken
         self.alive = alive
+        self.since = since
 
-    def wake(self, value: V | None) -> None:
+    def wake(self, news: V | _End) -> None:
         if not self.woken.done():
-            self.woken.set_result(value)
+            self.woken.set_result(news)
 
 
 class _Watched(Generic[V]):
-    """What somebody has seen last of one key, and all who wait for more."""
+    """What somebody has seen last of one key, and all who wait for more.
 
-    __slots__ = ("seen", "waiters")
+    `disputed`: they have seen different things. Whose is out of date, the next look tells all.
+    """
+
+    __slots__ = ("disputed", "seen", "waiters")
 
     def __init__(self, seen: V) -> None:
         self.seen = seen
+        self.disputed = False
         self.waiters: set[_Waiter[V]] = set()
 
 
@@ -76,6 +89,7 @@ class StatusWatch(Generic[K, V]):
         self._interval_s = interval_s
         self._waiters = waiters
         self._watched: dict[K, _Watched[V]] = {}
+        self._looks = 0
         self._ticking: asyncio.Task[None] | None = None
         self._database_is_away = False
         self.closed = False
@@ -85,11 +99,13 @@ class StatusWatch(Generic[K, V]):
         """Whether nobody more may wait, here or in the watches that share our count."""
         return self._waiters.full
 
-    async def hold(self, key: K, seen: V, *, until: float, enough: Callable[[V], bool], alive: Callable[[], bool]) -> V:
-        """Wait until the value behind `key` is `enough`; answers the last value seen, enough or not.
+    async def hold(
+        self, key: K, seen: V, *, until: float, enough: Callable[[V], bool], alive: Callable[[], bool]
+    ) -> V | None:
+        """Wait until the value behind `key` is `enough`; answers the last value seen, enough or not; None if gone.
 
-        `seen` is what the caller has just read. Ends early at `until` (the event loop's time), at close, soon after
-        `alive` turns false, and when the key is gone. Does not wait at all when too many do already.
+        `seen` is what the caller has just read. Ends early at `until` (the event loop's time), at close, and soon after
+        `alive` turns false. Does not wait at all when too many do already.
         """
         loop = asyncio.get_running_loop()
         value = seen
@@ -98,10 +114,12 @@ class StatusWatch(Generic[K, V]):
         self._waiters.count += 1
         try:
             while not (enough(value) or self.closed or loop.time() >= until):
-                changed = await self._next_change(loop, key, value, until, alive)
-                if changed is None:
+                news = await self._next_change(loop, key, value, until, alive)
+                if news is _End.GONE:
+                    return None
+                if news is _End.LET_GO:
                     break
-                value = changed
+                value = news
         finally:
             self._waiters.count -= 1
         return value
@@ -113,19 +131,19 @@ class StatusWatch(Generic[K, V]):
             self._ticking.cancel()
         for watched in self._watched.values():
             for waiter in watched.waiters:
-                waiter.wake(None)
+                waiter.wake(_End.LET_GO)
 
     async def _next_change(
         self, loop: asyncio.AbstractEventLoop, key: K, seen: V, until: float, alive: Callable[[], bool]
-    ) -> V | None:
-        waiter: _Waiter[V] = _Waiter(loop.create_future(), alive)
+    ) -> V | _End:
+        waiter: _Waiter[V] = _Waiter(loop.create_future(), alive, self._looks)
         watched = self._watched.setdefault(key, _Watched(seen))
-        # Others may have seen another value. Ours or theirs is out of date; the next look tells both.
-        watched.seen = seen
+        if watched.seen is not seen and watched.seen != seen:
+            watched.seen, watched.disputed = seen, True
         watched.waiters.add(waiter)
         if self._ticking is None or self._ticking.done():
             self._ticking = loop.create_task(self._tick())
-        timer = loop.call_at(until, waiter.wake, None)
+        timer = loop.call_at(until, waiter.wake, _End.LET_GO)
         try:
             return await waiter.woken
         finally:
@@ -151,11 +169,15 @@ class StatusWatch(Generic[K, V]):
         for watched in self._watched.values():
             for waiter in watched.waiters:
                 if not waiter.alive():
-                    waiter.wake(None)
+                    waiter.wake(_End.LET_GO)
 
     async def _look(self) -> None:
-        seen = {key: watched.seen for key, watched in self._watched.items()}
-        if not seen or not (keys := await self._changed(seen)):
+        self._looks += 1
+        look = self._looks
+        disputed = [key for key, watched in self._watched.items() if watched.disputed]
+        agreed = {key: watched.seen for key, watched in self._watched.items() if not watched.disputed}
+        keys = [*disputed, *(await self._changed(agreed) if agreed else ())]
+        if not keys:
             return
         values = await self._load(keys)
         for key in keys:
@@ -165,5 +187,9 @@ class StatusWatch(Generic[K, V]):
             value = values.get(key)
             if value is not None:
                 watched.seen = value
+            watched.disputed = False
             for waiter in watched.waiters:
-                waiter.wake(value)  # None for a key that is gone: the caller reads it again, and is told so
+                if waiter.since < look:
+                    waiter.wake(_End.GONE if value is None else value)
+                else:  # came while we were looking, and may have seen what is newer than what we have
+                    watched.disputed = True

@@ -1,6 +1,7 @@
 """The commands: what a user types, and what comes of it.
 
     0  done        1  failed, with the reason in one line on stderr        2  wrong usage or settings
+    3  a retry was refused, or ended rejected
 
 A command imports what it needs when it runs, so that `redrive --help` does not wait for a web server to load.
 """
@@ -12,16 +13,21 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import batches, dead, jobs, pruning, retries, retrying
 from cli.failures import CommandFailed, is_expected, line_of
 from shared.errors import RedriveError, SettingsError
+
+if TYPE_CHECKING:
+    from shared.settings import ApiSettings
 
 _ONE_MACHINE = "Everything on one machine"
 _PROGRAMS = "The programs"
 _SETTING_UP = "Setting up"
+_OPERATING = "Operating"
 
 app = typer.Typer(
     name="redrive",
@@ -30,7 +36,10 @@ app = typer.Typer(
         "Start with **redrive up**: a database, the API, a worker and demo jobs, on this machine. "
         "The programs read their settings from the environment: REDRIVE_DATABASE_URL and so on."
     ),
-    epilog="Exit status: 0 done, 1 failed (the reason in one line on stderr), 2 wrong usage or settings.",
+    epilog=(
+        "Exit status: 0 done, 1 failed (the reason in one line on stderr), 2 wrong usage or settings, "
+        "3 a retry was refused or ended rejected."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -103,13 +112,17 @@ def up(
 
 
 @app.command(rich_help_panel=_PROGRAMS)
-def api() -> None:
+def api(
+    *,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="How many processes share the port.")] = 1,
+    one_of_several: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
     """Serve the HTTP API, and hand accepted retries to RabbitMQ.
 
     Needs REDRIVE_DATABASE_URL and a key to check tokens with (REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY or
-    REDRIVE_JWKS_URL). SIGTERM ends it once the requests in hand are answered.
+    REDRIVE_JWKS_URL). SIGTERM ends it once the requests in hand are answered. With several processes, one that dies is
+    replaced; limits are counted by each process for itself.
     """
-    from api.app import run
     from cli.ports import Port, require_free
     from cli.signals import StopSignals
     from shared.settings import ApiSettings, read
@@ -117,12 +130,39 @@ def api() -> None:
 
     settings = read(ApiSettings)
     configure_logging(level=settings.log_level, json=settings.log_format == "json")
+    if one_of_several is not None:
+        _one_of_several(settings, one_of_several)
+        return
     require_free(
         settings.host,
         [Port(settings.port, "the API", "REDRIVE_PORT"), Port(settings.ops_port, "its ops port", "REDRIVE_OPS_PORT")],
     )
     with StopSignals() as signals:
-        signals.run(lambda stop: run(settings, stop=stop))
+        if processes > 1:
+            from cli.processes import run_processes
+
+            signals.run(lambda stop: run_processes(settings, processes, stop=stop))
+        else:
+            from api.app import run
+
+            signals.run(lambda stop: run(settings, stop=stop))
+
+
+def _one_of_several(settings: "ApiSettings", ops_path: str) -> None:
+    """One process of `--processes`: a signal, or the end of whoever started it, ends it."""
+    import asyncio
+
+    from api.app import run
+    from cli.processes import until_orphaned
+    from cli.signals import StopSignals
+
+    async def program(stop: asyncio.Event) -> None:
+        watching = asyncio.create_task(until_orphaned(stop))
+        await run(settings, stop=stop, ops_path=ops_path, share_port=True)
+        watching.cancel()
+
+    with StopSignals() as signals:
+        signals.run(program)
 
 
 @app.command(rich_help_panel=_PROGRAMS)
@@ -213,6 +253,12 @@ def token(
         raise typer.BadParameter(str(error)) from None
     settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
     typer.echo(token_for(project, settings, subject=sub, scope=scope, ttl_s=ttl))
+
+
+for _group in (jobs, retries, batches, dead):
+    app.add_typer(_group.app, rich_help_panel=_OPERATING)
+app.command(rich_help_panel=_OPERATING)(retrying.retry)
+app.command(rich_help_panel=_SETTING_UP)(pruning.prune)
 
 
 if __name__ == "__main__":

@@ -183,10 +183,9 @@ class RetryBatches:
             request.spread_seconds,
         )
         written = {row["job_id"] for row in rows}
+        moved_on = await self._look_again(session, request, [job_id for job_id in free if job_id not in written])
         skipped = [
-            Skipped(job_id, _CODES[block or RetryBlock.RETRY_QUEUED])
-            for job_id, block in blocks
-            if job_id not in written
+            Skipped(job_id, _CODES[block or moved_on[job_id]]) for job_id, block in blocks if job_id not in written
         ]
         await session.fetch(
             self._sql["record_batch"],
@@ -198,6 +197,15 @@ class RetryBatches:
             msgspec.json.encode(skipped).decode(),
         )
         return AcceptedBatch(batch_id, len(written), skipped)
+
+    async def _look_again(
+        self, session: "Session", request: BatchRequest, lost: Sequence[JobId]
+    ) -> Mapping[JobId, str]:
+        """What has come between our look at these jobs and the writing."""
+        if not lost:
+            return {}
+        rows = await session.fetch(self._sql["look_at"], request.project_id, lost, request.extra_attempts)
+        return {JobId(row["id"]): row["blocked_by"] or RetryBlock.RETRY_QUEUED for row in rows}
 
     async def _replayed(self, claim: Claim) -> AcceptedBatch:
         if claim.batch_id is None:

@@ -29,11 +29,27 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 Ready = Callable[[], Awaitable[Readiness]]
+Exposition = Callable[[], Awaitable[bytes]]
+"""Metrics in Prometheus's text format."""
+
+
+def exposition_of(registry: CollectorRegistry) -> Exposition:
+    """What is in `registry`, as text, each time it is asked for."""
+
+    async def text() -> bytes:
+        return generate_latest(registry)
+
+    return text
 
 
 @asynccontextmanager
-async def serve_ops(*, host: str, port: int, ready: Ready, registry: CollectorRegistry) -> AsyncIterator[None]:
-    """Serve the ops port until the block ends. Raises OSError when the port is taken."""
+async def serve_ops(
+    *, ready: Ready, metrics: Exposition, host: str = "", port: int = 0, path: str | None = None
+) -> AsyncIterator[None]:
+    """Serve the ops port until the block ends: on `host` and `port`, or on the Unix socket at `path`.
+
+    Raises OSError when the port is taken.
+    """
 
     async def livez(_request: web.Request) -> web.Response:
         return web.Response(body=b'{"status":"ok"}', content_type="application/json")
@@ -46,15 +62,16 @@ async def serve_ops(*, host: str, port: int, ready: Ready, registry: CollectorRe
             status=503 if readiness.status is Status.UNAVAILABLE else 200,
         )
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def expose(_request: web.Request) -> web.Response:
+        return web.Response(body=await metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
-    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", metrics)])
+    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", expose)])
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
-        await web.TCPSite(runner, host, port).start()
+        site = web.TCPSite(runner, host, port) if path is None else web.UnixSite(runner, path)
+        await site.start()
         yield
     finally:
         await runner.cleanup()

@@ -28,6 +28,7 @@ from shared.errors import (
     RetryAlreadySettled,
     RetryNotFound,
 )
+from shared.failpoints import Failpoint, reach
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.messages import VERSION, RetryMessage
 from shared.models import (
@@ -220,6 +221,7 @@ class RetryLedger:
             # The id is made here, so the database answers for this very row and not for somebody else's.
             retry = await self._accepting.get(_NewRow(RetryId(uuid7()), request, job.version))
             if retry is not None:
+                reach(Failpoint.AFTER_INSERT)
                 return Accepted(retry, deduplicated=False)
         raise DatabaseUnavailable("others were faster, again and again")
 
@@ -314,12 +316,23 @@ class RetryLedger:
 
     async def history(self, job: JobKey, *, after: Place | None, limit: int) -> list[Retry]:
         """Up to `limit` requests for the job that follow `after`, newest first; none for a foreign job."""
-        rows = await self._database.fetch(self._sql["history"], job.project_id, job.id, *_parts_of(after), limit)
-        return [_retry_of(row) for row in rows]
+        return await self.page(job.project_id, RetryFilter(job_id=job.id), after=after, limit=limit)
 
     async def page(self, project_id: ProjectId, wanted: RetryFilter, *, after: Place | None, limit: int) -> list[Retry]:
         """Up to `limit` requests of the project that follow `after`, newest first."""
-        rows = await self._database.fetch(self._sql["list_retries"], project_id, *wanted, *_parts_of(after), limit)
+        state, job_id, batch_id, actor = wanted
+        place = _parts_of(after)
+        # Each along the index that holds the fewest: a plan is made once, and does not know what is asked for.
+        if job_id is not None:
+            rows = await self._database.fetch(
+                self._sql["history"], project_id, job_id, state, batch_id, actor, *place, limit
+            )
+        elif batch_id is not None:
+            rows = await self._database.fetch(
+                self._sql["list_batch"], project_id, batch_id, state, actor, *place, limit
+            )
+        else:
+            rows = await self._database.fetch(self._sql["list_retries"], project_id, state, actor, *place, limit)
         return [_retry_of(row) for row in rows]
 
     async def backlog(self) -> Backlog:
@@ -345,6 +358,11 @@ class RetryLedger:
         """End the lease on these early: they were not published."""
         await self._database.fetch(self._sql["give_back"], ids)
 
+    async def republish_stale(self, limit: int, *, age_s: float) -> int:
+        """Let up to `limit` requests be published again that have not been settled for so long; answers how many."""
+        rows = await self._database.fetch(self._sql["republish_stale"], timedelta(seconds=age_s), limit)
+        return len(rows)
+
     # -- settling: the worker's side
 
     async def apply(self, messages: Sequence[RetryMessage]) -> dict[RetryId, Settled]:
@@ -359,10 +377,13 @@ class RetryLedger:
         by_id = {message.id: message for message in reversed(messages)}
         async with self._database.transaction() as session:
             adopted = await self._adopt(session, list(by_id.values()))
+            reach(Failpoint.IN_TRANSACTION)
             settled = await self._settle(session, list(by_id), adopted)
             if missing := by_id.keys() - settled.keys():
                 for row in await session.fetch(self._sql["outcomes"], list(missing)):
                     settled[RetryId(row["id"])] = Settled(Outcome(row["outcome"]), None)
+            reach(Failpoint.BEFORE_COMMIT)
+        reach(Failpoint.AFTER_COMMIT)
         return settled
 
     async def apply_queued(self, limit: int) -> dict[RetryId, Settled]:
@@ -372,7 +393,13 @@ class RetryLedger:
         """
         async with self._database.transaction() as session:
             rows = await session.fetch(self._sql["take_queued"], limit)
-            return await self._settle(session, [RetryId(row["id"]) for row in rows], []) if rows else {}
+            if not rows:
+                return {}
+            reach(Failpoint.IN_TRANSACTION)
+            settled = await self._settle(session, [RetryId(row["id"]) for row in rows], [])
+            reach(Failpoint.BEFORE_COMMIT)
+        reach(Failpoint.AFTER_COMMIT)
+        return settled
 
     async def queued(self, limit: int) -> list[RetryMessage]:
         """Up to `limit` queued requests, oldest first, as messages; nobody's hands are on them."""

@@ -23,7 +23,3 @@ SET
     deduplicated = excluded.deduplicated, created_at = now()
 WHERE known.created_at <= now() - interval '24 hours'
 RETURNING project_id, key;
-
--- name: prune_keys
--- Forget keys that have had their day.
-DELETE FROM redrive.idempotency_keys WHERE created_at <= now() - interval '24 hours';

@@ -47,7 +47,8 @@ WHERE r.state IS DISTINCT FROM wanted.state;
 -- name: history
 -- A page of the requests for one job, newest first: its audit trail. The place to start from is always there, so that
 -- it bounds the index scan.
--- $1 text project id, $2 uuid job id, $3 timestamptz and $4 uuid the place below which the page begins, $5 int how many
+-- $1 text project id, $2 uuid job id; $3 text state, $4 uuid batch id, $5 text actor, each NULL for all; $6 timestamptz
+-- and $7 uuid the place below which the page begins, $8 int how many
 SELECT
     id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
     requested_at, processed_at, attempts_before, error_before
@@ -55,14 +56,17 @@ FROM redrive.retry_requests
 WHERE
     job_id = $2 AND project_id = $1
     AND (requested_at, id)
-        < (coalesce($3, 'infinity'::timestamptz), coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+        < (coalesce($6, 'infinity'::timestamptz), coalesce($7, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    AND ($3::text IS NULL OR state = $3)
+    AND ($4::uuid IS NULL OR batch_id = $4)
+    AND ($5::text IS NULL OR actor = $5)
 ORDER BY requested_at DESC, id DESC
-LIMIT $5;
+LIMIT $8;
 
 -- name: list_retries
 -- A page of a project's requests, newest first: its audit trail.
--- $1 text project id, $2 text state, $3 uuid job id, $4 uuid batch id, $5 text actor, each NULL for all; $6 timestamptz
--- and $7 uuid the place below which the page begins, $8 int how many
+-- $1 text project id; $2 text state, $3 text actor, each NULL for all; $4 timestamptz and $5 uuid the place below which
+-- the page begins, $6 int how many
 SELECT
     id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
     requested_at, processed_at, attempts_before, error_before
@@ -70,13 +74,33 @@ FROM redrive.retry_requests
 WHERE
     project_id = $1
     AND (requested_at, id)
-        < (coalesce($6, 'infinity'::timestamptz), coalesce($7, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+        < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     AND ($2::text IS NULL OR state = $2)
-    AND ($3::uuid IS NULL OR job_id = $3)
-    AND ($4::uuid IS NULL OR batch_id = $4)
-    AND ($5::text IS NULL OR actor = $5)
+    AND ($3::text IS NULL OR actor = $3)
 ORDER BY requested_at DESC, id DESC
-LIMIT $8;
+LIMIT $6;
+
+-- name: list_batch
+-- A page of a batch's requests, newest first. A batch is bounded, so it is read whole, by its own index, and sorted:
+-- along the project's index it may lie anywhere.
+-- $1 text project id, $2 uuid batch id; $3 text state, $4 text actor, each NULL for all; $5 timestamptz and $6 uuid the
+-- place below which the page begins, $7 int how many
+WITH request AS MATERIALIZED (
+    SELECT
+        id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
+        requested_at, processed_at, attempts_before, error_before
+    FROM redrive.retry_requests
+    WHERE batch_id = $2
+)
+SELECT * FROM request
+WHERE
+    project_id = $1
+    AND (requested_at, id)
+        < (coalesce($5, 'infinity'::timestamptz), coalesce($6, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    AND ($3::text IS NULL OR state = $3)
+    AND ($4::text IS NULL OR actor = $4)
+ORDER BY requested_at DESC, id DESC
+LIMIT $7;
 
 -- name: cancel
 -- Take a queued request back. No row: it is settled, foreign or unknown.
@@ -124,6 +148,22 @@ WITH leased AS (
     FOR UPDATE
 )
 UPDATE redrive.retry_requests AS r SET publish_lease_until = NULL FROM leased WHERE r.id = leased.id;
+
+-- name: republish_stale
+-- Let requests be published again that were published long ago and are not settled: their queue may have been lost. A
+-- copy too many does nothing. Oldest first.
+-- $1 interval how long ago, $2 int how many at most
+UPDATE redrive.retry_requests AS r
+SET published_at = NULL, publish_lease_until = NULL
+FROM (
+    SELECT id FROM redrive.retry_requests
+    WHERE state = 'queued' AND requested_at < now() - $1::interval AND published_at < now() - $1::interval
+    ORDER BY (batch_id IS NOT NULL), requested_at, id
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED -- what a worker has in hand is not lost
+) AS stale
+WHERE r.id = stale.id
+RETURNING r.id;
 
 -- name: backlog
 -- How many requests wait, up to a thousand, and how long the oldest has waited, in seconds.

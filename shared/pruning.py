@@ -1,0 +1,57 @@
+"""Pruning: deleting what is settled and old, a bounded number of rows at a time, so that nobody waits for long.
+
+A request is kept for at least as long as an idempotency key may stand for it: its answer must be there to be given
+again, and a message that is redelivered must find that it has been settled.
+"""
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from shared.sql import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from shared.database import Database
+
+KEPT_AT_LEAST: Final = timedelta(hours=24)
+AT_A_TIME: Final = 1_000
+
+
+class Pruned(NamedTuple):
+    """How many rows are gone."""
+
+    requests: int
+    batches: int
+    keys: int
+
+
+class Pruning:
+    """Deletes from the ledger, as its owner. What is queued stays, however old it is."""
+
+    def __init__(self, database: "Database", *, at_a_time: int = AT_A_TIME) -> None:
+        self._database = database
+        self._at_a_time = at_a_time
+        self._sql = statements("prune")
+
+    async def prune(self, older_than: timedelta, *, tell: "Callable[[Pruned], None]" = lambda _: None) -> Pruned:
+        """Delete what was settled longer ago than `older_than`, and idempotency keys that have expired.
+
+        `tell` gets the counts so far, after each transaction; what was deleted by then stays deleted. Raises
+        ValueError for less than KEPT_AT_LEAST, with nothing deleted; DatabaseUnavailable.
+        """
+        if older_than < KEPT_AT_LEAST:
+            raise ValueError("what is younger than 24 h is kept: an idempotency key may stand for it")
+        pruned = Pruned(0, 0, 0)
+        # Requests before their batches, which they keep alive.
+        for field, block, age in (
+            ("requests", "prune_requests", (older_than,)),
+            ("batches", "prune_batches", (older_than,)),
+            ("keys", "prune_keys", ()),
+        ):
+            while rows := await self._database.fetch(self._sql[block], *age, self._at_a_time):
+                pruned = pruned._replace(**{field: getattr(pruned, field) + len(rows)})
+                tell(pruned)
+                if len(rows) < self._at_a_time:
+                    break
+        return pruned

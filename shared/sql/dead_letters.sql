@@ -1,0 +1,59 @@
+-- Dead letters, as the ledger has them: requests whose message RabbitMQ has given up on, and requests given up here.
+
+-- name: any_overdue
+-- Whether a request has been with the broker for so long without being settled that its message may be a dead letter.
+-- $1 interval how long
+SELECT EXISTS (
+    SELECT FROM redrive.retry_requests WHERE state = 'queued' AND published_at < now() - $1::interval
+);
+
+-- name: overdue_among
+-- Which of these requests are. One that was published anew, after its letter died, has its second chance first.
+-- $1 uuid[] request ids, $2 interval how long
+SELECT id FROM redrive.retry_requests
+WHERE id = ANY ($1::uuid[]) AND state = 'queued' AND published_at < now() - $2::interval;
+
+-- name: standings
+-- How requests stand, and whether another one is queued for the same job. An id that the ledger does not know is
+-- missing.
+-- $1 uuid[] request ids
+SELECT
+    r.id, r.state, r.batch_id IS NOT NULL AS bulk,
+    EXISTS (SELECT FROM redrive.retry_requests AS q WHERE q.job_id = r.job_id AND q.state = 'queued' AND q.id <> r.id)
+        AS job_is_queued
+FROM redrive.retry_requests AS r
+WHERE r.id = ANY ($1::uuid[]);
+
+-- name: dead_lettered
+-- The requests that were given up, the longest dead first.
+-- $1 int how many
+SELECT
+    id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, processed_at
+FROM redrive.retry_requests
+WHERE state = 'dead_lettered'
+ORDER BY processed_at, id
+LIMIT $1;
+
+-- name: redrive
+-- Queue requests again that were given up, unless another one is queued for the job by now. They keep the job version
+-- that they were made for, so one whose job has moved on ends as superseded. Whoever redrives publishes; the lease
+-- keeps the relay from doing it, too, until it must have failed.
+-- $1 uuid[] request ids, $2 interval the lease
+WITH dead AS MATERIALIZED (
+    SELECT id, job_id FROM redrive.retry_requests
+    WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered'
+    ORDER BY id -- the workers' order
+    FOR UPDATE
+),
+chosen AS ( -- at most one request waits for a job
+    SELECT DISTINCT ON (job_id) id, job_id FROM dead
+    WHERE NOT EXISTS (SELECT FROM redrive.retry_requests AS q WHERE q.job_id = dead.job_id AND q.state = 'queued')
+    ORDER BY job_id, id
+)
+UPDATE redrive.retry_requests AS r
+SET
+    state = 'queued', outcome = NULL, processed_at = NULL, published_at = NULL,
+    publish_lease_until = now() + $2::interval
+FROM chosen
+WHERE r.id = chosen.id
+RETURNING r.id;

@@ -1,0 +1,186 @@
+"""`redrive` commands as processes of their own, and clients that know nothing but their addresses."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import aiohttp
+
+from tests.acceptance.up import COMMAND, environment
+from tests.eventually import eventually
+from tests.servers.processes import free_port
+from tests.servers.reaper import reaper
+from tests.tokens import SECRET, token
+
+
+class Program:
+    """One that was started. `err` is what it has logged."""
+
+    def __init__(self, process: asyncio.subprocess.Process, ops_port: int) -> None:
+        self._process = process
+        self._ops = f"http://127.0.0.1:{ops_port}"
+        self._err: list[bytes] = []
+        self._reading = asyncio.create_task(self._read())
+
+    @classmethod
+    @asynccontextmanager
+    async def started(cls, *command: str, **settings: str) -> AsyncIterator[Self]:
+        """Start one; it is killed in the end, if it still runs."""
+        ops_port = free_port()
+        process = await asyncio.create_subprocess_exec(
+            COMMAND,
+            *command,
+            env=environment(**{"OPS_PORT": str(ops_port), **settings}),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        reaper().tell("adopt", process.pid)
+        program = cls(process, ops_port)
+        try:
+            yield program
+        finally:
+            program.send(signal.SIGKILL)
+            await program.ended()
+            reaper().tell("release", process.pid)
+
+    async def _read(self) -> None:
+        assert self._process.stderr is not None
+        while chunk := await self._process.stderr.read(65_536):
+            self._err.append(chunk)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def err(self) -> str:
+        return b"".join(self._err).decode()
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """Its log, line by line, each of which must be one whole object."""
+        return [json.loads(line) for line in self.err.splitlines()]
+
+    async def ready(self) -> bool:
+        assert self._process.returncode is None, self.err
+        return await self.readiness() == 200
+
+    async def readiness(self) -> int:
+        """The status of `/readyz`; 0 while nobody listens."""
+        try:
+            async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
+                return answer.status
+        except aiohttp.ClientConnectionError:
+            return 0
+
+    async def health(self) -> dict[str, Any]:
+        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
+            found: dict[str, Any] = await answer.json()
+            return found
+
+    async def metrics(self) -> str:
+        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/metrics") as answer:
+            return await answer.text()
+
+    def send(self, number: signal.Signals) -> None:
+        if self._process.returncode is None:
+            os.kill(self._process.pid, number)
+
+    async def ended(self, *, within_s: float = 15) -> int:
+        """Its exit status, once it has ended by itself."""
+        async with asyncio.timeout(within_s):
+            status = await self._process.wait()
+            await self._reading
+        return status
+
+
+@dataclass(slots=True)
+class Answers:
+    """What a client got: how many of each status, and what went wrong without one."""
+
+    statuses: dict[int, int] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, status: int) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
+
+class Deployment:
+    """An api and some workers on one database and one virtual host."""
+
+    def __init__(self, stack: AsyncExitStack, settings: dict[str, str]) -> None:
+        self._stack = stack
+        self._settings = settings
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.api: Program
+        self.workers: list[Program] = []
+        self.client: aiohttp.ClientSession
+
+    @classmethod
+    @asynccontextmanager
+    async def running(
+        cls, database_url: str, amqp_url: str, *, workers: int = 2, **settings: str
+    ) -> AsyncIterator[Self]:
+        """Start all of it, and wait until it is ready."""
+        given = {
+            "DATABASE_URL": database_url, "AMQP_URL": amqp_url, "JWT_SECRET": SECRET, "LIMIT_IP": "off",
+            "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off", **settings,
+        }  # fmt: skip
+        async with AsyncExitStack() as stack:
+            deployment = cls(stack, given)
+            deployment.api = await stack.enter_async_context(Program.started("api", **given, PORT=str(deployment.port)))
+            for _ in range(workers):
+                await deployment.add_worker()
+            deployment.client = await stack.enter_async_context(
+                aiohttp.ClientSession(
+                    deployment.url,
+                    headers={"Authorization": f"Bearer {token()}"},
+                    timeout=aiohttp.ClientTimeout(total=20),
+                )
+            )
+            for program in (deployment.api, *deployment.workers):
+                await eventually(program.ready, within_s=20, every_s=0.1)
+            yield deployment
+
+    async def add_worker(self) -> Program:
+        """One worker more, which may not be ready yet."""
+        worker = await self._stack.enter_async_context(Program.started("worker", **self._settings))
+        self.workers.append(worker)
+        return worker
+
+    async def get(self, path: str) -> dict[str, Any]:
+        async with self.client.get(path) as answer:
+            assert answer.status == 200, await answer.text()
+            found: dict[str, Any] = (await answer.json())["data"]
+            return found
+
+    async def retry(self, job_id: object) -> int:
+        async with self.client.post(f"/api/jobs/{job_id}/retry") as answer:
+            await answer.read()
+            return answer.status
+
+    async def retry_all(self, job_ids: "list[object]", *, at_once: int = 20) -> Answers:
+        """Ask for all of them, so many at a time; whoever is told that the connection ends asks no more."""
+        answers, left = Answers(), iter(job_ids)
+
+        async def ask() -> None:
+            for job_id in left:
+                try:
+                    async with self.client.post(f"/api/jobs/{job_id}/retry") as answer:
+                        await answer.read()
+                        answers.add(answer.status)
+                        if answer.headers.get("Connection") == "close":
+                            return
+                except aiohttp.ClientError as error:
+                    answers.failures.append(repr(error))
+                    return
+
+        await asyncio.gather(*(ask() for _ in range(at_once)))
+        return answers

@@ -1,0 +1,56 @@
+"""What integration tests stand on: jobs, the ledger and the queues of a database and a virtual host of their own."""
+
+from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
+
+import pytest
+
+from shared.database import Database
+from shared.jobs import JobStore
+from shared.retries import RetryLedger
+from tests.jobs import JobMaker
+from tests.queues import Queues
+from tests.servers.rabbitmq import Rabbitmq
+
+
+@pytest.fixture
+async def jobs(database_url: str) -> AsyncIterator[JobMaker]:
+    """Makes jobs in this test's database, and counts what became of them."""
+    async with JobMaker.on(database_url) as maker:
+        yield maker
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """This test's database, as the programs use it."""
+    async with Database(database_url, program="test", timeout_s=2, pool_size=4).opened() as opened:
+        yield opened
+
+
+@pytest.fixture
+async def ledger(database: Database) -> RetryLedger:
+    return RetryLedger(database, JobStore(database))
+
+
+@pytest.fixture
+async def queues(amqp_url: str) -> AsyncIterator[Queues]:
+    """The queues of this test's virtual host."""
+    async with Queues.on(amqp_url) as declared:
+        yield declared
+
+
+@pytest.fixture
+async def least_privileged_amqp_url(amqp_url: str, queues: Queues, rabbitmq: Rabbitmq) -> AsyncIterator[str]:
+    """The same virtual host, with its queues declared, for a user who may read these and write to the exchange."""
+    assert queues is not None
+    if rabbitmq.management_url is None:
+        pytest.fail("this test makes a user on the broker: it needs the management API")
+    parts = urlsplit(amqp_url)
+    user = f"user-of-{parts.path[1:]}"
+    await rabbitmq.manage("PUT", f"/api/users/{user}", {"password": "secret", "tags": ""})
+    try:
+        rights = {"configure": "^$", "write": "^redrive$", "read": r"^redrive\.retries(\.bulk)?$"}
+        await rabbitmq.manage("PUT", f"/api/permissions/{parts.path[1:]}/{user}", rights)
+        yield parts._replace(netloc=f"{user}:secret@{parts.hostname}:{parts.port}").geturl()
+    finally:
+        await rabbitmq.manage("DELETE", f"/api/users/{user}")

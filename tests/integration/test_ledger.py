@@ -1,0 +1,323 @@
+"""The ledger on a real PostgreSQL: what is accepted, who publishes it, and what becomes of it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from uuid import uuid4
+
+import msgspec
+import pytest
+
+from shared.errors import (
+    AttemptsExhausted,
+    DatabaseUnavailable,
+    JobChanged,
+    JobNotFailed,
+    JobNotFound,
+    RedriveError,
+    RetryNotFound,
+    StatementRefused,
+)
+from shared.messages import RetryMessage
+from shared.models import JobId, Outcome, ProjectId, RetryId, RetryState, Version
+from shared.retries import RetryKey, RetryLedger
+from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+
+Making = Callable[[JobMaker], Awaitable[MadeJob]]
+
+
+# -- accepting
+
+
+async def test_an_accepted_request_waits_in_the_ledger(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed(attempts=2)
+
+    accepted = await ledger.accept(a_retry_of(job, actor="ann"))
+
+    assert not accepted.deduplicated
+    assert accepted.retry == await ledger.get(RetryKey(accepted.retry.id, job.project_id))
+    assert (accepted.retry.state, accepted.retry.outcome, accepted.retry.actor) == (RetryState.QUEUED, None, "ann")
+    assert await ledger.history(job.key, after=None, limit=10) == [accepted.retry]
+    assert await jobs.status_of(job) == "failed"
+
+
+async def test_a_second_request_while_one_is_queued_is_the_first(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed()
+    first = await ledger.accept(a_retry_of(job, actor="ann"))
+    second = await ledger.accept(a_retry_of(job, actor="bob"))
+    assert (second.retry, second.deduplicated) == (first.retry, True)
+
+
+async def test_requests_in_parallel_for_one_job_are_one_row(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed()
+    answers = await asyncio.gather(*(ledger.accept(a_retry_of(job)) for _ in range(100)))
+    assert len({answer.retry.id for answer in answers}) == 1
+    assert [answer.deduplicated for answer in answers].count(False) == 1
+    assert await jobs.queued() == 1
+
+
+async def test_a_job_can_be_retried_again_after_it_was_and_failed_anew(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed()
+    first = (await ledger.accept(a_retry_of(job))).retry
+    await ledger.apply_queued(10)
+    again = await jobs.fail_again(job)
+    second = (await ledger.accept(a_retry_of(again))).retry
+    await ledger.apply_queued(10)
+    assert first.id != second.id
+    assert [retry.id for retry in await ledger.history(job.key, after=None, limit=10)] == [second.id, first.id]
+    assert await jobs.effects_of(job) == 2
+
+
+@pytest.mark.parametrize(
+    ("making", "refusal"),
+    [
+        (JobMaker.pending, JobNotFailed),
+        (JobMaker.running, JobNotFailed),
+        (JobMaker.completed, JobNotFailed),
+        (lambda jobs: jobs.failed(attempts=3, max_attempts=3), AttemptsExhausted),
+        (lambda jobs: jobs.failed(attempts=3, max_attempts=None), AttemptsExhausted),
+    ],
+)
+async def test_a_job_that_cannot_be_retried_is_refused(
+    jobs: JobMaker, ledger: RetryLedger, making: Making, refusal: type[RedriveError]
+) -> None:
+    with pytest.raises(refusal):
+        await ledger.accept(a_retry_of(await making(jobs)))
+    assert await jobs.queued() == 0
+
+
+async def test_an_exhausted_job_is_accepted_with_extra_attempts(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed(attempts=3, max_attempts=3)
+    await ledger.accept(a_retry_of(job, extra_attempts=2))
+    await ledger.apply_queued(10)
+    row = await jobs.row(job)
+    assert (row["status"], row["attempts"], row["max_attempts"]) == ("pending", 3, 5)
+
+
+async def test_a_foreign_job_and_an_unknown_one_are_not_there(jobs: JobMaker, ledger: RetryLedger) -> None:
+    theirs = await jobs.failed(project_id="theirs")
+    for job in (
+        MadeJob(theirs.id, ProjectId("ours"), theirs.version),
+        MadeJob(JobId(uuid4()), ProjectId("ours"), Version("1")),
+    ):
+        with pytest.raises(JobNotFound):
+            await ledger.accept(a_retry_of(job))
+
+
+async def test_a_request_for_a_version_that_has_passed_is_refused(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed()
+    await jobs.fail_again(job)
+    with pytest.raises(JobChanged):
+        await ledger.accept(msgspec.structs.replace(a_retry_of(job), if_version=frozenset({job.version})))
+
+
+async def test_a_foreign_retry_and_an_unknown_one_are_not_there(jobs: JobMaker, ledger: RetryLedger) -> None:
+    theirs = await jobs.failed(project_id="theirs")
+    retry = (await ledger.accept(a_retry_of(theirs))).retry
+    for retry_id in (retry.id, RetryId(uuid4())):
+        with pytest.raises(RetryNotFound):
+            await ledger.get(RetryKey(retry_id, ProjectId("ours")))
+    assert await ledger.history(theirs.key._replace(project_id=ProjectId("ours")), after=None, limit=10) == []
+
+
+# -- publishing
+
+
+async def test_two_relays_get_different_rows(jobs: JobMaker, ledger: RetryLedger) -> None:
+    for job in await jobs.many_failed(20):
+        await ledger.accept(a_retry_of(job))
+    one, other = await asyncio.gather(ledger.publishable(10, lease_s=30), ledger.publishable(10, lease_s=30))
+    assert len(one) == len(other) == 10
+    assert len({each.message.id for each in (*one, *other)}) == 20
+    assert await ledger.publishable(10, lease_s=30) == []
+
+
+async def test_a_message_says_what_was_asked_for(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed()
+    retry = (await ledger.accept(a_retry_of(job, actor="ann", extra_attempts=1))).retry
+    (publishable,) = await ledger.publishable(10, lease_s=30)
+    assert publishable.message == RetryMessage(
+        v=1,
+        request_id=retry.id,
+        job_id=job.id,
+        project_id=job.project_id,
+        job_version=job.version,
+        extra_attempts=1,
+        actor="ann",
+        requested_at=retry.requested_at,
+    )
+
+
+async def test_a_lease_ends_and_can_be_given_back_and_a_published_row_stays_published(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    await ledger.accept(a_retry_of(await jobs.failed()))
+    (first,) = await ledger.publishable(10, lease_s=-1)
+    (second,) = await ledger.publishable(10, lease_s=30)  # the lease is over: whoever held it may be dead
+    await ledger.give_back([second.message.id])
+    (third,) = await ledger.publishable(10, lease_s=-1)
+    assert first == second == third
+    await ledger.mark_published([third.message.id])
+    assert await ledger.publishable(10, lease_s=30) == []
+    await ledger.give_back([third.message.id])
+    assert await ledger.publishable(10, lease_s=30) == []
+
+
+async def test_what_is_settled_is_not_published_any_more(jobs: JobMaker, ledger: RetryLedger) -> None:
+    await ledger.accept(a_retry_of(await jobs.failed()))
+    await ledger.apply_queued(10)
+    assert await ledger.publishable(10, lease_s=30) == []
+
+
+# -- settling
+
+
+@pytest.mark.parametrize(
+    ("making", "outcome"),
+    [
+        (JobMaker.failed, Outcome.APPLIED),
+        (lambda jobs: jobs.failed(attempts=0), Outcome.APPLIED),
+        (lambda jobs: jobs.failed(attempts=None, max_attempts=None), Outcome.APPLIED),
+        (JobMaker.pending, Outcome.JOB_NOT_FAILED),
+        (JobMaker.running, Outcome.JOB_NOT_FAILED),
+        (JobMaker.completed, Outcome.JOB_NOT_FAILED),
+        (lambda jobs: jobs.failed(attempts=3, max_attempts=3), Outcome.ATTEMPTS_EXHAUSTED),
+    ],
+)
+async def test_a_request_is_settled_by_how_the_job_stands(
+    jobs: JobMaker, ledger: RetryLedger, making: Making, outcome: Outcome
+) -> None:
+    job = await making(jobs)
+    before = dict(await jobs.row(job))
+    message = a_message_for(job)
+
+    settled = await ledger.apply([message])
+
+    assert {key: value.outcome for key, value in settled.items()} == {message.id: outcome}
+    applied = outcome is Outcome.APPLIED
+    assert await jobs.effects_of(job) == applied
+    assert applied or dict(await jobs.row(job)) == before
+    retry = await ledger.get(RetryKey(message.id, job.project_id))
+    assert retry.state is (RetryState.APPLIED if applied else RetryState.REJECTED)
+    assert retry.attempts_before == (before["attempts"] or 0)
+    assert retry.error_before == (before["last_error"] if applied else None)
+
+
+async def test_a_redelivered_message_gets_its_first_outcome_and_has_no_second_effect(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    job = await jobs.failed()
+    message = a_message_for(job)
+    first = (await ledger.apply([message, message]))[message.id]
+    await jobs.fail_again(job)
+    second = (await ledger.apply([message]))[message.id]
+    assert (first.outcome, second.outcome) == (Outcome.APPLIED, Outcome.APPLIED)
+    assert first.waited_s is not None
+    assert second.waited_s is None
+    assert await jobs.effects_of(job) == 1
+
+
+async def test_a_message_of_no_version_fits_any_and_one_of_an_old_version_none(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    job = await jobs.failed()
+    await jobs.fail_again(job)
+    stale = a_message_for(job)
+    unbound = msgspec.structs.replace(a_message_for(job), job_version=None)
+    settled = await ledger.apply([stale, unbound])
+    assert settled[stale.id].outcome is Outcome.SUPERSEDED
+    assert settled[unbound.id].outcome is Outcome.APPLIED
+
+
+async def test_of_several_requests_for_one_job_in_a_batch_one_is_applied(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed()
+    messages = [a_message_for(job) for _ in range(5)]
+    outcomes = [settled.outcome for settled in (await ledger.apply(messages)).values()]
+    assert sorted(outcomes) == [Outcome.APPLIED] + [Outcome.SUPERSEDED] * 4
+    assert await jobs.effects_of(job) == 1
+
+
+async def test_for_a_known_request_the_ledgers_facts_win_over_the_messages(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job, other = await jobs.failed(), await jobs.failed(project_id="theirs")
+    retry = (await ledger.accept(a_retry_of(job))).retry
+    lying = a_message_for(other, request_id=retry.id)
+    assert (await ledger.apply([lying]))[retry.id].outcome is Outcome.APPLIED
+    assert await jobs.effects([job, other]) == [1, 0]
+
+
+async def test_unknown_requests_in_two_hands_at_once_have_one_effect_each(jobs: JobMaker, ledger: RetryLedger) -> None:
+    failed = await jobs.many_failed(50)
+    messages = [a_message_for(job) for job in failed]
+    answers = await asyncio.gather(*(ledger.apply(order) for order in (messages, messages[::-1], messages, messages)))
+    for settled in answers:
+        assert {each.outcome for each in settled.values()} == {Outcome.APPLIED}
+        assert settled.keys() == {message.id for message in messages}
+    assert await jobs.effects(failed) == [1] * 50
+
+
+async def test_a_delayed_retry_is_scheduled_for_later(jobs: JobMaker, ledger: RetryLedger) -> None:
+    delayed, dated = await jobs.failed(), await jobs.failed()
+    await ledger.accept(a_retry_of(delayed, delay_seconds=3600))
+    run_at = datetime.now(UTC) + timedelta(days=1)
+    await ledger.apply([msgspec.structs.replace(a_message_for(dated), run_at=run_at)])
+    await ledger.apply_queued(10)
+    now = datetime.now(UTC)
+    assert timedelta(minutes=59) < (await jobs.row(delayed))["scheduled_at"] - now <= timedelta(hours=1)
+    assert (await jobs.row(dated))["scheduled_at"] == run_at
+
+
+async def test_workers_without_a_broker_take_different_rows_oldest_first(jobs: JobMaker, ledger: RetryLedger) -> None:
+    for job in await jobs.many_failed(30):
+        await ledger.accept(a_retry_of(job))
+    oldest = {message.id for message in await ledger.queued(10)}
+    assert (await ledger.apply_queued(10)).keys() == oldest
+    one, other = await asyncio.gather(ledger.apply_queued(10), ledger.apply_queued(10))
+    assert not one.keys() & other.keys()
+
+
+async def test_the_backlog_tells_how_many_wait_and_for_how_long(jobs: JobMaker, ledger: RetryLedger) -> None:
+    assert await ledger.backlog() == (0, 0.0)
+    for job in await jobs.many_failed(3):
+        await ledger.accept(a_retry_of(job))
+    requests, oldest_s = await ledger.backlog()
+    assert requests == 3
+    assert 0 < oldest_s < 60
+
+
+# -- giving up
+
+
+async def test_a_dead_lettered_request_is_done_and_the_job_is_free_for_another(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    job = await jobs.failed()
+    retry = (await ledger.accept(a_retry_of(job))).retry
+    settled = await ledger.dead_letter([retry.id])
+    assert settled[retry.id].outcome is Outcome.POISON
+    retry = await ledger.get(RetryKey(retry.id, job.project_id))
+    assert (retry.state, retry.outcome, retry.done) == (RetryState.DEAD_LETTERED, Outcome.POISON, True)
+    assert not (await ledger.accept(a_retry_of(job))).deduplicated
+
+
+async def test_giving_up_changes_nothing_that_is_settled_or_unknown(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed()
+    message = a_message_for(job)
+    await ledger.apply([message])
+    unknown = RetryId(uuid4())
+    assert await ledger.dead_letter([message.id, unknown]) == {message.id: (Outcome.APPLIED, None)}
+
+
+async def test_a_refused_row_undoes_its_whole_batch_and_says_so(jobs: JobMaker, ledger: RetryLedger) -> None:
+    await jobs.pool.execute("ALTER TABLE control_plane.jobs ADD CHECK (type <> 'sealed' OR status = 'failed')")
+    good, sealed = await jobs.failed(), await jobs.failed(kind="sealed")
+    with pytest.raises(StatementRefused, match="23514"):
+        await ledger.apply([a_message_for(good), a_message_for(sealed)])
+    assert await jobs.effects([good, sealed]) == [0, 0]
+
+
+async def test_a_locked_table_is_an_unavailable_database_in_time(jobs: JobMaker, ledger: RetryLedger) -> None:
+    job = await jobs.failed()
+    async with jobs.locked(), asyncio.timeout(3):
+        with pytest.raises(DatabaseUnavailable):
+            await ledger.apply([a_message_for(job)])
+    assert await jobs.effects_of(job) == 0

@@ -1,0 +1,196 @@
+"""What a worker cannot read, or the database refuses: put aside with the reason, and nothing else disturbed."""
+
+import uuid
+from datetime import datetime, timedelta, timezone
+
+import msgspec
+import pytest
+
+from shared import topology
+from shared.messages import MAX_BYTES, RetryMessage, encoded
+from shared.retries import RetryLedger
+from tests.eventually import eventually
+from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.queues import Letter, Queues
+from tests.workers import a_worker
+
+_TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+# The owner of the jobs table has rules of his own, which we learn of when he refuses an update.
+_OWNERS_RULE = """
+CREATE FUNCTION control_plane.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.type = 'sealed' AND NEW.status = 'pending' THEN RAISE EXCEPTION 'sealed jobs stay as they are'; END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER refuse BEFORE UPDATE ON control_plane.jobs FOR EACH ROW EXECUTE FUNCTION control_plane.refuse();
+"""
+
+
+def _body(**fields: object) -> bytes:
+    whole = {"v": 1, "request_id": str(uuid.uuid4()), "job_id": str(uuid.uuid4()), "project_id": "p1"}
+    return msgspec.json.encode(whole | fields)
+
+
+UNREADABLE = {
+    "empty": (b"", "not JSON"),
+    "not JSON": (b"{", "not JSON"),
+    "not UTF-8": (b'{"v":1,"actor":"\xff\xfe"}', "not JSON"),
+    "not an object": (b"[1]", "Expected `object`, got `array`"),
+    "an unknown version": (_body(v=2), "unknown version"),
+    "nested without end": (b"[" * 60_000, "Expected `object`, got `array`"),
+    "a number for an id": (_body(request_id=7), "Expected `uuid`, got `int` (at request_id)"),
+    "a NUL in a text": (_body(reason="a\x00b"), None),
+    "too many attempts": (_body(extra_attempts=11), None),
+    "a project that is none": (_body(project_id="a b"), None),
+    "too large": (b" " * (MAX_BYTES + 1), "over 65536 bytes"),
+    "very large": (b"x" * 1_000_000, "over 65536 bytes"),
+}
+
+
+async def _dead(queues: Queues, count: int) -> list[Letter]:
+    await eventually(lambda: _holds(queues, count))
+    return await queues.take_dead()
+
+
+async def _holds(queues: Queues, count: int) -> bool:
+    return await queues.waiting(topology.RETRIES_DEAD) >= count
+
+
+async def test_unreadable_messages_are_dead_lettered_as_they_came_with_the_reason(
+    database_url: str, amqp_url: str, queues: Queues
+) -> None:
+    async with a_worker(database_url, amqp_url) as worker:
+        for body, _ in UNREADABLE.values():
+            await queues.publish(body, headers={"traceparent": _TRACE, "x-else": "where"})
+        letters = {letter.body: letter for letter in await _dead(queues, len(UNREADABLE))}
+        await worker.sampled("redrive_messages_unreadable_total", len(UNREADABLE))
+        await worker.sampled("redrive_sessions_total", 0, end="failed")
+
+    assert len(letters) == len(UNREADABLE)
+    for body, reason in UNREADABLE.values():
+        assert letters[body].reason == reason or reason is None
+        assert letters[body].headers["traceparent"] == _TRACE
+        assert "x-else" not in letters[body].headers
+    assert await queues.waiting() == 0
+
+
+async def test_one_unreadable_message_in_a_hundred_disturbs_none_of_the_others(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
+) -> None:
+    failed = await jobs.many_failed(300)
+    for number, job in enumerate(failed):
+        if number % 100 == 50:
+            await queues.publish(b"poison %d" % number)
+        await queues.publish(a_message_for(job))
+
+    async with a_worker(database_url, amqp_url, worker_batch_size=40):
+        letters = await _dead(queues, 3)
+        await eventually(lambda: _all_put_back(jobs, failed))
+
+    assert sorted(letter.body for letter in letters) == [b"poison 150", b"poison 250", b"poison 50"]
+    assert {letter.reason for letter in letters} == {"not JSON"}
+    assert await queues.waiting() == 0
+    assert await queues.waiting(topology.RETRIES_DEAD) == 0
+
+
+async def _all_put_back(jobs: JobMaker, failed: list[MadeJob]) -> bool:
+    return await jobs.effects(failed) == [1] * len(failed)
+
+
+async def test_what_cannot_be_dead_lettered_is_not_acknowledged(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
+) -> None:
+    job = await jobs.failed()
+    await queues.publish(a_message_for(job))
+    await queues.publish(b"poison")
+    async with a_worker(database_url, amqp_url, worker_batch_wait=0.5) as worker:
+        await queues.unbind(topology.RETRIES_DEAD, topology.KEY_DEAD)
+        await worker.sampled_at_least("redrive_sessions_total", 1, end="broker_unavailable")
+        assert await jobs.effects_of(job) == 1  # the neighbour
+        await queues.bind(topology.RETRIES_DEAD, topology.KEY_DEAD)
+        letters = await _dead(queues, 1)
+
+    assert [letter.body for letter in letters] == [b"poison"]
+    assert await queues.waiting() == 0
+    assert await jobs.effects_of(job) == 1
+
+
+@pytest.fixture
+async def refused(jobs: JobMaker, ledger: RetryLedger) -> RetryMessage:
+    """An accepted request for a job that its owner lets nobody put back."""
+    await jobs.pool.execute(_OWNERS_RULE)
+    await ledger.accept(a_retry_of(await jobs.failed(kind="sealed")))
+    (publishable,) = await ledger.publishable(1, lease_s=30)
+    return publishable.message
+
+
+async def test_a_request_that_the_database_refuses_is_dead_lettered_and_its_neighbours_are_applied(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, refused: RetryMessage
+) -> None:
+    theirs = a_message_for(await jobs.failed(kind="sealed"))  # not in the ledger: refused before it is written down
+    failed = await jobs.many_failed(50)
+    messages = [a_message_for(job) for job in failed]
+    messages[20:20] = [refused, theirs]
+    await queues.publish_all(messages)
+
+    async with a_worker(database_url, amqp_url):
+        letters = await _dead(queues, 2)
+        await eventually(lambda: _all_put_back(jobs, failed))
+
+    assert {letter.body for letter in letters} == {encoded(refused), encoded(theirs)}
+    assert {letter.reason for letter in letters} == {"refused by the database"}
+    row = await jobs.ledger_row(refused.id)
+    assert row is not None
+    assert (row["state"], row["outcome"]) == ("dead_lettered", "poison")
+    assert await jobs.all_effects() == len(failed)
+    assert await queues.waiting() == 0
+
+
+async def test_a_request_that_the_database_refuses_does_not_block_the_line_without_a_broker(
+    database_url: str, jobs: JobMaker, ledger: RetryLedger, refused: RetryMessage
+) -> None:
+    failed = await jobs.many_failed(30)
+    for job in failed:
+        await ledger.accept(a_retry_of(job))
+
+    async with a_worker(database_url):
+        await eventually(lambda: _all_put_back(jobs, failed))
+        assert await eventually(lambda: jobs.outcome_of(refused.id)) == "poison"
+
+    assert await jobs.queued() == 0
+
+
+async def test_a_time_before_the_calendar_begins_spoils_nothing(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
+) -> None:
+    east = timezone(timedelta(hours=23, minutes=59))
+    failed = [await jobs.failed(), await jobs.failed()]
+    strange = msgspec.structs.replace(a_message_for(failed[0]), run_at=datetime(1, 1, 1, tzinfo=east))
+    await queues.publish_all([strange, a_message_for(failed[1])])
+
+    async with a_worker(database_url, amqp_url):
+        await eventually(lambda: _all_put_back(jobs, failed))
+
+    assert await queues.waiting() == 0
+
+
+async def test_a_message_that_breaks_the_connection_is_parked_alone(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.sessions.LONGEST_PAUSE_S", 0.01)  # twenty deliveries, without the pauses between
+    monkeypatch.setattr("worker.sessions.FIRST_PAUSE_S", 0.01)
+    failed = await jobs.many_failed(120)
+    for number, job in enumerate(failed):
+        if number == 20:
+            await queues.publish(b"poison", timestamp_s=2**63 - 1)  # a year that Python's calendar does not have
+        await queues.publish(a_message_for(job))
+
+    async with a_worker(database_url, amqp_url) as worker:
+        await eventually(lambda: _all_put_back(jobs, failed), within_s=30)
+        await eventually(lambda: _holds(queues, 1))
+        await worker.sampled_at_least("redrive_sessions_total", 1, end="renewed")
+
+    assert await queues.waiting() == 0
+    assert await queues.waiting(topology.RETRIES_DEAD) == 1

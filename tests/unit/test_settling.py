@@ -1,0 +1,98 @@
+"""How the settler finds refused requests among good ones, and what it keeps for later; the ledger is a stand-in."""
+
+import uuid
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from shared.errors import DatabaseUnavailable, StatementRefused
+from shared.messages import VERSION, RetryMessage
+from shared.models import Outcome, RetryId
+from shared.retries import RetryLedger, Settled
+from worker.metrics import Metrics
+from worker.settling import Settler
+
+if TYPE_CHECKING:
+    from shared.database import Database
+
+
+class _Ledger:
+    """Refuses any batch that holds one of the `refused`; counts transactions."""
+
+    def __init__(self) -> None:
+        self.refused: set[RetryId] = set()
+        self.away = False
+        self.settled: dict[RetryId, Settled] = {}
+        self.transactions = 0
+
+    async def apply(self, messages: Sequence[RetryMessage]) -> dict[RetryId, Settled]:
+        self.transactions += 1
+        if self.away:
+            raise DatabaseUnavailable
+        if any(message.id in self.refused and message.id not in self.settled for message in messages):
+            raise StatementRefused("23514")
+        fresh = {message.id: Settled(Outcome.APPLIED, 0.1) for message in messages if message.id not in self.settled}
+        self.settled |= fresh
+        return {message.id: self.settled[message.id] for message in messages}
+
+    async def dead_letter(self, ids: Sequence[RetryId]) -> dict[RetryId, Settled]:
+        self.transactions += 1
+        self.settled |= {each: Settled(Outcome.POISON, 0.1) for each in ids}
+        return {each: self.settled[each] for each in ids}
+
+    async def ping(self) -> None:
+        if self.away:
+            raise DatabaseUnavailable
+
+
+def _settler(ledger: _Ledger) -> Settler:
+    return Settler(cast("RetryLedger", ledger), cast("Database", ledger), Metrics(CollectorRegistry()))
+
+
+def _messages(count: int) -> list[RetryMessage]:
+    return [
+        RetryMessage(v=VERSION, request_id=uuid.uuid4(), job_id=uuid.uuid4(), project_id="p1") for _ in range(count)
+    ]
+
+
+@settings(deadline=None)  # machines that are busy with servers
+@given(size=st.integers(1, 60), data=st.data())
+async def test_the_refused_are_given_up_and_all_others_applied(size: int, data: st.DataObject) -> None:
+    messages = _messages(size)
+    refused = {message.id for message in messages if data.draw(st.booleans())}
+    ledger = _Ledger()
+    ledger.refused = refused
+    settled = await _settler(ledger).settle([*messages, *messages[:3]])  # some of them twice
+    assert {key for key, value in settled.items() if value.outcome is Outcome.POISON} == refused
+    assert {key for key, value in settled.items() if value.outcome is Outcome.APPLIED} == (
+        {message.id for message in messages} - refused
+    )
+
+
+async def test_one_refused_in_two_hundred_costs_few_transactions() -> None:
+    messages = _messages(200)
+    ledger = _Ledger()
+    ledger.refused = {messages[77].id}
+    await _settler(ledger).settle(messages)
+    assert ledger.transactions <= 2 * 8 + 2
+
+
+async def test_what_the_database_was_away_for_goes_through_first_when_it_is_back() -> None:
+    ledger = _Ledger()
+    settler = _settler(ledger)
+    messages = _messages(3)
+    ledger.away = True
+    with pytest.raises(DatabaseUnavailable):
+        await settler.settle(messages)
+    with pytest.raises(DatabaseUnavailable):
+        await settler.catch_up()
+    ledger.away = False
+    await settler.catch_up()
+    assert ledger.settled.keys() == {message.id for message in messages}
+    transactions = ledger.transactions
+    await settler.catch_up()
+    assert ledger.transactions == transactions  # nothing is left to do

@@ -1,0 +1,133 @@
+"""The worker, put together by hand: a database, a ledger, and a session loop for each source of requests.
+
+Stopping goes the other way round: readiness off, consumers cancelled, what is in hand settled and acknowledged,
+connections closed. What could not be finished in time is where it was: queued, in the ledger and in its queue.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from shared.database import Database
+from shared.dead_letters import DeadLetters
+from shared.errors import DatabaseUnavailable
+from shared.jobs import JobStore
+from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
+from shared.retries import RetryLedger
+from shared.telemetry import metrics_registry
+from worker.dead_watch import DeadWatch
+from worker.metrics import Metrics
+from worker.sessions import keep
+from worker.settling import Settler
+from worker.sources import QUEUES, LedgerSource, QueueSource, Source
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shared.settings import WorkerSettings
+
+log = structlog.stdlib.get_logger(__name__)
+
+BACKLOG_EVERY_S: Final = 5.0
+_SHARE_OF_GRACE: Final = 0.75  # of the time to stop in: for what is in hand; the rest is for closing connections
+
+
+async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = True) -> None:
+    """Settle retry requests until `stop` is set; then return within `settings.shutdown_grace`.
+
+    Servers that are away, now or later, are waited for. `ops=False` for several workers in one process: they need no
+    port of their own. Raises OSError when the ops port is taken.
+    """
+    registry = metrics_registry()
+    metrics = Metrics(registry)
+    database = Database(
+        settings.database_url.get_secret_value(),
+        program="redrive worker",
+        timeout_s=settings.db_timeout,
+        pool_size=settings.db_pool_size,
+    )
+    ledger = RetryLedger(database, JobStore(database))
+    sources = _sources(settings, ledger, database, metrics)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(database.opened())
+        if ops:
+            ready = _ready(database, sources, stop)
+            await stack.enter_async_context(
+                serve_ops(host=settings.host, port=settings.ops_port, ready=ready, metrics=exposition_of(registry))
+            )
+        async with asyncio.TaskGroup() as tasks:
+            watching = [tasks.create_task(_watch_backlog(ledger, metrics))]
+            if settings.amqp_url is not None:
+                dead = DeadWatch(settings.amqp_url.get_secret_value(), ledger, DeadLetters(database), metrics)
+                watching.append(tasks.create_task(dead.watch(stop=stop)))
+            working = [tasks.create_task(keep(source, metrics, stop=stop)) for source in sources]
+            log.info("worker started", sources=[source.name for source in sources])
+            await stop.wait()
+            for watch in watching:
+                watch.cancel()
+            await _finished(sources, working, within_s=settings.shutdown_grace * _SHARE_OF_GRACE)
+    log.info("worker stopped")
+
+
+def _sources(
+    settings: "WorkerSettings", ledger: RetryLedger, database: Database, metrics: Metrics
+) -> "Sequence[Source]":
+    if settings.amqp_url is None:
+        return [LedgerSource(Settler(ledger, database, metrics), batch_size=settings.worker_batch_size)]
+    return [
+        QueueSource(
+            settings.amqp_url.get_secret_value(),
+            queue,
+            Settler(ledger, database, metrics),
+            metrics,
+            batch_size=settings.worker_batch_size,
+            batch_wait_s=settings.worker_batch_wait,
+        )
+        for queue in QUEUES
+    ]
+
+
+def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event) -> Ready:
+    """Say whether there is a point in waiting for this worker: it can reach all that it needs, and is to go on."""
+
+    async def ready() -> Readiness:
+        checks: dict[str, Status] = {}
+        try:
+            await database.ping()
+            checks["database"] = Status.OK
+        except DatabaseUnavailable:
+            checks["database"] = Status.UNAVAILABLE
+        queues = [source for source in sources if isinstance(source, QueueSource)]
+        if queues:
+            checks["broker"] = Status.OK if all(queue.live for queue in queues) else Status.UNAVAILABLE
+        well = not stop.is_set() and Status.UNAVAILABLE not in checks.values()
+        return Readiness(Status.OK if well else Status.UNAVAILABLE, checks)
+
+    return ready
+
+
+async def _watch_backlog(ledger: RetryLedger, metrics: Metrics) -> None:
+    """Keep the backlog's gauges up to date; while the database is away, they show what was last seen."""
+    while True:
+        try:
+            backlog = await ledger.backlog()
+        except DatabaseUnavailable:
+            pass  # the sessions say so, once
+        else:
+            metrics.backlog_requests.set(backlog.requests)
+            metrics.backlog_oldest_seconds.set(backlog.oldest_s)
+        await asyncio.sleep(BACKLOG_EVERY_S)
+
+
+async def _finished(sources: "Sequence[Source]", working: "Sequence[asyncio.Task[None]]", *, within_s: float) -> None:
+    """Let the sessions end in order; cut off what does not."""
+    try:
+        async with asyncio.timeout(within_s):
+            await asyncio.gather(*(source.drain() for source in sources))
+            await asyncio.gather(*working)
+    except TimeoutError:
+        for task in working:
+            task.cancel()
+        log.warning("worker stopped with work in hand", within_s=within_s)

@@ -1,0 +1,67 @@
+"""Dead letters: messages that no worker can read, and requests that the database refuses, put aside with the reason.
+
+A dead letter keeps its body as it came. It is confirmed by the broker before the original is acknowledged; between the
+two a crash makes a second copy, never none.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import aio_pika
+from pamqp.commands import Basic
+
+from shared import topology
+from shared.errors import BrokerUnavailable
+from worker.broker import connected, translated
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractExchange
+    from aiormq.abc import DeliveredMessage
+    from pamqp.common import FieldTable
+
+_IN_FLIGHT: Final = 128  # a `multiple` confirm walks all that wait for theirs
+_PUBLISH_S: Final = 5.0
+_KEPT_HEADERS: Final = ("traceparent", "tracestate")  # not all: CC and BCC, for two, would send copies elsewhere
+
+
+class DeadLetter(NamedTuple):
+    """A delivery to put aside, and why, in words that hold nothing of it."""
+
+    delivery: "DeliveredMessage"
+    reason: str
+
+
+async def publish(url: str, letters: Sequence[DeadLetter]) -> None:
+    """Publish to the dead-letter queue; every letter is on disk there once this returns.
+
+    On a connection of its own, opened when there is something to publish: the broker stops reading from a connection
+    that publishes while memory or disk is short, and acknowledgements would be stuck behind it.
+
+    Raises BrokerUnavailable, after which some of them may have been published.
+    """
+    async with connected(url, name="redrive worker: dead letters") as connection:
+        with translated():
+            async with asyncio.timeout(_PUBLISH_S):
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
+            for start in range(0, len(letters), _IN_FLIGHT):
+                async with asyncio.timeout(_PUBLISH_S):
+                    await asyncio.gather(*(_confirmed(exchange, each) for each in letters[start : start + _IN_FLIGHT]))
+
+
+async def _confirmed(exchange: "AbstractExchange", letter: DeadLetter) -> None:
+    properties = letter.delivery.header.properties
+    headers: FieldTable = {topology.REASON_HEADER: letter.reason}
+    for name in _KEPT_HEADERS:
+        if properties.headers and name in properties.headers:
+            headers[name] = properties.headers[name]
+    message = aio_pika.Message(
+        letter.delivery.body,
+        content_type=properties.content_type,
+        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        headers=headers,
+    )  # no message_id: aiormq tells returned messages apart by one of its own making
+    answer = await exchange.publish(message, topology.KEY_DEAD, mandatory=True)
+    if not isinstance(answer, Basic.Ack):
+        raise BrokerUnavailable("a dead letter was not confirmed")

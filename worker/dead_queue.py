@@ -1,0 +1,168 @@
+"""DeadQueue: the dead-letter queue, looked through without being worn out.
+
+AMQP reads a queue by taking from it. A look takes letters, keeps them in hand, and gives them back in their places
+(`basic.nack`). RabbitMQ counts each of these as a delivery, and from 4.0 on it drops what has been delivered twenty
+times (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling). This queue's arguments cannot prevent it:
+the `-1` that ends the counting is refused by 3.10. So a letter that has come back often is not given back again, but
+published anew, confirmed, and only then acknowledged: the count of the copy begins at nothing.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+import aio_pika
+from aiormq.exceptions import ChannelAccessRefused
+from pamqp.commands import Basic
+
+from shared import topology
+from shared.errors import BrokerUnavailable, UnreadableMessage
+from shared.messages import RetryMessage, decoded
+from worker.broker import CALL_S, connected, translated
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractConnection, AbstractExchange
+    from aiormq.abc import AbstractChannel, DeliveredMessage
+    from pamqp.common import FieldValue
+
+MOST_DELIVERIES: Final = 10
+"""After so many a letter is published anew: half of what RabbitMQ allows, the rest being for connections that break."""
+_TOO_OFTEN: Final = "delivered too often without being settled"
+_UNKNOWN: Final = "unknown"
+_NOT_COPIED: Final = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-count"})  # the first two would send copies
+
+
+class Letter(NamedTuple):
+    """A dead letter in our hands. `message` is None for one that cannot be read.
+
+    `id` is the request's, or, where there is none to be read, made of the body: the same bytes have the same.
+    """
+
+    tag: int
+    id: str
+    reason: str
+    deliveries: int
+    body: bytes
+    headers: "Mapping[str, FieldValue]"
+    content_type: str | None
+    message: RetryMessage | None
+
+
+class DeadQueue:
+    """The queue on one connection. What is still in hand when that ends goes back to where it was."""
+
+    def __init__(self, channel: "AbstractChannel", exchange: "AbstractExchange") -> None:
+        self._channel = channel
+        self._exchange = exchange
+        self._in_hand: set[int] = set()
+        self._worn: dict[int, Letter] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, url: str, *, name: str) -> AsyncIterator[Self]:
+        """Connect; `name` is what RabbitMQ's operators see. Raises BrokerUnavailable, in the block, too."""
+        with translated():
+            async with connected(url, name=name) as connection:
+                await _declare(connection)
+                async with asyncio.timeout(CALL_S):
+                    confirming = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                    exchange = await confirming.get_exchange(topology.EXCHANGE, ensure=False)
+                    # aiormq's channel, beneath aio-pika's: letters may have properties that make no sense.
+                    taking = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
+                yield cls(taking, exchange)
+
+    async def count(self) -> int:
+        """How many letters wait; what is in somebody's hands is not among them."""
+        async with asyncio.timeout(CALL_S):
+            state = await self._channel.queue_declare(topology.RETRIES_DEAD, passive=True)
+        return state.message_count or 0
+
+    async def letters(self, limit: int) -> AsyncIterator[Letter]:
+        """Take up to `limit` of the letters that wait now, from the oldest on; each is in hand from then on."""
+        for _ in range(min(limit, await self.count())):
+            async with asyncio.timeout(CALL_S):
+                delivery = await self._channel.basic_get(topology.RETRIES_DEAD)
+            if isinstance(delivery.delivery, Basic.GetEmpty):
+                return
+            letter = _letter_of(delivery)
+            self._in_hand.add(letter.tag)
+            if letter.deliveries >= MOST_DELIVERIES:
+                self._worn[letter.tag] = letter
+            yield letter
+
+    async def ack(self, letter: Letter) -> None:
+        """Take a letter out of the queue for good."""
+        async with asyncio.timeout(CALL_S):
+            await self._channel.basic_ack(letter.tag)
+        self._in_hand.discard(letter.tag)
+        self._worn.pop(letter.tag, None)
+
+    async def publish(self, letter: Letter, key: str) -> None:
+        """Publish a letter as it came, confirmed; to another queue, where `key` says so."""
+        message = aio_pika.Message(
+            letter.body,
+            content_type=letter.content_type,
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            headers={name: value for name, value in letter.headers.items() if name not in _NOT_COPIED},
+        )  # no message_id: aiormq tells returned messages apart by one of its own making
+        async with asyncio.timeout(CALL_S):
+            answer = await self._exchange.publish(message, key, mandatory=True)
+        if not isinstance(answer, Basic.Ack):
+            raise BrokerUnavailable("a letter was not confirmed")
+
+    async def give_back(self) -> None:
+        """Put all that is still in hand back in its place."""
+        for letter in list(self._worn.values()):
+            await self.publish(letter, topology.KEY_DEAD)
+            await self.ack(letter)
+        if self._in_hand:
+            async with asyncio.timeout(CALL_S):
+                await self._channel.basic_nack(max(self._in_hand), multiple=True, requeue=True)
+            self._in_hand.clear()
+
+
+async def _declare(connection: "AbstractConnection") -> None:
+    """Declare the topology, on a channel that may be lost: whoever may not has a queue that is there, or none."""
+    with suppress(ChannelAccessRefused):
+        async with asyncio.timeout(CALL_S), connection.channel() as channel:
+            await topology.declare(channel)
+
+
+def _letter_of(delivery: "DeliveredMessage") -> Letter:
+    tag = delivery.delivery_tag
+    assert tag is not None  # noqa: S101 - what was got has one
+    properties = delivery.header.properties
+    headers: Mapping[str, FieldValue] = properties.headers or {}
+    try:
+        message = decoded(delivery.body)
+    except UnreadableMessage:
+        message = None
+    deliveries = headers.get("x-delivery-count", 0)
+    return Letter(
+        tag=tag,
+        id=f"x{hashlib.sha256(delivery.body).hexdigest()[:15]}" if message is None else str(message.id),
+        reason=_reason_in(headers),
+        deliveries=deliveries if isinstance(deliveries, int) else 0,
+        body=delivery.body,
+        headers=headers,
+        content_type=properties.content_type,
+        message=message,
+    )
+
+
+def _reason_in(headers: "Mapping[str, FieldValue]") -> str:
+    """Why a letter is here: the worker's words, or RabbitMQ's."""
+    match headers.get(topology.REASON_HEADER):
+        case str(reason):
+            return reason
+        case _:
+            pass
+    match headers.get("x-death"):
+        case [{"reason": "delivery_limit"}, *_]:
+            return _TOO_OFTEN
+        case [{"reason": str(reason)}, *_]:
+            return reason
+        case _:
+            return _UNKNOWN

@@ -1,0 +1,107 @@
+"""Settler: retry requests in, outcomes out, whatever the database makes of them.
+
+A request that the database refuses (a constraint, a trigger of the jobs table's owner) fails the whole transaction. The
+batch is then halved until the refused one stands alone; it is given up in the ledger, and the others go through.
+
+A batch that the database was away for stays here, without its messages, and is the first thing to go through when the
+database is back. Only then are messages taken again, so an outage costs each of them one delivery at most, of the
+twenty that a queue allows, however long it lasts and whatever is the matter.
+"""
+
+import logging
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+
+from shared.errors import DatabaseUnavailable, StatementRefused
+from shared.models import Outcome, RetryId
+from shared.retries import Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shared.database import Database
+    from shared.messages import RetryMessage
+    from shared.retries import RetryLedger
+    from worker.metrics import Metrics
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Settler:
+    """Settles batches for one source; `database` is the ledger's."""
+
+    def __init__(self, ledger: "RetryLedger", database: "Database", metrics: "Metrics") -> None:
+        self._ledger = ledger
+        self._database = database
+        self._metrics = metrics
+        self._unsettled: list[RetryMessage] = []
+
+    async def settle(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled]:
+        """Settle requests; every distinct id has its outcome in the answer, `poison` for one that was refused.
+
+        Raises DatabaseUnavailable; `catch_up` has to succeed before anything else is settled.
+        """
+        began = time.perf_counter()
+        try:
+            settled = await self._applied(messages)
+        except DatabaseUnavailable:
+            self._unsettled.extend(messages)
+            raise
+        self._report(settled, len(messages), began)
+        return settled
+
+    async def settle_queued(self, limit: int) -> int:
+        """Settle up to `limit` requests straight from the ledger; answers how many. Raises DatabaseUnavailable."""
+        began = time.perf_counter()
+        try:
+            settled = await self._ledger.apply_queued(limit)
+        except StatementRefused:
+            settled = await self._applied(await self._ledger.queued(limit))
+        if settled:
+            self._report(settled, len(settled), began)
+            if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # asked once, not once a request
+                for request_id, (outcome, _) in settled.items():
+                    log.debug("retry request settled", request_id=str(request_id), outcome=outcome.value)
+        return len(settled)
+
+    async def catch_up(self) -> None:
+        """Look whether the database answers, and settle what it was away for. Raises DatabaseUnavailable."""
+        await self._database.ping()
+        if messages := self._unsettled:
+            self._unsettled = []
+            await self.settle(messages)
+
+    async def _applied(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled]:
+        if not messages:
+            return {}
+        try:
+            return await self._ledger.apply(messages)
+        except StatementRefused as refusal:
+            if len(messages) == 1:
+                return await self._given_up(messages[0].id, refusal)
+        half = len(messages) // 2
+        return await self._applied(messages[:half]) | await self._applied(messages[half:])
+
+    async def _given_up(self, request_id: RetryId, refusal: StatementRefused) -> dict[RetryId, Settled]:
+        log.warning("retry request refused by the database", request_id=str(request_id), sqlstate=str(refusal))
+        settled = await self._ledger.dead_letter([request_id])
+        return settled or {request_id: Settled(Outcome.POISON, None)}  # refused before it could be written down
+
+    def _report(self, settled: dict[RetryId, Settled], messages: int, began: float) -> None:
+        elapsed_s = time.perf_counter() - began
+        self._metrics.batches.inc()
+        self._metrics.batch_seconds.observe(elapsed_s)
+        self._metrics.batch_messages.observe(messages)
+        self._metrics.settled(settled.values())
+        fresh = [outcome for outcome, waited_s in settled.values() if waited_s is not None]
+        applied = fresh.count(Outcome.APPLIED)
+        log.info(
+            "retry batch settled",
+            messages=messages,
+            applied=applied,
+            rejected=len(fresh) - applied,
+            repeated=messages - len(fresh),
+            elapsed_ms=round(elapsed_s * 1000, 1),
+        )

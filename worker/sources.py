@@ -1,0 +1,204 @@
+"""Where the worker's batches come from: a queue on RabbitMQ, or the ledger itself.
+
+A session lasts until the worker stops or something is lost; it never mends itself. On RabbitMQ it is one connection,
+one channel, one consumer and one batch in hand, so a single `ack(multiple=True)` answers for exactly that batch:
+
+    deliveries → batch → one transaction, committed → dead letters, confirmed → ack
+
+Each queue has sessions of its own. Bulk retries share neither a socket nor a batch with single ones.
+
+A message can be what ends a session: one whose properties the client library cannot decode takes the connection with
+it, and every message in hand comes back, counted as delivered in vain. So the session after a loss goes carefully, one
+message at a time, until it has seen fifty: whatever is wrong with one is then counted against that one alone.
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
+from aiormq.exceptions import ChannelAccessRefused
+
+from shared import topology
+from shared.errors import BrokerUnavailable, DatabaseUnavailable, UnreadableMessage
+from shared.failpoints import Failpoint, reach
+from shared.messages import RetryMessage, decoded
+from shared.models import Outcome
+from shared.telemetry import traceparent_of
+from worker import dead
+from worker.broker import CALL_S, connected, translated
+from worker.consumers import Consumer
+from worker.dead import DeadLetter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aio_pika.abc import AbstractConnection
+    from aiormq.abc import DeliveredMessage
+
+    from worker.metrics import Metrics
+    from worker.settling import Settler
+
+log = structlog.stdlib.get_logger(__name__)
+
+QUEUES: Final = (topology.RETRIES, topology.RETRIES_BULK)
+POLL_S: Final = 0.1
+WATCHDOG_S: Final = 15.0
+CAREFUL_MESSAGES: Final = 50
+_REFUSED: Final = "refused by the database"
+
+
+class Source(Protocol):
+    """What `sessions.keep` keeps going."""
+
+    name: str
+    settler: "Settler"
+
+    async def session(self, stop: asyncio.Event) -> None:
+        """Settle batches until `stop` is set, the one in hand included. Raises what was lost."""
+
+    async def drain(self) -> None:
+        """Take nothing new, so that a session under way ends; to be called once `stop` is set."""
+
+
+class LedgerSource:
+    """Queued requests straight from the ledger: dispatch without a broker."""
+
+    name = "ledger"
+
+    def __init__(self, settler: "Settler", *, batch_size: int) -> None:
+        self.settler = settler
+        self._batch_size = batch_size
+
+    async def session(self, stop: asyncio.Event) -> None:
+        """Look for queued requests ten times a second, and at once again while there is a batch full of them."""
+        while not stop.is_set():
+            if await self.settler.settle_queued(self._batch_size) < self._batch_size:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await stop.wait()
+
+    async def drain(self) -> None:
+        """Nothing is taken beforehand, so there is nothing to do."""
+
+
+class QueueSource:
+    """Retry messages from one queue."""
+
+    def __init__(
+        self,
+        url: str,
+        queue: str,
+        settler: "Settler",
+        metrics: "Metrics",
+        *,
+        batch_size: int,
+        batch_wait_s: float,
+    ) -> None:
+        self.name = queue
+        self._url = url
+        self.settler = settler
+        self._metrics = metrics
+        self._batch_size = batch_size
+        self._batch_wait_s = batch_wait_s
+        self._consumer: Consumer | None = None
+        self._careful = False
+
+    @property
+    def live(self) -> bool:
+        """Whether a consumer is on the queue, as far as anybody has told us."""
+        return self._consumer is not None
+
+    async def session(self, stop: asyncio.Event) -> None:
+        """Consume until `stop` is set and what was delivered until then is settled; or end early, to begin anew.
+
+        Raises BrokerUnavailable, DatabaseUnavailable. Messages in hand are then back in the queue.
+        """
+        careful, self._careful = self._careful, True  # the next one is careful, unless this one ends well
+        size = 1 if careful else self._batch_size
+        with translated():
+            async with connected(self._url, name=f"redrive worker: {self.name}") as connection:
+                await _declare(connection)
+                consumer = await Consumer.on(connection, self.name, prefetch=1 if careful else 2 * size)
+                if stop.is_set():
+                    return
+                self._consumer = consumer
+                self._metrics.consumers.inc()
+                log.info("consuming", queue=self.name)
+                try:
+                    while batch := await self._next_batch(consumer, size):
+                        reach(Failpoint.AFTER_RECEIVE)
+                        await self._settle(batch)
+                        reach(Failpoint.BEFORE_ACK)
+                        await consumer.ack(batch)
+                        if careful and consumer.acked == CAREFUL_MESSAGES:
+                            await consumer.cancel()
+                    self._careful = False
+                except DatabaseUnavailable:
+                    self._careful = careful
+                    raise
+                finally:
+                    self._consumer = None
+                    self._metrics.consumers.dec()
+
+    async def drain(self) -> None:
+        """Cancel the consumer; the session ends once what it was delivered is settled."""
+        if self._consumer is not None:
+            await self._consumer.cancel()
+
+    async def _next_batch(self, consumer: "Consumer", size: int) -> "list[DeliveredMessage]":
+        """The next batch; empty at the end. A silent queue is asked now and then whether it has forgotten us."""
+        suspicious = False
+        while True:
+            try:
+                return await consumer.inbox.batch(max_size=size, max_wait_s=self._batch_wait_s, patience_s=WATCHDOG_S)
+            except TimeoutError:
+                was_suspicious, suspicious = suspicious, await consumer.is_passed_over()
+                if was_suspicious and suspicious:  # twice: what arrives just as we look is not held against it
+                    raise BrokerUnavailable("messages wait, but none is delivered") from None
+
+    async def _settle(self, batch: "list[DeliveredMessage]") -> None:
+        readable, letters = _read(batch)
+        unreadable = len(letters)
+        settled = await self.settler.settle([message for _, message in readable]) if readable else {}
+        letters += [
+            DeadLetter(delivery, _REFUSED)
+            for delivery, message in readable
+            if settled[message.id].outcome is Outcome.POISON
+        ]
+        if letters:
+            await dead.publish(self._url, letters)
+            self._metrics.unreadable.inc(unreadable)
+            reasons = sorted({letter.reason for letter in letters})
+            log.warning("messages dead-lettered", queue=self.name, messages=len(letters), reasons=reasons)
+        if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
+            for delivery, message in readable:
+                header = (delivery.header.properties.headers or {}).get("traceparent")
+                trace = traceparent_of(header if isinstance(header, str) else None)
+                outcome = settled[message.id].outcome.value
+                log.debug("retry request settled", request_id=str(message.id), outcome=outcome, traceparent=trace)
+
+
+def _read(
+    batch: "Sequence[DeliveredMessage]",
+) -> "tuple[list[tuple[DeliveredMessage, RetryMessage]], list[DeadLetter]]":
+    """The messages that can be read, and the others."""
+    readable = []
+    unreadable = []
+    for delivery in batch:
+        try:
+            readable.append((delivery, decoded(delivery.body)))
+        except UnreadableMessage as error:
+            unreadable.append(DeadLetter(delivery, str(error)))
+    return readable, unreadable
+
+
+async def _declare(connection: "AbstractConnection") -> None:
+    """Declare the topology, on a channel that may be lost."""
+    try:
+        async with asyncio.timeout(CALL_S), connection.channel() as channel:
+            await topology.declare(channel)
+    except ChannelAccessRefused:
+        # A user with the least privilege may not. Whoever may has done it, or consuming will say what is missing.
+        log.debug("topology not declared: this user may not configure")
