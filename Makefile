@@ -31,11 +31,11 @@ fmt: sync ## put the code into shape
 	@$(BIN)/ruff format .
 
 up: .env ## run it in containers, with RabbitMQ (ARGS="--scale worker=4" …)
-	@exec docker compose up $(ARGS)
+	@exec docker compose up --build $(ARGS)
 
 .env:
-	@umask 077 && printf 'REDRIVE_JWT_SECRET=%s\n' "$$(python3 -c 'import secrets; print(secrets.token_urlsafe(48))')" > .env.new && mv .env.new .env
-	@echo "wrote .env with a new secret"
+	@umask 077 && deploy/new-env >.env.new && mv .env.new .env
+	@echo "wrote .env with new secrets"
 
 sync:
 	@$(SYNC)

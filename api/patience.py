@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_WAIT_S: Final = 60
 _PREFER: Final = istr("Prefer")
-_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,3})"?\s*(?=[,;]|$)', re.ASCII | re.IGNORECASE)
+_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*("?)(\d{1,3})\1\s*(?=[,;]|$)', re.ASCII | re.IGNORECASE)
 
 
 class Settleable(Protocol):
@@ -41,7 +41,7 @@ def wait_of(prefer: str | None) -> int | None:
     if prefer is None:
         return None
     found = _WAIT.search(prefer)
-    return int(found[1]) if found is not None and int(found[1]) <= MAX_WAIT_S else None
+    return int(found[2]) if found is not None and int(found[2]) <= MAX_WAIT_S else None
 
 
 class Reader(Generic[K, V]):

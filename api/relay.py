@@ -101,8 +101,9 @@ class Relay:
             connection = await aio_pika.connect(self._url)
         try:
             async with asyncio.timeout(PUBLISH_TIMEOUT_S):
+                await topology.ensure(connection)
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                exchange = await topology.declare(channel)
+                exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
             channel.close_callbacks.add(self._look_up)
             self.connected = True
             self._metrics.relay_connected.set(1)

@@ -21,7 +21,7 @@ from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read,
 from shared.sql import statements
 from worker.broker import connected, translated
 
-_ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT")
+_ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT", "REDRIVE_URL", "REDRIVE_TOKEN")
 
 
 class Verdict(StrEnum):
@@ -122,8 +122,7 @@ async def _of_broker(url: str) -> Finding:
     try:
         async with connected(url, name="redrive check") as connection:
             with translated():
-                channel = await connection.channel()
-                await topology.declare(channel)
+                await topology.ensure(connection)
     except BrokerUnavailable as error:
         if isinstance(error.__cause__, ChannelPreconditionFailed):
             return Finding(Verdict.FAILED, "broker: a queue or the exchange is there already, with other arguments")

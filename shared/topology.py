@@ -10,9 +10,10 @@ in its queue until the other has it; it needs `reject-publish`, without which Ra
 from typing import TYPE_CHECKING, Final
 
 from aio_pika import ExchangeType
+from aiormq.exceptions import ChannelAccessRefused
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractChannel, AbstractExchange
+    from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
     from pamqp.common import FieldValue
 
 EXCHANGE: Final = "redrive"
@@ -44,3 +45,15 @@ async def declare(channel: "AbstractChannel") -> "AbstractExchange":
     dead = await channel.declare_queue(RETRIES_DEAD, durable=True, arguments={"x-queue-type": "quorum"})
     await dead.bind(exchange, KEY_DEAD)
     return exchange
+
+
+async def ensure(connection: "AbstractConnection") -> None:
+    """Declare all of it where this user may; a user with the least privilege may not, and then somebody else has.
+
+    On a channel of its own, because a refusal closes the channel.
+    """
+    try:
+        async with connection.channel() as channel:
+            await declare(channel)
+    except ChannelAccessRefused:
+        pass  # what is missing after all will be said by whoever publishes or consumes

@@ -10,11 +10,10 @@ published anew, confirmed, and only then acknowledged: the count of the copy beg
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import aio_pika
-from aiormq.exceptions import ChannelAccessRefused
 from pamqp.commands import Basic
 
 from shared import topology
@@ -23,7 +22,7 @@ from shared.messages import RetryMessage, decoded
 from worker.broker import CALL_S, connected, translated
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractConnection, AbstractExchange
+    from aio_pika.abc import AbstractExchange
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from pamqp.common import FieldValue
 
@@ -65,7 +64,8 @@ class DeadQueue:
         """Connect; `name` is what RabbitMQ's operators see. Raises BrokerUnavailable, in the block, too."""
         with translated():
             async with connected(url, name=name) as connection:
-                await _declare(connection)
+                async with asyncio.timeout(CALL_S):
+                    await topology.ensure(connection)
                 async with asyncio.timeout(CALL_S):
                     confirming = await connection.channel(publisher_confirms=True, on_return_raises=True)
                     exchange = await confirming.get_exchange(topology.EXCHANGE, ensure=False)
@@ -121,13 +121,6 @@ class DeadQueue:
             async with asyncio.timeout(CALL_S):
                 await self._channel.basic_nack(max(self._in_hand), multiple=True, requeue=True)
             self._in_hand.clear()
-
-
-async def _declare(connection: "AbstractConnection") -> None:
-    """Declare the topology, on a channel that may be lost: whoever may not has a queue that is there, or none."""
-    with suppress(ChannelAccessRefused):
-        async with asyncio.timeout(CALL_S), connection.channel() as channel:
-            await topology.declare(channel)
 
 
 def _letter_of(delivery: "DeliveredMessage") -> Letter:

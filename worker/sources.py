@@ -18,7 +18,6 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
-from aiormq.exceptions import ChannelAccessRefused
 
 from shared import topology
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, UnreadableMessage
@@ -34,7 +33,6 @@ from worker.dead import DeadLetter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aio_pika.abc import AbstractConnection
     from aiormq.abc import DeliveredMessage
 
     from worker.metrics import Metrics
@@ -119,7 +117,8 @@ class QueueSource:
         size = 1 if careful else self._batch_size
         with translated():
             async with connected(self._url, name=f"redrive worker: {self.name}") as connection:
-                await _declare(connection)
+                async with asyncio.timeout(CALL_S):
+                    await topology.ensure(connection)
                 consumer = await Consumer.on(connection, self.name, prefetch=1 if careful else 2 * size)
                 if stop.is_set():
                     return
@@ -192,13 +191,3 @@ def _read(
         except UnreadableMessage as error:
             unreadable.append(DeadLetter(delivery, str(error)))
     return readable, unreadable
-
-
-async def _declare(connection: "AbstractConnection") -> None:
-    """Declare the topology, on a channel that may be lost."""
-    try:
-        async with asyncio.timeout(CALL_S), connection.channel() as channel:
-            await topology.declare(channel)
-    except ChannelAccessRefused:
-        # A user with the least privilege may not. Whoever may has done it, or consuming will say what is missing.
-        log.debug("topology not declared: this user may not configure")

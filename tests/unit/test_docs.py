@@ -1,0 +1,168 @@
+"""What users read, against what the programs do: settings, routes, metrics, log events, and what links point at."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pydantic_core import PydanticUndefined
+
+import api.metrics
+import worker.metrics
+from api.app import create_app
+from shared.settings import PREFIX, ApiSettings, Limit, Settings, WorkerSettings, read
+from tests.tokens import SECRET
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def rows(text: str, first: str) -> list[list[str]]:
+    """The rows of all tables whose first column matches `first`, without their header."""
+    cells = [
+        [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for line in text.splitlines()
+        if line.startswith("|")
+    ]
+    return [row for row in cells if re.fullmatch(first, row[0])]
+
+
+def written(value: object) -> str:
+    """A default as the table of settings has it."""
+    match value:
+        case None | ():
+            return "–"  # noqa: RUF001 - a dash, as in the table
+        case Limit():
+            return f"`{value.requests}/{value.seconds}`"
+        case bool():
+            return f"`{str(value).lower()}`"
+        case frozenset():
+            return f"`{','.join(map(str, sorted(value)))}`"
+        case _ if value is PydanticUndefined:
+            return "required"
+        case _:
+            return f"`{value}`"
+
+
+def defaults(kind: type[Settings]) -> dict[str, str]:
+    return {f"{PREFIX}{name.upper()}": written(field.default) for name, field in kind.model_fields.items()}
+
+
+def test_the_table_of_settings_has_every_setting_with_its_default() -> None:
+    table = {row[0].strip("`"): row[1] for row in rows(text_of("README.md"), rf"`{PREFIX}\w+`")}
+    expected = defaults(WorkerSettings) | defaults(ApiSettings)
+    expected["REDRIVE_OPS_PORT"] = "`9090`, worker `9091`"
+
+    assert (defaults(ApiSettings)["REDRIVE_OPS_PORT"], defaults(WorkerSettings)["REDRIVE_OPS_PORT"]) == (
+        "`9090`",
+        "`9091`",
+    )
+    assert table == expected
+
+
+def test_the_table_of_settings_names_every_secret() -> None:
+    table = {row[0].strip("`") for row in rows(text_of("README.md"), rf"`{PREFIX}\w+`") if row[2].endswith("secret")}
+    kinds = (ApiSettings, WorkerSettings)
+    files = {
+        f"{PREFIX}{name.upper()}"
+        for kind in kinds
+        for name, field in kind.model_fields.items()
+        if "Secret" in str(field.annotation)
+    }
+
+    assert table == files
+
+
+def test_the_table_of_calls_has_every_route() -> None:
+    settings = read(ApiSettings, database_url="postgresql://", jwt_secret=SECRET)
+    routes = {
+        (route.method, route.resource.canonical)
+        for route in create_app(settings, CollectorRegistry()).router.routes()
+        if route.resource is not None
+    }
+
+    told = {
+        tuple(call.split(" "))
+        for row in rows(text_of("README.md"), r"`[A-Z]+ /.*")
+        for call in re.findall(r"`([A-Z]+ /[^`]+)`", row[0])
+    }
+
+    assert told == routes
+
+
+@pytest.mark.parametrize(("title", "program"), [("The api", api.metrics), ("The worker", worker.metrics)])
+def test_every_metric_is_explained(title: str, program: object) -> None:
+    registry = CollectorRegistry()
+    program.Metrics(registry)  # type: ignore[attr-defined]
+    registered = {
+        (f"{family.name}_total" if family.type == "counter" else family.name, family.type)
+        for family in registry.collect()
+    }
+    section = text_of("docs/observability.md").partition(f"### {title}\n")[2].partition("\n#")[0]
+
+    assert {(row[0].strip("`"), row[1]) for row in rows(section, "`redrive_.*`")} == registered
+
+
+def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
+    text = text_of("docs/observability.md")
+    known = {row[0].strip("`") for row in rows(text, "`redrive_.*`")}
+    alerts = re.findall(r"expr: (.*?)\n +(?:for|annotations)", text, re.DOTALL)
+    panels = json.loads(text_of("deploy/grafana/redrive.json"))["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+
+    asked = {name.removesuffix("_bucket") for query in alerts + queries for name in re.findall(r"\bredrive_\w+", query)}
+
+    assert (len(alerts), len(panels)) == (3, 8)
+    assert asked <= known
+
+
+def events() -> Iterator[tuple[str, str]]:
+    """Event and level of every log call of the programs, those for debugging aside."""
+    for path in [path for folder in ("api", "worker", "shared") for path in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name(id="log"), attr=level), args=[ast.Constant(value=str(event)), *_]
+                ) if level != "debug":
+                    yield event, {"exception": "error"}.get(level, level)
+
+
+def test_every_log_event_is_explained() -> None:
+    told = {
+        (event, row[1])
+        for row in rows(text_of("docs/observability.md"), r"(`[a-z -]+`(, )?)+")
+        for event in re.findall(r"`([^`]+)`", row[0])
+        if row[1] in {"info", "warning", "error"}
+    }
+
+    assert told == set(events())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    text = page.read_text("utf-8")
+    links = {target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target}
+    paths = set(re.findall(r"`((?:tests|docs|deploy|api|worker|shared|cli)/[\w./-]+)`", text))
+
+    assert {link for link in links if link and not (page.parent / link).exists()} == set()
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
+def test_every_test_that_the_threat_model_names_exists() -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text_of("docs/security.md")))
+
+    missing = {
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^(async )?def {name}\(", text_of(path), re.MULTILINE)
+    }
+
+    assert len(named) > 20
+    assert missing == set()
