@@ -1,0 +1,106 @@
+"""`redrive batches`: what became of a bulk retry."""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, refused
+from cli.failures import CommandFailed
+from cli.filters import duration_of, id_of
+from cli.retries import COLUMNS, row_of
+from cli.tables import print_facts, print_json, print_table, progress, time_text
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from redrive_client import Batch, Redrive
+
+app = typer.Typer(name="batches", help="How bulk retries stand.", no_args_is_help=True)
+
+BatchId = Annotated[str, typer.Argument(help="A batch's id.", metavar="ID", show_default=False)]
+_SHOWN = 20
+
+
+@app.command()
+def show(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Show how a bulk retry stands, and some of its retries that were rejected."""
+    wanted = id_of(batch_id)
+
+    async def work(redrive: "Redrive") -> None:
+        await show_batch(redrive, await redrive.get_batch(wanted), as_json=as_json)
+
+    ask(url, token_file, work)
+
+
+@app.command()
+def wait(
+    batch_id: BatchId,
+    *,
+    timeout: Annotated[str, typer.Option(help="For how long: 90s, 5m, 24h.")] = "5m",
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until all of a bulk retry is settled. Status 3 if some of it was rejected."""
+    wanted, patience_s = id_of(batch_id), duration_of(timeout).total_seconds()
+
+    async def work(redrive: "Redrive") -> int:
+        batch = await settled(redrive, wanted, patience_s=patience_s)
+        await show_batch(redrive, batch, as_json=as_json)
+        return status_of(batch)
+
+    ask(url, token_file, work)
+
+
+async def settled(redrive: "Redrive", batch_id: "UUID", *, patience_s: float) -> "Batch":
+    """The batch once all of it is settled, with a progress bar until then. Raises CommandFailed when patience ends."""
+    from redrive_client import WaitTimeout
+
+    batch = None
+    with progress(quiet=False) as shown:
+        task = shown.add_task("settling", total=None)
+        try:
+            async for batch in redrive.watch_batch(batch_id, timeout_s=patience_s):
+                shown.update(task, total=batch.total, completed=batch.total - batch.queued)
+        except WaitTimeout as error:
+            left = "" if batch is None else f", {batch.queued} of {batch.total} are still queued"
+            raise CommandFailed(
+                f"not settled within {patience_s:.0f} s{left}: redrive batches wait {batch_id}"
+            ) from error
+    assert batch is not None  # noqa: S101 - a watch that ends by itself has seen the end
+    return batch
+
+
+async def show_batch(redrive: "Redrive", batch: "Batch", *, as_json: bool) -> None:
+    """Print a batch, and some of what was rejected of it."""
+    if as_json:
+        print_json(batch)
+        return
+    print_facts(
+        [
+            ("id", batch.id),
+            ("actor", batch.actor),
+            ("reason", batch.reason),
+            ("requested", time_text(batch.requested_at)),
+            ("total", batch.total),
+            *((name, getattr(batch, name)) for name in ("queued", "applied", "rejected", "cancelled", "dead_lettered")),
+        ]
+    )
+    rows = []
+    for state in ("rejected", "dead_lettered"):
+        if getattr(batch, state):
+            async for retry in redrive.list_retries(batch_id=batch.id, state=state, page_size=_SHOWN):
+                rows.append(row_of(retry))
+                if len(rows) == _SHOWN:
+                    break
+    if rows:
+        typer.echo()
+        print_table(COLUMNS, rows, wide="REASON")
+
+
+def status_of(batch: "Batch") -> int:
+    """The exit status for a batch that is settled."""
+    lost = batch.rejected + batch.dead_lettered
+    return refused(f"{lost} of {batch.total} retries were rejected") if lost else 0

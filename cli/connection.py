@@ -1,0 +1,113 @@
+"""How operators' commands reach the API, and what their failures say.
+
+    --url          or REDRIVE_URL     where it is; this machine's, where neither is given
+    --token-file   or REDRIVE_TOKEN   who asks: a file that holds a token, or the token itself
+
+Neither is a setting of the programs. A token is never an argument: those can be read by everybody on the machine.
+"""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cli.failures import CommandFailed
+from shared.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from redrive_client import Redrive, RedriveError
+
+REJECTED: Final = 3
+"""The exit status of a retry that was refused, or ended rejected."""
+_TIMEOUT_S: Final = 10.0
+_PANEL: Final = "Connection"
+
+Url = Annotated[str, typer.Option("--url", envvar="REDRIVE_URL", help="Where the API is.", rich_help_panel=_PANEL)]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--token-file",
+        envvar="REDRIVE_TOKEN_FILE",
+        dir_okay=False,
+        help="Holds the token, such as .redrive/auth after `redrive up`.",
+        show_default="the token in REDRIVE_TOKEN",
+        rich_help_panel=_PANEL,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs: a document, or one a line.")]
+LOCAL: Final = "http://127.0.0.1:8080"
+
+
+def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[int | None]]") -> None:
+    """Do something with the API; what `work` returns is the exit status.
+
+    Raises SettingsError for a token that is missing, CommandFailed for what the API refuses, or when it is away.
+    """
+    from redrive_client import Redrive, RedriveError  # noqa: PLC0415 - not for `redrive --help`
+
+    token = _token(token_file)
+    try:
+        redrive = Redrive(url, token=token, timeout_s=_TIMEOUT_S)
+    except ValueError as error:
+        raise SettingsError([f"REDRIVE_URL: {error}"]) from None
+
+    async def asking() -> int | None:
+        async with redrive:
+            return await work(redrive)
+
+    try:
+        status = asyncio.run(asking())
+    except RedriveError as error:
+        raise CommandFailed(line_of_refusal(error, url)) from error
+    if status:
+        raise typer.Exit(status)
+
+
+def refused(line: str) -> int:
+    """Say why a retry was refused; the exit status for it."""
+    typer.echo(f"redrive: {line}", err=True)
+    return REJECTED
+
+
+def line_of_refusal(error: "RedriveError", url: str = "") -> str:
+    """What the API said, in one line."""
+    from redrive_client import InvalidBody, RedriveProblem, Unauthenticated, Unreachable  # noqa: PLC0415 - likewise
+
+    match error:
+        case Unauthenticated():
+            return f"{error} (the token is in --token-file or REDRIVE_TOKEN)"
+        case InvalidBody() if error.errors:
+            return "; ".join(f"{fault.pointer or 'the request'}: {fault.detail}" for fault in error.errors)
+        case RedriveProblem():
+            return f"{error} [{error.code}, request {error.request_id}]"
+        case Unreachable():
+            return f"the API at {url} cannot be reached: {error}"
+        case _:
+            return f"the API at {url}: {error}"
+
+
+def is_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _token(file: Path | None) -> str:
+    if file is None:
+        text, name = os.environ.get("REDRIVE_TOKEN", ""), "REDRIVE_TOKEN (or --token-file)"
+    else:
+        name = "REDRIVE_TOKEN_FILE"
+        try:
+            text = file.read_text("ascii")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError([f"{name}: the file cannot be read ({type(error).__name__})"]) from None
+    token = text.strip().removeprefix("Authorization:").strip().removeprefix("Bearer ").strip()
+    if not token:
+        raise SettingsError([f"{name}: is required"])
+    if not (token.isascii() and token.isprintable() and " " not in token):
+        raise SettingsError([f"{name}: is not a token"])
+    return token

@@ -1,0 +1,240 @@
+"""`redrive dead`: what was given up, looked at, redriven or thrown away.
+
+With RabbitMQ, that is what lies in the dead-letter queue; without, the requests that the ledger has as `dead_lettered`.
+Acts on the servers themselves, with the settings of the worker.
+"""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+
+import typer
+
+from cli.connection import AsJson, is_terminal
+from cli.failures import CommandFailed
+from cli.tables import print_facts, print_json, print_table, time_text
+
+if TYPE_CHECKING:
+    from shared.dead_letters import DeadLetters, DeadRequest, Standing
+    from shared.models import RetryId
+    from shared.retries import RetryLedger
+    from worker.dead_queue import DeadQueue, Letter
+    from worker.redriving import Judged
+
+app = typer.Typer(
+    name="dead",
+    help="What was given up: messages that nobody can read, requests that could not be applied.",
+    no_args_is_help=True,
+)
+
+MOST: Final = 10_000
+_REFUSED: Final = "refused by the database"
+_SHOWN_BYTES: Final = 64 * 1024
+_COLUMNS: Final = ("ID", "JOB", "PROJECT", "LEDGER", "REASON", "BYTES")
+
+
+class _Servers(NamedTuple):
+    """What the settings name. `queue` is None where there is no broker."""
+
+    letters: "DeadLetters"
+    ledger: "RetryLedger"
+    queue: "DeadQueue | None"
+
+
+@asynccontextmanager
+async def _opened() -> AsyncIterator[_Servers]:
+    from shared.database import open_database
+    from shared.dead_letters import DeadLetters
+    from shared.jobs import JobStore
+    from shared.retries import RetryLedger
+    from shared.settings import WorkerSettings, read
+    from shared.telemetry import configure_logging
+    from worker.dead_queue import DeadQueue
+
+    settings = read(WorkerSettings)
+    configure_logging(level="ERROR", json=False)
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(
+            open_database(
+                settings.database_url.get_secret_value(),
+                program="redrive dead",
+                timeout_s=settings.db_timeout,
+                pool_size=1,
+            )
+        )
+        queue = None
+        if settings.amqp_url is not None:
+            queue = await stack.enter_async_context(
+                DeadQueue.opened(settings.amqp_url.get_secret_value(), name="redrive dead")
+            )
+        yield _Servers(DeadLetters(database), RetryLedger(database, JobStore(database)), queue)
+
+
+@app.command("list")
+def list_(
+    *, limit: Annotated[int, typer.Option(min=1, max=MOST, help="How many at most.")] = 50, as_json: AsJson = False
+) -> None:
+    """List dead letters, the oldest first. They stay where they are."""
+
+    async def work() -> None:
+        async with _opened() as servers:
+            facts = [_facts_of(*each) async for each in _seen(servers, limit)]
+            left = 0 if servers.queue is None else max(0, await servers.queue.count() - len(facts))
+        if as_json:
+            for each in facts:
+                print_json(each)
+            return
+        rows = [[each[name] for name in ("id", "job_id", "project_id", "state", "reason", "bytes")] for each in facts]
+        print_table(_COLUMNS, [["" if cell is None else cell for cell in row] for row in rows], wide="REASON")
+        if left:
+            typer.echo(f"and {left} more: --limit shows them", err=True)
+
+    asyncio.run(work())
+
+
+@app.command()
+def show(
+    letter_id: Annotated[str, typer.Argument(help="As `list` shows it.", metavar="ID", show_default=False)],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Show one dead letter, whole: where it comes from, why it is here, and what is in it."""
+
+    async def work() -> None:
+        async with _opened() as servers:
+            found = [_facts_of(*each, whole=True) async for each in _seen(servers, MOST, only=letter_id)]
+        if not found:
+            raise CommandFailed("there is no such dead letter")
+        for each in found:  # two copies of one message have one id
+            if as_json:
+                print_json(each)
+            else:
+                print_facts(list(each.items()))
+
+    asyncio.run(work())
+
+
+@app.command("redrive")
+def redrive_(
+    *,
+    maximum: Annotated[int, typer.Option("--max", min=1, max=MOST, help="How many at most, the oldest first.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Give dead letters a second chance, as the requests that they were.
+
+    A job that has moved on since is left alone: its request ends as superseded. What nobody can read stays where it is.
+    """
+
+    async def work() -> None:
+        from worker.redriving import Fate, Redriving
+
+        fates: Counter[str] = Counter()
+        async with _opened() as servers:
+            if servers.queue is None:
+                fates[Fate.REDRIVEN], fates[Fate.RETRY_QUEUED] = await _redriven_in_ledger(
+                    servers.letters, maximum, dry_run=dry_run
+                )
+            else:
+                redriving = Redriving(servers.queue, servers.letters, servers.ledger, dry_run=dry_run)
+                judged: Judged
+                async for judged in redriving.redrive(maximum, looking_at=MOST):
+                    fates[judged.fate] += 1
+        counts = {str(fate): fates[fate] for fate in Fate}
+        if as_json:
+            print_json({"dry_run": dry_run, **counts})
+        else:
+            would = "would be " if dry_run else ""
+            left = ", ".join(
+                f"{count} {fate.replace('_', ' ')}" for fate, count in counts.items() if fate != Fate.REDRIVEN
+            )
+            typer.echo(f"{counts[Fate.REDRIVEN]} {would}redriven; left: {left}")
+
+    asyncio.run(work())
+
+
+@app.command()
+def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False) -> None:
+    """Throw all dead letters away. Their requests stay in the ledger, as dead-lettered."""
+    if not (yes or is_terminal()):
+        raise typer.BadParameter("purge asks before it throws away, and nobody is here to answer: give --yes")
+
+    async def work() -> None:
+        from worker.redriving import purge
+
+        async with _opened() as servers:
+            if servers.queue is None:
+                raise CommandFailed(
+                    "there is no dead-letter queue without RabbitMQ; `redrive prune` forgets old requests"
+                )
+            count = await servers.queue.count()
+            if count and not yes and not typer.confirm(f"Throw {count} dead letters away for good?", err=True):
+                raise CommandFailed("nothing was thrown away")
+            purged = await purge(servers.queue, servers.letters, servers.ledger)
+        if as_json:
+            print_json({"purged": purged})
+        else:
+            typer.echo(f"{purged} thrown away")
+
+    asyncio.run(work())
+
+
+async def _redriven_in_ledger(letters: "DeadLetters", maximum: int, *, dry_run: bool) -> tuple[int, int]:
+    """Redrive without a broker: workers look at the ledger. How many were redriven, and how many had to be left."""
+    ids = [each.message.id for each in await letters.dead_lettered(maximum)]
+    if dry_run:
+        standings = await letters.standings(ids)
+        blocked = sum(each.job_is_queued for each in standings.values())
+        return len(ids) - blocked, blocked
+    revived = await letters.redrive(ids, lease_s=0) if ids else set()
+    return len(revived), len(ids) - len(revived)
+
+
+async def _seen(
+    servers: _Servers, limit: int, *, only: str | None = None
+) -> "AsyncIterator[tuple[Letter | DeadRequest, Standing | None]]":
+    """Dead letters with how their requests stand; `only` those of one id. All are back in their places at the end."""
+    if servers.queue is None:
+        for request in await servers.letters.dead_lettered(limit):
+            if only in (None, str(request.message.id)):
+                yield request, None
+        return
+    found = [each async for each in servers.queue.letters(limit) if only in (None, each.id)]
+    await servers.queue.give_back()
+    ids: list[RetryId] = [each.message.id for each in found if each.message is not None]
+    standings = await servers.letters.standings(ids) if ids else {}
+    for letter in found:
+        yield letter, None if letter.message is None else standings.get(letter.message.id)
+
+
+def _facts_of(letter: "Letter | DeadRequest", standing: "Standing | None", *, whole: bool = False) -> dict[str, object]:
+    """What there is to say about a dead letter; `whole`: all of it."""
+    from shared.messages import encoded
+    from worker.dead_queue import Letter
+
+    message = letter.message
+    facts: dict[str, object] = {
+        "id": letter.id if isinstance(letter, Letter) else str(letter.message.id),
+        "job_id": None if message is None else message.job_id,
+        "project_id": None if message is None else message.project_id,
+        "state": "dead_lettered" if not isinstance(letter, Letter) else None if standing is None else standing.state,
+        "reason": letter.reason if isinstance(letter, Letter) else _REFUSED,
+        "bytes": len(letter.body) if isinstance(letter, Letter) else None,
+    }
+    if whole:
+        if isinstance(letter, Letter):
+            body = letter.body
+            facts |= {
+                "deliveries": letter.deliveries,
+                "content_type": letter.content_type,
+                "headers": {name: str(value) for name, value in letter.headers.items()},
+            }
+        else:
+            body = encoded(letter.message)
+            facts["died_at"] = time_text(letter.died_at)
+        facts["body"] = body[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
+    return facts

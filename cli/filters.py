@@ -1,0 +1,77 @@
+"""What operators choose by: durations, times, and the failed jobs that a bulk retry is for.
+
+90s 5m 24h 90d                     a duration
+2026-11-23T04:00:00Z   3h          a time: as RFC 3339 has it, or so long ago
+type=…,created_after=3h,error_contains=…
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from redrive_client import FailedFilter
+
+FIELDS: Final = ("type", "created_after", "created_before", "error_contains")
+_DURATION: Final = re.compile(r"(\d{1,6})([smhdw]?)", re.ASCII)
+_UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_FIELD: Final = re.compile(rf",(?=(?:{'|'.join(FIELDS)})=)")
+
+
+def duration_of(text: str) -> timedelta:
+    """A duration; seconds where no unit is given. Raises typer.BadParameter."""
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a duration such as 90s, 5m, 24h or 90d")
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+def time_of(text: str | None) -> datetime | None:
+    """A time. Raises typer.BadParameter."""
+    if text is None:
+        return None
+    if _DURATION.fullmatch(text):
+        return datetime.now(UTC) - duration_of(text)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        raise typer.BadParameter(f"{text!r} is not a time such as 2026-11-23T04:00:00Z, or 3h for three hours ago")
+    return at
+
+
+def id_of(text: str) -> "UUID":
+    """An id. Raises typer.BadParameter."""
+    from uuid import UUID  # noqa: PLC0415 - not for `redrive --help`
+
+    try:
+        return UUID(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not an id") from None
+
+
+def failed_filter_of(texts: Sequence[str]) -> "FailedFilter":
+    """The filter that `--filter` names, given once or several times. Raises typer.BadParameter.
+
+    A comma belongs to the value before it unless a field's name follows: errors have commas in them.
+    """
+    from redrive_client import FailedFilter  # noqa: PLC0415 - likewise
+
+    found: dict[str, str] = {}
+    for part in (part for text in texts for part in _FIELD.split(text)):
+        name, equals, value = part.partition("=")
+        if name not in FIELDS or not equals or not value or name in found:
+            raise typer.BadParameter(f"{part!r}: give each of {', '.join(FIELDS)} at most once, as name=value")
+        found[name] = value
+    return FailedFilter(
+        type=found.get("type"),
+        created_after=time_of(found.get("created_after")),
+        created_before=time_of(found.get("created_before")),
+        error_contains=found.get("error_contains"),
+    )

@@ -1,0 +1,168 @@
+"""`redrive jobs`: how jobs stand, for whoever was called at night."""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.connection import LOCAL, AsJson, TokenFile, Url, ask
+from cli.failures import CommandFailed
+from cli.filters import duration_of, id_of, time_of
+from cli.tables import print_facts, print_json, print_table, printable, time_text
+
+if TYPE_CHECKING:
+    from redrive_client import Job, Redrive, StatusStats
+
+app = typer.Typer(name="jobs", help="How jobs stand: in numbers, in a list, one by one.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(help="A job's id.", metavar="ID", show_default=False)]
+
+
+@app.command()
+def stats(
+    *,
+    type_: Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")] = None,
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count the project's jobs by status."""
+
+    async def work(redrive: "Redrive") -> None:
+        found = await redrive.stats(type=type_)
+        if as_json:
+            print_json(found)
+            return
+        rows = [
+            (name, _count(each), time_text(each.oldest_at), *_failed_counts(each))
+            for name in ("pending", "running", "failed", "completed")
+            for each in (getattr(found, name),)
+        ]
+        print_table(("STATUS", "JOBS", "OLDEST", "RETRYABLE", "EXHAUSTED"), rows)
+
+    ask(url, token_file, work)
+
+
+def _count(stats: "StatusStats") -> str:
+    return f"{stats.count}{'+' if stats.capped else ''}"
+
+
+def _failed_counts(stats: "StatusStats") -> tuple[object, object]:
+    return ("", "") if stats.retryable is None else (stats.retryable, stats.exhausted)
+
+
+@app.command("list")
+def list_(
+    *,
+    status: Annotated[str | None, typer.Option(help="pending, running, failed or completed.")] = None,
+    type_: Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")] = None,
+    created_after: Annotated[str | None, typer.Option(help="A time, or 3h for three hours ago.")] = None,
+    created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest jobs, with the errors of those that failed."""
+    from redrive_client import JobStatus
+
+    if status is not None and status not in list(JobStatus):
+        raise typer.BadParameter(f"a status is one of {', '.join(JobStatus)}")
+    after, before = time_of(created_after), time_of(created_before)
+
+    async def work(redrive: "Redrive") -> None:
+        jobs = redrive.list(
+            status=status, type=type_, created_after=after, created_before=before, page_size=min(limit, 200)
+        )
+        rows = []
+        async for job in jobs:
+            if as_json:
+                print_json(job)
+            rows.append((job.id, job.type, job.status, _attempts(job), time_text(job.created_at), job.last_error or ""))
+            if len(rows) == limit:
+                break
+        if not as_json:
+            print_table(("ID", "TYPE", "STATUS", "TRIES", "CREATED", "ERROR"), rows, wide="ERROR")
+
+    ask(url, token_file, work)
+
+
+@app.command()
+def get(
+    job_id: JobId,
+    *,
+    payload: Annotated[bool, typer.Option("--payload", help="Show what the job works on, too.")] = False,
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one job."""
+    wanted = id_of(job_id)
+
+    async def work(redrive: "Redrive") -> None:
+        _show(await redrive.get(wanted, include_payload=payload), as_json=as_json)
+
+    ask(url, token_file, work)
+
+
+@app.command()
+def wait(
+    job_id: JobId,
+    *,
+    timeout: Annotated[str, typer.Option(help="For how long: 90s, 5m, 24h.")] = "5m",
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Wait until a job is done, and show it. Status 1 if it has failed then, or is not done in time."""
+    from rich.console import Console
+
+    from redrive_client import JobStatus, WaitTimeout
+
+    wanted, patience_s = id_of(job_id), duration_of(timeout).total_seconds()
+
+    async def work(redrive: "Redrive") -> None:
+        try:
+            with Console(stderr=True).status("waiting"):
+                job = await redrive.wait(wanted, timeout_s=patience_s)
+        except WaitTimeout as error:
+            last = "" if error.last is None else f": it is {error.last.status}"
+            raise CommandFailed(f"the job was not done within {timeout}{last}") from error
+        _show(job, as_json=as_json)
+        if job.status is JobStatus.FAILED:
+            raise CommandFailed(f"the job has failed: {printable(job.last_error)}")
+
+    ask(url, token_file, work)
+
+
+def _attempts(job: "Job") -> str:
+    return f"{job.attempts}/{job.max_attempts}"
+
+
+def _show(job: "Job", *, as_json: bool) -> None:
+    if as_json:
+        print_json(job)
+        return
+    retry = "yes" if job.retryable else f"no: {job.retry_blocked_by}"
+    pending = (
+        None if job.pending_retry is None else f"{job.pending_retry.id} ({time_text(job.pending_retry.requested_at)})"
+    )
+    print_facts(
+        [
+            ("id", job.id),
+            ("type", job.type),
+            ("status", job.status),
+            ("attempts", _attempts(job)),
+            ("error", job.last_error),
+            ("created", time_text(job.created_at)),
+            ("scheduled", time_text(job.scheduled_at)),
+            ("started", time_text(job.started_at)),
+            ("completed", time_text(job.completed_at)),
+            ("retryable", retry),
+            ("retry queued", pending),
+        ]
+    )
+    if job.payload is not None:
+        typer.echo("payload       ", nl=False)
+        print_json(job.payload)

@@ -1,0 +1,54 @@
+"""`redrive prune`: forgetting what is settled and old."""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
+
+import asyncio
+from typing import Annotated, Final
+
+import typer
+
+from cli.connection import AsJson
+from cli.filters import duration_of
+from cli.tables import print_json, progress
+
+_TIMEOUT_S: Final = 30.0
+
+
+def prune(
+    *,
+    older_than: Annotated[str, typer.Option(help="Settled longer ago than this, at least 24h: 90d.")],
+    as_json: AsJson = False,
+) -> None:
+    """Delete retries that were settled long ago, batches that have none left, and idempotency keys that expired.
+
+    Never what is queued. Needs REDRIVE_DATABASE_URL, naming the owner of Redrive's tables: the programs' roles may not
+    delete. Deletes a thousand rows at a time; what was deleted when it is interrupted stays deleted.
+    """
+    from shared.pruning import KEPT_AT_LEAST
+
+    age = duration_of(older_than)
+    if age < KEPT_AT_LEAST:
+        raise typer.BadParameter("--older-than: at least 24h, for as long as an idempotency key stands for its request")
+
+    async def work() -> None:
+        from shared.database import open_database
+        from shared.pruning import Pruned, Pruning
+        from shared.settings import WorkerSettings, read
+
+        settings = read(WorkerSettings)
+        with progress(quiet=as_json) as shown:
+            task = shown.add_task("deleting", total=None)
+
+            def tell(pruned: Pruned) -> None:
+                shown.update(task, completed=sum(pruned))
+
+            async with open_database(
+                settings.database_url.get_secret_value(), program="redrive prune", timeout_s=_TIMEOUT_S, pool_size=1
+            ) as database:
+                pruned = await Pruning(database).prune(age, tell=tell)
+        if as_json:
+            print_json(pruned._asdict())
+        else:
+            typer.echo(f"deleted {pruned.requests} retries, {pruned.batches} batches, {pruned.keys} idempotency keys")
+
+    asyncio.run(work())

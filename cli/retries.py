@@ -1,0 +1,114 @@
+"""`redrive retries`: the audit trail, and taking a retry back."""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.connection import LOCAL, AsJson, TokenFile, Url, ask
+from cli.filters import id_of
+from cli.tables import print_facts, print_json, print_table, time_text
+
+if TYPE_CHECKING:
+    from redrive_client import Redrive, Retry
+
+app = typer.Typer(name="retries", help="Who retried what, why, and what became of it.", no_args_is_help=True)
+
+RetryId = Annotated[str, typer.Argument(help="A retry's id.", metavar="ID", show_default=False)]
+COLUMNS = ("ID", "JOB", "STATE", "OUTCOME", "REQUESTED", "ACTOR", "REASON")
+
+
+def row_of(retry: "Retry") -> tuple[object, ...]:
+    """The retry as a row under COLUMNS."""
+    return (
+        retry.id,
+        retry.job_id,
+        retry.state,
+        retry.outcome or "",
+        time_text(retry.requested_at),
+        retry.actor,
+        retry.reason or "",
+    )
+
+
+@app.command("list")
+def list_(
+    *,
+    state: Annotated[str | None, typer.Option(help="queued, applied, rejected, cancelled or dead_lettered.")] = None,
+    job: Annotated[str | None, typer.Option(help="Only retries of this job.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Only retries of this batch.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only those that somebody has asked for.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest retries."""
+    from redrive_client import RetryState
+
+    if state is not None and state not in list(RetryState):
+        raise typer.BadParameter(f"a state is one of {', '.join(RetryState)}")
+    job_id, batch_id = None if job is None else id_of(job), None if batch is None else id_of(batch)
+
+    async def work(redrive: "Redrive") -> None:
+        retries = redrive.list_retries(
+            state=state, job_id=job_id, batch_id=batch_id, actor=actor, page_size=min(limit, 200)
+        )
+        rows = []
+        async for retry in retries:
+            if as_json:
+                print_json(retry)
+            rows.append(row_of(retry))
+            if len(rows) == limit:
+                break
+        if not as_json:
+            print_table(COLUMNS, rows, wide="REASON")
+
+    ask(url, token_file, work)
+
+
+@app.command()
+def show(retry_id: RetryId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Show what became of one retry, and the error that it cleared."""
+    wanted = id_of(retry_id)
+
+    async def work(redrive: "Redrive") -> None:
+        show_retry(await redrive.get_retry(wanted), as_json=as_json)
+
+    ask(url, token_file, work)
+
+
+@app.command()
+def cancel(retry_id: RetryId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Take a queued retry back. Status 1 if it has been settled already."""
+    wanted = id_of(retry_id)
+
+    async def work(redrive: "Redrive") -> None:
+        show_retry(await redrive.cancel(wanted), as_json=as_json)
+
+    ask(url, token_file, work)
+
+
+def show_retry(retry: "Retry", *, as_json: bool) -> None:
+    """Print all of a retry."""
+    if as_json:
+        print_json(retry)
+        return
+    outcome = "" if retry.outcome is None or retry.outcome.value == retry.state.value else f" ({retry.outcome})"
+    print_facts(
+        [
+            ("id", retry.id),
+            ("job", retry.job_id),
+            ("batch", retry.batch_id),
+            ("state", f"{retry.state}{outcome}"),
+            ("actor", retry.actor),
+            ("reason", retry.reason),
+            ("delay", f"{retry.delay_seconds} s" if retry.delay_seconds else None),
+            ("extra attempts", retry.extra_attempts or None),
+            ("requested", time_text(retry.requested_at)),
+            ("processed", time_text(retry.processed_at)),
+            ("attempts before", retry.attempts_before),
+            ("error before", retry.error_before),
+        ]
+    )

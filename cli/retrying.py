@@ -1,0 +1,221 @@
+"""`redrive retry`: putting failed jobs back, one or thousands, and seeing what comes of it."""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from cli.batches import settled, show_batch, status_of
+from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, is_terminal, line_of_refusal, refused
+from cli.failures import CommandFailed
+from cli.filters import duration_of, failed_filter_of, id_of
+from cli.retries import show_retry
+from cli.tables import print_facts, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from redrive_client import AcceptedBatch, Batch, FailedFilter, Preview, Redrive, Retry
+
+MAX_IDS: Final = 1000
+DEFAULT_MAX: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How to retry, whatever is chosen."""
+
+    reason: str | None
+    delay_s: int
+    extra_attempts: int | None
+    spread_s: int
+    maximum: int
+    dry_run: bool
+    yes: bool
+    wait: bool
+    patience_s: float
+    as_json: bool
+
+
+def retry(
+    job_ids: Annotated[list[str] | None, typer.Argument(help="Jobs' ids.", metavar="ID", show_default=False)] = None,
+    *,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            help="type=…,created_after=…,created_before=…,error_contains=…; times may be 3h for so long ago.",
+        ),
+    ] = None,
+    maximum: Annotated[
+        int, typer.Option("--max", min=1, max=10_000, help="With --filter: how many at most, or none at all.")
+    ] = DEFAULT_MAX,
+    reason: Annotated[str | None, typer.Option(help="Why, for the audit trail; required with --filter.")] = None,
+    delay: Annotated[str, typer.Option(help="Let the jobs run only after so long: 90s, 5m.")] = "0",
+    extra_attempts: Annotated[
+        int | None, typer.Option(min=1, max=10, help="Raise each job's cap so that so many attempts are left.")
+    ] = None,
+    spread: Annotated[str, typer.Option(help="Spread the jobs' times at random over so long.")] = "0",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the retries are settled.")] = True,
+    timeout: Annotated[str, typer.Option(help="Wait for so long: 90s, 5m.")] = "1m",
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put failed jobs back in line: these, or all that a filter matches.
+
+    A filter first shows what would happen, and asks. A retry that is accepted is looked at again when it is applied:
+    status 3 says that one was refused or ended rejected.
+    """
+    ids = [id_of(each) for each in job_ids or ()]
+    wanted = failed_filter_of(filters) if filters else None
+    if bool(ids) == (wanted is not None):
+        raise typer.BadParameter("give either ids or --filter")
+    if len(ids) > MAX_IDS:
+        raise typer.BadParameter(f"at most {MAX_IDS} ids at once")
+    order = Order(
+        reason=reason,
+        delay_s=int(duration_of(delay).total_seconds()),
+        extra_attempts=extra_attempts,
+        spread_s=int(duration_of(spread).total_seconds()),
+        maximum=maximum,
+        dry_run=dry_run,
+        yes=yes,
+        wait=wait,
+        patience_s=duration_of(timeout).total_seconds(),
+        as_json=as_json,
+    )
+    if wanted is not None and not dry_run:
+        if not reason:
+            raise typer.BadParameter("--filter needs --reason: somebody will ask who did this, and why")
+        if not (yes or is_terminal()):
+            raise typer.BadParameter("--filter asks before it retries, and nobody is here to answer: give --yes")
+
+    async def work(redrive: "Redrive") -> int:
+        if wanted is not None:
+            return await _retry_matches(redrive, wanted, order)
+        if len(ids) == 1:
+            if order.spread_s:
+                raise typer.BadParameter("--spread is for several jobs")
+            return await _retry_one(redrive, ids[0], order)
+        return await _retry_these(redrive, ids, order)
+
+    ask(url, token_file, work)
+
+
+async def _retry_one(redrive: "Redrive", job_id: "UUID", order: Order) -> int:
+    from redrive_client import Conflict, NotFound, RetryState, WaitTimeout
+
+    try:
+        if order.dry_run:
+            forecast = await redrive.retry(job_id, extra_attempts=order.extra_attempts, dry_run=True)
+            if order.as_json:
+                print_json(forecast)
+            elif forecast.would_retry:
+                typer.echo("would be retried")
+            return 0 if forecast.would_retry else refused(f"would not be retried: {forecast.blocked_by}")
+        accepted = await redrive.retry(
+            job_id, reason=order.reason, delay_seconds=order.delay_s, extra_attempts=order.extra_attempts
+        )
+    except (Conflict, NotFound) as error:
+        return refused(line_of_refusal(error))
+    if accepted.deduplicated:
+        typer.echo(f"redrive: note: {printable(accepted.retry.actor)} had asked for it before", err=True)
+    retry: Retry = accepted.retry
+    if order.wait:
+        try:
+            retry = await redrive.wait_retry(retry.id, timeout_s=order.patience_s)
+        except WaitTimeout as error:
+            raise CommandFailed(
+                f"accepted, and not settled within {order.patience_s:.0f} s: redrive retries show {retry.id}"
+            ) from error
+    show_retry(retry, as_json=order.as_json)
+    return (
+        0
+        if retry.state in (RetryState.QUEUED, RetryState.APPLIED)
+        else refused(f"the retry is {retry.state}: {retry.outcome}")
+    )
+
+
+async def _retry_these(redrive: "Redrive", ids: "Sequence[UUID]", order: Order) -> int:
+    if order.dry_run:
+        preview = await redrive.preview(ids, extra_attempts=order.extra_attempts)
+        _show_preview(preview, as_json=order.as_json)
+        left_out = preview.matched - preview.retryable
+        return refused(f"{left_out} of {len(ids)} jobs would not be retried") if left_out else 0
+    accepted = await redrive.retry_many(
+        ids,
+        reason=order.reason,
+        delay_seconds=order.delay_s,
+        extra_attempts=order.extra_attempts,
+        spread_seconds=order.spread_s,
+    )
+    status = await _follow(redrive, accepted, order)
+    if accepted.skipped:
+        return refused(f"{len(accepted.skipped)} of {len(ids)} jobs were not retried")
+    return status
+
+
+async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Order) -> int:
+    preview = await redrive.preview(wanted, extra_attempts=order.extra_attempts)
+    if order.dry_run or not order.as_json:
+        _show_preview(preview, as_json=order.as_json)
+    if order.dry_run:
+        return 0
+    if preview.matched > order.maximum:
+        many = f"{preview.matched}" if preview.matched <= 10_000 else "more than 10000"
+        raise CommandFailed(f"the filter matches {many} failed jobs, --max is {order.maximum}: nothing was retried")
+    if not preview.retryable:
+        typer.echo("redrive: nothing to retry", err=True)
+        return 0
+    if not order.yes and not typer.confirm(f"Retry {preview.retryable} jobs?", err=True):
+        raise CommandFailed("nothing was retried")
+    accepted = await redrive.retry_many(
+        wanted,
+        max=order.maximum,
+        reason=order.reason,
+        delay_seconds=order.delay_s,
+        extra_attempts=order.extra_attempts,
+        spread_seconds=order.spread_s,
+    )
+    return await _follow(redrive, accepted, order)
+
+
+async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", order: Order) -> int:
+    """Show what was accepted and, where that is wanted, what became of it; the exit status."""
+    batch: Batch | None = None
+    if order.wait:
+        batch = await settled(redrive, accepted.batch_id, patience_s=order.patience_s)
+    if order.as_json:
+        print_json(
+            {"batch_id": accepted.batch_id, "accepted": accepted.accepted, "skipped": accepted.skipped, "batch": batch}
+        )
+    else:
+        typer.echo(f"accepted {accepted.accepted}, left out {len(accepted.skipped)}: batch {accepted.batch_id}")
+        if accepted.skipped:
+            shown = accepted.skipped[:20]
+            print_table(("LEFT OUT", "BECAUSE"), [(each.job_id, each.code) for each in shown])
+        if batch is not None:
+            typer.echo()
+            await show_batch(redrive, batch, as_json=False)
+    return 0 if batch is None else status_of(batch)
+
+
+def _show_preview(preview: "Preview", *, as_json: bool) -> None:
+    if as_json:
+        print_json(preview)
+        return
+    left_out = ", ".join(f"{count} {code.replace('_', ' ')}" for code, count in preview.skipped.items() if count)
+    print_facts(
+        [
+            ("matched", preview.matched),
+            ("retryable", preview.retryable),
+            ("left out", left_out or None),
+            ("such as", ", ".join(str(each) for each in preview.sample[:3]) or None),
+        ]
+    )

@@ -1,0 +1,365 @@
+"""Redrive: the API as methods."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Final, Literal, Self, TypeVar, overload
+from uuid import UUID
+
+import msgspec
+from aiohttp import hdrs
+
+from redrive_client import transport
+from redrive_client.events import events_in
+from redrive_client.models import (
+    Accepted,
+    AcceptedBatch,
+    Batch,
+    FailedFilter,
+    Forecast,
+    Found,
+    Job,
+    JobStatus,
+    Preview,
+    Retried,
+    Retry,
+    RetryState,
+    Stats,
+)
+from redrive_client.patience import changes, settled
+from redrive_client.problems import Conflict, RateLimited, Unavailable, Unreachable
+from redrive_client.resources import (
+    AcceptedBatchBody,
+    AcceptedBody,
+    Envelope,
+    FoundBody,
+    Page,
+    batch_at,
+    body_of,
+    chosen_in_body,
+    decoded,
+    given,
+    job_at,
+    retry_at,
+    text_of,
+)
+from redrive_client.transport import Answer, Backoff, Request, Token, Transport
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+T = TypeVar("T")
+
+IDS_AT_ONCE: Final = 100
+
+
+class Redrive:
+    """A client of one server, to be entered before it is used; safe for many tasks at once.
+
+    `token` is a bearer token, or a coroutine function that gives one that is good now, asked before each request.
+    `project_id` names another project than the token's, for tokens with the scope `jobs:admin`. `timeout_s` bounds
+    every call that does not wait for something, repetitions included.
+
+    Any method may raise RedriveProblem (its subclasses tell why), Unreachable and UnexpectedAnswer. Raises ValueError
+    for a URL that cannot be one.
+    """
+
+    def __init__(self, url: str, *, token: Token, project_id: str | None = None, timeout_s: float = 30) -> None:
+        self._transport = Transport(url, token=token, project_id=project_id)
+        self._timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        return f"Redrive({self._transport.base!r})"
+
+    async def __aenter__(self) -> Self:
+        await self._transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: "type[BaseException] | None", error: BaseException | None, trace: "TracebackType | None"
+    ) -> None:
+        await self._transport.__aexit__(kind, error, trace)
+
+    # -- jobs
+
+    async def get(self, job_id: UUID | str, *, include_payload: bool = False) -> Job:
+        """How a job stands. Raises NotFound, for another project's job, too."""
+        resource = job_at(job_id)
+        query = {"include": "payload"} if include_payload else {}
+        return resource.read(await self._answer(Request("GET", resource.path, query)))
+
+    async def wait(self, job_id: UUID | str, *, timeout_s: float) -> Job:
+        """The job once it is done: completed, or failed with no retry queued.
+
+        Raises WaitTimeout, with the job as it was last seen; a server that is away meanwhile is waited for, too.
+        """
+        return await settled(self._transport, job_at(job_id), timeout_s=timeout_s)
+
+    async def events(self, job_id: UUID | str) -> AsyncIterator[Job]:
+        """Yield the job as it is, then at each change, until it is done. A stream that breaks is taken up again.
+
+        A change that another follows at once may be left out.
+        """
+        request = Request("GET", f"{job_at(job_id).path}/events", headers={hdrs.ACCEPT: "text/event-stream"})
+        seen = None
+        backoff = Backoff()
+        while True:
+            at_least_s = None
+            try:
+                async with self._transport.stream(request) as pieces:
+                    async for event in events_in(pieces):
+                        backoff = Backoff()
+                        if event.kind != "job" or event.id == seen:
+                            continue
+                        seen = event.id
+                        job = msgspec.structs.replace(decoded(event.data, Job), etag=f'"{event.id}"')
+                        yield job
+                        if job.done:
+                            return
+            except (Unreachable, Unavailable, RateLimited) as error:
+                if backoff.tries >= transport.TRIES:
+                    raise
+                at_least_s = None if isinstance(error, Unreachable) else error.retry_after_s
+            await transport.sleep(backoff.pause_s(at_least_s))
+
+    async def list(
+        self,
+        *,
+        status: JobStatus | str | None = None,
+        type: str | None = None,  # noqa: A002 - its name in the contract
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = 50,
+    ) -> AsyncIterator[Job]:
+        """Yield the project's jobs, newest first, page after page for as long as they are asked for."""
+        query = {
+            "status": status,
+            "type": type,
+            "created_after": text_of(created_after),
+            "created_before": text_of(created_before),
+            "limit": str(page_size),
+        }
+        async for job in self._listed("/api/jobs", query, Page[Job]):
+            yield job
+
+    async def get_many(self, job_ids: Sequence[UUID | str]) -> Found:
+        """The jobs behind any number of ids, in the order asked."""
+        jobs: tuple[Job, ...] = ()
+        not_found: tuple[UUID, ...] = ()
+        for start in range(0, len(job_ids), IDS_AT_ONCE):
+            ids = ",".join(str(each) for each in job_ids[start : start + IDS_AT_ONCE])
+            found = decoded((await self._answer(Request("GET", "/api/jobs", {"ids": ids}))).body, FoundBody)
+            jobs += tuple(found.data)
+            not_found += tuple(found.not_found)
+        return Found(jobs, not_found)
+
+    async def stats(self, *, type: str | None = None) -> Stats:  # noqa: A002 - its name in the contract
+        """How many of the project's jobs stand where; of one type, if it is given."""
+        query = given({"type": type})
+        return decoded((await self._answer(Request("GET", "/api/jobs/stats", query))).body, Envelope[Stats]).data
+
+    # -- retries
+
+    @overload
+    async def retry(
+        self,
+        job_id: UUID | str,
+        *,
+        reason: str | None = None,
+        delay_seconds: int = 0,
+        extra_attempts: int | None = None,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
+        dry_run: Literal[False] = False,
+    ) -> Accepted: ...
+
+    @overload
+    async def retry(
+        self,
+        job_id: UUID | str,
+        *,
+        reason: str | None = None,
+        delay_seconds: int = 0,
+        extra_attempts: int | None = None,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
+        dry_run: Literal[True],
+    ) -> Forecast: ...
+
+    async def retry(
+        self,
+        job_id: UUID | str,
+        *,
+        reason: str | None = None,
+        delay_seconds: int = 0,
+        extra_attempts: int | None = None,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
+    ) -> Accepted | Forecast:
+        """Ask for a failed job to be put back; what is accepted is looked at again when it is applied.
+
+        `extra_attempts` raises the job's cap so that so many more are left; `if_match` is the `etag` of the job as it
+        was seen. Sent again after a loss under the same key, so it takes effect once. With `dry_run`, only says what
+        would be answered.
+
+        Raises NotFound, Conflict (`job-not-failed`, `attempts-exhausted`), PreconditionFailed, KeyReused.
+        """
+        body = body_of(reason=reason, delay_seconds=delay_seconds, extra_attempts=extra_attempts)
+        headers = given({hdrs.IF_MATCH: if_match})
+        path = f"{job_at(job_id).path}/retry"
+        if dry_run:
+            answer = await self._answer(Request("POST", path, {"dry_run": "true"}, headers, body))
+            return decoded(answer.body, Envelope[Forecast]).data
+        headers |= {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        answer = await self._answer(Request("POST", path, {}, headers, body))
+        accepted = decoded(answer.body, AcceptedBody)
+        return Accepted(accepted.data, accepted.deduplicated, _is_replayed(answer))
+
+    async def retry_and_wait(
+        self,
+        job_id: UUID | str,
+        *,
+        timeout_s: float,
+        reason: str | None = None,
+        delay_seconds: int = 0,
+        extra_attempts: int | None = None,
+        if_match: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> Retried:
+        """Retry a job and wait until it is done again; where the retry was not applied, only for that.
+
+        Raises as `retry` does, and WaitTimeout, with the retry or the job as it was last seen.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        accepted = await self.retry(
+            job_id,
+            reason=reason,
+            delay_seconds=delay_seconds,
+            extra_attempts=extra_attempts,
+            if_match=if_match,
+            idempotency_key=idempotency_key,
+        )
+        retry = await self.wait_retry(accepted.retry.id, timeout_s=deadline - asyncio.get_running_loop().time())
+        if retry.state is not RetryState.APPLIED:
+            return Retried(retry, None)
+        job = await self.wait(retry.job_id, timeout_s=deadline - asyncio.get_running_loop().time())
+        return Retried(retry, job)
+
+    async def get_retry(self, retry_id: UUID | str) -> Retry:
+        """What became of a retry. Raises NotFound."""
+        resource = retry_at(retry_id)
+        return resource.read(await self._answer(Request("GET", resource.path)))
+
+    async def wait_retry(self, retry_id: UUID | str, *, timeout_s: float) -> Retry:
+        """The retry once it is settled, whatever came of it. Raises WaitTimeout, with the retry as it was last seen."""
+        return await settled(self._transport, retry_at(retry_id), timeout_s=timeout_s)
+
+    async def cancel(self, retry_id: UUID | str) -> Retry:
+        """Take a queued retry back; one that was taken back before is the same to us.
+
+        Raises NotFound, and Conflict when it has been settled otherwise.
+        """
+        resource = retry_at(retry_id)
+        try:
+            return resource.read(await self._answer(Request("DELETE", resource.path)))
+        except Conflict:
+            # It may be our own cancellation whose answer was lost: here, or in aiohttp, which repeats a DELETE itself.
+            if (retry := await self.get_retry(retry_id)).state is RetryState.CANCELLED:
+                return retry
+            raise
+
+    async def list_retries(
+        self,
+        *,
+        state: RetryState | str | None = None,
+        job_id: UUID | str | None = None,
+        batch_id: UUID | str | None = None,
+        actor: str | None = None,
+        page_size: int = 50,
+    ) -> AsyncIterator[Retry]:
+        """Yield the project's retries, newest first: its audit trail."""
+        query = {
+            "state": state,
+            "job_id": None if job_id is None else str(job_id),
+            "batch_id": None if batch_id is None else str(batch_id),
+            "actor": actor,
+            "limit": str(page_size),
+        }
+        async for retry in self._listed("/api/retries", query, Page[Retry]):
+            yield retry
+
+    # -- many at once
+
+    async def preview(
+        self, chosen: Sequence[UUID | str] | FailedFilter, *, extra_attempts: int | None = None
+    ) -> Preview:
+        """What `retry_many` would do now; nothing is written."""
+        body = body_of(**chosen_in_body(chosen), extra_attempts=extra_attempts)
+        answer = await self._answer(Request("POST", "/api/jobs/retry", {"dry_run": "true"}, {}, body))
+        return decoded(answer.body, Envelope[Preview]).data
+
+    async def retry_many(
+        self,
+        chosen: Sequence[UUID | str] | FailedFilter,
+        *,
+        max: int | None = None,  # noqa: A002 - its name in the contract
+        reason: str | None = None,
+        delay_seconds: int = 0,
+        extra_attempts: int | None = None,
+        spread_seconds: int = 0,
+        idempotency_key: str | None = None,
+    ) -> AcceptedBatch:
+        """Retry up to a thousand jobs by their ids, or those that a filter matches.
+
+        What can be retried is; what cannot is listed. A filter needs `max` and `reason` beside it.
+
+        Raises Conflict (`too-many-matches`: nothing was written), InvalidBody, KeyReused.
+        """
+        body = body_of(
+            **chosen_in_body(chosen),
+            max=max,
+            reason=reason,
+            delay_seconds=delay_seconds,
+            extra_attempts=extra_attempts,
+            spread_seconds=spread_seconds,
+        )
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        answer = await self._answer(Request("POST", "/api/jobs/retry", {"dry_run": "false"}, headers, body))
+        accepted = decoded(answer.body, Envelope[AcceptedBatchBody]).data
+        return AcceptedBatch(accepted.batch_id, accepted.accepted, accepted.skipped, _is_replayed(answer))
+
+    async def get_batch(self, batch_id: UUID | str) -> Batch:
+        """How a bulk retry stands. Raises NotFound."""
+        resource = batch_at(batch_id)
+        return resource.read(await self._answer(Request("GET", resource.path)))
+
+    async def wait_batch(self, batch_id: UUID | str, *, timeout_s: float) -> Batch:
+        """The batch once all of its requests are settled. Raises WaitTimeout, with the batch as it was last seen."""
+        return await settled(self._transport, batch_at(batch_id), timeout_s=timeout_s)
+
+    async def watch_batch(self, batch_id: UUID | str, *, timeout_s: float) -> AsyncIterator[Batch]:
+        """Yield the batch as it is, then at each change, until all of it is settled. Raises WaitTimeout."""
+        async for batch in changes(self._transport, batch_at(batch_id), timeout_s=timeout_s, each=True):
+            yield batch
+
+    # -- beneath
+
+    async def _answer(self, request: Request) -> Answer:
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        return await self._transport.answer(request, deadline=deadline)
+
+    async def _listed(self, path: str, query: Mapping[str, str | None], page: type[Page[T]]) -> AsyncIterator[T]:
+        wanted = given(query)
+        while True:
+            read = decoded((await self._answer(Request("GET", path, wanted))).body, page)
+            for each in read.data:
+                yield each
+            if read.next_cursor is None:
+                return
+            wanted = {**wanted, "cursor": read.next_cursor}
+
+
+def _is_replayed(answer: Answer) -> bool:
+    return answer.headers.get("Idempotent-Replayed") == "true"

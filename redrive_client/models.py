@@ -1,0 +1,201 @@
+"""What the API answers with, as frozen data. A field that a later server adds is ignored.
+
+Times are aware, in UTC. `etag` is not part of a body: it is the version that was read, for `retry(if_match=…)`, and
+None for what came in a list.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+import msgspec
+
+
+class JobStatus(StrEnum):
+    """Where the control plane says a job stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    FAILED = "failed"
+    COMPLETED = "completed"
+
+
+class RetryBlock(StrEnum):
+    """Why a job cannot be retried as it stands."""
+
+    NOT_FAILED = "not_failed"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    RETRY_QUEUED = "retry_queued"
+
+
+class RetryState(StrEnum):
+    """Where a retry stands; all but `queued` are final."""
+
+    QUEUED = "queued"
+    APPLIED = "applied"
+    REJECTED = "rejected"
+    CANCELLED = "cancelled"
+    DEAD_LETTERED = "dead_lettered"
+
+
+class Outcome(StrEnum):
+    """What became of a retry once it was settled."""
+
+    APPLIED = "applied"
+    JOB_NOT_FOUND = "job_not_found"
+    JOB_NOT_FAILED = "job_not_failed"
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    SUPERSEDED = "superseded"
+    CANCELLED = "cancelled"
+    POISON = "poison"
+
+
+class PendingRetry(msgspec.Struct, frozen=True):
+    """The retry that is queued for a job."""
+
+    id: UUID
+    requested_at: datetime
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """How a job stands. `payload` is decoded JSON; None where it was not asked for."""
+
+    id: UUID
+    type: str
+    status: JobStatus
+    attempts: int
+    max_attempts: int
+    last_error: str | None
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    completed_at: datetime | None
+    created_at: datetime
+    done: bool
+    retryable: bool
+    retry_blocked_by: RetryBlock | None
+    pending_retry: PendingRetry | None
+    payload: object = None
+    etag: str | None = None
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True):
+    """A retry request, and what became of it. `error_before` is the error that it cleared from the job."""
+
+    id: UUID
+    job_id: UUID
+    batch_id: UUID | None
+    state: RetryState
+    outcome: Outcome | None
+    actor: str
+    reason: str | None
+    delay_seconds: int
+    extra_attempts: int
+    requested_at: datetime
+    processed_at: datetime | None
+    attempts_before: int | None
+    error_before: str | None
+    done: bool
+    etag: str | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """The answer to a retry: accepted, not yet applied.
+
+    `deduplicated`: somebody else's was queued for the job already, and this is it. `replayed`: the idempotency key had
+    been used for this request before, and this is the first answer again.
+    """
+
+    retry: Retry
+    deduplicated: bool
+    replayed: bool
+
+
+class Retried(msgspec.Struct, frozen=True):
+    """A retry that has been settled, and the job behind it; `job` is None unless the retry was applied."""
+
+    retry: Retry
+    job: Job | None
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """What a retry would be answered; nothing was written."""
+
+    would_retry: bool
+    blocked_by: RetryBlock | None
+
+
+class FailedFilter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which failed jobs; None leaves a question open. The times are exclusive, and must be aware."""
+
+    type: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    error_contains: str | None = None
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """What a bulk retry would do: counts of jobs, by what stands against retrying them, and some that would be."""
+
+    matched: int
+    retryable: int
+    skipped: dict[str, int]
+    sample: tuple[UUID, ...]
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A job that a bulk retry left out; `code` is what a retry of it alone would be refused with."""
+
+    job_id: UUID
+    code: str
+
+
+class AcceptedBatch(msgspec.Struct, frozen=True):
+    """The answer to a bulk retry: how many jobs' retries were accepted, and which were left out."""
+
+    batch_id: UUID
+    accepted: int
+    skipped: tuple[Skipped, ...]
+    replayed: bool = False
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """A bulk retry, and how its requests stand; the counts add up to `total`."""
+
+    id: UUID
+    actor: str
+    reason: str | None
+    requested_at: datetime
+    total: int
+    queued: int
+    applied: int
+    rejected: int
+    cancelled: int
+    dead_lettered: int
+    done: bool
+    etag: str | None = None
+
+
+class StatusStats(msgspec.Struct, frozen=True, kw_only=True):
+    """How many jobs have a status; `capped`: there are more, counting stopped. The last two are for `failed` only."""
+
+    count: int
+    capped: bool
+    oldest_at: datetime | None
+    retryable: int | None = None
+    exhausted: int | None = None
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """How many jobs stand where."""
+
+    pending: StatusStats
+    running: StatusStats
+    failed: StatusStats
+    completed: StatusStats
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The jobs that were asked for by id, in the order asked, and the ids that nothing is behind."""
+
+    jobs: tuple[Job, ...]
+    not_found: tuple[UUID, ...]

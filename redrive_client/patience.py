@@ -1,0 +1,73 @@
+"""Waiting for what the server knows first: it holds a request until there is news, and is asked again when it lets go.
+
+    GET …  Prefer: wait=60                          held until done
+    GET …  Prefer: wait=60  If-None-Match: "7741"   held until it changes
+
+A server that does not hold a request (too many wait already, it is about to stop) is asked again after `Retry-After`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Final
+
+from aiohttp import hdrs
+
+from redrive_client import transport
+from redrive_client.problems import WaitTimeout
+from redrive_client.resources import Resource, S, given
+from redrive_client.transport import FOREVER, Backoff, Request, Transport, retry_after_s
+
+LONGEST_HOLD_S: Final = 60
+"""As long as the server holds a request."""
+_MARGIN_S: Final = 0.25
+_EARLY: Final = 0.9
+_NO_HINT_S: Final = 1.0
+
+
+async def settled(connection: Transport, resource: Resource[S], *, timeout_s: float) -> S:
+    """The resource once it is done. Raises WaitTimeout, with what was seen last."""
+    async for value in changes(connection, resource, timeout_s=timeout_s, each=False):
+        if value.done:
+            return value
+    raise AssertionError("it ends with what is done")
+
+
+async def changes(connection: Transport, resource: Resource[S], *, timeout_s: float, each: bool) -> AsyncIterator[S]:
+    """Yield what is seen until it is done: with `each`, what is there now and every change, else only news of the end.
+
+    A server that cannot be reached meanwhile is tried again until the time is up. Raises WaitTimeout.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    seen: S | None = None
+    etag: str | None = None
+    while True:
+        asked_at = loop.time()
+        hold_s = 0 if each and seen is None else _hold_s(deadline - asked_at)
+        headers = given({"Prefer": f"wait={hold_s}" if hold_s else None, hdrs.IF_NONE_MATCH: etag})
+        request = Request("GET", resource.path, headers=headers, answer_s=hold_s + transport.ANSWER_S)
+        try:
+            async with asyncio.timeout_at(deadline):
+                answer = await connection.answer(request, deadline=FOREVER, tries=FOREVER)
+        except TimeoutError as error:
+            raise WaitTimeout(seen) from error
+        is_news = answer.status != HTTPStatus.NOT_MODIFIED
+        if is_news:
+            seen = resource.read(answer)
+            yield seen
+            if seen.done:
+                return
+        was_held = "Preference-Applied" in answer.headers and loop.time() - asked_at >= hold_s * _EARLY
+        if not was_held and hold_s and not (is_news and etag is not None):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await transport.sleep(Backoff().pause_s(retry_after_s(answer.headers) or _NO_HINT_S))
+            except TimeoutError as error:
+                raise WaitTimeout(seen) from error
+        etag = answer.headers.get(hdrs.ETAG)
+
+
+def _hold_s(remaining_s: float) -> int:
+    """What to ask the server for: a little less than what is left, so that its answer still arrives."""
+    return min(LONGEST_HOLD_S, max(1, int(remaining_s - _MARGIN_S)))

@@ -1,0 +1,115 @@
+"""The API's resources on the wire: where they are, what is sent, and how answers are read."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Generic, NamedTuple, Protocol, TypeVar
+from urllib.parse import quote
+from uuid import UUID
+
+import msgspec
+from aiohttp import hdrs
+
+from redrive_client.models import Batch, FailedFilter, Job, Retry, Skipped
+from redrive_client.problems import UnexpectedAnswer
+from redrive_client.transport import Answer
+
+
+class Settleable(Protocol):
+    """Something that is done one day."""
+
+    @property
+    def done(self) -> bool: ...  # noqa: D102 - the class says it
+
+
+T = TypeVar("T")
+S = TypeVar("S", bound=Settleable)
+
+
+class Envelope(msgspec.Struct, Generic[T], frozen=True):
+    """`{"data": …}`."""
+
+    data: T
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    """A part of a list, and the cursor of the part that follows."""
+
+    data: list[T]
+    next_cursor: str | None
+
+
+class AcceptedBody(msgspec.Struct, frozen=True):
+    """The answer to a retry."""
+
+    data: Retry
+    deduplicated: bool
+
+
+class FoundBody(msgspec.Struct, frozen=True):
+    """The answer to a list of ids."""
+
+    data: list[Job]
+    not_found: list[UUID]
+
+
+class AcceptedBatchBody(msgspec.Struct, frozen=True):
+    """The answer to a bulk retry."""
+
+    batch_id: UUID
+    accepted: int
+    skipped: tuple[Skipped, ...]
+
+
+class Resource(NamedTuple, Generic[S]):
+    """Something that is read by itself, with its etag, and can be waited for."""
+
+    path: str
+    body: type[Envelope[S]]
+
+    def read(self, answer: Answer) -> S:
+        """What an answer of 200 holds."""
+        value = decoded(answer.body, self.body).data
+        return msgspec.structs.replace(value, etag=answer.headers.get(hdrs.ETAG))  # type: ignore[type-var] # all three are Structs
+
+
+def job_at(job_id: UUID | str) -> Resource[Job]:
+    """One job."""
+    return Resource(f"/api/jobs/{quote(str(job_id), safe='')}", Envelope[Job])
+
+
+def retry_at(retry_id: UUID | str) -> Resource[Retry]:
+    """One retry."""
+    return Resource(f"/api/retries/{quote(str(retry_id), safe='')}", Envelope[Retry])
+
+
+def batch_at(batch_id: UUID | str) -> Resource[Batch]:
+    """One bulk retry."""
+    return Resource(f"/api/retry-batches/{quote(str(batch_id), safe='')}", Envelope[Batch])
+
+
+def decoded(body: bytes, kind: type[T]) -> T:
+    """The value in `body`. Raises UnexpectedAnswer."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise UnexpectedAnswer("the answer is not what this client expects") from error
+
+
+def body_of(**fields: object) -> bytes:
+    """A body without what is not said: 0 seconds and None are the server's defaults."""
+    return msgspec.json.encode({name: value for name, value in fields.items() if value is not None and value != 0})
+
+
+def chosen_in_body(chosen: Sequence[UUID | str] | FailedFilter) -> dict[str, object]:
+    """The field of a bulk retry's body that says which jobs."""
+    return {"filter": chosen} if isinstance(chosen, FailedFilter) else {"ids": [str(each) for each in chosen]}
+
+
+def given(values: Mapping[str, str | None]) -> dict[str, str]:
+    """What of a query or of headers is said."""
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def text_of(at: datetime | None) -> str | None:
+    """A time as the API reads it."""
+    return None if at is None else at.astimezone(UTC).isoformat()
