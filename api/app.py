@@ -4,30 +4,22 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from aiohttp import http_parser, web
 
-from api import batches as batches_api
-from api import jobs as jobs_api
-from api import retries as retries_api
-from api.auth import Authenticator, Scope
-from api.batches import BatchResource
-from api.conditional import etag_of_batch, etag_of_job, etag_of_retry, retry_after_of_job, retry_after_of_request
-from api.door import Access, Cost, Door
-from api.events import EventResource
+from api.auth import Authenticator
+from api.door import Cost, Door
 from api.ids import JobIds
-from api.jobs import JobResource
 from api.keys import KeySet, keys_of
 from api.metrics import Metrics
 from api.pages import Cursors
-from api.patience import Reader
 from api.ratelimit import ClientAddresses, RateLimit
 from api.relay import Relay
-from api.retries import RetryResource
+from api.routes import Stores, Watches, add_routes
 from api.server import Runner
-from api.watch import StatusWatch, Waiters
+from api.watch import Waiters
 from shared.batches import RetryBatches
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
@@ -49,11 +41,8 @@ _Context = Callable[[web.Application], AsyncIterator[None]]
 DATABASE: Final = web.AppKey("database", Database)
 DOOR: Final = web.AppKey("door", Door)
 RELAY: Final = web.AppKey("relay", Relay)
-WATCHES: Final = web.AppKey("watches", tuple[StatusWatch[Any, Any], ...])
+WATCHES: Final = web.AppKey("watches", Watches)
 
-READ: Final = Access(Cost.READ, Scope.READ)
-RETRY: Final = Access(Cost.RETRY, Scope.RETRY, writes=True)
-BULK: Final = Access(Cost.BULK, Scope.RETRY_BULK, writes=True)
 DRAIN_S: Final = 0.5
 """How long, once told to stop, answers ask clients to come back elsewhere, before connections are closed."""
 
@@ -64,12 +53,15 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     metrics = Metrics(registry)
     database = _database_of(settings, settings.database_url)
     reading = database if settings.database_read_url is None else _database_of(settings, settings.database_read_url)
-    jobs = JobStore(database)  # what is decided is decided on the primary
-    readable_jobs = JobStore(reading)
-    ledger = RetryLedger(database, jobs)
-    batches = RetryBatches(database)
+    jobs = JobStore(database)
+    stores = Stores(
+        jobs=jobs,
+        readable_jobs=jobs if reading is database else JobStore(reading),
+        ledger=RetryLedger(database, jobs),
+        batches=RetryBatches(database),
+    )
     keys = keys_of(settings)
-    relay = None if settings.amqp_url is None else Relay(ledger, settings.amqp_url.get_secret_value(), metrics)
+    relay = None if settings.amqp_url is None else Relay(stores.ledger, settings.amqp_url.get_secret_value(), metrics)
     door = Door(
         authenticator=Authenticator(settings, keys),
         addresses=ClientAddresses(settings.trusted_proxies),
@@ -84,23 +76,12 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     )
     waiters = Waiters(settings.max_waiters)
     metrics.watch(waiters)
-    job_watch = StatusWatch(
-        changed=readable_jobs.changed,
-        load=readable_jobs.find_many,
-        interval_s=settings.watch_interval,
-        waiters=waiters,
-    )
-    retry_watch = StatusWatch(
-        changed=ledger.changed, load=ledger.find_many, interval_s=settings.watch_interval, waiters=waiters
-    )
-    batch_watch = StatusWatch(
-        changed=batches.changed, load=batches.find_many, interval_s=settings.watch_interval, waiters=waiters
-    )
+    watches = Watches.over(stores, interval_s=settings.watch_interval, waiters=waiters)
 
     app = web.Application(middlewares=[door.middleware])
     app[DATABASE] = database
     app[DOOR] = door
-    app[WATCHES] = (job_watch, retry_watch, batch_watch)
+    app[WATCHES] = watches
     app.on_shutdown.append(_let_go)
     app.cleanup_ctx.append(_opened(database))
     if reading is not database:
@@ -111,68 +92,15 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         app[RELAY] = relay
         app.cleanup_ctx.append(_relaying(relay, settings.shutdown_grace / 4))
 
-    ids = JobIds(settings.job_id_versions)
-    cursors = Cursors(_cursor_secret(settings))
-    poke = _nobody_waits if relay is None else relay.poke
-    job = JobResource(
-        readable_jobs,
-        ids,
-        Reader(
-            get=readable_jobs.get,
-            watch=job_watch,
-            etag_of=etag_of_job,
-            retry_after_of=retry_after_of_job,
-            encoded=jobs_api.encoded,
-        ),
-        cursors,
+    add_routes(
+        app.router,
+        door,
+        stores,
+        watches,
+        ids=JobIds(settings.job_id_versions),
+        cursors=Cursors(_cursor_secret(settings)),
+        poke=_nobody_waits if relay is None else relay.poke,
     )
-    event = EventResource(readable_jobs, ids, job_watch)
-    retry = RetryResource(
-        ledger=ledger,
-        jobs=jobs,
-        ids=ids,
-        reader=Reader(
-            get=ledger.get,
-            watch=retry_watch,
-            etag_of=etag_of_retry,
-            retry_after_of=retry_after_of_request,
-            encoded=retries_api.encoded,
-        ),
-        cursors=cursors,
-        poke=poke,
-    )
-    batch = BatchResource(
-        batches=batches,
-        ids=ids,
-        reader=Reader(
-            get=batches.get,
-            watch=batch_watch,
-            etag_of=etag_of_batch,
-            retry_after_of=retry_after_of_request,
-            encoded=batches_api.encoded,
-        ),
-        poke=poke,
-    )
-    filters = ("status", "type", "created_after", "created_before")
-    for method, path, access, handler in (
-        ("GET", "/api/jobs", READ.taking(*filters, "ids", "limit", "cursor"), job.get_jobs),
-        ("GET", "/api/jobs/stats", READ.taking("type"), job.get_stats),
-        ("POST", "/api/jobs/retry", BULK.taking("dry_run"), batch.post_batch),
-        ("GET", "/api/jobs/{id:[^/]+}", READ.taking("include"), job.get_job),
-        ("GET", "/api/jobs/{id:[^/]+}/events", READ, event.get_events),
-        ("GET", "/api/jobs/{id:[^/]+}/retries", READ.taking("limit", "cursor"), retry.get_job_retries),
-        ("POST", "/api/jobs/{id:[^/]+}/retry", RETRY.taking("dry_run"), retry.post_retry),
-        (
-            "GET",
-            "/api/retries",
-            READ.taking("state", "job_id", "batch_id", "actor", "limit", "cursor"),
-            retry.get_retries,
-        ),
-        ("GET", "/api/retries/{id:[^/]+}", READ, retry.get_retry),
-        ("DELETE", "/api/retries/{id:[^/]+}", RETRY, retry.delete_retry),
-        ("GET", "/api/retry-batches/{id:[^/]+}", READ, batch.get_batch),
-    ):
-        app.router.add_route(method, path, door.guarded(access, handler))
     return app
 
 
@@ -238,8 +166,7 @@ async def _readiness(app: web.Application) -> Readiness:
 
 async def _let_go(app: web.Application) -> None:
     """Answer everybody who waits, now, and end the streams."""
-    for watch in app[WATCHES]:
-        watch.close()
+    app[WATCHES].close()
 
 
 def _database_of(settings: "ApiSettings", url: "SecretStr") -> Database:

@@ -1,0 +1,138 @@
+"""Every resource there is: its path, what it asks of those who come, and what stands behind it."""
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from api import batches as batches_api
+from api import jobs as jobs_api
+from api import retries as retries_api
+from api.auth import Scope
+from api.batches import BatchResource
+from api.conditional import etag_of_batch, etag_of_job, etag_of_retry, retry_after_of_job, retry_after_of_request
+from api.door import Access, Cost
+from api.events import EventResource
+from api.jobs import JobResource
+from api.patience import Reader
+from api.retries import RetryResource
+from api.watch import StatusWatch
+from shared.batches import Batch, BatchKey, RetryBatches
+from shared.jobs import JobStore
+from shared.models import Job, JobKey, Retry
+from shared.retries import RetryKey, RetryLedger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aiohttp import web
+
+    from api.door import Door
+    from api.ids import JobIds
+    from api.pages import Cursors
+    from api.watch import Waiters
+
+READ: Final = Access(Cost.READ, Scope.READ)
+RETRY: Final = Access(Cost.RETRY, Scope.RETRY, writes=True)
+BULK: Final = Access(Cost.BULK, Scope.RETRY_BULK, writes=True)
+
+
+class Stores(NamedTuple):
+    """What the resources stand on. `readable_jobs` may be a replica's; what is decided is decided on `jobs`."""
+
+    jobs: JobStore
+    readable_jobs: JobStore
+    ledger: RetryLedger
+    batches: RetryBatches
+
+
+class Watches(NamedTuple):
+    """Who waits, for what."""
+
+    jobs: StatusWatch[JobKey, Job]
+    retries: StatusWatch[RetryKey, Retry]
+    batches: StatusWatch[BatchKey, Batch]
+
+    @classmethod
+    def over(cls, stores: Stores, *, interval_s: float, waiters: "Waiters") -> "Watches":
+        """Watches of everything that can be waited for; they count their waiters together."""
+        jobs, ledger, batches = stores.readable_jobs, stores.ledger, stores.batches
+        return cls(
+            StatusWatch(changed=jobs.changed, load=jobs.find_many, interval_s=interval_s, waiters=waiters),
+            StatusWatch(changed=ledger.changed, load=ledger.find_many, interval_s=interval_s, waiters=waiters),
+            StatusWatch(changed=batches.changed, load=batches.find_many, interval_s=interval_s, waiters=waiters),
+        )
+
+    def close(self) -> None:
+        """Answer everybody who waits, now, and end the streams."""
+        self.jobs.close()
+        self.retries.close()
+        self.batches.close()
+
+
+def add_routes(
+    router: "web.UrlDispatcher",
+    door: "Door",
+    stores: Stores,
+    watches: Watches,
+    *,
+    ids: "JobIds",
+    cursors: "Cursors",
+    poke: "Callable[[], None]",
+) -> None:
+    """Put every resource behind the door. `poke` tells the relay that there is something to publish."""
+    job = JobResource(stores.readable_jobs, ids, _job_reader(stores, watches), cursors)
+    event = EventResource(stores.readable_jobs, ids, watches.jobs)
+    retry = RetryResource(
+        ledger=stores.ledger,
+        jobs=stores.jobs,
+        ids=ids,
+        reader=_retry_reader(stores, watches),
+        cursors=cursors,
+        poke=poke,
+    )
+    batch = BatchResource(batches=stores.batches, ids=ids, reader=_batch_reader(stores, watches), poke=poke)
+
+    job_filters = ("status", "type", "created_after", "created_before")
+    retry_filters = ("state", "job_id", "batch_id", "actor")
+    for method, path, access, handler in (
+        ("GET", "/api/jobs", READ.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
+        ("GET", "/api/jobs/stats", READ.taking("type"), job.get_stats),
+        ("POST", "/api/jobs/retry", BULK.taking("dry_run"), batch.post_batch),
+        ("GET", "/api/jobs/{id:[^/]+}", READ.taking("include"), job.get_job),
+        ("GET", "/api/jobs/{id:[^/]+}/events", READ, event.get_events),
+        ("GET", "/api/jobs/{id:[^/]+}/retries", READ.taking("limit", "cursor"), retry.get_job_retries),
+        ("POST", "/api/jobs/{id:[^/]+}/retry", RETRY.taking("dry_run"), retry.post_retry),
+        ("GET", "/api/retries", READ.taking(*retry_filters, "limit", "cursor"), retry.get_retries),
+        ("GET", "/api/retries/{id:[^/]+}", READ, retry.get_retry),
+        ("DELETE", "/api/retries/{id:[^/]+}", RETRY, retry.delete_retry),
+        ("GET", "/api/retry-batches/{id:[^/]+}", READ, batch.get_batch),
+    ):
+        router.add_route(method, path, door.guarded(access, handler))
+
+
+def _job_reader(stores: Stores, watches: Watches) -> Reader[JobKey, Job]:
+    return Reader(
+        get=stores.readable_jobs.get,
+        watch=watches.jobs,
+        etag_of=etag_of_job,
+        retry_after_of=retry_after_of_job,
+        encoded=jobs_api.encoded,
+    )
+
+
+def _retry_reader(stores: Stores, watches: Watches) -> Reader[RetryKey, Retry]:
+    return Reader(
+        get=stores.ledger.get,
+        watch=watches.retries,
+        etag_of=etag_of_retry,
+        retry_after_of=retry_after_of_request,
+        encoded=retries_api.encoded,
+    )
+
+
+def _batch_reader(stores: Stores, watches: Watches) -> Reader[BatchKey, Batch]:
+    return Reader(
+        get=stores.batches.get,
+        watch=watches.batches,
+        etag_of=etag_of_batch,
+        retry_after_of=retry_after_of_request,
+        encoded=batches_api.encoded,
+    )
