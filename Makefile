@@ -5,10 +5,10 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test check fmt up sync
+.PHONY: help run test check fmt bench bench-smoke up sync sync-bench
 
 help: ## list what there is to type
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-8s %s\n' "$$name" "$$does"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-12s %s\n' "$$name" "$$does"; done
 
 # --inexact leaves the development tools in place, so that `run` and `test` do not undo each other's work.
 run: ## install what is missing, then run all of Redrive on this machine (ARGS="--port 8081" …)
@@ -29,6 +29,18 @@ check: sync ## linters, formatting, types, import rules
 fmt: sync ## put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+bench: sync-bench ## measure Redrive beside others, half an hour on a quiet machine: docs/benchmarks.md (ARGS="reading …")
+	@$(BIN)/python -m bench $(ARGS)
+
+bench-smoke: sync-bench ## see within a minute or two that `make bench` still works; its figures mean nothing
+	@$(BIN)/python -m bench --smoke $(ARGS)
+
+# The bench's own tools come on top of what there is; the next `make test` takes them away again.
+sync-bench:
+	@$(SYNC) --group bench
+	@.ci/test-servers
+	@bench/install-wrk
 
 up: .env ## run it in containers, with RabbitMQ (ARGS="--scale worker=4" …)
 	@exec docker compose up --build $(ARGS)

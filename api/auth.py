@@ -102,7 +102,7 @@ class Authenticator:
         if self._known_generation != self._keys.generation:
             self._known.clear()
             self._known_generation = self._keys.generation
-        digest = blake2b(token.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+        digest = blake2b(token.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         principal = self._known.get(digest)
         if principal is None:
             principal = self._verified(token)

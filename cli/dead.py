@@ -197,7 +197,7 @@ async def _redriven_in_ledger(letters: "DeadLetters", maximum: int, *, dry_run: 
 async def _seen(
     servers: _Servers, limit: int, *, only: str | None = None
 ) -> "AsyncIterator[tuple[Letter | DeadRequest, Standing | None]]":
-    """Dead letters with how their requests stand; `only` those of one id. All are back in their places at the end."""
+    """Dead letters with how their requests stand; `only` those of one id. All are back in the queue then."""
     if servers.queue is None:
         for request in await servers.letters.dead_lettered(limit):
             if only in (None, str(request.message.id)):

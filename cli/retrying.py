@@ -157,6 +157,9 @@ async def _retry_these(redrive: "Redrive", ids: "Sequence[UUID]", order: Order) 
     )
     status = await _follow(redrive, accepted, order)
     if accepted.skipped:
+        if not order.as_json:
+            typer.echo()
+            print_table(("LEFT OUT", "BECAUSE"), [(each.job_id, each.code) for each in accepted.skipped])
         return refused(f"{len(accepted.skipped)} of {len(ids)} jobs were not retried")
     return status
 
@@ -173,7 +176,7 @@ async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Orde
     if not preview.retryable:
         typer.echo("redrive: nothing to retry", err=True)
         return 0
-    if not order.yes and not typer.confirm(f"Retry {preview.retryable} jobs?", err=True):
+    if not order.yes and not typer.confirm(f"Retry {preview.retryable} job{'s' * (preview.retryable > 1)}?", err=True):
         raise CommandFailed("nothing was retried")
     accepted = await redrive.retry_many(
         wanted,
@@ -197,9 +200,6 @@ async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", order: Order) -
         )
     else:
         typer.echo(f"accepted {accepted.accepted}, left out {len(accepted.skipped)}: batch {accepted.batch_id}")
-        if accepted.skipped:
-            shown = accepted.skipped[:20]
-            print_table(("LEFT OUT", "BECAUSE"), [(each.job_id, each.code) for each in shown])
         if batch is not None:
             typer.echo()
             await show_batch(redrive, batch, as_json=False)

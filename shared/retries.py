@@ -25,6 +25,7 @@ from shared.errors import (
     IdempotencyKeyReused,
     JobChanged,
     JobNotFailed,
+    JobNotFound,
     RetryAlreadySettled,
     RetryNotFound,
 )
@@ -202,28 +203,47 @@ class RetryLedger:
         after which the request may or may not have been written: the same key again tells.
         """
         for _ in range(_ROUNDS):
-            if request.key is not None and (claim := await self._keys.find(request.key)) is not None:
-                return await self._replayed(request, claim)
-            job = await self._jobs.get(request.job)
-            if request.if_version is not None and job.version not in request.if_version:
-                raise JobChanged
-            if job.pending_retry is not None:
-                if request.key is not None and not await self._remember(request.key, job.pending_retry.id):
-                    continue
-                return Accepted(await self.get(RetryKey(job.pending_retry.id, job.project_id)), deduplicated=True)
-            match blocked_by(job, extra_attempts=request.extra_attempts):
-                case RetryBlock.NOT_FAILED:
-                    raise JobNotFailed
-                case RetryBlock.ATTEMPTS_EXHAUSTED:
-                    raise AttemptsExhausted
-                case RetryBlock.RETRY_QUEUED | None:
-                    pass
-            # The id is made here, so the database answers for this very row and not for somebody else's.
-            retry = await self._accepting.get(_NewRow(RetryId(uuid7()), request, job.version))
-            if retry is not None:
-                reach(Failpoint.AFTER_INSERT)
-                return Accepted(retry, deduplicated=False)
+            if (first := await self._first_answer(request)) is not None:
+                return first
+            try:
+                accepted = await self._accepted(request)
+            except (JobNotFound, JobChanged, JobNotFailed, AttemptsExhausted):
+                # Another request with this key may have been accepted, and even applied, since we looked for one.
+                if (first := await self._first_answer(request)) is not None:
+                    return first
+                raise
+            if accepted is not None:
+                return accepted
         raise DatabaseUnavailable("others were faster, again and again")
+
+    async def _first_answer(self, request: RetryRequest) -> Accepted | None:
+        """What the request's key stands for already, if it has one and that does."""
+        if request.key is None or (claim := await self._keys.find(request.key)) is None:
+            return None
+        return await self._replayed(request, claim)
+
+    async def _accepted(self, request: RetryRequest) -> Accepted | None:
+        """Look at the job and write the request down; None when somebody else was faster with the job or the key."""
+        job = await self._jobs.get(request.job)
+        if request.if_version is not None and job.version not in request.if_version:
+            raise JobChanged
+        if job.pending_retry is not None:
+            if request.key is not None and not await self._remember(request.key, job.pending_retry.id):
+                return None
+            return Accepted(await self.get(RetryKey(job.pending_retry.id, job.project_id)), deduplicated=True)
+        match blocked_by(job, extra_attempts=request.extra_attempts):
+            case RetryBlock.NOT_FAILED:
+                raise JobNotFailed
+            case RetryBlock.ATTEMPTS_EXHAUSTED:
+                raise AttemptsExhausted
+            case RetryBlock.RETRY_QUEUED | None:
+                pass
+        # The id is made here, so the database answers for this very row and not for somebody else's.
+        retry = await self._accepting.get(_NewRow(RetryId(uuid7()), request, job.version))
+        if retry is None:
+            return None
+        reach(Failpoint.AFTER_INSERT)
+        return Accepted(retry, deduplicated=False)
 
     async def _insert(self, rows: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
         """Write what can be written now; who is missing from the answer looks again."""

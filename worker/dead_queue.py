@@ -1,10 +1,11 @@
 """DeadQueue: the dead-letter queue, looked through without being worn out.
 
-AMQP reads a queue by taking from it. A look takes letters, keeps them in hand, and gives them back in their places
-(`basic.nack`). RabbitMQ counts each of these as a delivery, and from 4.0 on it drops what has been delivered twenty
-times (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling). This queue's arguments cannot prevent it:
-the `-1` that ends the counting is refused by 3.10. So a letter that has come back often is not given back again, but
-published anew, confirmed, and only then acknowledged: the count of the copy begins at nothing.
+AMQP reads a queue by taking from it. A look takes letters, keeps them in hand, and gives them back (`basic.nack`): to
+their places from RabbitMQ 4.0 on, to the end of the queue before. Each of these counts as a delivery, and from 4.0 on
+what has been delivered twenty times is dropped (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
+This queue's arguments cannot prevent that: the `-1` that ends the counting is refused by 3.10. So a letter that has
+come back often is not given back again, but published anew, confirmed, and only then acknowledged: the count of the
+copy begins at nothing.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ class Letter(NamedTuple):
 
 
 class DeadQueue:
-    """The queue on one connection. What is still in hand when that ends goes back to where it was."""
+    """The queue on one connection. What is still in hand when that ends is in the queue again."""
 
     def __init__(self, channel: "AbstractChannel", exchange: "AbstractExchange") -> None:
         self._channel = channel
@@ -113,7 +114,7 @@ class DeadQueue:
             raise BrokerUnavailable("a letter was not confirmed")
 
     async def give_back(self) -> None:
-        """Put all that is still in hand back in its place."""
+        """Put back all that is still in hand."""
         for letter in list(self._worn.values()):
             await self.publish(letter, topology.KEY_DEAD)
             await self.ack(letter)

@@ -54,7 +54,7 @@ class Redriving:
     async def redrive(self, maximum: int, *, looking_at: int) -> AsyncIterator[Judged]:
         """Redrive up to `maximum` of the oldest `looking_at` letters; yield every letter that was looked at.
 
-        Those that are not redriven go back to their places at the end. Raises BrokerUnavailable, DatabaseUnavailable.
+        Those that are not redriven are given back at the end. Raises BrokerUnavailable, DatabaseUnavailable.
         """
         redriven = 0
         batch: list[Letter] = []

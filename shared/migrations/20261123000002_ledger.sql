@@ -44,6 +44,8 @@ CREATE INDEX retry_requests_queued_idx ON redrive.retry_requests ((batch_id IS N
     WHERE state = 'queued';
 CREATE INDEX retry_requests_unpublished_idx ON redrive.retry_requests ((batch_id IS NOT NULL), requested_at, id)
     WHERE state = 'queued' AND published_at IS NULL;
+-- What was given up, the longest dead first.
+CREATE INDEX retry_requests_dead_idx ON redrive.retry_requests (processed_at, id) WHERE state = 'dead_lettered';
 -- The audit trail of a job, of a project, of a batch; and what prune deletes.
 CREATE INDEX retry_requests_job_idx ON redrive.retry_requests (job_id, requested_at DESC, id DESC);
 CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at DESC, id DESC);

@@ -71,6 +71,13 @@ class Program:
         assert self._process.returncode is None, self.err
         return await self.readiness() == 200
 
+    async def until_ready(self) -> None:
+        try:
+            await eventually(self.ready, within_s=60, every_s=0.1)  # three interpreters start, on a busy machine
+        except AssertionError as error:
+            error.add_note(self.err)
+            raise
+
     async def readiness(self) -> int:
         """The status of `/readyz`; 0 while nobody listens."""
         try:
@@ -146,7 +153,7 @@ class Deployment:
                 )
             )
             for program in (deployment.api, *deployment.workers):
-                await eventually(program.ready, within_s=20, every_s=0.1)
+                await program.until_ready()
             yield deployment
 
     async def add_worker(self) -> Program:

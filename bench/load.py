@@ -1,0 +1,124 @@
+"""Closed-loop load on one server: so many connections, each asking again as soon as it is answered.
+
+By wrk, which takes little of the cores for itself. Where it is left out (`--without wrk`) by the bench's own client,
+which takes more: good for seeing that everything works.
+"""
+
+import asyncio
+import itertools
+import random
+import re
+import shutil
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.client import HOST, Answer, drive, load_of, request
+from bench.results import Load
+from tests.servers import trees
+from tests.servers.reaper import reaper
+
+_SCRIPT: Final = Path(__file__).with_name("random_path.lua")
+_UNITS_MS: Final = {"us": 0.001, "ms": 1.0, "s": 1_000.0, "m": 60_000.0}
+
+
+class WrkFailed(Exception):
+    """What wrk printed is not what it prints when all is well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """What is asked: one path, or one of many at random."""
+
+    port: int
+    paths: Sequence[str]
+    headers: Mapping[str, str]
+
+
+class Loader:
+    """Makes load. `folder` is for what wrk has to read."""
+
+    def __init__(self, folder: Path, *, with_wrk: bool) -> None:
+        self._folder = folder
+        self._with_wrk = with_wrk
+
+    async def load(self, aim: Aim, *, connections: int, seconds: float) -> Load:
+        """Ask for so long. Raises WrkFailed."""
+        if self._with_wrk:
+            return await self._wrk(aim, connections, seconds)
+        return await _own(aim, connections, seconds)
+
+    async def _wrk(self, aim: Aim, connections: int, seconds: float) -> Load:
+        program = shutil.which("wrk")
+        if program is None:
+            raise WrkFailed("wrk is not installed")
+        whole_s = max(1, round(seconds))  # it knows whole seconds only
+        arguments = ["-t1", f"-c{connections}", f"-d{whole_s}s", "--timeout", "30s", "--latency"]
+        for name, value in aim.headers.items():
+            arguments += ["-H", f"{name}: {value}"]
+        if len(aim.paths) > 1:
+            paths = self._folder / "paths"
+            paths.write_text("\n".join(aim.paths) + "\n")
+            arguments += ["-s", str(_SCRIPT), f"http://{HOST}:{aim.port}/", str(paths)]
+        else:
+            arguments.append(f"http://{HOST}:{aim.port}{aim.paths[0]}")
+        return _load_of(await _said(program, arguments, within_s=whole_s + 60))
+
+
+async def _said(program: str, arguments: Sequence[str], *, within_s: float) -> str:
+    process = await asyncio.create_subprocess_exec(
+        program,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    reaper().tell("adopt", process.pid)
+    try:
+        async with asyncio.timeout(within_s):
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            await process.wait()
+        reaper().tell("release", process.pid)
+        assert not trees.any_runs([process.pid])
+    return said.decode()
+
+
+def _load_of(said: str) -> Load:
+    """The figures in what `wrk --latency` prints. Raises WrkFailed."""
+    totals = re.search(r"^ +(\d+) requests in ", said, re.MULTILINE)
+    rate = re.search(r"^Requests/sec: +([\d.]+)", said, re.MULTILINE)
+    quantiles = {
+        int(share): float(value) * _UNITS_MS[unit]
+        for share, value, unit in re.findall(r"^ +(50|99)% +([\d.]+)(us|ms|s|m)$", said, re.MULTILINE)
+    }
+    if totals is None or rate is None or quantiles.keys() != {50, 99}:
+        raise WrkFailed(said)
+    refused = re.search(r"^ +Non-2xx or 3xx responses: (\d+)", said, re.MULTILINE)
+    broken = re.search(r"^ +Socket errors: (.*)$", said, re.MULTILINE)
+    errors = (int(refused[1]) if refused else 0) + (sum(map(int, re.findall(r"\d+", broken[1]))) if broken else 0)
+    return Load(int(totals[1]), errors, float(rate[1]), quantiles[50], quantiles[99])
+
+
+async def _own(aim: Aim, connections: int, seconds: float) -> Load:
+    asked = [request("GET", path, aim.headers) for path in aim.paths]
+    random.shuffle(asked)
+    latencies: list[float] = []
+    errors = 0
+
+    def heard(sent_at: float, answer: Answer) -> None:
+        nonlocal errors
+        latencies.append(answer.at - sent_at)
+        errors += answer.status >= 400
+
+    began_at = time.perf_counter()
+    failures = await drive(aim.port, itertools.cycle(asked), clients=connections, until=began_at + seconds, heard=heard)
+    return load_of(latencies, seconds=time.perf_counter() - began_at, errors=errors + failures)

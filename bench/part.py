@@ -1,0 +1,30 @@
+"""What every part of the bench is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.load import Loader
+from bench.plan import Plan
+from tests.servers.postgres import Postgres
+from tests.servers.rabbitmq import Rabbitmq
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Servers, a folder for logs, and how much is to be measured.
+
+    `without`: the comparators that are left out, by name. `rabbitmq` is there for the parts that need it.
+    """
+
+    plan: Plan
+    without: frozenset[str]
+    postgres: Postgres
+    rabbitmq: Rabbitmq | None
+    folder: Path
+    loader: Loader
+    say: Callable[[str], None]
+
+    def has(self, comparator: str) -> bool:
+        """Whether a comparator takes part."""
+        return comparator not in self.without

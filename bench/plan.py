@@ -1,0 +1,86 @@
+"""How much is measured: the full form, whose figures are worth reading, and the smoke form, which only has to work."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Requests for one job, by everybody who is compared."""
+
+    connections: tuple[int, ...] = (16, 64, 256)
+    rounds: int = 5
+    seconds: float = 5
+    jobs: int = 1_000
+    other_rows: int = 99_000  # so that the table is not smaller than anybody's
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Clients held until their job changes."""
+
+    waiters: int = 10_000
+    jobs: int = 2_000
+    idle_s: float = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Retrying:
+    """Accepting, settling, and the way from one to the other."""
+
+    rounds: int = 3
+    clients: int = 128
+    posts: int = 10_000
+    backlog: int = 20_000
+    celery_backlog: int = 4_000  # enough for its rate, which is some twenty times lower
+    workers: tuple[int, ...] = (1, 2, 4)
+    rate_per_s: int = 200
+    rate_s: float = 20
+    bulk: int = 10_000
+    singles_per_s: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """More rows, more connections."""
+
+    rows: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    connections: tuple[int, ...] = (1, 10, 100, 1_000)
+    seconds: float = 4
+    page_rows: int = 10  # so that the smallest table has a thousandth page
+    deep_page: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One run. `warm_s`: load before the figures, for caches and pools. `part_limit_s` ends a part that hangs."""
+
+    reading: Reading = field(default_factory=Reading)
+    waiting: Waiting = field(default_factory=Waiting)
+    retrying: Retrying = field(default_factory=Retrying)
+    growth: Growth = field(default_factory=Growth)
+    smoke: bool = False
+    warm_s: float = 2
+    part_limit_s: float = 2_700
+
+
+FULL = Plan()
+SMOKE = Plan(
+    reading=Reading(connections=(64, 256), rounds=1, seconds=0.2, jobs=100, other_rows=0),
+    waiting=Waiting(waiters=200, jobs=40, idle_s=1),
+    retrying=Retrying(
+        rounds=1,
+        clients=16,
+        posts=100,
+        backlog=200,
+        celery_backlog=50,
+        workers=(1,),
+        rate_per_s=50,
+        rate_s=1,
+        bulk=200,
+        singles_per_s=20,
+    ),
+    growth=Growth(rows=(1_000,), connections=(1, 10), seconds=0.2, deep_page=20),
+    smoke=True,
+    warm_s=0.1,
+    part_limit_s=120,
+)

@@ -1,0 +1,295 @@
+"""`docs/benchmarks.md` and its plots, made from `results.json` and nothing else."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from bench import plot
+from bench.growth import DEEP_PAGE, FIRST_PAGE, GET_ONE, LIST_CONNECTIONS, STATS
+from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, RANDOM, REDRIVE
+from bench.results import Growth, Machine, Read, Reading, Results, Retrying, Run, Waiting, Waits
+from bench.targets import TIMES, targets_of
+
+PAGE: Final = "benchmarks.md"
+READING_PLOT: Final = "benchmarks-reading.svg"
+GROWTH_PLOT: Final = "benchmarks-growth.svg"
+_SERVERS: Final = (REDRIVE, BARE, PLAIN, FASTAPI)
+_WAYS: Final = {HOT: "one hot job", RANDOM: "1,000 jobs at random", NOT_MODIFIED: "304, one hot job"}
+
+_INTRODUCTION: Final = """\
+# Benchmarks
+
+<!-- Made by `make bench` from bench/results.json: change bench/report.py, not this page. -->
+
+Redrive beside what somebody would write by hand, on the same servers and in the same run. Who is compared takes turns,
+round by round; figures are medians over the rounds, ratios are medians of each round's own ratio. Load generator,
+programs, PostgreSQL and RabbitMQ share the machine's cores, so every figure is of all of them together. Everything goes
+through 127.0.0.1; there is no network in it.
+"""
+_READING: Final = """\
+## Reading
+
+`GET /api/jobs/{id}`, loaded by `wrk` with one thread. Redrive has its whole door on: token, limits (too high to be
+reached), ownership, ETag, metrics.
+
+- **bare aiohttp** answers constant bytes, as many as Redrive's, and does nothing else: the ceiling for this server.
+- **plain aiohttp** verifies the token with PyJWT and asks PostgreSQL once per request, through asyncpg's pool.
+- **FastAPI** does the same on uvicorn with uvloop and httptools; its answers go past pydantic.
+"""
+_WAITING: Final = """\
+## Waiting
+
+`Prefer: wait=60` with the ETag known, a connection each. The processor time and the memory are those of the one
+`redrive api` process; what is heard counts from the commit of the one UPDATE that changes all jobs.
+"""
+_ACCEPTING: Final = """\
+## Retrying
+
+### Accepting
+
+`POST /api/jobs/{id}/retry`, each job once, by %d clients. The **inline handler** looks at the job, inserts the request
+and publishes it with a confirm before it answers. Redrive answers when its ledger is committed, and publishes
+meanwhile: the last column counts until the broker has everything.
+"""
+_SETTLING: Final = """\
+### Settling a backlog
+
+Consumers are started and frozen, the backlog is made, then they are let loose. The **bare consumer** is aio-pika that
+acknowledges, with the worker's prefetch, and touches no database. **Celery** runs one UPDATE per task with psycopg:
+prefork with two children, `acks_late`, a prefetch of 100 tasks each.
+"""
+_DISPATCHING: Final = """\
+### From the 202 to the job
+
+Api, one worker, RabbitMQ. A trigger of the bench's own tells when a job is put back; its cost is in the figures.
+"""
+_GROWTH: Final = """\
+## Growth
+
+All rows are of one project, with the contract's index, `(project_id, created_at DESC, id DESC)`. Pages have ten rows.
+"""
+
+
+def write(results: Results, folder: Path) -> None:
+    """Write the page and its plots into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PAGE).write_text("\n".join(_page(results)))
+    if results.reading is not None:
+        (folder / READING_PLOT).write_text(_reading_plot(results.reading))
+    if results.growth is not None:
+        (folder / GROWTH_PLOT).write_text(_growth_plot(results.growth))
+
+
+def _page(results: Results) -> Iterator[str]:
+    yield _INTRODUCTION
+    if any(run.smoke for run in results.runs.values()):
+        yield "**These figures are of a smoke run: they show that the bench works, and nothing else.**\n"
+    yield "## Targets\n"
+    rows = [
+        (f"#{each.issue}", each.what, each.wanted, each.measured or "left out", _verdict(met=each.met))
+        for each in targets_of(results)
+    ]
+    yield _table(("issue", "what", "must reach", "measured", ""), rows)
+    if results.reading is not None:
+        yield from _reading(results.reading)
+    if results.waiting is not None:
+        yield from _waiting(results.waiting)
+    if results.retrying is not None:
+        yield from _retrying(results.retrying)
+    if results.growth is not None:
+        yield from _growth(results.growth)
+    yield from _circumstances(results.machine, results.runs)
+
+
+def _verdict(*, met: bool | None) -> str:
+    return "" if met is None else "met" if met else "**not met**"
+
+
+def _reading(reading: Reading) -> Iterator[str]:
+    yield _READING
+    yield f"![Requests per second]({READING_PLOT})\n"
+    rows = []
+    for each in sorted(reading.reads, key=lambda read: (list(_WAYS).index(read.way), read.connections)):
+        ours = reading.find(REDRIVE, each.way, each.connections)
+        rows.append(
+            (
+                _WAYS[each.way], str(each.connections), each.server, f"{each.loads.per_s.median:,.0f}",
+                _spread(each), _ratio(ours, each), f"{each.loads.p50_ms.median:.2f}", f"{each.loads.p99_ms.median:.2f}",
+                f"{each.server_cpu_us.median:.0f}", str(each.loads.errors),
+            )
+        )  # fmt: skip
+    head = (
+        "asked for", "connections", "server", "requests/s", "lowest to highest", "Redrive is", "p50 ms", "p99 ms",
+        "server's CPU, µs a request", "errors",
+    )  # fmt: skip
+    yield _table(head, rows)
+    sizes = ", ".join(f"{server} {size}" for server, size in reading.body_bytes.items())
+    yield f"Bytes in a body: {sizes}.\n"
+    yield "What the database counted, 1,000 jobs at random:\n"
+    counted = [
+        (
+            each.server, str(each.connections), f"{each.requests:,}", f"{each.queries:,}",
+            f"{each.queries / each.requests:.3f}",
+        )
+        for each in reading.queries
+    ]  # fmt: skip
+    yield _table(("server", "connections", "requests", "queries", "queries a request"), counted)
+    yield "asyncpg's pool cleans a connection with a statement of its own when it gets it back: hence two.\n"
+
+
+def _spread(read: Read) -> str:
+    return f"{min(read.loads.per_s.rounds):,.0f} to {max(read.loads.per_s.rounds):,.0f}"
+
+
+def _ratio(ours: Read | None, theirs: Read) -> str:
+    return "" if ours is None or ours is theirs else f"{ours.loads.per_s.over(theirs.loads.per_s):.2f} {TIMES}"
+
+
+def _waiting(waiting: Waiting) -> Iterator[str]:
+    yield _WAITING
+    rows = [
+        ("waiters, jobs", f"{waiting.waiters:,}, {waiting.jobs:,}"),
+        ("opened within", f"{waiting.opened_s:.1f} s"),
+        (f"processor, nothing changing for {waiting.idle_s:.0f} s", f"{waiting.idle_cpu_share:.1%} of one core"),
+        ("memory per waiter", f"{waiting.bytes_per_waiter / 1000:.1f} KB"),
+        ("all change at once: heard p50", f"{waiting.heard_p50_ms:.0f} ms"),
+        ("heard p99", f"{waiting.heard_p99_ms:.0f} ms"),
+        ("heard by the last", f"{waiting.heard_max_ms:.0f} ms"),
+        ("not heard", str(waiting.unheard)),
+        ("tick", f"{waiting.tick_ms:.0f} ms"),
+    ]
+    yield _table(("what", "measured"), rows)
+
+
+def _retrying(retrying: Retrying) -> Iterator[str]:
+    yield _ACCEPTING % retrying.clients
+    yield _table(
+        ("server", "accepted/s", "p50 ms", "p99 ms", "not 202", "accepted and published/s"),
+        [
+            (
+                each.server, f"{each.loads.per_s.median:,.0f}", f"{each.loads.p50_ms.median:.1f}",
+                f"{each.loads.p99_ms.median:.1f}", str(each.loads.errors), f"{each.all_published_per_s.median:,.0f}",
+            )
+            for each in retrying.accepting
+        ],
+    )  # fmt: skip
+    yield _SETTLING
+    yield _table(
+        ("consumer", "processes", "messages", "settled/s"),
+        [
+            (each.consumer, str(each.processes), f"{each.messages:,}", f"{each.per_s.median:,.0f}")
+            for each in retrying.settling
+        ],
+    )
+    yield _DISPATCHING
+    bulk = retrying.bulk
+    yield _table(
+        (
+            "single retries",
+            "sent",
+            "202 p50 ms",
+            "202 p99 ms",
+            "202 to applied p50 ms",
+            "p99 ms",
+            "max ms",
+            "not applied",
+        ),
+        [
+            _waits_row(f"{retrying.waits.rate_per_s:g}/s", retrying.waits),
+            _waits_row(
+                f"{bulk.singles_meanwhile.rate_per_s:g}/s, while {bulk.jobs:,} bulk ones run", bulk.singles_meanwhile
+            ),
+        ],
+    )
+    yield (
+        f"Bulk by filter, {bulk.jobs:,} jobs: accepted after {bulk.accepted_s.median:.2f} s, all applied after "
+        f"{bulk.applied_s.median:.2f} s.\n"
+    )
+
+
+def _waits_row(name: str, waits: Waits) -> Sequence[str]:
+    return (
+        name, f"{waits.retries:,}", f"{waits.accepted_p50_ms:.1f}", f"{waits.accepted_p99_ms:.1f}",
+        f"{waits.applied_p50_ms:.1f}", f"{waits.applied_p99_ms:.1f}", f"{waits.applied_max_ms:.1f}",
+        str(waits.not_accepted + waits.not_applied),
+    )  # fmt: skip
+
+
+def _growth(growth: Growth) -> Iterator[str]:
+    yield _GROWTH
+    yield f"![p50 by the table's rows]({GROWTH_PLOT})\n"
+    head = ("rows", "table and indexes, MB", "call", "connections", "requests/s", "p50 ms", "p99 ms", "errors")
+    yield _table(
+        head,
+        [
+            (
+                f"{each.rows:,}", f"{growth.table_bytes[str(each.rows)] / 1e6:,.0f}", each.call,
+                f"{each.connections:,}",
+                f"{each.load.per_s:,.0f}", f"{each.load.p50_ms:.2f}", f"{each.load.p99_ms:.2f}", str(each.load.errors),
+            )
+            for each in growth.calls
+        ],
+    )  # fmt: skip
+
+
+def _circumstances(machine: Machine, runs: dict[str, Run]) -> Iterator[str]:
+    yield "## Where and how\n"
+    libraries = ", ".join(f"{name} {version}" for name, version in machine.libraries.items())
+    settings = ", ".join(f"{name} {value}" for name, value in machine.postgresql_settings.items())
+    yield _table(
+        ("", ""),
+        [
+            ("processor", f"{machine.cpu}, {machine.cores} cores"),
+            ("memory", f"{machine.memory_gib} GiB"),
+            ("kernel", machine.kernel),
+            ("Python", machine.python),
+            ("libraries", libraries),
+            ("PostgreSQL", f"{machine.postgresql} ({settings})"),
+            ("RabbitMQ", machine.rabbitmq),
+            ("wrk", machine.wrk),
+        ],
+    )
+    rows = [
+        (
+            part,
+            run.at,
+            f"`{run.command}`",
+            run.commit,
+            ", ".join(run.without),
+            f"{run.load_before}",
+            f"{run.took_s:.0f}",
+        )
+        for part, run in runs.items()
+    ]
+    yield _table(("part", "at", "command", "commit", "left out", "load before", "took, s"), rows)
+
+
+def _reading_plot(reading: Reading) -> str:
+    connections = sorted({read.connections for read in reading.reads})
+    groups = {
+        f"{count} connections": {
+            server: read.loads.per_s.median
+            for server in _SERVERS
+            if (read := reading.find(server, HOT, count)) is not None
+        }
+        for count in connections
+    }
+    return plot.bars("GET one job: requests per second", groups)
+
+
+def _growth_plot(growth: Growth) -> str:
+    rows = sorted({call.rows for call in growth.calls})
+    series = {
+        name: [
+            (float(count), found.load.p50_ms)
+            for count in rows
+            if (found := growth.find(count, name, LIST_CONNECTIONS)) is not None
+        ]
+        for name in (GET_ONE, FIRST_PAGE, DEEP_PAGE, STATS)
+    }
+    return plot.lines(f"p50 in ms, {LIST_CONNECTIONS} connections", "rows in the table", series)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -1,0 +1,232 @@
+"""The figures, as they stand in `results.json`: every field is there, or the file is not a result.
+
+Rates are per second, latencies in milliseconds, everything else says its unit in its name.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+
+import msgspec
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """One quantity, measured once a round."""
+
+    median: float
+    rounds: list[float]
+
+    @classmethod
+    def of(cls, rounds: Sequence[float]) -> "Figure":
+        """The figure of 1..n rounds."""
+        return cls(median(rounds), list(rounds))
+
+    def over(self, other: "Figure") -> float:
+        """The median of each round's own ratio: a round that was slow for everybody is as good as any other."""
+        return median(ours / theirs for ours, theirs in zip(self.rounds, other.rounds, strict=True))
+
+
+class Load(msgspec.Struct, frozen=True):
+    """What a load generator saw once. `errors`: answers of 400 and above, and connections that failed."""
+
+    requests: int
+    errors: int
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+
+
+class Loads(msgspec.Struct, frozen=True, kw_only=True):
+    """The same load, once a round."""
+
+    per_s: Figure
+    p50_ms: Figure
+    p99_ms: Figure
+    errors: int
+
+    @classmethod
+    def of(cls, loads: Sequence[Load]) -> "Loads":
+        """The figures of 1..n rounds."""
+        return cls(
+            per_s=Figure.of([load.per_s for load in loads]),
+            p50_ms=Figure.of([load.p50_ms for load in loads]),
+            p99_ms=Figure.of([load.p99_ms for load in loads]),
+            errors=sum(load.errors for load in loads),
+        )
+
+
+class Read(msgspec.Struct, frozen=True, kw_only=True):
+    """One server, read in one way by so many connections."""
+
+    server: str
+    way: str
+    connections: int
+    loads: Loads
+    server_cpu_us: Figure
+    """What the server's own process spent on one request, its database not included."""
+
+
+class Queries(msgspec.Struct, frozen=True):
+    """Transactions that the database counted while so many requests were answered."""
+
+    server: str
+    connections: int
+    requests: int
+    queries: int
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What became of `plan.Reading`."""
+
+    reads: list[Read]
+    queries: list[Queries]
+    body_bytes: dict[str, int]
+
+    def find(self, server: str, way: str, connections: int) -> Read | None:
+        """The figures of one server; None where it was left out."""
+        wanted = (server, way, connections)
+        return next((each for each in self.reads if (each.server, each.way, each.connections) == wanted), None)
+
+
+class Waiting(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of `plan.Waiting`. CPU is the api process's, in shares of one core."""
+
+    waiters: int
+    jobs: int
+    tick_ms: float
+    opened_s: float
+    idle_s: float
+    idle_cpu_share: float
+    bytes_per_waiter: float
+    heard_p50_ms: float
+    heard_p99_ms: float
+    heard_max_ms: float
+    unheard: int
+    """Waiters whose answer was not a 200 after the change."""
+
+
+class Accepting(msgspec.Struct, frozen=True):
+    """POSTs for failed jobs, each job once. `all_published_per_s`: until the broker has them all, too."""
+
+    server: str
+    loads: Loads
+    all_published_per_s: Figure
+
+
+class Settling(msgspec.Struct, frozen=True):
+    """A backlog, from the moment that the consumers are let loose until nothing is left of it."""
+
+    consumer: str
+    processes: int
+    messages: int
+    per_s: Figure
+
+
+class Waits(msgspec.Struct, frozen=True, kw_only=True):
+    """Single retries at a steady rate: how long the 202 took, and how long from it until the job was put back."""
+
+    rate_per_s: float
+    retries: int
+    not_accepted: int
+    not_applied: int
+    accepted_p50_ms: float
+    accepted_p99_ms: float
+    applied_p50_ms: float
+    applied_p99_ms: float
+    applied_max_ms: float
+
+
+class Bulk(msgspec.Struct, frozen=True):
+    """One bulk retry by filter: until its 202, until its last job is put back; and single retries meanwhile."""
+
+    jobs: int
+    accepted_s: Figure
+    applied_s: Figure
+    singles_meanwhile: Waits
+
+
+class Retrying(msgspec.Struct, frozen=True):
+    """What became of `plan.Retrying`."""
+
+    clients: int
+    accepting: list[Accepting]
+    settling: list[Settling]
+    waits: Waits
+    bulk: Bulk
+
+    def find_accepting(self, server: str) -> Accepting | None:
+        """None where it was left out."""
+        return next((each for each in self.accepting if each.server == server), None)
+
+    def find_settling(self, consumer: str, processes: int = 1) -> Settling | None:
+        """None where it was left out."""
+        wanted = (consumer, processes)
+        return next((each for each in self.settling if (each.consumer, each.processes) == wanted), None)
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One kind of request to a table of so many rows, by so many connections."""
+
+    rows: int
+    call: str
+    connections: int
+    load: Load
+
+
+class Growth(msgspec.Struct, frozen=True):
+    """What became of `plan.Growth`."""
+
+    calls: list[Call]
+    table_bytes: dict[str, int]
+
+    def find(self, rows: int, call: str, connections: int) -> Call | None:
+        """None where it was not asked."""
+        wanted = (rows, call, connections)
+        return next((each for each in self.calls if (each.rows, each.call, each.connections) == wanted), None)
+
+
+class Machine(msgspec.Struct, frozen=True, kw_only=True):
+    """What it was measured on."""
+
+    cpu: str
+    cores: int
+    memory_gib: float
+    kernel: str
+    python: str
+    libraries: dict[str, str]
+    postgresql: str
+    postgresql_settings: dict[str, str]
+    rabbitmq: str
+    wrk: str
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """How a part was measured. `load_before`: the machine's load average then; 0.0 is a quiet machine."""
+
+    at: str
+    command: str
+    commit: str
+    smoke: bool
+    without: list[str]
+    load_before: float
+    took_s: float
+
+
+class Results(msgspec.Struct, kw_only=True):
+    """All of it. A part that was never run on this machine is None."""
+
+    machine: Machine
+    runs: dict[str, Run]
+    reading: Reading | None = None
+    waiting: Waiting | None = None
+    retrying: Retrying | None = None
+    growth: Growth | None = None
+
+
+def encoded(results: Results) -> bytes:
+    """The file, with an end of line."""
+    return msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
+
+
+def decoded(file: bytes) -> Results:
+    """What is in the file. Raises msgspec.ValidationError where a figure is missing."""
+    return msgspec.json.decode(file, type=Results)

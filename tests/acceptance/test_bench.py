@@ -1,0 +1,84 @@
+"""The bench in its short form: that it works, and that its results hold every figure. Not the figures."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import growth, reading, report, settling
+from bench.plan import SMOKE
+from bench.programs import ROOT
+from bench.results import Results, decoded
+from bench.targets import targets_of
+
+# What the development dependencies do not bring. It says so in the results.
+LEFT_OUT = ["celery", "fastapi", "wrk"]
+
+
+async def run_bench(*arguments: str) -> str:
+    """Run it as somebody does who types it; answers what it says on both outputs. Nothing of it stays behind."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench", *arguments),
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)  # its reaper takes the rest down
+            await process.wait()
+    assert process.returncode == 0, said.decode()
+    return said.decode()
+
+
+@pytest.mark.timeout(300)  # it starts some fifteen programs and two servers
+async def test_its_short_form_fills_in_every_figure(tmp_path: Path) -> None:
+    await run_bench("--smoke", "--without", ",".join(LEFT_OUT), "--out", str(tmp_path))
+
+    results = decoded((tmp_path / "results.json").read_bytes())  # strict: a figure that is missing is an error
+    assert set(results.runs) == {"reading", "waiting", "growth", "retrying"}
+    assert all(run.smoke and run.without == LEFT_OUT for run in results.runs.values())
+    every_request_was_answered_well(results)
+    everybody_took_part(results)
+    left_out = [target.what for target in targets_of(results) if target.measured is None]
+    assert len(left_out) == 3  # FastAPI's two, and Celery's
+
+    for name in (report.PAGE, report.READING_PLOT, report.GROWTH_PLOT):
+        assert (tmp_path / name).stat().st_size > 1_000
+
+
+def every_request_was_answered_well(results: Results) -> None:
+    assert results.reading is not None
+    assert results.waiting is not None
+    assert results.retrying is not None
+    assert results.growth is not None
+    assert not sum(read.loads.errors for read in results.reading.reads)
+    assert not sum(call.load.errors for call in results.growth.calls)
+    assert not sum(server.loads.errors for server in results.retrying.accepting)
+    assert not results.waiting.unheard
+    for waits in (results.retrying.waits, results.retrying.bulk.singles_meanwhile):
+        assert (waits.not_accepted, waits.not_applied) == (0, 0)
+
+
+def everybody_took_part(results: Results) -> None:
+    assert results.reading is not None
+    assert results.retrying is not None
+    assert results.growth is not None
+    for connections in SMOKE.reading.connections:
+        for server in (reading.REDRIVE, reading.BARE, reading.PLAIN):
+            assert results.reading.find(server, reading.HOT, connections) is not None
+            assert results.reading.find(server, reading.RANDOM, connections) is not None
+        assert results.reading.find(reading.REDRIVE, reading.NOT_MODIFIED, connections) is not None
+    assert {counted.server for counted in results.reading.queries} == {reading.REDRIVE, reading.PLAIN}
+    assert len(results.retrying.accepting) == 2
+    consumers = {settled.consumer for settled in results.retrying.settling}
+    assert consumers == {settling.WORKER, settling.WITHOUT_BROKER, settling.ACK_ONLY}
+    for rows in SMOKE.growth.rows:
+        for call in (growth.GET_ONE, growth.FIRST_PAGE, growth.DEEP_PAGE, growth.STATS):
+            assert results.growth.find(rows, call, growth.LIST_CONNECTIONS) is not None

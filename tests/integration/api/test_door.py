@@ -1,0 +1,319 @@
+"""The door: its steps in their order, and what each of them keeps from the next."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+from uuid import uuid4
+
+import jwt
+import pytest
+
+from tests.api_server import NO_TOKEN, Api, Reply, serving
+from tests.jobs import JobMaker
+from tests.servers.proxy import Proxy
+from tests.tokens import token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+BAD_TOKEN = token(key="another secret, also of 32 bytes or more")
+HOSTILE_IDS = [
+    "not-a-uuid", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "0193c9a8-0000-7000-8000-000000000001",
+    "00000000-0000-0000-0000-000000000000", "6ba7b810-9dad-41d1-c0b4-00c04fd430c8",
+    "%7B6ba7b810-9dad-41d1-80b4-00c04fd430c8%7D", "urn:uuid:6ba7b810-9dad-41d1-80b4-00c04fd430c8",
+    "6ba7b8109dad41d180b400c04fd430c8", "6ba7b810-9dad-41d1-80b4-00c04fd430c8%0a",
+    "6ba7b810-9dad-41d1-80b4-00c04fd430c8%00", "%006ba7b810-9dad-41d1-80b4-00c04fd430c8",
+    "%D9%A66ba7b81-9dad-41d1-80b4-00c04fd430c8", "%FF", "%C0%AF", "%", "%2", "%zz", "%25", "%2e%2e", "..;",
+    "1'%20OR%20'1'='1", "1;DROP%20TABLE%20control_plane.jobs--", "$%7Bjndi:ldap:%2F%2F127.0.0.1%2Fa%7D",
+    "..%2F..%2Fetc%2Fpasswd", "a" * 4000,
+    "%E2%80%A8", "%F0%9F%92%A9", "%0d%0aSet-Cookie:%20a=b",
+]  # fmt: skip
+
+
+class Signatures:
+    """Counts the signatures that are verified."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.verified = 0
+        decode = jwt.decode
+
+        def counted(*args: Any, **kwargs: Any) -> object:  # noqa: ANN401 - PyJWT's parameters
+            self.verified += 1
+            return decode(*args, **kwargs)
+
+        monkeypatch.setattr(jwt, "decode", counted)
+
+
+@pytest.fixture
+def signatures(monkeypatch: pytest.MonkeyPatch) -> Signatures:
+    return Signatures(monkeypatch)
+
+
+async def answers_to(api: Api, times: int, path: str, **given: Any) -> list[Reply]:  # noqa: ANN401 - passed on
+    return [await api.get(path, **given) for _ in range(times)]
+
+
+# -- identification of the request
+
+
+@pytest.mark.parametrize("given", ["r1", "A.b_c-9", "x" * 64])
+async def test_a_request_keeps_the_id_that_it_came_with(api: Api, given: str) -> None:
+    answer = await api.get("/nowhere", headers={"X-Request-Id": given})
+
+    assert answer.headers["X-Request-Id"] == answer.json["request_id"] == given
+
+
+@pytest.mark.parametrize("given", ["", " ", "x" * 65, "a b", "a,b", "é", "<script>", "${jndi:ldap://127.0.0.1/a}"])
+async def test_an_id_that_is_not_one_is_replaced(api: Api, given: str) -> None:
+    answer = await api.get("/nowhere", headers={"X-Request-Id": given})
+
+    made = answer.headers["X-Request-Id"]
+    assert made == answer.json["request_id"] != given
+    assert made[14] == "7"
+
+
+# -- the order
+
+
+async def test_each_step_comes_before_the_next(api: Api, database_proxy: Proxy, proxied_url: str) -> None:
+    bad_id, wrong, none = "/api/jobs/not-an-id", "?colour=blue", token(scope="other")
+    async with serving(proxied_url, limit_read="2/3600") as limited, serving(proxied_url, limit_ip="1/3600") as full:
+        await full.get("/nowhere")
+        passed = database_proxy.bytes_to_server
+        steps = [
+            await full.get(f"{bad_id}{wrong}", token=BAD_TOKEN),
+            await limited.get(f"{bad_id}{wrong}", token=NO_TOKEN),
+            await limited.get(f"{bad_id}{wrong}", token=BAD_TOKEN),
+            await limited.get(f"{bad_id}{wrong}", token=none),
+            await limited.get(f"{bad_id}{wrong}"),
+            await limited.get(f"{bad_id}{wrong}", token=none),
+            await api.get(f"{bad_id}{wrong}"),
+            await api.get(bad_id),
+            await api.post(f"{bad_id}/retry", body=b"not json"),
+        ]
+        assert [step.code for step in steps] == [
+            "rate-limited", "authentication-required", "invalid-token", "insufficient-scope", "invalid-parameter",
+            "rate-limited", "invalid-parameter", "invalid-job-id", "invalid-job-id",
+        ]  # fmt: skip
+        assert database_proxy.bytes_to_server == passed
+
+
+# -- limits
+
+
+async def test_over_the_limit_of_an_address_no_signature_is_looked_at(
+    database_proxy: Proxy, proxied_url: str, signatures: Signatures
+) -> None:
+    passed = database_proxy.bytes_to_server
+    async with serving(proxied_url, limit_ip="5/3600") as api:
+        answers = await asyncio.gather(
+            *(api.get(f"/api/jobs/{uuid4()}", token=token(key=f"{n:040}")) for n in range(200))
+        )
+
+    codes = [answer.code for answer in answers]
+    assert (codes.count("invalid-token"), codes.count("rate-limited")) == (5, 195)
+    assert signatures.verified == 5
+    assert database_proxy.bytes_to_server == passed
+
+
+async def test_over_a_limit_says_when_to_come_back(database_url: str) -> None:
+    async with serving(database_url, limit_ip="2/60") as api:
+        *_, refused = await answers_to(api, 3, "/nowhere")
+
+    assert (refused.status, refused.code, refused.json["retryable"]) == (429, "rate-limited", True)
+    assert refused.headers["Retry-After"] == "30"
+    assert "RateLimit" not in refused.headers
+
+
+async def test_every_request_is_charged_to_its_address_even_a_wrong_one(database_url: str) -> None:
+    async with serving(database_url, limit_ip="4/3600") as api:
+        for method, path in (("GET", "/nowhere"), ("PUT", "/api/jobs"), ("GET", "/api/jobs"), ("GET", "/api/jobs/x")):
+            assert (await api.call(method, path, token=BAD_TOKEN)).status in {404, 405, 401}
+
+        assert (await api.get("/nowhere")).code == "rate-limited"
+
+
+async def test_authenticated_answers_tell_the_standing_refused_ones_too(database_url: str) -> None:
+    async with serving(database_url, limit_read="3/60") as api:
+        answers = await answers_to(api, 4, f"/api/jobs/{uuid4()}")
+        other = await api.get(f"/api/jobs/{uuid4()}", token=token(project_id="p2"))
+        stranger = await api.get(f"/api/jobs/{uuid4()}", token=BAD_TOKEN)
+
+    assert [answer.status for answer in answers] == [404, 404, 404, 429]
+    assert {answer.headers["RateLimit-Policy"] for answer in answers} == {'"read";q=3;w=60'}
+    assert [answer.headers["RateLimit"] for answer in answers] == [
+        '"read";r=2;t=20', '"read";r=1;t=40', '"read";r=0;t=60', '"read";r=0;t=60',
+    ]  # fmt: skip
+    assert answers[3].headers["Retry-After"] == "20"
+    assert other.headers["RateLimit"] == '"read";r=2;t=20'
+    assert "RateLimit" not in stranger.headers
+
+
+async def test_reading_and_retrying_are_charged_apart(database_url: str) -> None:
+    async with serving(database_url, limit_read="1/60", limit_retry="1/60", limit_bulk="1/60") as api:
+        path = f"/api/jobs/{uuid4()}"
+        calls = [("GET", path), ("POST", f"{path}/retry"), ("POST", "/api/jobs/retry")]
+        first = [await api.call(method, where) for method, where in calls]
+        second = [await api.call(method, where) for method, where in calls]
+
+    assert [answer.headers["RateLimit-Policy"] for answer in first] == [
+        f'"{name}";q=1;w=60' for name in ("read", "retry", "bulk")
+    ]
+    assert {answer.status for answer in second} == {429}
+
+
+@pytest.mark.parametrize(("trusted", "charged_apart"), [("127.0.0.0/8", True), ("10.0.0.0/8", False), ("", False)])
+async def test_a_forwarded_address_counts_only_from_a_trusted_proxy(
+    database_url: str, trusted: str, charged_apart: bool  # noqa: FBT001 - a table
+) -> None:  # fmt: skip
+    async with serving(database_url, limit_ip="1/3600", trusted_proxies=trusted) as api:
+        answers = [
+            await api.get("/nowhere", headers={"X-Forwarded-For": f"198.51.100.{n}, 203.0.113.{n}"}) for n in range(3)
+        ]
+
+    assert [answer.status for answer in answers] == ([404] * 3 if charged_apart else [404, 429, 429])
+
+
+# -- tokens
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": ""},
+        {"Authorization": "Basic cDE6cDE="},
+        {"Authorization": "Bearer a b"},
+        {"Authorization": f"Bearer {BAD_TOKEN}"},
+        {"Authorization": f"Bearer {token(exp=1)}"},
+        {"Authorization": f"Bearer {token(pad='x' * 3500)}"},
+    ],
+    ids=["empty", "Basic", "two words", "forged", "expired", "too long"],
+)
+async def test_every_bad_token_is_the_same_answer(api: Api, database_proxy: Proxy, headers: Mapping[str, str]) -> None:
+    passed = database_proxy.bytes_to_server
+
+    answer = await api.get(f"/api/jobs/{uuid4()}", token=NO_TOKEN, headers={**headers, "X-Request-Id": "r1"})
+
+    assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert answer.json == {
+        "type": "/problems/invalid-token", "title": "Invalid token", "status": 401,
+        "detail": "The token is not valid here, or no longer.", "code": "invalid-token", "retryable": False,
+        "request_id": "r1",
+    }  # fmt: skip
+    assert database_proxy.bytes_to_server == passed
+
+
+async def test_two_authorization_headers_are_not_one(api: Api) -> None:
+    line = f"Authorization: Bearer {token()}\r\n".encode()
+    path = f"/api/jobs/{uuid4()}".encode()
+
+    answer = Reply.parsed(
+        await api.raw(b"GET " + path + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n" + line + line + b"\r\n")
+    )
+
+    assert answer.code == "invalid-token"
+
+
+async def test_a_token_in_the_query_is_no_token(api: Api) -> None:
+    answer = await api.get(f"/api/jobs/{uuid4()}?access_token={token()}", token=NO_TOKEN)
+
+    assert (answer.status, answer.code) == (401, "authentication-required")
+
+
+async def test_forged_tokens_reach_neither_database_nor_memory(api: Api, database_proxy: Proxy) -> None:
+    passed = database_proxy.bytes_to_server
+
+    answers = await asyncio.gather(
+        *(api.get(f"/api/jobs/{uuid4()}", token=token(key=f"{n:040}", sub=str(n))) for n in range(300))
+    )
+
+    assert {answer.code for answer in answers} == {"invalid-token"}
+    assert database_proxy.bytes_to_server == passed
+
+
+# -- ids
+
+
+@pytest.mark.parametrize("hostile", HOSTILE_IDS, ids=lambda text: text[:30])
+async def test_an_id_that_is_none_is_refused_before_any_query(api: Api, database_proxy: Proxy, hostile: str) -> None:
+    passed = database_proxy.bytes_to_server
+
+    for method, path in (("GET", ""), ("POST", "/retry"), ("GET", "/retries"), ("GET", "/events")):
+        answer = await api.call(method, f"/api/jobs/{hostile}{path}")
+        assert (answer.status, answer.code) == (400, "invalid-job-id")
+        assert answer.body.count(b"jndi") + answer.body.count(b"not-a") == 0
+    assert database_proxy.bytes_to_server == passed
+
+
+# -- scopes
+
+
+@pytest.mark.parametrize(
+    ("scope", "method", "path", "allowed"),
+    [
+        (None, "GET", "", True),
+        (None, "POST", "/retry", True),
+        ("jobs:read", "GET", "", True),
+        ("jobs:read", "GET", "/retries", True),
+        ("jobs:read", "POST", "/retry", False),
+        ("jobs:retry", "GET", "", False),
+        ("jobs:retry", "POST", "/retry", True),
+        ("jobs:admin", "GET", "", False),
+        ("jobs:admin jobs:payload", "POST", "/retry", False),
+        ("", "GET", "", False),
+        ("JOBS:READ", "GET", "", False),
+        ("jobs:read:all", "GET", "", False),
+    ],
+)
+async def test_a_token_may_do_what_its_scopes_say(  # noqa: PLR0917 - a table
+    api: Api, jobs: JobMaker, scope: str | None, method: str, path: str, allowed: bool  # noqa: FBT001
+) -> None:  # fmt: skip
+    job = await jobs.failed()
+    bearer = token() if scope is None else token(scope=scope)
+
+    answer = await api.call(method, f"/api/jobs/{job.id}{path}", token=bearer)
+
+    assert answer.status in {200, 202} if allowed else (answer.status, answer.code) == (403, "insufficient-scope")
+
+
+async def test_tokens_without_scopes_may_not_retry_in_bulk(api: Api) -> None:
+    assert (await api.post("/api/jobs/retry", {"ids": [str(uuid4())]})).code == "insufficient-scope"
+
+
+async def test_where_scopes_are_required_a_token_without_them_may_do_nothing(database_url: str, jobs: JobMaker) -> None:
+    job = await jobs.failed()
+
+    async with serving(database_url, require_scopes=True) as api:
+        assert (await api.get(f"/api/jobs/{job.id}")).code == "insufficient-scope"
+        assert (await api.post(f"/api/jobs/{job.id}/retry")).code == "insufficient-scope"
+        assert (await api.get(f"/api/jobs/{job.id}", token=token(scope="jobs:read"))).status == 200
+
+
+async def test_a_read_only_deployment_reads(database_url: str, jobs: JobMaker) -> None:
+    job = await jobs.failed()
+
+    async with serving(database_url, read_only=True) as api:
+        assert (await api.get(f"/api/jobs/{job.id}")).status == 200
+        for method, path in (("POST", f"/api/jobs/{job.id}/retry"), ("DELETE", f"/api/retries/{uuid4()}")):
+            answer = await api.call(method, path)
+            assert (answer.status, answer.code) == (403, "read-only")
+    assert await jobs.pool.fetchval("SELECT count(*) FROM redrive.retry_requests WHERE job_id = $1", job.id) == 0
+
+
+# -- what is counted
+
+
+async def test_answers_are_counted_by_route_never_by_path(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.failed()
+    labels = {"method": "GET", "route": "/api/jobs/{id}", "status": "200"}
+    before, nowhere = (
+        api.counted("redrive_http_requests_total", **labels),
+        {"method": "any", "route": "none", "status": "404"},
+    )
+    before_nowhere = api.counted("redrive_http_requests_total", **nowhere)
+
+    await api.get(f"/api/jobs/{job.id}")
+    for n in range(5):
+        await api.call("GET", f"/nowhere/{n}")
+
+    assert api.counted("redrive_http_requests_total", **labels) == before + 1
+    assert api.counted("redrive_http_requests_total", **nowhere) == before_nowhere + 5

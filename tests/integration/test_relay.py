@@ -1,0 +1,276 @@
+"""From the ledger to RabbitMQ: every accepted request is published, confirmed and marked, whatever happens between."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from api.metrics import Metrics
+from api.relay import Relay
+from shared import topology
+from shared.database import Database
+from shared.jobs import JobStore
+from shared.messages import decoded
+from shared.models import RetryId
+from shared.retries import RetryLedger
+from tests.api_server import Api, serving
+from tests.eventually import eventually
+from tests.jobs import JobMaker, a_retry_of
+from tests.queues import Queues
+from tests.servers.proxy import Proxy
+from tests.servers.rabbitmq import PrivateRabbitmq
+
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+class RunningRelay:
+    """A relay that runs, what it counts, and how it ends."""
+
+    def __init__(self, ledger: RetryLedger, amqp_url: str) -> None:
+        self.registry = CollectorRegistry()
+        self.relay = Relay(ledger, amqp_url, Metrics(self.registry))
+        self.task = asyncio.create_task(self.relay.run())
+
+    @property
+    def published(self) -> int:
+        return int(self.registry.get_sample_value("redrive_relay_published_total") or 0)
+
+    @property
+    def failures(self) -> int:
+        return int(self.registry.get_sample_value("redrive_relay_failures_total") or 0)
+
+    async def stop(self) -> None:
+        self.relay.stop()
+        async with asyncio.timeout(10):
+            await self.task
+
+    async def kill(self) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+
+@asynccontextmanager
+async def relaying(ledger: RetryLedger, amqp_url: str) -> AsyncIterator[RunningRelay]:
+    running = RunningRelay(ledger, amqp_url)
+    try:
+        yield running
+    finally:
+        await running.kill()
+
+
+async def accepted(ledger: RetryLedger, jobs: JobMaker, count: int) -> list[RetryId]:
+    made = await jobs.many_failed(count)
+    answers = await asyncio.gather(*(ledger.accept(a_retry_of(job)) for job in made))
+    return [answer.retry.id for answer in answers]
+
+
+async def unpublished(jobs: JobMaker) -> int:
+    return int(await jobs.pool.fetchval("SELECT count(*) FROM redrive.retry_requests WHERE published_at IS NULL"))
+
+
+async def all_published(jobs: JobMaker) -> bool:
+    return await unpublished(jobs) == 0
+
+
+async def ids_in(queues: Queues) -> list[UUID]:
+    return [decoded(letter.body).request_id for letter in await queues.peek(topology.RETRIES)]
+
+
+def same(ids: Sequence[UUID], others: Sequence[UUID]) -> bool:
+    return sorted(ids) == sorted(others)
+
+
+async def test_what_is_accepted_is_published_once_and_marked(
+    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
+) -> None:
+    ids = await accepted(ledger, jobs, 600)  # more than fits into one batch
+
+    async with relaying(ledger, amqp_url) as relay:
+        await eventually(lambda: all_published(jobs))
+        await eventually(lambda: relay.published == 600)
+        assert relay.relay.connected
+        assert relay.failures == 0
+
+    assert same(await ids_in(queues), ids)
+
+
+async def test_a_message_holds_the_contract_s_fields_and_the_trace(
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str
+) -> None:
+    job = await jobs.failed()
+    async with serving(database_url, amqp_url=amqp_url) as api:
+        answer = await api.post(
+            f"/api/jobs/{job.id}/retry", {"reason": "why", "extra_attempts": 2}, headers={"traceparent": TRACE}
+        )
+        await eventually(lambda: all_published(jobs))
+        (letter,) = await queues.peek(topology.RETRIES)
+
+    message = decoded(letter.body)
+    assert (str(message.request_id), message.job_id) == (answer.data["id"], job.id)
+    assert (message.project_id, message.job_version, message.actor) == ("p1", job.version, "alice")
+    assert (message.reason, message.extra_attempts, message.run_at) == ("why", 2, None)
+    assert letter.headers["traceparent"] == TRACE
+
+
+async def test_a_poke_is_faster_than_the_next_look(database_url: str, jobs: JobMaker, amqp_url: str) -> None:
+    async with serving(database_url, amqp_url=amqp_url) as api:
+        await api.post(f"/api/jobs/{(await jobs.failed()).id}/retry")
+        await eventually(lambda: all_published(jobs))
+        took_s = []
+        for _ in range(5):
+            started_at = time.monotonic()
+            await api.post(f"/api/jobs/{(await jobs.failed()).id}/retry")
+            await eventually(lambda: all_published(jobs), every_s=0.005)
+            took_s.append(time.monotonic() - started_at)
+
+    assert min(took_s) < 0.5
+
+
+async def test_two_relays_publish_no_request_twice(
+    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.BATCH", 10)
+    async with relaying(ledger, amqp_url) as one, relaying(ledger, amqp_url) as other:
+        await eventually(lambda: one.relay.connected and other.relay.connected)
+        ids = await accepted(ledger, jobs, 300)
+        one.relay.poke()
+        other.relay.poke()
+        await eventually(lambda: all_published(jobs))
+        await eventually(lambda: one.published + other.published == len(ids))
+        assert min(one.published, other.published) > 0
+
+    assert same(await ids_in(queues), ids)
+
+
+async def test_what_a_dead_relay_held_is_published_when_its_lease_ends(
+    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
+) -> None:
+    ids = await accepted(ledger, jobs, 20)
+    assert len(await ledger.publishable(10, lease_s=1)) == 10  # and then it died
+
+    async with relaying(ledger, amqp_url):
+        await eventually(lambda: all_published(jobs))
+
+    assert same(await ids_in(queues), ids)
+
+
+async def test_a_request_that_no_queue_takes_is_not_marked_and_heals(
+    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
+) -> None:
+    async with relaying(ledger, amqp_url) as relay:
+        await eventually(lambda: relay.relay.connected)
+        await queues.unbind(topology.RETRIES, topology.KEY_RETRY)
+        ids = await accepted(ledger, jobs, 30)
+        relay.relay.poke()
+        await eventually(lambda: relay.failures > 0)
+        await eventually(lambda: all_published(jobs))  # the next session binds the queue again
+
+    assert same(await ids_in(queues), ids)
+
+
+async def test_a_request_that_meets_no_queue_at_all_waits_in_the_ledger(
+    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_more_binding(*_: object) -> object:
+        return queues._exchange
+
+    async with relaying(ledger, amqp_url) as relay:
+        await eventually(lambda: relay.relay.connected)
+        await queues.unbind(topology.RETRIES, topology.KEY_RETRY)
+        ids = await accepted(ledger, jobs, 3)
+        with monkeypatch.context() as patched:
+            patched.setattr(topology, "declare", no_more_binding)
+            relay.relay.poke()
+            await eventually(lambda: relay.failures >= 2)
+            assert await unpublished(jobs) == 3
+        await eventually(lambda: all_published(jobs))
+
+    assert same(await ids_in(queues), ids)
+
+
+async def test_stopping_publishes_what_is_there(
+    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
+) -> None:
+    async with relaying(ledger, amqp_url) as relay:
+        await eventually(lambda: relay.relay.connected)
+        ids = await accepted(ledger, jobs, 400)
+        await relay.stop()
+
+    assert await all_published(jobs)
+    assert same(await ids_in(queues), ids)
+
+
+async def test_stopping_without_a_broker_does_not_wait_for_one(ledger: RetryLedger, jobs: JobMaker) -> None:
+    await accepted(ledger, jobs, 1)
+    async with relaying(ledger, "amqp://guest:guest@127.0.0.1:9/") as relay:
+        await eventually(lambda: relay.failures > 0)
+        started_at = time.monotonic()
+        await relay.stop()
+
+    assert time.monotonic() - started_at < 2
+    assert await unpublished(jobs) == 1
+
+
+async def test_a_database_that_goes_away_only_delays_publishing(
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, ledger: RetryLedger
+) -> None:
+    async with (
+        Proxy.to(database_url) as proxy,
+        Database(proxy.url_of(database_url), program="relay", timeout_s=0.5, pool_size=2).opened() as far,
+        relaying(RetryLedger(far, JobStore(far)), amqp_url) as relay,
+    ):
+        await eventually(lambda: relay.relay.connected)
+        await proxy.refuse()
+        await proxy.reset()
+        ids = await accepted(ledger, jobs, 5)
+        relay.relay.poke()
+        await eventually(lambda: relay.failures > 0)
+        await proxy.heal()
+        await eventually(lambda: all_published(jobs))
+
+    assert same(sorted(set(await ids_in(queues))), ids)
+
+
+# -- a broker in trouble: of its own
+
+
+@pytest.fixture
+async def own_queue(private_rabbitmq: PrivateRabbitmq) -> AsyncIterator[str]:
+    async with private_rabbitmq.rabbitmq.vhost() as url:
+        yield url
+
+
+async def retry_each(api: Api, jobs: JobMaker, count: int) -> list[UUID]:
+    made = await jobs.many_failed(count)
+    answers = await asyncio.gather(*(api.post(f"/api/jobs/{job.id}/retry") for job in made))
+    assert {answer.status for answer in answers} == {202}
+    return [UUID(answer.data["id"]) for answer in answers]
+
+
+@pytest.mark.parametrize("trouble", ["blocked", "frozen"])
+async def test_a_broker_in_trouble_never_fails_a_request_and_gets_them_all_later(  # noqa: PLR0917 - fixtures
+    database_url: str, jobs: JobMaker, private_rabbitmq: PrivateRabbitmq, own_queue: str,
+    monkeypatch: pytest.MonkeyPatch, trouble: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("api.relay.PUBLISH_TIMEOUT_S", 2.0)
+    async with serving(database_url, amqp_url=f"{own_queue}?heartbeat=2") as api:
+        ids = await retry_each(api, jobs, 5)
+        await eventually(lambda: all_published(jobs))
+
+        await (private_rabbitmq.block() if trouble == "blocked" else private_rabbitmq.freeze())
+        started_at = time.monotonic()
+        ids += await retry_each(api, jobs, 50)
+        assert time.monotonic() - started_at < 3
+        await eventually(lambda: api.counted("redrive_relay_connected") == 0, within_s=15)
+        ids += await retry_each(api, jobs, 5)
+        assert await unpublished(jobs) >= 5
+
+        await private_rabbitmq.recover()
+        await eventually(lambda: all_published(jobs), within_s=30)
+
+    async with Queues.on(own_queue) as queues:
+        assert set(await ids_in(queues)) == set(ids)

@@ -1,0 +1,39 @@
+"""Which statements the programs send, by their names in `shared/sql`: for saying how many are needed for what."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from shared.database import Database, Row, Session
+from shared.sql import blocks
+
+FILES = sorted((Path(__file__).parents[1] / "shared" / "sql").glob("*.sql"))
+NAMES = {statement: name for file in FILES for name, statement in blocks(file.read_text("utf-8")).items()}
+
+
+@contextmanager
+def statements_sent() -> Iterator[Counter[str]]:
+    """Count what all databases in this process are sent until the block ends; a statement counts once it is sent."""
+    sent: Counter[str] = Counter()
+    fetch, fetch_within, execute_many = Database.fetch, Session.fetch, Session.execute_many
+
+    async def counted(self: Database, sql: str, *args: object) -> list[Row]:
+        sent[NAMES.get(sql, sql)] += 1
+        return await fetch(self, sql, *args)
+
+    async def counted_within(self: Session, sql: str, *args: object) -> list[Row]:
+        sent[NAMES.get(sql, sql)] += 1
+        return await fetch_within(self, sql, *args)
+
+    async def counted_many(self: Session, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        sent[NAMES.get(sql, sql)] += len(rows)
+        await execute_many(self, sql, rows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Database, "fetch", counted)
+        patch.setattr(Session, "fetch", counted_within)
+        patch.setattr(Session, "execute_many", counted_many)
+        yield sent

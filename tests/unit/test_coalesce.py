@@ -1,0 +1,242 @@
+"""Many calls, one load: who is in it, what each gets, and that nobody waits for ever."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.coalesce import Coalescer
+from shared.errors import DatabaseUnavailable, StatementRefused
+
+
+class Loads:
+    """A load that ends when it is told to, and says what it was asked."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.running = 0
+        self.most_running = 0
+        self.gates: list[asyncio.Future[None]] = []
+        self.began = asyncio.Event()
+        self.versions: dict[str, int] = {}
+
+    async def load(self, keys: Sequence[str]) -> Mapping[str, int]:
+        self.batches.append(list(keys))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        answer = {key: self.versions.get(key, 0) for key in keys if key != "missing"}
+        gate: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.gates.append(gate)
+        self.began.set()
+        try:
+            await gate
+        finally:
+            self.running -= 1
+        return answer
+
+    async def begun(self, count: int) -> None:
+        """Return once so many loads have begun."""
+        async with asyncio.timeout(5):
+            while len(self.gates) < count:
+                self.began.clear()
+                await self.began.wait()
+
+    def end(self, number: int, error: BaseException | None = None) -> None:
+        if error is None:
+            self.gates[number].set_result(None)
+        else:
+            self.gates[number].set_exception(error)
+
+
+@pytest.fixture
+def loads() -> Loads:
+    return Loads()
+
+
+async def many(coalescer: Coalescer[str, int], *keys: str) -> list[asyncio.Task[int | None]]:
+    """Calls that have all asked by the time this returns."""
+    tasks = [asyncio.create_task(coalescer.get(key)) for key in keys]
+    await asyncio.sleep(0)
+    return tasks
+
+
+async def test_calls_of_one_turn_are_one_load_of_distinct_keys_in_order(loads: Loads) -> None:
+    calls = await many(Coalescer(loads.load), "b", "a", "b", "c", "b")
+    await loads.begun(1)
+    loads.end(0)
+
+    assert await asyncio.gather(*calls) == [0] * 5
+    assert loads.batches == [["b", "a", "c"]]
+
+
+async def test_a_key_that_is_missing_from_the_answer_is_none(loads: Loads) -> None:
+    calls = await many(Coalescer(loads.load), "missing", "a")
+    await loads.begun(1)
+    loads.end(0)
+
+    assert await asyncio.gather(*calls) == [None, 0]
+
+
+async def test_nobody_gets_an_answer_from_a_load_that_began_before_it_asked(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load)
+    early = await many(coalescer, "a")
+    await loads.begun(1)
+    loads.versions["a"] = 1
+    late = await many(coalescer, "a")
+    await loads.begun(2)
+    loads.end(1)
+    loads.end(0)
+
+    assert await asyncio.gather(*early, *late) == [0, 1]
+
+
+async def test_while_loads_are_under_way_the_rest_gathers(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load, max_in_flight=1)
+    calls = await many(coalescer, "a")
+    await loads.begun(1)
+    for key in "bcbd":
+        calls += await many(coalescer, key)
+    loads.end(0)
+    await loads.begun(2)
+    loads.end(1)
+
+    await asyncio.gather(*calls)
+    assert loads.batches == [["a"], ["b", "c", "d"]]
+
+
+async def test_no_more_loads_run_at_once_and_no_batch_is_larger_than_allowed(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load, max_in_flight=2, max_batch=10)
+    calls = await many(coalescer, *map(str, range(95)))
+    for number in range(10):
+        await loads.begun(number + 1)
+        loads.end(number)
+
+    await asyncio.gather(*calls)
+    assert loads.most_running == 2
+    assert [len(batch) for batch in loads.batches] == [10] * 9 + [5]
+    assert [key for batch in loads.batches for key in batch] == list(map(str, range(95)))
+
+
+async def test_a_caller_that_is_cancelled_leaves_the_others_alone(loads: Loads) -> None:
+    waiting, *others = await many(Coalescer(loads.load), "a", "a", "b")
+    await loads.begun(1)
+    waiting.cancel()
+    await asyncio.sleep(0)
+    loads.end(0)
+
+    assert await asyncio.gather(*others) == [0, 0]
+    assert waiting.cancelled()
+
+
+async def test_a_caller_that_is_cancelled_in_line_leaves_the_others_alone(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load, max_in_flight=1)
+    first = await many(coalescer, "a")
+    await loads.begun(1)
+    waiting, *others = await many(coalescer, "b", "b")
+    waiting.cancel()
+    loads.end(0)
+    await loads.begun(2)
+    loads.end(1)
+
+    assert await asyncio.gather(*first, *others) == [0, 0]
+
+
+async def test_a_load_that_fails_fails_for_each_of_its_callers_and_no_other(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load)
+    failing = await many(coalescer, "a", "a", "b")
+    await loads.begun(1)
+    good = await many(coalescer, "a")
+    await loads.begun(2)
+    loads.end(0, StatementRefused("23514"))
+    loads.end(1)
+
+    errors = await asyncio.gather(*failing, return_exceptions=True)
+    assert [str(error) for error in errors if isinstance(error, StatementRefused)] == ["23514"] * 3
+    assert len({id(error) for error in errors}) == 3  # one each, or their tracebacks grow together
+    assert await asyncio.gather(*good) == [0]
+
+
+async def test_a_mistake_in_a_load_reaches_its_callers_too(loads: Loads) -> None:
+    calls = await many(Coalescer(loads.load), "a", "b")
+    await loads.begun(1)
+    loads.end(0, ZeroDivisionError())
+
+    assert [type(error) for error in await asyncio.gather(*calls, return_exceptions=True)] == [ZeroDivisionError] * 2
+
+
+async def test_a_load_that_takes_too_long_is_cut_off_and_the_next_one_goes_ahead(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load, max_in_flight=1, deadline_s=0.05)
+    slow = await many(coalescer, "a")
+    with pytest.raises(DatabaseUnavailable):
+        await slow[0]
+
+    next_one = await many(coalescer, "b")
+    await loads.begun(2)
+    loads.end(1)
+
+    assert await asyncio.gather(*next_one) == [0]
+    assert loads.running == 0
+
+
+async def test_the_deadline_counts_the_time_in_line(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load, max_in_flight=1, deadline_s=0.2)
+    loop = asyncio.get_running_loop()
+    started_at = loop.time()
+    calls = [*await many(coalescer, "a"), *await many(coalescer, "b")]
+
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [type(error) for error in errors] == [DatabaseUnavailable] * 2
+    assert loop.time() - started_at < 0.35
+
+
+async def test_drained_returns_when_no_load_is_under_way(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load)
+    calls = await many(coalescer, "a")
+    await loads.begun(1)
+    drained = asyncio.create_task(coalescer.drained())
+    await asyncio.sleep(0)
+    assert not drained.done()
+
+    loads.end(0)
+    await drained
+
+    assert await asyncio.gather(*calls) == [0]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 5), max_size=8), max_size=12), st.integers(1, 3), st.integers(1, 4))
+def test_whoever_asks_whenever_gets_what_was_true_after_asking(
+    turns: list[list[int]], max_in_flight: int, max_batch: int
+) -> None:
+    async def run() -> None:
+        clock = 0
+
+        async def load(keys: Sequence[int]) -> Mapping[int, int]:
+            nonlocal clock
+            clock += 1
+            read_at = clock
+            assert len(keys) == len(set(keys)) <= max_batch
+            for _ in range(keys[0] + 1):
+                await asyncio.sleep(0)
+            return dict.fromkeys(keys, read_at)
+
+        coalescer = Coalescer(load, max_in_flight=max_in_flight, max_batch=max_batch)
+
+        async def ask(key: int) -> None:
+            nonlocal clock
+            clock += 1
+            asked_at = clock
+            read_at = await coalescer.get(key)
+            assert read_at is not None
+            assert read_at > asked_at
+
+        async with asyncio.timeout(5), asyncio.TaskGroup() as callers:
+            for turn in turns:
+                for key in turn:
+                    callers.create_task(ask(key))
+                await asyncio.sleep(0)
+
+    asyncio.run(run())

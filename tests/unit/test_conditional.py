@@ -1,0 +1,288 @@
+"""Entity tags, the conditions that are made with them, and when to come back."""
+
+import time
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from api.conditional import (
+    etag_of_job,
+    etag_of_retry,
+    matches,
+    retry_after_of_job,
+    retry_after_of_request,
+    versions_of,
+)
+from api.jobs import encoded
+from shared.models import (
+    Job,
+    JobId,
+    JobStatus,
+    Outcome,
+    PendingRetry,
+    ProjectId,
+    Retry,
+    RetryId,
+    RetryState,
+    Version,
+)
+
+NOW = datetime(2026, 11, 23, 6, 0, tzinfo=UTC)
+RETRY = RetryId(UUID("0193c9a8-0000-7000-8000-000000000001"))
+
+
+def at(seconds: float) -> datetime:
+    return NOW + timedelta(seconds=seconds)
+
+
+def job(**changed: object) -> Job:
+    made = Job(
+        id=JobId(UUID("11111111-1111-4111-8111-111111111111")),
+        project_id=ProjectId("p1"),
+        type="email",
+        status=JobStatus.FAILED,
+        attempts=1,
+        max_attempts=3,
+        last_error="it broke",
+        scheduled_at=at(-100),
+        started_at=at(-90),
+        completed_at=at(-80),
+        created_at=at(-200),
+        version=Version("7741"),
+    )
+    return msgspec.structs.replace(made, **changed)
+
+
+def retry(**changed: object) -> Retry:
+    made = Retry(
+        id=RETRY,
+        project_id=ProjectId("p1"),
+        job_id=JobId(UUID("11111111-1111-4111-8111-111111111111")),
+        batch_id=None,
+        state=RetryState.QUEUED,
+        outcome=None,
+        actor="alice",
+        reason=None,
+        delay_seconds=0,
+        extra_attempts=0,
+        requested_at=at(-60),
+        processed_at=None,
+        attempts_before=None,
+        error_before=None,
+    )
+    return msgspec.structs.replace(made, **changed)
+
+
+# -- tags
+
+
+@pytest.mark.parametrize(
+    ("seen", "tag"),
+    [
+        (job(), '"7741"'),
+        (job(pending_retry=PendingRetry(RETRY, NOW)), f'"7741-{RETRY}"'),
+        (job(payload=msgspec.Raw(b"{}")), '"7741+payload"'),
+        (job(pending_retry=PendingRetry(RETRY, NOW), payload=msgspec.Raw(b"{}")), f'"7741-{RETRY}+payload"'),
+    ],
+)
+def test_a_job_s_tag_is_its_version_and_the_queued_retry(seen: Job, tag: str) -> None:
+    assert etag_of_job(seen) == tag
+
+
+# The row is a function of its version, as in PostgreSQL, and a retry's time a function of its id.
+_ROWS = st.integers(1, 6).map(
+    lambda n: job(
+        version=Version(str(n)),
+        status=list(JobStatus)[n % 4],
+        attempts=n,
+        last_error=None if n % 2 else f"error {n}",
+        scheduled_at=at(n),
+    )
+)
+_PENDING = st.none() | st.integers(0, 3).map(lambda n: PendingRetry(RetryId(UUID(int=n)), at(n)))
+
+
+@given(_ROWS, _PENDING, st.booleans(), _ROWS, _PENDING, st.booleans())
+def test_two_bodies_are_equal_exactly_when_their_tags_are(  # noqa: PLR0917 - generated
+    row: Job,
+    pending: PendingRetry | None,
+    with_payload: bool,  # noqa: FBT001
+    other_row: Job,
+    other_pending: PendingRetry | None,
+    other_with_payload: bool,  # noqa: FBT001
+) -> None:
+    def seen(row: Job, pending: PendingRetry | None, *, with_payload: bool) -> Job:
+        payload = msgspec.Raw(f'{{"n":{row.version}}}'.encode()) if with_payload else None
+        return msgspec.structs.replace(row, pending_retry=pending, payload=payload)
+
+    one = seen(row, pending, with_payload=with_payload)
+    other = seen(other_row, other_pending, with_payload=other_with_payload)
+
+    assert (encoded(one) == encoded(other)) == (etag_of_job(one) == etag_of_job(other))
+
+
+def test_a_retry_s_tag_changes_when_it_is_settled() -> None:
+    settled = [
+        retry(state=state, outcome=Outcome.APPLIED, processed_at=when)
+        for state in RetryState
+        if state is not RetryState.QUEUED
+        for when in (NOW, at(0.000001))
+    ]
+
+    assert len({etag_of_retry(each) for each in [retry(), *settled]}) == 1 + len(settled)
+    assert etag_of_retry(retry()) == etag_of_retry(retry())
+
+
+# -- If-None-Match
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        '"7741"',
+        'W/"7741"',
+        ' "7741" ',
+        "*",
+        " * ",
+        '"1", "7741"',
+        'W/"1",W/"7741"',
+        '"1","2" , W/"7741",',
+        '"a,b", "7741"',
+        ", ".join(f'"{n}"' for n in range(7000, 7742)),
+    ],
+    ids=lambda header: header[:30],
+)
+def test_a_client_that_has_it_is_recognised(header: str) -> None:
+    assert matches(header, '"7741"')
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        None,
+        "",
+        '""',
+        "7741",
+        "'7741'",
+        '"7741',
+        '7741"',
+        'w/"77410"',
+        '"77410"',
+        '"7741+payload"',
+        f'"7741-{RETRY}"',
+        '"7 741"',
+        '"*"',
+        "**",
+        "* 7741",
+        "\udcff\udcfe",
+        '"' * 4096,
+        'W/"' * 1365,
+        "," * 4096,
+        '"7742' * 800,
+        "x" * 4096,
+    ],
+    ids=lambda header: str(ascii(header))[:30],
+)
+def test_what_does_not_name_it_or_cannot_be_read_matches_nothing(header: str | None) -> None:
+    assert not matches(header, '"7741"')
+
+
+@given(st.text(alphabet='"W/, *7741ab', max_size=4096))
+def test_reading_a_condition_takes_no_time(header: str) -> None:
+    started_at = time.perf_counter()
+    matches(header, '"8"')
+    versions_of(header)
+
+    assert time.perf_counter() - started_at < 0.1
+
+
+# -- If-Match
+
+
+@pytest.mark.parametrize(
+    ("header", "versions"),
+    [
+        (None, None),
+        ("*", None),
+        ('"7741"', {"7741"}),
+        ('"7741", "7742"', {"7741", "7742"}),
+        ('"7741+payload"', {"7741"}),
+        (f'"7741-{RETRY}"', {"7741"}),
+        (f'"7741-{RETRY}+payload"', {"7741"}),
+        ('W/"7741"', set()),
+        ('W/"7741", "7742"', {"7742"}),
+        ("7741", set()),
+        ('"7741 OR 1=1"', set()),
+        ('"canary"', set()),
+        ('""', set()),
+        ("", set()),
+        ('"' * 4096, set()),
+    ],
+    ids=lambda value: "" if isinstance(value, set) else str(value)[:30],
+)
+def test_a_condition_names_versions_by_strong_tags_only(header: str | None, versions: set[str] | None) -> None:
+    assert versions_of(header) == versions
+
+
+# -- Retry-After
+
+
+@pytest.mark.parametrize(
+    ("seen", "seconds"),
+    [
+        (job(), None),
+        (job(status=JobStatus.COMPLETED), None),
+        (job(status=JobStatus.PENDING, scheduled_at=at(12.2)), 13),
+        (job(status=JobStatus.PENDING, scheduled_at=at(0.1)), 1),
+        (job(status=JobStatus.PENDING, scheduled_at=at(300)), 300),
+        (job(status=JobStatus.PENDING, scheduled_at=at(86_400)), 300),
+        (job(status=JobStatus.PENDING, scheduled_at=at(-20), started_at=None, completed_at=None), 5),
+        (job(status=JobStatus.PENDING, scheduled_at=None, started_at=None, completed_at=None), 30),
+        (job(status=JobStatus.PENDING, scheduled_at=NOW, started_at=None, completed_at=None), 1),
+        (job(status=JobStatus.RUNNING, started_at=at(-1), completed_at=None), 1),
+        (job(status=JobStatus.RUNNING, started_at=at(-41), completed_at=None), 11),
+        (job(status=JobStatus.RUNNING, started_at=at(-4000), completed_at=None, scheduled_at=at(-4000)), 30),
+        (job(status=JobStatus.RUNNING, created_at=at(60), started_at=at(60), completed_at=None), 1),
+        (job(pending_retry=PendingRetry(RETRY, at(-2))), 1),
+        (job(pending_retry=PendingRetry(RETRY, at(-40))), 10),
+        (job(pending_retry=PendingRetry(RETRY, at(40))), 20),
+    ],
+)
+def test_a_job_says_when_to_look_again_while_it_is_not_done(seen: Job, seconds: int | None) -> None:
+    assert retry_after_of_job(seen, NOW) == seconds
+
+
+@given(
+    st.sampled_from(JobStatus),
+    st.none() | st.datetimes(timezones=st.just(UTC)),
+    st.none() | st.datetimes(timezones=st.just(UTC)),
+    st.datetimes(timezones=st.just(UTC)),
+)
+def test_whatever_the_clocks_say_the_wait_is_bounded(
+    status: JobStatus, scheduled_at: datetime | None, started_at: datetime | None, created_at: datetime
+) -> None:
+    seen = job(status=status, scheduled_at=scheduled_at, started_at=started_at, created_at=created_at)
+
+    seconds = retry_after_of_job(seen, NOW)
+
+    assert seconds is None if seen.done else seconds is not None and 1 <= seconds <= 300
+
+
+@pytest.mark.parametrize(
+    ("seen", "seconds"),
+    [
+        (retry(requested_at=NOW), 1),
+        (retry(requested_at=at(-8)), 2),
+        (retry(), 15),
+        (retry(requested_at=at(-4000)), 30),
+        (retry(requested_at=at(60)), 1),
+        (retry(state=RetryState.APPLIED), None),
+        (retry(state=RetryState.REJECTED), None),
+    ],
+)
+def test_a_retry_says_when_to_look_again_until_it_is_settled(seen: Retry, seconds: int | None) -> None:
+    assert retry_after_of_request(seen, NOW) == seconds

@@ -1,0 +1,480 @@
+"""Operators' commands, run in this process against a server that answers as it is told to."""
+
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+
+from cli import filters, retrying
+from cli.main import main
+
+JOB = "8386e689-d8b4-4ed4-91aa-7511b7751106"
+RETRY = "01a20749-906d-7433-a393-3683f379119b"
+TOKEN = "a.canary.token"
+
+
+class Answer(NamedTuple):
+    status: int
+    out: str
+    err: str
+
+
+class Asked(NamedTuple):
+    """A request that the server got."""
+
+    method: str
+    path: str
+    body: object
+    token: str | None
+
+
+Redrive = Callable[..., Answer]
+
+
+class Api:
+    """Answers by method and path; a list is answered one after the other, its last one for good."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[tuple[int, object]]] = {}
+        self.asked: list[Asked] = []
+        self.url = ""
+
+    def on(self, request: str, *answers: object, status: int = 200) -> None:
+        self.answers[request] = [(status, answer) for answer in answers]
+
+    def problem(self, request: str, status: int, code: str) -> None:
+        self.on(
+            request,
+            {"title": "No", "detail": "Not so.", "status": status, "code": code, "request_id": "r-1"},
+            status=status,
+        )
+
+    def answer(self, asked: Asked) -> tuple[int, object]:
+        self.asked.append(asked)
+        answers = self.answers[f"{asked.method} {urlsplit(asked.path).path}"]
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    @property
+    def paths(self) -> list[str]:
+        return [f"{asked.method} {asked.path}" for asked in self.asked]
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    api = Api()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _any(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked = Asked(self.command, self.path, json.loads(body or "null"), self.headers["Authorization"])
+            status, answer = api.answer(asked)
+            encoded = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(encoded)))
+            self.send_header("ETag", f'"{len(api.asked)}"')
+            self.end_headers()
+            self.wfile.write(encoded)
+
+        do_GET = do_POST = do_DELETE = _any  # noqa: N815 - as http.server has it
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    api.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield api
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.fixture
+def redrive(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, api: Api) -> Redrive:
+    """Run a command against the server, with a token."""
+    for name in [name for name in os.environ if name.startswith("REDRIVE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*args: str, **environment: str) -> Answer:
+        given = {"REDRIVE_URL": api.url, "REDRIVE_TOKEN": TOKEN, **environment}
+        with monkeypatch.context() as patched:
+            for name, value in given.items():
+                patched.setenv(name, value)
+            with pytest.raises(SystemExit) as ended:
+                main(args)
+        out, err = capsys.readouterr()
+        assert isinstance(ended.value.code, int | None)
+        assert "canary" not in out + err
+        return Answer(ended.value.code or 0, out, err)
+
+    return run
+
+
+def a_job(status: str = "failed", **changed: object) -> dict[str, object]:
+    job: dict[str, object] = {
+        "id": JOB, "type": "email", "status": status, "attempts": 1, "max_attempts": 3, "last_error": None,
+        "scheduled_at": None, "started_at": None, "completed_at": None, "created_at": "2026-11-23T04:00:00Z",
+        "done": status in ("failed", "completed"), "retryable": status == "failed", "retry_blocked_by": None,
+        "pending_retry": None, "links": {},
+    }  # fmt: skip
+    return {**job, **changed}
+
+
+def a_retry(state: str, outcome: str | None = None, **changed: object) -> dict[str, object]:
+    retry: dict[str, object] = {
+        "id": RETRY, "job_id": JOB, "batch_id": None, "state": state, "outcome": outcome, "actor": "ana",
+        "reason": "again", "delay_seconds": 0, "extra_attempts": 0, "requested_at": "2026-11-23T04:00:00Z",
+        "processed_at": None, "attempts_before": None, "error_before": None, "done": state != "queued", "links": {},
+    }  # fmt: skip
+    return {**retry, **changed}
+
+
+def a_batch(**counts: int) -> dict[str, object]:
+    all_counts = {"queued": 0, "applied": 0, "rejected": 0, "cancelled": 0, "dead_lettered": 0, **counts}
+    batch = {"id": RETRY, "actor": "ana", "reason": "back", "requested_at": "2026-11-23T04:00:00Z"}
+    return {**batch, **all_counts, "total": sum(all_counts.values()), "done": all_counts["queued"] == 0}
+
+
+def accepts(api: Api, state: str, outcome: str | None = None) -> None:
+    """Let a retry be accepted, and come to this end."""
+    api.on(f"POST /api/jobs/{JOB}/retry", {"data": a_retry("queued"), "deduplicated": False}, status=202)
+    api.on(f"GET /api/retries/{RETRY}", {"data": a_retry(state, outcome)})
+
+
+def previews(api: Api, *, matched: int = 3, retryable: int = 2, **counts: int) -> None:
+    """Let a bulk retry be previewed, then accepted, and come to this end."""
+    preview = {
+        "matched": matched, "retryable": retryable,
+        "skipped": {"attempts_exhausted": matched - retryable, "retry_queued": 0}, "sample": [JOB],
+    }  # fmt: skip
+    accepted = {"batch_id": RETRY, "accepted": retryable, "skipped": [{"job_id": JOB, "code": "attempts-exhausted"}]}
+    api.on("POST /api/jobs/retry", {"data": preview}, {"data": accepted})
+    api.on(f"GET /api/retry-batches/{RETRY}", {"data": a_batch(**(counts or {"applied": retryable}))})
+    api.on("GET /api/retries", {"data": [a_retry("rejected", "superseded")], "next_cursor": None})
+
+
+FILTER = ("--filter", "type=email,error_contains=421, try later")
+
+# -- jobs
+
+
+def test_jobs_are_listed_for_people(api: Api, redrive: Redrive) -> None:
+    api.on("GET /api/jobs", {"data": [a_job(last_error="it\n broke")], "next_cursor": None})
+    answer = redrive("jobs", "list", "--status", "failed", "--created-after", "2026-11-23T00:00:00Z")
+
+    assert answer.status == 0
+    assert re.search(rf"{JOB}\s+email\s+failed\s+1/3\s+2026-11-23 04:00:00Z\s+it broke", answer.out)
+    assert api.paths == ["GET /api/jobs?status=failed&created_after=2026-11-23T00%3A00%3A00%2B00%3A00&limit=20"]
+
+
+def test_what_jobs_say_cannot_command_the_terminal(api: Api, redrive: Redrive) -> None:
+    api.on("GET /api/jobs", {"data": [a_job(last_error="\x1b]0;gotcha\x07 [red]x[/red] \u202e")], "next_cursor": None})
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job(last_error="\x1b[2J")})
+    out = redrive("jobs", "list").out + redrive("jobs", "get", JOB).out
+
+    assert "·]0;gotcha· [red]x[/red] ·" in out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out)
+
+
+def test_jobs_are_listed_for_programs_one_a_line(api: Api, redrive: Redrive) -> None:
+    api.on("GET /api/jobs", {"data": [a_job()] * 2, "next_cursor": "c"}, {"data": [a_job()] * 2, "next_cursor": None})
+    answer = redrive("jobs", "list", "--json", "--limit", "3")
+
+    assert [json.loads(line)["id"] for line in answer.out.splitlines()] == [JOB] * 3
+
+
+def test_a_job_is_shown(api: Api, redrive: Redrive) -> None:
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job(payload={"pages": 3})})
+
+    shown = redrive("jobs", "get", JOB, "--payload")
+    assert re.search(r"^status\s+failed$", shown.out, re.MULTILINE)
+    assert '{"pages":3}' in shown.out
+    assert json.loads(redrive("jobs", "get", JOB, "--json").out)["status"] == "failed"
+
+
+def test_numbers_are_shown(api: Api, redrive: Redrive) -> None:
+    none = {"count": 0, "capped": False, "oldest_at": None}
+    failed = {
+        "count": 10_000,
+        "capped": True,
+        "oldest_at": "2026-11-23T04:00:00Z",
+        "retryable": 9000,
+        "exhausted": 1000,
+    }
+    api.on("GET /api/jobs/stats", {"data": {"pending": none, "running": none, "failed": failed, "completed": none}})
+
+    answer = redrive("jobs", "stats")
+    assert re.search(r"^failed\s+10000\+\s+2026-11-23 04:00:00Z\s+9000\s+1000", answer.out, re.MULTILINE)
+    assert json.loads(redrive("jobs", "stats", "--json").out)["failed"]["exhausted"] == 1000
+
+
+def test_waiting_for_a_job_ends_by_how_it_ended(api: Api, redrive: Redrive) -> None:
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job("completed")})
+    assert redrive("jobs", "wait", JOB).status == 0
+
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job("failed", last_error="it broke")})
+    answer = redrive("jobs", "wait", JOB)
+    assert (answer.status, answer.err) == (1, "redrive: the job has failed: it broke\n")
+
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job("running")})
+    answer = redrive("jobs", "wait", JOB, "--timeout", "0")
+    assert answer.status == 1
+    assert "was not done within 0" in answer.err
+
+
+# -- one retry
+
+
+def test_a_retry_is_followed_to_its_end(api: Api, redrive: Redrive) -> None:
+    accepts(api, "applied", "applied")
+    answer = redrive("retry", JOB, "--reason", "it is back", "--delay", "5m", "--extra-attempts", "2")
+
+    assert answer.status == 0
+    assert re.search(r"^state\s+applied$", answer.out, re.MULTILINE)
+    assert api.asked[0].body == {"reason": "it is back", "delay_seconds": 300, "extra_attempts": 2}
+    accepts(api, "applied", "applied")
+    assert json.loads(redrive("retry", JOB, "--json").out)["state"] == "applied"
+
+
+def test_a_retry_need_not_be_waited_for(api: Api, redrive: Redrive) -> None:
+    accepts(api, "applied", "applied")
+    answer = redrive("retry", JOB, "--no-wait")
+    assert (answer.status, api.paths) == (0, [f"POST /api/jobs/{JOB}/retry"])
+    assert re.search(r"^state\s+queued$", answer.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(409, "job-not-failed"), (409, "attempts-exhausted"), (404, "job-not-found")]
+)
+def test_a_retry_that_is_refused_is_status_3(api: Api, redrive: Redrive, status: int, code: str) -> None:
+    api.problem(f"POST /api/jobs/{JOB}/retry", status, code)
+    answer = redrive("retry", JOB)
+    assert (answer.status, answer.out) == (3, "")
+    assert answer.err == f"redrive: No: Not so. [{code}, request r-1]\n"
+
+
+def test_a_retry_that_ends_rejected_is_status_3(api: Api, redrive: Redrive) -> None:
+    accepts(api, "rejected", "superseded")
+    answer = redrive("retry", JOB)
+    assert answer.status == 3
+    assert answer.err == "redrive: the retry is rejected: superseded\n"
+
+
+def test_a_dry_run_of_one_tells_by_its_status(api: Api, redrive: Redrive) -> None:
+    path = f"POST /api/jobs/{JOB}/retry"
+    api.on(path, {"data": {"would_retry": True, "blocked_by": None}})
+    assert redrive("retry", JOB, "--dry-run").status == 0
+    api.on(path, {"data": {"would_retry": False, "blocked_by": "not_failed"}})
+    answer = redrive("retry", JOB, "--dry-run", "--json")
+    assert (answer.status, json.loads(answer.out)["blocked_by"]) == (3, "not_failed")
+    assert all(asked.path.endswith("?dry_run=true") for asked in api.asked)
+
+
+# -- many retries
+
+
+def test_a_filter_shows_what_would_happen_then_does_it(api: Api, redrive: Redrive) -> None:
+    previews(api)
+    answer = redrive("retry", *FILTER, "--reason", "back", "--spread", "10m", "--yes")
+
+    assert answer.status == 0
+    assert api.paths[:2] == ["POST /api/jobs/retry?dry_run=true", "POST /api/jobs/retry?dry_run=false"]
+    assert api.asked[1].body == {
+        "filter": {"type": "email", "error_contains": "421, try later"},
+        "max": retrying.DEFAULT_MAX, "reason": "back", "spread_seconds": 600,
+    }  # fmt: skip
+    assert re.search(r"^retryable\s+2$", answer.out, re.MULTILINE)
+    assert re.search(r"^left out\s+1 attempts exhausted$", answer.out, re.MULTILINE)
+    assert re.search(r"^applied\s+2$", answer.out, re.MULTILINE)
+
+
+def test_a_dry_run_of_a_filter_changes_nothing(api: Api, redrive: Redrive) -> None:
+    previews(api)
+    answer = redrive("retry", *FILTER, "--dry-run", "--json")
+    assert (answer.status, json.loads(answer.out)["retryable"]) == (0, 2)
+    assert api.paths == ["POST /api/jobs/retry?dry_run=true"]
+
+
+@pytest.mark.parametrize(("says", "status"), [("yes", 0), ("no", 1)])
+def test_a_filter_asks_a_person(
+    api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch, says: str, status: int
+) -> None:
+    previews(api)
+    asked: list[str] = []
+
+    def confirm(text: str, **_: object) -> bool:
+        asked.append(text)
+        return says == "yes"
+
+    monkeypatch.setattr(retrying, "is_terminal", lambda: True)
+    monkeypatch.setattr("typer.confirm", confirm)
+    answer = redrive("retry", *FILTER, "--reason", "back")
+
+    assert asked == ["Retry 2 jobs?"]
+    assert answer.status == status
+    assert ("POST /api/jobs/retry?dry_run=false" in api.paths) == (says == "yes")
+
+
+def test_more_matches_than_max_retry_nothing(api: Api, redrive: Redrive) -> None:
+    previews(api, matched=31, retryable=30)
+    answer = redrive("retry", *FILTER, "--reason", "back", "--max", "30", "--yes")
+    assert answer.status == 1
+    assert "matches 31 failed jobs, --max is 30: nothing was retried" in answer.err
+    assert len(api.asked) == 1
+
+
+def test_a_filter_that_matches_nothing_to_retry_is_done(api: Api, redrive: Redrive) -> None:
+    previews(api, matched=1, retryable=0)
+    answer = redrive("retry", *FILTER, "--reason", "back", "--yes")
+    assert (answer.status, answer.err, len(api.asked)) == (0, "redrive: nothing to retry\n", 1)
+
+
+def test_a_batch_of_which_some_is_rejected_is_status_3(api: Api, redrive: Redrive) -> None:
+    previews(api, applied=1, rejected=1)
+    answer = redrive("retry", *FILTER, "--reason", "back", "--yes")
+    assert (answer.status, answer.err) == (3, "redrive: 1 of 2 retries were rejected\n")
+    assert "superseded" in answer.out
+    assert f"GET /api/retries?state=rejected&batch_id={RETRY}&limit=20" in api.paths
+    assert redrive("batches", "wait", RETRY).status == 3
+    assert redrive("batches", "show", RETRY).status == 0
+
+
+def test_ids_of_which_some_are_left_out_are_status_3(api: Api, redrive: Redrive) -> None:
+    previews(api)
+    api.answers["POST /api/jobs/retry"].pop(0)
+    answer = redrive("retry", JOB, RETRY, "--json")
+
+    assert (answer.status, answer.err) == (3, "redrive: 1 of 2 jobs were not retried\n")
+    told = json.loads(answer.out)
+    assert (told["accepted"], told["skipped"], told["batch"]["applied"]) == (
+        2, [{"job_id": JOB, "code": "attempts-exhausted"}], 2,
+    )  # fmt: skip
+    assert api.asked[0].body == {"ids": [JOB, RETRY]}
+
+
+# -- retries
+
+
+def test_the_audit_trail_is_listed(api: Api, redrive: Redrive) -> None:
+    api.on("GET /api/retries", {"data": [a_retry("applied", "applied")], "next_cursor": None})
+    answer = redrive("retries", "list", "--actor", "ana", "--job", JOB)
+    assert re.search(rf"{RETRY}\s+{JOB}\s+applied\s+applied\s+2026-11-23 04:00:00Z\s+ana\s+again", answer.out)
+    assert api.paths == [f"GET /api/retries?job_id={JOB}&actor=ana&limit=20"]
+
+
+def test_a_retry_is_shown_with_the_error_that_it_cleared(api: Api, redrive: Redrive) -> None:
+    api.on(f"GET /api/retries/{RETRY}", {"data": a_retry("applied", "applied", error_before="it broke")})
+    assert re.search(r"^error before\s+it broke$", redrive("retries", "show", RETRY).out, re.MULTILINE)
+
+
+def test_a_retry_is_taken_back_or_was_settled(api: Api, redrive: Redrive) -> None:
+    api.on(f"DELETE /api/retries/{RETRY}", {"data": a_retry("cancelled", "cancelled")})
+    assert redrive("retries", "cancel", RETRY).status == 0
+
+    api.problem(f"DELETE /api/retries/{RETRY}", 409, "retry-already-settled")
+    api.on(f"GET /api/retries/{RETRY}", {"data": a_retry("applied", "applied")})
+    answer = redrive("retries", "cancel", RETRY)
+    assert answer.status == 1
+    assert "[retry-already-settled, request r-1]" in answer.err
+
+
+# -- whoever asks, and how
+
+
+def test_the_token_comes_from_a_file_as_up_leaves_it_or_bare(api: Api, redrive: Redrive, tmp_path: Path) -> None:
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job()})
+    file = tmp_path / "auth"
+    for text in ("Authorization: Bearer a.file.token\n", "a.file.token\n"):
+        file.write_text(text)
+        redrive("jobs", "get", JOB, "--token-file", str(file))
+    redrive("jobs", "get", JOB)
+    assert [asked.token for asked in api.asked] == ["Bearer a.file.token"] * 2 + [f"Bearer {TOKEN}"]
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words", "caf\u00e9", "a\x1bb"])
+def test_a_token_that_is_none_is_status_2(redrive: Redrive, token: str) -> None:
+    answer = redrive("jobs", "stats", REDRIVE_TOKEN=token)
+    assert answer.status == 2
+    assert "REDRIVE_TOKEN (or --token-file): is" in answer.err
+
+
+def test_an_api_that_is_away_is_one_line_and_status_1(redrive: Redrive, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_pause(_pause_s: float) -> None: ...
+
+    monkeypatch.setattr("redrive_client.transport.sleep", no_pause)
+    answer = redrive("jobs", "stats", "--url", "http://127.0.0.1:1")
+    assert answer.status == 1
+    assert re.fullmatch(r"redrive: the API at http://127\.0\.0\.1:1 cannot be reached: .+\n", answer.err)
+
+
+def test_what_the_api_refuses_is_one_line_and_status_1(api: Api, redrive: Redrive) -> None:
+    api.problem("GET /api/jobs/stats", 401, "invalid-token")
+    answer = redrive("jobs", "stats")
+    assert (answer.status, answer.err) == (
+        1,
+        "redrive: No: Not so. (the token is in --token-file or REDRIVE_TOKEN)\n",
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["jobs"],
+        ["jobs", "get", "not-an-id"],
+        ["jobs", "list", "--status", "broken"],
+        ["jobs", "list", "--created-after", "yesterday"],
+        ["jobs", "list", "--created-after", "2026-11-23T04:00:00"],
+        ["jobs", "list", "--limit", "0"],
+        ["jobs", "wait", JOB, "--timeout", "soon"],
+        ["retry"],
+        ["retry", "not-an-id"],
+        ["retry", JOB, *FILTER],
+        ["retry", *FILTER, "--yes"],
+        ["retry", *FILTER, "--reason", "back"],
+        ["retry", "--filter", "kind=email", "--reason", "back", "--yes"],
+        ["retry", "--filter", "type=", "--reason", "back", "--yes"],
+        ["retry", "--filter", "type=a,type=b", "--reason", "back", "--yes"],
+        ["retry", *FILTER, "--max", "10001", "--yes"],
+        ["retry", JOB, "--extra-attempts", "11"],
+        ["retry", JOB, "--spread", "1m"],
+        ["retry", *[JOB] * 1001],
+        ["retries", "list", "--state", "lost"],
+        ["retries", "show", "x"],
+        ["batches", "wait", "x"],
+        ["dead", "redrive"],
+        ["dead", "redrive", "--max", "0"],
+        ["dead", "purge"],
+        ["prune"],
+        ["prune", "--older-than", "23h"],
+        ["prune", "--older-than", "forever"],
+    ],
+)
+def test_wrong_usage_is_status_2_and_asks_nobody(api: Api, redrive: Redrive, args: list[str]) -> None:
+    answer = redrive(*args)
+    assert answer.status == 2
+    assert api.asked == []
+
+
+@pytest.mark.parametrize("args", [["dead", "list"], ["dead", "purge", "--yes"], ["prune", "--older-than", "90d"]])
+def test_commands_on_the_servers_need_their_settings(redrive: Redrive, args: list[str]) -> None:
+    answer = redrive(*args)
+    assert answer.status == 2
+    assert "REDRIVE_DATABASE_URL (or REDRIVE_DATABASE_URL_FILE): is required" in answer.err
+
+
+def test_a_comma_belongs_to_a_value_unless_a_name_follows() -> None:
+    wanted = filters.failed_filter_of(["error_contains=a, b=c,type=x,y", "created_after=2026-11-23T04:00:00Z"])
+    assert (wanted.error_contains, wanted.type) == ("a, b=c", "x,y")
+    assert wanted.created_after is not None

@@ -1,0 +1,237 @@
+"""Settings: read once, checked whole, and no value shown."""
+
+import os
+from collections.abc import Mapping
+from ipaddress import ip_network
+from pathlib import Path
+
+import pytest
+
+from shared.errors import SettingsError
+from shared.settings import ApiSettings, Limit, Settings, WorkerSettings, read, variables
+
+SECRET = "canary secret of more than thirty-two bytes"
+GOOD = {"REDRIVE_DATABASE_URL": "postgresql://canary:canary@db/redrive", "REDRIVE_JWT_SECRET": SECRET}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The environment with nothing of ours in it but what is needed."""
+    for name in list(os.environ):
+        if name.startswith("REDRIVE_"):
+            monkeypatch.delenv(name)
+    for name, value in GOOD.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def problems(kind: type[Settings] = ApiSettings) -> list[str]:
+    with pytest.raises(SettingsError) as refusal:
+        read(kind)
+    assert "canary" not in str(refusal.value)
+    assert "canary" not in repr(refusal.value)
+    return refusal.value.problems
+
+
+@pytest.mark.usefixtures("environment")
+def test_little_is_needed_and_the_rest_is_as_documented() -> None:
+    found = read(ApiSettings)
+
+    assert (found.host, found.port, found.ops_port) == ("127.0.0.1", 8080, 9090)
+    assert (found.limit_ip, found.limit_read) == (Limit(1200, 60), Limit(600, 60))
+    assert (found.limit_retry, found.limit_bulk) == (Limit(60, 60), Limit(6, 60))
+    assert (found.db_pool_size, found.db_timeout, found.shutdown_grace) == (4, 2.0, 10.0)
+    assert (found.max_waiters, found.watch_interval) == (20_000, 0.5)
+    assert found.job_id_versions == {4}
+    assert found.trusted_proxies == ()
+    assert (found.amqp_url, found.jwt_project_claim) == (None, "project_id")
+
+
+def test_a_worker_needs_no_key(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("REDRIVE_JWT_SECRET")
+
+    found = read(WorkerSettings)
+
+    assert (found.ops_port, found.worker_batch_size, found.worker_batch_wait) == (9091, 200, 0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "field", "value"),
+    [
+        ("LIMIT_READ", "5/1", "limit_read", Limit(5, 1)),
+        ("LIMIT_READ", "off", "limit_read", None),
+        ("TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8 127.0.0.1", "trusted_proxies",
+         (ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("127.0.0.1"))),
+        ("JOB_ID_VERSIONS", "4,7", "job_id_versions", {4, 7}),
+        ("REQUIRE_SCOPES", "true", "require_scopes", True),
+        ("READ_ONLY", "1", "read_only", True),
+        ("PORT", "0", "port", 0),
+        ("HOST", "", "host", "127.0.0.1"),
+        ("AMQP_URL", "", "amqp_url", None),
+    ],
+)  # fmt: skip
+def test_a_setting_is_read_from_its_variable(
+    environment: pytest.MonkeyPatch, name: str, text: str, field: str, value: object
+) -> None:
+    environment.setenv(f"REDRIVE_{name}", text)
+
+    assert getattr(read(ApiSettings), field) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("DATABASE_URL", "canary"),
+        ("DATABASE_URL", "mysql://canary:canary@db/x"),
+        ("DATABASE_URL", "postgresql://[canary"),
+        ("AMQP_URL", "http://canary"),
+        ("JWT_SECRET", "canary too short"),
+        ("JWT_SECRET", "ca\u00f1ary"),
+        ("JWKS_URL", "file:///canary"),
+        ("JWKS_URL", "canary"),
+        ("PORT", "canary"),
+        ("PORT", "-1"),
+        ("PORT", "65536"),
+        ("PORT", "80.5"),
+        ("DB_TIMEOUT", "0"),
+        ("DB_TIMEOUT", "3"),
+        ("DB_TIMEOUT", "nan"),
+        ("DB_TIMEOUT", "canary"),
+        ("DB_POOL_SIZE", "0"),
+        ("SHUTDOWN_GRACE", "inf"),
+        ("LIMIT_IP", "canary"),
+        ("LIMIT_IP", "1"),
+        ("LIMIT_IP", "0/60"),
+        ("LIMIT_IP", "1/0"),
+        ("LIMIT_IP", "-1/60"),
+        ("LIMIT_IP", "1/2/3"),
+        ("LIMIT_IP", "\u0661/60"),
+        ("LIMIT_IP", "9" * 5000 + "/60"),
+        ("TRUSTED_PROXIES", "canary"),
+        ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("JOB_ID_VERSIONS", "canary"),
+        ("JOB_ID_VERSIONS", "44"),
+        ("JOB_ID_VERSIONS", ","),
+        ("REQUIRE_SCOPES", "canary"),
+        ("READ_ONLY", "2"),
+        ("LOG_LEVEL", "canary"),
+        ("LOG_FORMAT", "xml"),
+        ("WATCH_INTERVAL", "0"),
+        ("MAX_WAITERS", "-1"),
+    ],
+)
+def test_a_wrong_value_is_one_problem_that_names_its_variable(
+    environment: pytest.MonkeyPatch, name: str, text: str
+) -> None:
+    environment.setenv(f"REDRIVE_{name}", text)
+    if name == "JWKS_URL":
+        environment.delenv("REDRIVE_JWT_SECRET")
+
+    (problem,) = problems()
+
+    assert problem.startswith(f"REDRIVE_{name}: ")
+
+
+def test_every_problem_is_named_at_once(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.delenv("REDRIVE_DATABASE_URL")
+    environment.setenv("REDRIVE_PORT", "canary")
+    environment.setenv("REDRIVE_LIMIT_IP", "canary")
+    environment.setenv("REDRIVE_TRUSTED_PROXIES", "canary")
+    environment.setenv("REDRIVE_AMQP_URL_FILE", str(tmp_path / "not there"))
+    environment.setenv("REDRIVE_JWKS_URL", "https://issuer/keys")
+
+    assert [problem.partition(":")[0] for problem in problems()] == [
+        "REDRIVE_AMQP_URL_FILE",
+        "REDRIVE_DATABASE_URL (or REDRIVE_DATABASE_URL_FILE)",
+        "REDRIVE_JWKS_URL",
+        "REDRIVE_LIMIT_IP",
+        "REDRIVE_PORT",
+        "REDRIVE_TRUSTED_PROXIES",
+    ]
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"JWT_SECRET": SECRET, "JWT_PUBLIC_KEY": "canary"},
+        {"JWT_SECRET": SECRET, "JWKS_URL": "https://issuer/keys"},
+        {"JWT_PUBLIC_KEY": "canary", "JWKS_URL": "https://issuer/keys"},
+        {"JWT_SECRET": SECRET, "JWT_PUBLIC_KEY": "canary", "JWKS_URL": "https://issuer/keys"},
+    ],
+)
+def test_there_is_exactly_one_kind_of_key(environment: pytest.MonkeyPatch, keys: Mapping[str, str]) -> None:
+    environment.delenv("REDRIVE_JWT_SECRET")
+    for name, value in keys.items():
+        environment.setenv(f"REDRIVE_{name}", value)
+
+    (problem,) = problems()
+
+    assert problem.endswith("exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWKS_URL must be set")
+
+
+def test_a_secret_can_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in GOOD.items():
+        environment.delenv(name)
+        (tmp_path / name).write_text(f"{value}\n")
+        environment.setenv(f"{name}_FILE", str(tmp_path / name))
+
+    found = read(ApiSettings)
+
+    assert found.database_url.get_secret_value() == GOOD["REDRIVE_DATABASE_URL"]
+    assert found.jwt_secret is not None
+    assert found.jwt_secret.get_secret_value() == SECRET
+
+
+def test_a_secret_and_its_file_are_not_both_taken(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    environment.setenv("REDRIVE_JWT_SECRET_FILE", str(tmp_path / "secret"))
+
+    assert problems() == ["REDRIVE_JWT_SECRET: and REDRIVE_JWT_SECRET_FILE are both set, keep one"]
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\n", b"\xff\xfe", b"short"], ids=["none", "empty", "blank", "bytes", "short"]
+)
+def test_a_file_that_holds_no_secret_is_a_problem(
+    environment: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    environment.delenv("REDRIVE_JWT_SECRET")
+    path = tmp_path / "canary"
+    environment.setenv("REDRIVE_JWT_SECRET_FILE", str(path))
+    if content is not None:
+        path.write_bytes(content)
+
+    (problem,) = problems()
+
+    assert problem.startswith("REDRIVE_JWT_SECRET")
+
+
+@pytest.mark.parametrize("kind", [ApiSettings, WorkerSettings])
+def test_no_secret_shows_in_settings_that_are_printed(environment: pytest.MonkeyPatch, kind: type[Settings]) -> None:
+    environment.setenv("REDRIVE_AMQP_URL", "amqp://canary:canary@mq/")
+    found = read(kind)
+
+    assert "canary" not in f"{found!r}{found!s}{found.model_dump_json()}"
+
+
+@pytest.mark.usefixtures("environment")
+def test_settings_do_not_change() -> None:
+    found = read(WorkerSettings)
+
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(found, "host", "elsewhere")  # noqa: B010 - mypy would not let it pass otherwise
+
+
+def test_what_is_known_already_is_taken_before_the_environment(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("REDRIVE_PORT", "1")
+
+    assert read(ApiSettings, port=2).port == 2
+
+
+def test_every_variable_is_listed_with_the_files_of_secrets() -> None:
+    assert {"REDRIVE_PORT", "REDRIVE_JWT_SECRET", "REDRIVE_JWT_SECRET_FILE", "REDRIVE_AMQP_URL_FILE"} <= variables(
+        ApiSettings
+    )
+    assert "REDRIVE_PORT_FILE" not in variables(ApiSettings)
+    assert "REDRIVE_JWT_SECRET" not in variables(WorkerSettings)
