@@ -37,6 +37,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 BATCH: Final = 256
 """Published at a time, each waiting for its confirm: bounded, because a `multiple` confirm walks all that wait."""
+BATCHES: Final = 3
+"""Under way at once: while one waits for its confirms, the next is leased, and the one before is marked."""
 LEASE_S: Final = 30.0
 PUBLISH_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 1.0
@@ -121,25 +123,46 @@ class Relay:
         self._news.set()
 
     async def _publish_until_stopped(self, channel: "AbstractChannel", exchange: "AbstractExchange") -> None:
+        """Lease a batch and publish it, while those before it wait for their confirms; a few at a time.
+
+        Raises the first failure, once all that is under way has ended: confirmed and marked, or given back.
+        """
         loop = asyncio.get_running_loop()
         sweep_at = loop.time()  # a session that begins may follow the loss of a queue
-        while True:
-            self._news.clear()
-            if channel.is_closed:  # a broker that left is to be missed though there is nothing to publish
-                raise BrokerUnavailable("channel closed")
-            if loop.time() >= sweep_at:
-                sweep_at = loop.time() + SWEEP_EVERY_S
-                if stale := await self._ledger.republish_stale(SWEEP, age_s=STALE_S):
-                    log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
-            while rows := await self._ledger.publishable(BATCH, lease_s=LEASE_S):
-                await self._publish(exchange, rows)
-                if len(rows) < BATCH:
+        publishing: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                self._news.clear()
+                if channel.is_closed:  # a broker that left is to be missed though there is nothing to publish
+                    raise BrokerUnavailable("channel closed")
+                if loop.time() >= sweep_at:
+                    sweep_at = loop.time() + SWEEP_EVERY_S
+                    if stale := await self._ledger.republish_stale(SWEEP, age_s=STALE_S):
+                        log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
+                while rows := await self._ledger.publishable(BATCH, lease_s=LEASE_S):
+                    publishing.add(asyncio.create_task(self._publish(exchange, rows)))
+                    publishing = await self._room(publishing)
+                    if len(rows) < BATCH:
+                        break
+                if self._stopping:
                     break
-            if self._stopping:
-                return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(POLL_S):
-                    await self._news.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_S):
+                        await self._news.wait()
+                publishing = _still_going(publishing)
+            await asyncio.gather(*publishing)
+        except asyncio.CancelledError:
+            for task in publishing:
+                task.cancel()
+            raise
+        finally:
+            await asyncio.gather(*publishing, return_exceptions=True)
+
+    async def _room(self, publishing: "set[asyncio.Task[None]]") -> "set[asyncio.Task[None]]":
+        """Wait until another batch may be published; answers those that are under way. Raises what one of them has."""
+        while len(publishing := _still_going(publishing)) >= BATCHES:
+            await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
+        return publishing
 
     async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Publishable]") -> None:
         """Publish rows at once; those that the broker has confirmed are marked, whatever became of the others."""
@@ -161,6 +184,7 @@ class Relay:
         if failed:
             await self._ledger.give_back(failed)
         if failure is not None:
+            self._news.set()  # the session is to end now, not at the next poll
             # Not as it is: aiormq cancels what waits on a connection that closes, and a CancelledError would end us.
             raise BrokerUnavailable(type(failure).__name__) from failure
 
@@ -177,3 +201,11 @@ class Relay:
             answer = await exchange.publish(message, key, mandatory=True)
         if not isinstance(answer, Basic.Ack):
             raise BrokerUnavailable("not confirmed")
+
+
+def _still_going(publishing: "set[asyncio.Task[None]]") -> "set[asyncio.Task[None]]":
+    """The tasks that are not done. Raises what one that is has raised."""
+    for task in publishing:
+        if task.done():
+            task.result()
+    return {task for task in publishing if not task.done()}
