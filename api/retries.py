@@ -135,7 +135,10 @@ def idempotency_key_of(call: "Call", order: msgspec.Struct) -> IdempotencyKey | 
     key = given[0]
     if len(given) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not all("!" <= char <= "~" for char in key):
         raise InvalidParameter
-    request = (call.request.path, field_of(call.request.headers, hdrs.IF_MATCH), order)
+    condition = field_of(call.request.headers, hdrs.IF_MATCH)
+    # A header may hold bytes that are no text, which JSON cannot.
+    seen = None if condition is None else condition.encode("utf-8", "surrogateescape")
+    request = (call.request.path, seen, order)
     fingerprint = blake2b(_encoder.encode(request), digest_size=16).digest()
     return IdempotencyKey(call.project_id, key, fingerprint)
 

@@ -5,7 +5,7 @@ could not read, and log a traceback for each.
 """
 
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
@@ -47,6 +47,10 @@ class _Protocol(RequestHandler):
         if isinstance(exc, HttpProcessingError) or status == 400:
             log.debug("request unreadable", error=type(exc).__name__)
             answer = _plain(request, BadRequest())
+        elif isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
+            # Aiohttp fails to write its own refusal, which would repeat bytes that are no text.
+            log.debug("request unreadable", error=type(exc).__name__)
+            answer = _plain(request, ExpectationFailed())
         else:
             log.error("request failed outside the door", status=status, exc_info=exc)
             answer = _plain(request, RedriveError())

@@ -74,6 +74,15 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_SHARED].stop()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what fault tests have counted, and the seeds that replay them."""
+    reports = [report for category in ("passed", "failed") for report in terminalreporter.stats.get(category, [])]
+    if tallies := [text for report in reports for name, text in report.user_properties if name == "tally"]:
+        terminalreporter.section("what was broken, and what came of it")
+        for tally in tallies:
+            terminalreporter.line(tally)
+
+
 @pytest.fixture(scope="session")
 def postgres(request: pytest.FixtureRequest) -> Postgres:
     """The run's PostgreSQL, for making databases on."""

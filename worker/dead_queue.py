@@ -3,9 +3,9 @@
 AMQP reads a queue by taking from it. A look takes letters, keeps them in hand, and gives them back (`basic.nack`): to
 their places from RabbitMQ 4.0 on, to the end of the queue before. Each of these counts as a delivery, and from 4.0 on
 what has been delivered twenty times is dropped (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
-This queue's arguments cannot prevent that: the `-1` that ends the counting is refused by 3.10. So a letter that has
-come back often is not given back again, but published anew, confirmed, and only then acknowledged: the count of the
-copy begins at nothing.
+This queue's arguments cannot prevent that: a limit of `-1`, which ends the counting there, makes 3.10 drop a letter the
+first time that it is given back (measured). So a letter that has come back often is not given back again, but published
+anew, confirmed, and only then acknowledged: the count of the copy begins at nothing.
 """
 
 import asyncio

@@ -39,11 +39,12 @@ CREATE TABLE redrive.retry_requests (
 
 -- At most one request waits for a job, whoever asks, however often.
 CREATE UNIQUE INDEX retry_requests_queued_job_idx ON redrive.retry_requests (job_id) WHERE state = 'queued';
--- What waits, single requests before bulk ones, oldest first: the relay, and dispatch without a broker.
+-- What waits, single requests before bulk ones, oldest first: the relay, and dispatch without a broker. What is queued
+-- is not processed; that these say both keeps a look-up by job, which says only the first, from going along them.
 CREATE INDEX retry_requests_queued_idx ON redrive.retry_requests ((batch_id IS NOT NULL), requested_at, id)
-    WHERE state = 'queued';
+    WHERE state = 'queued' AND processed_at IS NULL;
 CREATE INDEX retry_requests_unpublished_idx ON redrive.retry_requests ((batch_id IS NOT NULL), requested_at, id)
-    WHERE state = 'queued' AND published_at IS NULL;
+    WHERE state = 'queued' AND processed_at IS NULL AND published_at IS NULL;
 -- What was given up, the longest dead first.
 CREATE INDEX retry_requests_dead_idx ON redrive.retry_requests (processed_at, id) WHERE state = 'dead_lettered';
 -- The audit trail of a job, of a project, of a batch; and what prune deletes.

@@ -1,4 +1,5 @@
 -- Bulk retries: choosing jobs, accepting them in one go, and counting what became of them.
+-- Rows are looked up one by one, LATERAL, for the reason that jobs.sql gives.
 
 -- name: match_failed
 -- The failed jobs of a project that a filter matches, newest first, and what stands against retrying each.
@@ -7,12 +8,14 @@
 SELECT
     j.id,
     CASE
-        WHEN r.id IS NOT NULL THEN 'retry_queued'
+        WHEN queued.id IS NOT NULL THEN 'retry_queued'
         WHEN coalesce(j.attempts, 0) >= greatest(coalesce(j.max_attempts, 3), coalesce(j.attempts, 0) + $6::int)
             THEN 'attempts_exhausted'
     END AS blocked_by
 FROM control_plane.jobs AS j
-LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued'
+LEFT JOIN LATERAL (
+    SELECT r.id, r.project_id FROM redrive.retry_requests AS r WHERE r.job_id = j.id AND r.state = 'queued' LIMIT 1
+) AS queued ON queued.project_id = j.project_id
 WHERE
     j.project_id = $1 AND j.status = 'failed'
     AND ($2::text IS NULL OR j.type = $2)
@@ -29,14 +32,20 @@ SELECT
     wanted.id,
     CASE
         WHEN j.id IS NULL THEN 'job_not_found'
-        WHEN r.id IS NOT NULL THEN 'retry_queued'
+        WHEN queued.id IS NOT NULL THEN 'retry_queued'
         WHEN j.status <> 'failed' THEN 'not_failed'
         WHEN coalesce(j.attempts, 0) >= greatest(coalesce(j.max_attempts, 3), coalesce(j.attempts, 0) + $3::int)
             THEN 'attempts_exhausted'
     END AS blocked_by
 FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)
-LEFT JOIN control_plane.jobs AS j ON j.id = wanted.id AND j.project_id = $1
-LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued'
+LEFT JOIN LATERAL (
+    SELECT jobs.id, jobs.project_id, jobs.status, jobs.attempts, jobs.max_attempts FROM control_plane.jobs
+    WHERE jobs.id = wanted.id
+    LIMIT 1
+) AS j ON j.project_id = $1
+LEFT JOIN LATERAL (
+    SELECT r.id, r.project_id FROM redrive.retry_requests AS r WHERE r.job_id = j.id AND r.state = 'queued' LIMIT 1
+) AS queued ON queued.project_id = j.project_id
 ORDER BY wanted.position;
 
 -- name: accept_batch
@@ -48,10 +57,14 @@ INSERT INTO redrive.retry_requests (
     id, project_id, job_id, batch_id, job_version, actor, reason, delay_seconds, extra_attempts, run_at
 )
 SELECT
-    wanted.id, $2, j.id, $1, j.xmin::text, $5, $6, $7::int, $8::int,
+    wanted.id, $2, j.id, $1, j.version, $5, $6, $7::int, $8::int,
     CASE WHEN $9::int > 0 THEN now() + ($7::int + random() * $9::int) * interval '1 second' END
 FROM unnest($3::uuid[], $4::uuid[]) AS wanted (id, job_id)
-JOIN control_plane.jobs AS j ON j.id = wanted.job_id AND j.project_id = $2 AND j.status = 'failed'
+JOIN LATERAL (
+    SELECT jobs.id, jobs.project_id, jobs.status, jobs.xmin::text AS version FROM control_plane.jobs
+    WHERE jobs.id = wanted.job_id
+    LIMIT 1
+) AS j ON j.project_id = $2 AND j.status = 'failed'
 ORDER BY j.id -- one order for all processes, so two batches cannot wait for each other in a ring
 ON CONFLICT (job_id) WHERE state = 'queued' DO NOTHING
 RETURNING job_id;

@@ -4,7 +4,8 @@
 -- Whether a request has been with the broker for so long without being settled that its message may be a dead letter.
 -- $1 interval how long
 SELECT EXISTS (
-    SELECT FROM redrive.retry_requests WHERE state = 'queued' AND published_at < now() - $1::interval
+    SELECT FROM redrive.retry_requests
+    WHERE state = 'queued' AND processed_at IS NULL AND published_at < now() - $1::interval
 );
 
 -- name: overdue_among

@@ -1,25 +1,44 @@
 -- Reading control_plane.jobs. Nothing in this file writes.
+-- Rows that are looked up are LATERAL, with a LIMIT: one look-up by its index for each, whatever the planner believes.
+-- A plan is kept while the tables grow, and a join that was cheap when they were empty takes minutes when they are not.
 
 -- name: find_jobs
 -- The jobs behind (id, project) pairs; a pair that matches nothing is missing from the answer.
 -- $1 uuid[] ids, $2 text[] project ids, $3 bool[] whether to read the payload; same length
 SELECT
     j.id, j.project_id, j.type, j.status, coalesce(j.attempts, 0), coalesce(j.max_attempts, 3), j.last_error,
-    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.xmin::text,
-    r.id, r.requested_at,
+    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
+    queued.id, queued.requested_at,
     wanted.with_payload, CASE WHEN wanted.with_payload THEN coalesce(j.payload, '{}') END
 FROM unnest($1::uuid[], $2::text[], $3::bool[]) AS wanted (id, project_id, with_payload)
-JOIN control_plane.jobs AS j USING (id, project_id) -- ownership is part of the key, not a later check
-LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued';
+JOIN LATERAL (
+    SELECT
+        jobs.id, jobs.project_id, jobs.type, jobs.status, jobs.attempts, jobs.max_attempts, jobs.last_error,
+        jobs.scheduled_at, jobs.started_at, jobs.completed_at, jobs.created_at, jobs.xmin::text AS version, jobs.payload
+    FROM control_plane.jobs
+    WHERE jobs.id = wanted.id
+    LIMIT 1
+) AS j ON j.project_id = wanted.project_id -- ownership is part of the key, not a later check
+LEFT JOIN LATERAL (
+    SELECT r.id, r.project_id, r.requested_at FROM redrive.retry_requests AS r
+    WHERE r.job_id = wanted.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON queued.project_id = wanted.project_id;
 
 -- name: changed_jobs
 -- Which of the jobs are no longer as seen: another version, another queued retry, or gone.
 -- $1 uuid[] ids, $2 text[] project ids, $3 text[] versions seen, $4 uuid[] queued retries seen, NULL for none; same length
 SELECT wanted.id, wanted.project_id
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[]) AS wanted (id, project_id, version, pending_retry_id)
-LEFT JOIN control_plane.jobs AS j USING (id, project_id)
-LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued'
-WHERE j.xmin::text IS DISTINCT FROM wanted.version OR r.id IS DISTINCT FROM wanted.pending_retry_id;
+LEFT JOIN LATERAL (
+    SELECT jobs.project_id, jobs.xmin::text AS version FROM control_plane.jobs WHERE jobs.id = wanted.id LIMIT 1
+) AS j ON j.project_id = wanted.project_id
+LEFT JOIN LATERAL (
+    SELECT r.id, r.project_id FROM redrive.retry_requests AS r
+    WHERE r.job_id = wanted.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON queued.project_id = wanted.project_id
+WHERE j.version IS DISTINCT FROM wanted.version OR queued.id IS DISTINCT FROM wanted.pending_retry_id;
 
 -- name: list_jobs
 -- A page of a project's jobs, newest first. The place to start from is always there, so that it bounds the index scan.
@@ -28,10 +47,14 @@ WHERE j.xmin::text IS DISTINCT FROM wanted.version OR r.id IS DISTINCT FROM want
 SELECT
     j.id, j.project_id, j.type, j.status, coalesce(j.attempts, 0), coalesce(j.max_attempts, 3), j.last_error,
     j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.xmin::text,
-    r.id, r.requested_at,
+    queued.id, queued.requested_at,
     false, NULL::jsonb
 FROM control_plane.jobs AS j
-LEFT JOIN redrive.retry_requests AS r ON r.job_id = j.id AND r.project_id = j.project_id AND r.state = 'queued'
+LEFT JOIN LATERAL (
+    SELECT r.id, r.project_id, r.requested_at FROM redrive.retry_requests AS r
+    WHERE r.job_id = j.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON queued.project_id = j.project_id
 WHERE
     j.project_id = $1
     AND (j.created_at, j.id) < (coalesce($5, 'infinity'::timestamptz), coalesce($6, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))

@@ -1,4 +1,5 @@
 -- The ledger, redrive.retry_requests: accepting, publishing and settling retry requests.
+-- Rows are looked up one by one, LATERAL or behind an OFFSET, for the reason that jobs.sql gives.
 -- Lock order, for every statement here: ledger rows by id, then jobs by id. Two batches can wait, never deadlock.
 
 -- name: accept
@@ -34,14 +35,17 @@ SELECT
     r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.reason, r.delay_seconds, r.extra_attempts,
     r.requested_at, r.processed_at, r.attempts_before, r.error_before
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
-JOIN redrive.retry_requests AS r USING (id, project_id);
+JOIN LATERAL (SELECT * FROM redrive.retry_requests WHERE retry_requests.id = wanted.id LIMIT 1) AS r
+    ON r.project_id = wanted.project_id;
 
 -- name: changed_retries
 -- Which of the requests are no longer as seen, or gone.
 -- $1 uuid[] ids, $2 text[] project ids, $3 text[] states seen; same length
 SELECT wanted.id, wanted.project_id
 FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (id, project_id, state)
-LEFT JOIN redrive.retry_requests AS r USING (id, project_id)
+LEFT JOIN LATERAL (
+    SELECT r.project_id, r.state FROM redrive.retry_requests AS r WHERE r.id = wanted.id LIMIT 1
+) AS r ON r.project_id = wanted.project_id
 WHERE r.state IS DISTINCT FROM wanted.state;
 
 -- name: history
@@ -52,11 +56,17 @@ WHERE r.state IS DISTINCT FROM wanted.state;
 SELECT
     id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
     requested_at, processed_at, attempts_before, error_before
-FROM redrive.retry_requests
+FROM (
+    SELECT * FROM redrive.retry_requests
+    WHERE
+        job_id = $2
+        AND (requested_at, id)
+            < (coalesce($6, 'infinity'::timestamptz), coalesce($7, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    ORDER BY requested_at DESC, id DESC
+    OFFSET 0
+) AS of_job
 WHERE
-    job_id = $2 AND project_id = $1
-    AND (requested_at, id)
-        < (coalesce($6, 'infinity'::timestamptz), coalesce($7, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    project_id = $1
     AND ($3::text IS NULL OR state = $3)
     AND ($4::uuid IS NULL OR batch_id = $4)
     AND ($5::text IS NULL OR actor = $5)
@@ -119,7 +129,9 @@ UPDATE redrive.retry_requests AS r
 SET publish_lease_until = now() + $2
 FROM (
     SELECT id FROM redrive.retry_requests
-    WHERE state = 'queued' AND published_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
+    WHERE
+        state = 'queued' AND processed_at IS NULL AND published_at IS NULL
+        AND (publish_lease_until IS NULL OR publish_lease_until < now())
     ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
     LIMIT $1
     FOR UPDATE SKIP LOCKED
@@ -157,7 +169,9 @@ UPDATE redrive.retry_requests AS r
 SET published_at = NULL, publish_lease_until = NULL
 FROM (
     SELECT id FROM redrive.retry_requests
-    WHERE state = 'queued' AND requested_at < now() - $1::interval AND published_at < now() - $1::interval
+    WHERE
+        state = 'queued' AND processed_at IS NULL
+        AND requested_at < now() - $1::interval AND published_at < now() - $1::interval
     ORDER BY (batch_id IS NOT NULL), requested_at, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED -- what a worker has in hand is not lost
@@ -170,7 +184,7 @@ RETURNING r.id;
 SELECT count(*), coalesce(extract(epoch FROM now() - min(requested_at)), 0)::float8
 FROM (
     SELECT requested_at FROM redrive.retry_requests
-    WHERE state = 'queued'
+    WHERE state = 'queued' AND processed_at IS NULL
     ORDER BY (batch_id IS NOT NULL), requested_at, id
     LIMIT 1000
 ) AS oldest;
@@ -179,7 +193,7 @@ FROM (
 -- Dispatch without a broker: lock the oldest queued requests that no other worker has in hand.
 -- $1 int how many
 SELECT id FROM redrive.retry_requests
-WHERE state = 'queued'
+WHERE state = 'queued' AND processed_at IS NULL
 ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
 LIMIT $1
 FOR UPDATE SKIP LOCKED;
@@ -189,7 +203,7 @@ FOR UPDATE SKIP LOCKED;
 -- $1 int how many
 SELECT id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at
 FROM redrive.retry_requests
-WHERE state = 'queued'
+WHERE state = 'queued' AND processed_at IS NULL
 ORDER BY (batch_id IS NOT NULL), requested_at, id
 LIMIT $1;
 

@@ -142,12 +142,14 @@ async def test_retry_and_wait_sees_the_job_through(redrive: Redrive, database_ur
 
 async def test_retry_and_wait_tells_of_a_rejection(redrive: Redrive, database_url: str, jobs: JobMaker) -> None:
     job = await jobs.failed()
-    accepted = await redrive.retry(job.id)
-    await jobs.fail_again(job)
-    async with a_worker(database_url):
-        retried = await redrive.retry_and_wait(job.id, timeout_s=30)  # the same request: it was queued already
+    async with asyncio.TaskGroup() as tasks:
+        waiting = tasks.create_task(redrive.retry_and_wait(job.id, timeout_s=30))
+        await eventually(jobs.queued)
+        await jobs.fail_again(job)
+        async with a_worker(database_url):
+            retried = await waiting
 
-    assert (retried.retry.id, retried.retry.outcome) == (accepted.retry.id, Outcome.SUPERSEDED)
+    assert (retried.retry.state, retried.retry.outcome) == (RetryState.REJECTED, Outcome.SUPERSEDED)
     assert retried.job is None
 
 

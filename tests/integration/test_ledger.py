@@ -18,9 +18,10 @@ from shared.errors import (
     RetryNotFound,
     StatementRefused,
 )
+from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.messages import RetryMessage
 from shared.models import JobId, Outcome, ProjectId, RetryId, RetryState, Version
-from shared.retries import RetryKey, RetryLedger
+from shared.retries import Accepted, RetryKey, RetryLedger
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
 
 Making = Callable[[JobMaker], Awaitable[MadeJob]]
@@ -46,6 +47,32 @@ async def test_a_second_request_while_one_is_queued_is_the_first(jobs: JobMaker,
     first = await ledger.accept(a_retry_of(job, actor="ann"))
     second = await ledger.accept(a_retry_of(job, actor="bob"))
     assert (second.retry, second.deduplicated) == (first.retry, True)
+
+
+@pytest.mark.parametrize("if_version", [False, True])
+async def test_a_key_whose_request_is_applied_while_another_post_looks_still_gets_the_first_answer(
+    jobs: JobMaker, ledger: RetryLedger, monkeypatch: pytest.MonkeyPatch, *, if_version: bool
+) -> None:
+    job = await jobs.failed()
+    key = IdempotencyKey(job.project_id, "k1", b"the same request")
+    request = msgspec.structs.replace(
+        a_retry_of(job), key=key, if_version=frozenset({job.version}) if if_version else None
+    )
+    first: list[Accepted] = []
+    find = IdempotencyKeys.find
+
+    async def find_too_early(keys: IdempotencyKeys, wanted: IdempotencyKey) -> Claim | None:
+        found = await find(keys, wanted)
+        monkeypatch.setattr(IdempotencyKeys, "find", find)
+        first.append(await ledger.accept(request))
+        await ledger.apply([a_message_for(job, request_id=first[0].retry.id)])
+        return found
+
+    monkeypatch.setattr(IdempotencyKeys, "find", find_too_early)
+    second = await ledger.accept(request)
+
+    assert (second.retry, second.replayed) == (first[0].retry, True)
+    assert await jobs.effects_of(job) == 1
 
 
 async def test_requests_in_parallel_for_one_job_are_one_row(jobs: JobMaker, ledger: RetryLedger) -> None:

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 COUNT: Final = int(os.environ.get("REDRIVE_FUZZ_COUNT", "2000"))
 SEED: Final = int(os.environ.get("REDRIVE_FUZZ_SEED", "20261123"))
 AT_ONCE: Final = 32
-PATIENCE_S: Final = 0.5
+PATIENCE_S: Final = 1.0
 """How long to wait for an answer to a request that may not be a whole one."""
 
 CANARY: Final = b"CaNaRy"
@@ -270,6 +270,25 @@ async def test_the_requests_to_damage_are_good_ones(fuzzed: Api, requests: list[
     assert [fault for answer in answers for fault in faults_of(answer)] == []
 
 
+OURS: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nX-Request-Id: r\r\nX-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"
+    b"Content-Type: application/problem+json\r\n\r\n" + b'{"code":"bad-request","request_id":"r"}'
+)
+
+
+@pytest.mark.parametrize(
+    ("was", "is_", "fault"),
+    [(b"", b"", None), (b"400", b"500", "status 500"), (b"400", b"302", "status 302"),
+     (b"nosniff", b"canary", "an echo"), (b"no-store\r\n", b"no-store\r\nServer: x\r\n", "a banner"),
+     (b"X-Request-Id: r\r\n", b"", "X-Request-Id is not there once"),
+     (b"problem+json", b"json", "another content type"),
+     (b"bad-request", b"bad", "an unknown code"), (b"{", b"", "no JSON"), (b'"r"', b'"s"', "another request's id")],
+)  # fmt: skip
+async def test_what_is_wrong_with_an_answer_is_seen(was: bytes, is_: bytes, fault: str | None) -> None:
+    assert ([*faults_of(OURS.replace(was, is_, 1)), None])[0] == fault
+
+
+@pytest.mark.timeout(120 + COUNT / 20)
 async def test_damaged_requests_are_answered_in_our_words_or_not_at_all(
     fuzzed: Api, requests: list[bytes], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -319,3 +338,31 @@ def internal_errors(api: Api) -> float:
         for sample in family.samples
         if sample.name == "redrive_http_requests_total" and sample.labels["status"] == "500"
     )
+
+
+# -- what damage has found
+
+
+@pytest.mark.parametrize("path", [b"/nowhere", b"/api/jobs"])
+@pytest.mark.parametrize("method", [b"GET", b"PUT"])
+async def test_an_expectation_of_bytes_that_are_no_text_is_refused_like_any_other(
+    fuzzed: Api, method: bytes, path: bytes
+) -> None:
+    (answer,) = await answers_to(fuzzed, good(method, path, b"Expect: 100-\xf9ontinue"))
+
+    assert (Reply.parsed(answer).status, Reply.parsed(answer).code) == (417, "expectation-failed")
+    assert [*faults_of(answer)] == []
+
+
+async def test_a_condition_of_bytes_that_are_no_text_goes_with_an_idempotency_key(fuzzed: Api, jobs: JobMaker) -> None:
+    job = await jobs.failed(project_id="fuzz")
+    path = f"/api/jobs/{job.id}/retry".encode()
+
+    async def code_of(condition: bytes) -> str:
+        (answer,) = await answers_to(fuzzed, good(b"POST", path, b"Idempotency-Key: k", b"If-Match: " + condition))
+        assert [*faults_of(answer)] == []
+        return str(Reply.parsed(answer).json.get("code"))
+
+    assert await code_of(b'"\xa6"') == "job-changed"
+    assert await code_of(b"*") == "None"
+    assert await code_of(b'"\xa6"') == "idempotency-key-reused"

@@ -62,6 +62,7 @@ async def id_of(operation: Operation, api: Api, jobs: JobMaker, project_id: str,
             return str(job.id)
 
 
+@pytest.mark.timeout(120 + EXAMPLES)
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
 async def test_every_answer_is_documented(

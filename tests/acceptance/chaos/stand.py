@@ -1,0 +1,277 @@
+"""The whole of Redrive on servers that may be broken, and the count of what came of it.
+
+    client ─▶ two apis ─▶ proxy ─▶ PostgreSQL ◀─ proxy ◀─ four workers
+                 └──────▶ proxy ─▶ RabbitMQ ◀─── proxy ◀───────┘
+
+A test opens a `trial`, breaks what it likes while loads flow, and leaves. Then everything heals by itself or not at
+all: servers are up again, processes that were killed are restarted as a supervisor would, and nothing else is touched.
+When all that was accepted is settled, effects are counted.
+"""
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Self
+from uuid import UUID
+
+import aio_pika
+import asyncpg
+
+from shared import topology
+from tests.acceptance.chaos.fleet import Member
+from tests.acceptance.chaos.load import Load
+from tests.acceptance.chaos.nursery import Nursery
+from tests.acceptance.chaos.tally import Tally
+from tests.eventually import eventually
+from tests.jobs import JobMaker, MadeJob
+from tests.queues import Queues
+from tests.servers.postgres import PrivatePostgres
+from tests.servers.processes import free_port
+from tests.servers.proxy import Proxy
+from tests.servers.rabbitmq import PrivateRabbitmq
+from tests.tokens import SECRET
+
+WORKERS = 4
+APIS = 2
+BYSTANDERS = 20
+RATE = 40.0
+SETTLED_WITHIN_S = 90.0
+WELL_WITHIN_S = 60.0
+_KILLABLE_AFTER_S = 2.5  # RabbitMQ 3.10 may lose a quorum queue that is younger; see PrivateRabbitmq.kill
+_LOST_CONNECTION = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError)
+
+
+@dataclass(slots=True)
+class Stand:
+    """Servers, programs and jobs."""
+
+    postgres: PrivatePostgres
+    rabbitmq: PrivateRabbitmq
+    database: Proxy
+    broker: Proxy
+    amqp_url: str
+    jobs: JobMaker
+    apis: list[Member] = field(default_factory=list)
+    workers: list[Member] = field(default_factory=list)
+    urls: list[str] = field(default_factory=list)
+    tell: Callable[[Tally], None] = print
+    _effects: int | None = None
+    _declared_at: float = 0.0
+
+    @classmethod
+    @asynccontextmanager
+    async def built(cls, postgres: PrivatePostgres, rabbitmq: PrivateRabbitmq) -> AsyncIterator[Self]:
+        """Start all of it, on a database and a virtual host of its own."""
+        await asyncio.gather(postgres.recover(), rabbitmq.recover())
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(rabbitmq.recover)
+            stack.push_async_callback(postgres.recover)
+            database_url = await stack.enter_async_context(postgres.postgres.database())
+            amqp_url = await stack.enter_async_context(rabbitmq.rabbitmq.vhost())
+            jobs = await stack.enter_async_context(JobMaker.on(database_url))
+            database = await stack.enter_async_context(Proxy.to(database_url))
+            broker = await stack.enter_async_context(Proxy.to(amqp_url))
+            stand = cls(postgres, rabbitmq, database, broker, amqp_url, jobs)
+            nursery = await stack.enter_async_context(Nursery.opened())
+            settings = {
+                "DATABASE_URL": database.url_of(database_url), "AMQP_URL": broker.url_of(amqp_url),
+                "JWT_SECRET": SECRET, "LIMIT_IP": "off", "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off",
+                "WORKER_BATCH_SIZE": "20",  # more batches, and more gaps between them to be hit in
+            }  # fmt: skip
+            for _ in range(APIS):
+                port = free_port()
+                stand.urls.append(f"http://127.0.0.1:{port}")
+                stand.apis.append(
+                    await stack.enter_async_context(Member.kept(nursery, "api", {**settings, "PORT": str(port)}))
+                )
+            for _ in range(WORKERS):
+                stand.workers.append(await stack.enter_async_context(Member.kept(nursery, "worker", settings)))
+            await stand.all_well()
+            stand._declared_at = time.monotonic()
+            yield stand
+            await postgres.recover()  # what follows drops the database and the virtual host
+            await rabbitmq.recover()
+
+    @property
+    def members(self) -> list[Member]:
+        return [*self.apis, *self.workers]
+
+    async def heal(self) -> None:
+        """End every fault."""
+        for member in self.members:
+            member.go_on()
+            member.well_again()
+        await self.database.heal()
+        await self.broker.heal()
+        await asyncio.gather(self.postgres.recover(), self.rabbitmq.recover())
+
+    async def all_well(self) -> None:
+        """Wait until every program says that it can work: apis with a broker, workers with their consumers."""
+
+        async def well() -> bool:
+            for member in self.members:
+                assert await member.ready(), f"{member.command} is not ready: {member.log[-1000:]}"
+                assert not member.failing
+            for api in self.apis:
+                assert api.program is not None
+                assert (await api.program.health())["status"] == "ok"
+            return True
+
+        await eventually(well, within_s=WELL_WITHIN_S, every_s=0.1)
+
+    @asynccontextmanager
+    async def trial(self, promise: str, *, seed: int | None = None) -> AsyncIterator["Trial"]:
+        """Break things for a while; then demand that nothing was lost, doubled or made up."""
+        for member in self.members:
+            member.revive()
+        await self.heal()
+        await self.all_well()
+        if self._effects is not None:
+            now = len(await self.rows("SELECT FROM public.test_effects"))
+            assert now == self._effects, "something was applied after the last trial had ended"
+        await self._forget()
+        tally = Tally.of(promise, seed=seed)
+        trial = Trial(self, tally, tally.rng, await self.jobs.many_failed(BYSTANDERS))
+        try:
+            yield trial
+            await trial.settle()
+        finally:
+            tally.end()
+            print(tally)  # noqa: T201 - a test that fails shows it
+            self.tell(tally)
+        assert not trial.wrong, trial.wrong[:10]
+        assert tally.faultless, str(tally)
+
+    async def _forget(self) -> None:
+        """Begin with no effects, and with nothing in line that a trial before has left there by failing."""
+
+        async def idle() -> bool:
+            return not await self.rows("SELECT FROM redrive.retry_requests WHERE state = 'queued'")
+
+        await eventually(idle, within_s=SETTLED_WITHIN_S, every_s=0.1)
+        await self.jobs.pool.execute("TRUNCATE public.test_effects")
+        self._effects = None
+
+    async def rows(self, sql: str, *args: object) -> list[asyncpg.Record]:
+        """Ask the database itself, not by way of the proxy, as soon as it answers."""
+
+        async def look() -> list[list[asyncpg.Record]]:
+            try:
+                return [await self.jobs.pool.fetch(sql, *args)]
+            except _LOST_CONNECTION as lost:
+                raise AssertionError("the database is away") from lost
+
+        return (await eventually(look, within_s=30))[0]
+
+    @asynccontextmanager
+    async def queues(self) -> AsyncIterator[Queues]:
+        """The queues as they are: nothing is declared, so that nothing is mended."""
+        connection = await aio_pika.connect(self.amqp_url, timeout=10)
+        async with connection:
+            channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+            yield Queues(connection, await channel.get_exchange(topology.EXCHANGE, ensure=False))
+
+    async def kill_broker(self) -> None:
+        """Kill RabbitMQ, once it may be killed."""
+        await asyncio.sleep(max(0.0, self._declared_at + _KILLABLE_AFTER_S - time.monotonic()))
+        await self.rabbitmq.kill()
+
+
+@dataclass(slots=True)
+class Trial:
+    """One test's loads, random choices and counts."""
+
+    stand: Stand
+    tally: Tally
+    rng: random.Random
+    bystanders: Sequence[MadeJob]
+    published: dict[UUID, MadeJob] = field(default_factory=dict)
+    """What the test itself has published, as another program would."""
+    wrong: list[str] = field(default_factory=list)
+    _loads: list[Load] = field(default_factory=list)
+
+    async def load(self, *, count: int, rate: float = RATE, reads: float = 0.0) -> Load:
+        """A load on jobs of its own; `count` is how many it asks for at most."""
+        jobs = await self.stand.jobs.many_failed(count)
+        load = Load(self.stand.urls, jobs, random.Random(self.rng.random()), rate, reads)
+        self._loads.append(load)
+        return load
+
+    def killed(self, times: int = 1) -> None:
+        """Count a fault."""
+        self.tally.kills += times
+
+    async def pause(self, shortest_s: float, longest_s: float) -> None:
+        """Let the load flow for a random while."""
+        await asyncio.sleep(self.rng.uniform(shortest_s, longest_s))
+
+    @property
+    def acked(self) -> Mapping[UUID, MadeJob]:
+        acked = dict(self.published)
+        for load in self._loads:
+            acked |= load.acked
+        return acked
+
+    async def unsettled(self) -> int:
+        """How many accepted requests the ledger has not settled, or does not know yet."""
+        (row,) = await self.stand.rows(
+            """
+            SELECT count(*) FILTER (WHERE r.state IS NULL OR r.state = 'queued')
+            FROM unnest($1::uuid[]) AS acked (id) LEFT JOIN redrive.retry_requests AS r USING (id)
+            """,
+            list(self.acked),
+        )
+        return int(row[0])
+
+    async def settle(self) -> None:
+        """End all faults, wait until everything is well and settled, and count."""
+        healed_at = time.monotonic()
+        await self.stand.heal()
+
+        async def settled() -> bool:
+            if unsettled := await self.unsettled():
+                raise AssertionError(f"{unsettled} of {len(self.acked)} accepted requests are not settled")
+            async with self.stand.queues() as queues:
+                return await queues.drained()
+
+        try:
+            await eventually(settled, within_s=SETTLED_WITHIN_S, every_s=0.1)
+            await self.stand.all_well()
+        finally:
+            self.tally.notes["healed_after_s"] = round(time.monotonic() - healed_at, 1)
+            await self._count()
+        self.stand._effects = self.tally.effects
+
+    async def _count(self) -> None:
+        acked = self.acked
+        rows = await self.stand.rows(
+            "SELECT id, job_id, state FROM redrive.retry_requests WHERE job_id = ANY ($1::uuid[])",
+            [job.id for load in self._loads for job in load.jobs] + [job.id for job in self.published.values()],
+        )
+        effects = Counter(row["job_id"] for row in await self.stand.rows("SELECT job_id FROM public.test_effects"))
+        asked = Counter(job.id for job in acked.values())
+        parked = Counter(
+            row["job_id"] for row in rows if row["id"] in acked and row["state"] not in {"applied", "queued"}
+        )
+        doubtful = Counter(row["job_id"] for row in rows if row["id"] not in acked)  # written down, never answered
+        tally = self.tally
+        tally.effects = effects.total()
+        tally.acked = len(acked)
+        tally.parked = parked.total()
+        for job_id in asked | effects:
+            due, happened = asked[job_id] - parked[job_id], effects[job_id]
+            tally.applied += min(due, happened)
+            tally.lost += max(0, due - happened)
+            beyond = max(0, happened - due - doubtful[job_id])
+            if asked[job_id]:
+                tally.doubled += beyond
+            else:
+                tally.unexpected += beyond
+        for load in self._loads:
+            self.wrong += load.wrong
+        for member in self.stand.members:
+            self.wrong += member.deaths

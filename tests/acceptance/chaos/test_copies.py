@@ -1,0 +1,102 @@
+"""Messages and requests that come more than once, or make no sense: P3, P4, P9."""
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from shared import topology
+from shared.messages import MAX_BYTES, VERSION, RetryMessage
+from tests.acceptance.chaos.stand import Stand
+from tests.acceptance.chaos.tally import scaled
+from tests.eventually import eventually
+from tests.jobs import a_message_for
+from tests.queues import Queues
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.xdist_group("private servers")]
+
+COPIES = 10
+POSTS = 200
+POISONS = [
+    (b"poison", "not JSON"),
+    (json.dumps({"v": VERSION}).encode(), "missing required field"),
+    (json.dumps({"v": 99, "request_id": "0" * 8, "job_id": 1, "project_id": "p1"}).encode(), ""),
+    (b" " * (MAX_BYTES + 1), "bytes"),
+]
+
+
+async def test_p3_doubled_messages_have_one_effect(stand: Stand) -> None:
+    count = scaled(50, full=2_000)
+    async with stand.trial("P3 every message ten times") as trial:
+        load = await trial.load(count=count, rate=200)
+        for worker in stand.workers:
+            worker.pause()
+        async with load.flowing():
+            await eventually(lambda: len(load.acked) == count, within_s=30 + count / 40)
+        others = {message.id: (job, message) for job in await stand.jobs.many_failed(count)
+                  for message in [a_message_for(job)]}  # fmt: skip
+        trial.published |= {id_: job for id_, (job, _) in others.items()}
+        messages = [message for _, message in others.values()] + [
+            a_message_for(job, request_id=id_) for id_, job in load.acked.items()
+        ]
+        copies = messages * COPIES
+        trial.rng.shuffle(copies)
+        async with stand.queues() as queues:
+            half = len(copies) // 2
+            await publish(queues, copies[:half])
+            for worker in stand.workers:
+                worker.go_on()
+            await publish(queues, copies[half:])
+        trial.killed(len(copies) - len(messages))
+
+
+async def publish(queues: Queues, messages: "Iterable[RetryMessage | bytes]") -> None:
+    """Publish at once, a hundred at a time."""
+    left = iter(messages)
+
+    async def some() -> None:
+        for message in left:
+            await queues.publish(message)
+
+    await asyncio.gather(*(some() for _ in range(100)))
+
+
+async def test_p4_one_idempotency_key_has_one_effect(stand: Stand) -> None:
+    keys = scaled(4, full=100)
+    async with stand.trial("P4 many posts with the same key") as trial:
+        load = await trial.load(count=keys)
+        async with load.opened():
+            for job in load.jobs:
+                await asyncio.gather(*(load.post(job, f"key-of-{job.id}") for _ in range(POSTS)))
+        trial.killed(keys * (POSTS - 1))
+        assert len(load.acked) == keys
+        assert {call.status for call in load.calls} == {202}
+
+
+async def test_p9_one_bad_message_spoils_nothing(stand: Stand) -> None:
+    thousands = scaled(1, full=20)
+    async with stand.trial("P9 one poison in a thousand") as trial:
+        jobs = await stand.jobs.many_failed(999 * thousands)
+        good = [a_message_for(job) for job in jobs]
+        trial.published |= {message.id: job for message, job in zip(good, jobs, strict=True)}
+        poisons = [POISONS[number % len(POISONS)] for number in range(thousands)]
+        trial.rng.shuffle(poisons)
+        messages: list[RetryMessage | bytes] = [*good, *(body for body, _ in poisons)]
+        trial.rng.shuffle(messages)
+        async with stand.queues() as queues:
+            await queues.take_dead()
+            await publish(queues, messages)
+            trial.killed(thousands)
+            await eventually(lambda: _dead(queues, thousands), within_s=30)
+            letters = await queues.take_dead()
+        assert sorted(letter.body for letter in letters) == sorted(body for body, _ in poisons)
+        reasons = dict(POISONS)
+        assert all(reasons[letter.body] in str(letter.reason) and letter.reason for letter in letters)
+
+
+async def _dead(queues: Queues, count: int) -> bool:
+    return await queues.waiting(topology.RETRIES_DEAD) >= count

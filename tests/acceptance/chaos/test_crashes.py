@@ -1,0 +1,117 @@
+"""Processes that are killed or told to stop, under load: P2, P10, P11."""
+
+import signal
+from functools import partial
+
+import pytest
+
+from shared.failpoints import Failpoint
+from tests.acceptance.chaos.fleet import Member
+from tests.acceptance.chaos.stand import Stand
+from tests.acceptance.chaos.tally import SCALE, scaled
+from tests.eventually import eventually
+
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.xdist_group("private servers")]
+
+OF_WORKERS = [
+    Failpoint.AFTER_RECEIVE,
+    Failpoint.IN_TRANSACTION,
+    Failpoint.BEFORE_COMMIT,
+    Failpoint.AFTER_COMMIT,
+    Failpoint.BEFORE_ACK,
+]
+BEFORE_COMMIT = OF_WORKERS[:3]
+OF_APIS = [Failpoint.AFTER_INSERT, Failpoint.AFTER_CONFIRM]
+GRACE_S = 10.0
+
+
+async def test_p2_a_202_takes_effect_once_though_workers_die_at_every_failpoint(stand: Stand) -> None:
+    each = scaled(1, full=50)
+    async with stand.trial("P2 worker killed at each failpoint") as trial:
+        points = [str(point) for point in OF_WORKERS for _ in range(each)]
+        trial.rng.shuffle(points)
+        load = await trial.load(count=60 * len(points) + 1200)
+        doomed = stand.workers[1:]  # one lives on, and settles what the others leave behind
+        before = sum(worker.kills for worker in doomed)
+        async with load.flowing():
+            for number, worker in enumerate(doomed):
+                worker.fail_at(points[number :: len(doomed)])
+            await eventually(
+                lambda: not any(worker.failing for worker in doomed), within_s=30 + 8 * len(points), every_s=0.1
+            )
+        trial.killed(sum(worker.kills for worker in doomed) - before)
+
+
+async def test_p2_a_202_takes_effect_once_though_workers_die_at_random(stand: Stand) -> None:
+    kills = scaled(4, full=100)
+    async with stand.trial("P2 worker killed at random") as trial:
+        load = await trial.load(count=200 * kills + 400)
+        async with load.flowing():
+            for _ in range(kills):
+                await trial.pause(0.1, 0.8)
+                worker = trial.rng.choice(stand.workers)
+                await eventually(worker.ready, within_s=30, every_s=0.1)
+                await worker.replaced(signal.SIGKILL)
+                trial.killed()
+
+
+async def test_p2_a_202_takes_effect_once_though_apis_die_at_every_failpoint(stand: Stand) -> None:
+    each = scaled(1, full=50)
+    async with stand.trial("P2 api killed at each failpoint") as trial:
+        # What an api has leased when it dies before publishing waits for half a minute: too long for `make test`, where
+        # P20 does it.
+        points = [str(point) for point in [*OF_APIS, *([Failpoint.BEFORE_PUBLISH] if SCALE > 1 else [])] * each]
+        trial.rng.shuffle(points)
+        load = await trial.load(count=400 * len(points) + 800)
+        async with load.flowing():
+            for point in points:
+                api = trial.rng.choice(stand.apis)
+                before = api.kills
+                api.fail_at([point], by=signal.SIGTERM)  # a killed one might hold a lease, too
+                await eventually(partial(_ended, api, before + 2), within_s=40, every_s=0.05)
+                trial.killed()
+                await eventually(api.ready, within_s=30, every_s=0.1)
+
+
+def _ended(member: Member, times: int) -> bool:
+    return member.kills >= times
+
+
+async def test_p10_a_crash_loop_loses_nothing(stand: Stand) -> None:
+    kills = scaled(8, full=60)
+    async with stand.trial("P10 crash loop on the same messages") as trial:
+        load = await trial.load(count=200, rate=200)
+        before = sum(worker.kills for worker in stand.workers)
+        for number, worker in enumerate(stand.workers):
+            worker.fail_at([str(trial.rng.choice(BEFORE_COMMIT)) for _ in range(number, kills, len(stand.workers))])
+        async with load.flowing():
+            await eventually(lambda: len(load.acked) == 200, within_s=30)
+
+        # None of them can commit anything. Whoever is given nothing any more, because RabbitMQ has given up on what is
+        # left, would wait for ever.
+        async def over() -> bool:
+            return not any(worker.failing for worker in stand.workers) or await trial.unsettled() == 0
+
+        await eventually(over, within_s=30 + 8 * kills, every_s=0.2)
+        trial.killed(sum(worker.kills for worker in stand.workers) - before)
+    assert trial.tally.applied + trial.tally.parked == 200
+
+
+async def test_p11_stopping_is_graceful(stand: Stand) -> None:
+    stops = scaled(3, full=50)
+    async with stand.trial("P11 api and worker told to stop") as trial:
+        load = await trial.load(count=400 * stops + 400, reads=40)
+        members = [stand.apis[0], stand.workers[0], stand.apis[1]]
+        async with load.flowing():
+            for number in range(stops):
+                member = members[number % 3]
+                await trial.pause(0.2, 0.6)
+                await member.replaced(signal.SIGTERM)
+                trial.killed()
+                await eventually(member.ready, within_s=30, every_s=0.1)
+        slowest_s = max(seconds for member in members for seconds in member.stop_seconds)
+        trial.tally.notes["slowest_stop_s"] = round(slowest_s, 1)
+        # A connection that is refused is no answer that was cut off: there, the next one is asked.
+        assert {call.error for call in load.calls if call.status == 0} <= {"ClientConnectorError"}
+        assert {call.status for call in load.calls} <= {0, 200, 202}
+        assert slowest_s < GRACE_S

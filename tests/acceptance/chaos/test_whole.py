@@ -1,0 +1,130 @@
+"""The whole, under random faults: P20."""
+
+import asyncio
+import signal
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+
+from shared import topology
+from shared.failpoints import Failpoint
+from tests.acceptance.chaos.fleet import Member
+from tests.acceptance.chaos.stand import RATE, Stand, Trial
+from tests.acceptance.chaos.tally import scaled
+
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.xdist_group("private servers")]
+
+SEED = 20
+EVERY_S = 3.0
+LONGEST_S = 12.0
+Fault = Callable[[], Awaitable[None]]
+
+
+class Faults:
+    """What may go wrong; each fault ends what it has begun."""
+
+    def __init__(self, stand: Stand, trial: Trial) -> None:
+        self._stand = stand
+        self._trial = trial
+        self._rng = trial.rng
+        self._broker_is_down: asyncio.Task[None] | None = None
+
+    def choices(self) -> dict[str, tuple[int, Fault]]:
+        """Faults by name, with their weights: a broker takes ten seconds to come back."""
+        stand = self._stand
+        return {
+            "worker killed": (4, partial(self._killed, stand.workers)),
+            "worker killed at failpoint": (4, self._worker_failed),
+            "api killed": (2, partial(self._killed, stand.apis)),
+            "api killed at failpoint": (2, self._api_failed),
+            "broker killed": (1, self._broker_killed),
+            "broker frozen": (2, self._broker_frozen),
+            "broker cut off": (2, partial(self._cut, "broker")),
+            "database cut off": (2, partial(self._cut, "database")),
+            "database crashed": (2, self._database_crashed),
+            "database frozen": (2, self._database_frozen),
+            "jobs locked": (2, self._jobs_locked),
+            "queue unbound": (1, self._unbound),
+        }
+
+    async def _killed(self, members: list[Member]) -> None:
+        member = self._rng.choice(members)
+        if member.program is not None and await member.program.readiness():
+            member.send(signal.SIGKILL)
+
+    async def _worker_failed(self) -> None:
+        points = [Failpoint.AFTER_RECEIVE, Failpoint.IN_TRANSACTION, Failpoint.BEFORE_COMMIT, Failpoint.AFTER_COMMIT,
+                  Failpoint.BEFORE_ACK]  # fmt: skip
+        self._rng.choice(self._stand.workers).fail_at([self._rng.choice(points)])
+
+    async def _api_failed(self) -> None:
+        points = [Failpoint.AFTER_INSERT, Failpoint.BEFORE_PUBLISH, Failpoint.AFTER_CONFIRM]
+        self._rng.choice(self._stand.apis).fail_at([self._rng.choice(points)])
+
+    async def _broker_killed(self) -> None:
+        await self._stand.kill_broker()
+        await self._stand.rabbitmq.start()
+
+    async def _broker_frozen(self) -> None:
+        await self._stand.rabbitmq.freeze()
+        await self._trial.pause(0.5, 4)
+        await self._stand.rabbitmq.thaw()
+
+    async def _cut(self, which: str) -> None:
+        proxy = self._stand.broker if which == "broker" else self._stand.database
+        match self._rng.randrange(4):
+            case 0:
+                await proxy.reset()
+                return
+            case 1:
+                await proxy.stall()
+            case 2:
+                await proxy.black_hole()
+            case _:
+                await proxy.refuse()
+                await proxy.reset()
+        await self._trial.pause(0.5, 3)
+        await proxy.heal()
+
+    async def _database_crashed(self) -> None:
+        await (self._stand.postgres.kill() if self._rng.random() < 0.5 else self._stand.postgres.stop_immediate())
+        await self._trial.pause(0, 1)
+        await self._stand.postgres.start()
+
+    async def _database_frozen(self) -> None:
+        await self._stand.postgres.freeze()
+        await self._trial.pause(0.5, 3)
+        await self._stand.postgres.thaw()
+
+    async def _jobs_locked(self) -> None:
+        async with self._stand.jobs.locked():
+            await self._trial.pause(0.5, 3)
+
+    async def _unbound(self) -> None:
+        async with self._stand.queues() as queues:
+            await queues.unbind(topology.RETRIES, topology.KEY_RETRY)
+
+
+async def test_p20_the_whole_under_random_faults(stand: Stand) -> None:
+    seconds = scaled(20, full=1_800)
+    async with stand.trial("P20 one random fault after another", seed=SEED) as trial:
+        faults = Faults(stand, trial)
+        choices = faults.choices()
+        weights = [weight for weight, _ in choices.values()]
+        happened: Counter[str] = Counter()
+        load = await trial.load(count=int((seconds + 60) * RATE), reads=20)
+        async with load.flowing():
+            until = time.monotonic() + seconds
+            # First what takes longest to heal: a lease that nobody ends has to run out.
+            stand.apis[0].fail_at([Failpoint.BEFORE_PUBLISH])
+            trial.killed(2)
+            while (began_at := time.monotonic()) < until:
+                (name,) = trial.rng.choices(list(choices), weights)
+                await choices[name][1]()
+                trial.killed()
+                happened[name] += 1
+                await asyncio.sleep(max(0.0, began_at + EVERY_S - time.monotonic()))
+        trial.tally.notes["faults"] = dict(happened)

@@ -1,0 +1,31 @@
+"""An api that looks twenty times a second for what its waiters wait for, on a database of the module's own."""
+
+from collections.abc import AsyncIterator
+
+from shared.database import Database
+from shared.jobs import JobStore
+from shared.retries import RetryLedger
+from tests.api_server import Api, serving
+from tests.integration.api.conftest import database_url, jobs, module_fixture
+
+__all__ = ["api", "database", "database_url", "jobs", "ledger"]
+
+TICK_S = 0.05
+
+
+@module_fixture
+async def api(database_url: str) -> AsyncIterator[Api]:
+    async with serving(database_url, watch_interval=TICK_S) as running:
+        yield running
+
+
+@module_fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    async with Database(database_url, program="test", timeout_s=2, pool_size=2).opened() as opened:
+        yield opened
+
+
+@module_fixture
+async def ledger(database: Database) -> RetryLedger:
+    """The worker's side: `apply_queued` settles what the api has accepted."""
+    return RetryLedger(database, JobStore(database))

@@ -1,0 +1,282 @@
+"""A job's events: a stream that says how the job stands, and then what becomes of it."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+import aiohttp
+import pytest
+
+import api.events
+from shared.retries import RetryLedger
+from tests.api_server import Api, serving
+from tests.eventually import eventually
+from tests.jobs import JobMaker, MadeJob
+from tests.tokens import token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SOON_S = 5
+
+
+class Event(NamedTuple):
+    """One block of the stream, its fields as a client of the standard reads them."""
+
+    fields: dict[str, str]
+    comment: str = ""
+
+    @property
+    def data(self) -> Any:  # noqa: ANN401 - whatever the event holds
+        return json.loads(self.fields["data"])
+
+    @classmethod
+    def parsed(cls, block: bytes) -> "Event":
+        lines = block.decode().split("\n")
+        if lines[0].startswith(":"):
+            return cls({}, "\n".join(lines))
+        fields = [line.split(": ", 1) for line in lines]
+        assert len(fields) == len(dict(fields)) == 3, "event, id and data, each on one line"
+        return cls(dict(fields))
+
+
+class Stream:
+    """A stream as a client reads it."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self.answer = answer
+
+    async def next(self) -> Event | None:
+        """The next block; None at the end."""
+        async with asyncio.timeout(SOON_S):
+            try:
+                block = await self.answer.content.readuntil(b"\n\n")
+            except asyncio.IncompleteReadError as end:
+                block = end.partial
+        assert not block or block.endswith(b"\n\n")
+        return Event.parsed(block.removesuffix(b"\n\n")) if block else None
+
+    async def news(self) -> Event:
+        event = await self.next()
+        assert event is not None
+        return event
+
+
+def path_of(job: MadeJob) -> str:
+    return f"/api/jobs/{job.id}/events"
+
+
+@asynccontextmanager
+async def stream_of(running: Api, job: MadeJob, *, bearer: str | None = None) -> AsyncIterator[Stream]:
+    headers = {"Authorization": f"Bearer {bearer or token()}"}
+    url = f"http://127.0.0.1:{running.port}{path_of(job)}"
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
+        yield Stream(answer)
+
+
+async def set_status(jobs: JobMaker, job: MadeJob, status: str) -> None:
+    await jobs.pool.execute("UPDATE control_plane.jobs SET status = $2 WHERE id = $1", job.id, status)
+
+
+async def test_the_first_event_is_the_job_as_it_stands(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+    read = await api.get(f"/api/jobs/{job.id}")
+
+    async with stream_of(api, job) as stream:
+        event = await stream.news()
+
+    assert event.fields["event"] == "job"
+    assert f'"{event.fields["id"]}"' == read.headers["ETag"]
+    assert event.data == read.data
+    headers = stream.answer.headers
+    assert stream.answer.status == 200
+    assert headers["Content-Type"] == "text/event-stream"
+    assert headers["Cache-Control"] == "private, no-cache"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert "X-Request-Id" in headers
+    assert "Server" not in headers
+    assert "ETag" not in headers
+
+
+async def test_each_change_is_heard_and_the_stream_ends_after_done(
+    api: Api, jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    job = await jobs.failed()
+    await api.post(f"/api/jobs/{job.id}/retry")
+    async with stream_of(api, job) as stream:
+        heard = [await stream.news()]
+        await ledger.apply_queued(10)
+        heard.append(await stream.news())
+        await set_status(jobs, job, "running")
+        heard.append(await stream.news())
+        await set_status(jobs, job, "completed")
+        heard.append(await stream.news())
+        assert await stream.next() is None
+
+    assert [event.data["status"] for event in heard] == ["failed", "pending", "running", "completed"]
+    assert [event.data["done"] for event in heard] == [False, False, False, True]
+    assert len({event.fields["id"] for event in heard}) == 4
+    assert api.counted("redrive_waiters") == 0
+
+
+async def test_a_job_that_is_done_is_one_event(api: Api, jobs: JobMaker) -> None:
+    for job in (await jobs.completed(), await jobs.failed()):
+        async with stream_of(api, job) as stream:
+            assert (await stream.news()).data["done"]
+            assert await stream.next() is None
+
+
+async def test_an_event_is_one_line_of_data_whatever_is_in_it(api: Api, jobs: JobMaker) -> None:
+    nasty = "a\nb\r\nc\u2028d\u0085e\n\ndata: {}\n\nevent: x: ü \x1b[0m"
+    job = await jobs.failed(last_error=nasty, kind="a\ntype")
+
+    async with stream_of(api, job) as stream:
+        event = await stream.news()
+
+    assert (event.data["last_error"], event.data["type"]) == (nasty, "a\ntype")
+
+
+async def test_a_silent_stream_is_kept_alive(api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api_events(), "KEEP_ALIVE_S", 0.1)
+    job = await jobs.pending()
+    async with stream_of(api, job) as stream:
+        blocks = [await stream.next() for _ in range(4)]
+        await set_status(jobs, job, "completed")
+        while (last := await stream.news()).comment:
+            pass
+
+    assert [block and block.comment for block in blocks] == ["", ": keep-alive", ": keep-alive", ": keep-alive"]
+    assert last.data["status"] == "completed"
+
+
+def api_events() -> Any:  # noqa: ANN401 - the module, which the fixture's name hides
+    return api.events
+
+
+async def test_a_stream_ends_when_its_token_does(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+    expires_at = int(time.time()) + 2
+    async with stream_of(api, job, bearer=token(exp=expires_at)) as stream:
+        assert (await stream.news()).data["status"] == "pending"
+        assert await stream.next() is None
+
+    assert -0.1 < time.time() - expires_at < SOON_S
+
+
+async def test_a_stream_ends_when_the_api_stops(database_url: str, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+    async with serving(database_url) as running, stream_of(running, job) as stream:
+        await stream.news()
+        await eventually(lambda: running.counted("redrive_waiters") == 1)
+        began = time.monotonic()
+        await running.app.shutdown()
+        assert await stream.next() is None
+        assert time.monotonic() - began < 1
+
+
+async def test_a_stream_ends_when_its_job_is_gone(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+    async with stream_of(api, job) as stream:
+        await stream.news()
+        await eventually(lambda: api.counted("redrive_waiters") == 1)
+        await jobs.pool.execute("DELETE FROM control_plane.jobs WHERE id = $1", job.id)
+        assert await stream.next() is None
+
+    assert (await api.get(path_of(job))).code == "job-not-found"
+
+
+async def test_a_client_that_leaves_its_stream_is_forgotten(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+    async with stream_of(api, job) as stream:
+        await stream.news()
+        await eventually(lambda: api.counted("redrive_waiters") == 1)
+
+    await eventually(lambda: api.counted("redrive_waiters") == 0)
+
+
+async def test_beyond_the_most_that_may_wait_a_stream_is_one_event(database_url: str, jobs: JobMaker) -> None:
+    first, second = await jobs.pending(), await jobs.pending()
+    async with serving(database_url, max_waiters=1) as running, stream_of(running, first) as one:
+        await one.news()
+        await eventually(lambda: running.counted("redrive_waiters") == 1)
+        async with stream_of(running, second) as two:
+            assert (await two.news()).data["id"] == str(second.id)
+            assert await two.next() is None
+
+
+async def test_a_hundred_streams_hear_of_one_change(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+
+    async def last_heard() -> object:
+        async with stream_of(api, job) as stream:
+            last = None
+            while (event := await stream.next()) is not None:
+                last = event.data["status"]
+            return last
+
+    heard = [asyncio.create_task(last_heard()) for _ in range(100)]
+    await eventually(lambda: api.counted("redrive_waiters") == 100)
+    await set_status(jobs, job, "completed")
+
+    assert await asyncio.gather(*heard) == ["completed"] * 100
+
+
+async def test_a_client_that_never_reads_is_cut_off_and_costs_no_more_than_its_buffers(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_events(), "WRITE_TIMEOUT_S", 0.5)
+    job = await jobs.pending()
+    answered = {"method": "GET", "route": "/api/jobs/{id}/events", "status": "200"}
+    cut_before = api.counted("redrive_http_requests_total", **answered)
+    size, written, received = 2_000_000, 0, 0
+    loop = asyncio.get_running_loop()
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(0)
+        await loop.sock_connect(sock, ("127.0.0.1", api.port))
+        head = f"GET {path_of(job)} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token()}\r\n\r\n"
+        await loop.sock_sendall(sock, head.encode())
+        await eventually(lambda: api.counted("redrive_waiters") == 1)
+
+        async def is_cut_off() -> bool:
+            nonlocal written
+            await jobs.pool.execute(
+                "UPDATE control_plane.jobs SET last_error = repeat('x', $2), attempts = 1 - attempts WHERE id = $1",
+                job.id,
+                size,
+            )
+            written += size
+            return api.counted("redrive_http_requests_total", **answered) == cut_before + 1
+
+        await eventually(is_cut_off, within_s=20, every_s=0.1)
+        assert api.counted("redrive_waiters") == 0
+        with suppress(ConnectionResetError):
+            async with asyncio.timeout(SOON_S):
+                while chunk := await loop.sock_recv(sock, 1 << 20):
+                    received += len(chunk)
+
+    # What it was sent fits into the kernel's buffers, and the event that was one too many was never sent whole.
+    assert received < written
+    assert received % size
+
+
+async def test_a_stream_is_for_those_who_may_read_the_job(api: Api, jobs: JobMaker) -> None:
+    foreign, own = await jobs.failed(project_id="p2"), await jobs.failed()
+    answers = [
+        (await api.get(f"/api/jobs/{job_id}/events", headers={"X-Request-Id": "r1"})).without_date
+        for job_id in (foreign.id, uuid4())
+    ]
+
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 404
+    assert answers[0][1]["Content-Type"] == "application/problem+json"
+    assert (await api.get("/api/jobs/1/events")).code == "invalid-job-id"
+    assert (await api.get(f"{path_of(own)}?include=payload")).code == "invalid-parameter"
+    assert (await api.get(path_of(own), token=token(scope="jobs:retry"))).code == "insufficient-scope"
+    assert (await api.get(path_of(own), token=token(exp=1))).code == "invalid-token"
+    admin = token(scope="jobs:read jobs:admin")
+    assert (await api.get(f"{path_of(foreign)}?project_id=p2", token=admin)).status == 200

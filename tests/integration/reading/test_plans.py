@@ -1,0 +1,215 @@
+"""What PostgreSQL does for our statements on tables that are not small: never a scan of a table that grows.
+
+With the contract's index on the jobs, and settings as `shared/database.py` makes them.
+"""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from shared.database import Database
+from shared.sql import blocks
+from tests.integration.api.conftest import module_fixture
+from tests.servers.postgres import Postgres
+from tests.statements import FILES, NAMES
+
+if TYPE_CHECKING:
+    import asyncpg
+    from asyncpg.pool import PoolConnectionProxy
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("large tables")]  # filled once
+
+BIG = 80_000
+MANY = 200
+GROWING = {"jobs", "retry_requests"}
+# These hold nothing but what waits, or what was given up: the condition is in the index itself.
+OF_FEW = {"retry_requests_queued_idx", "retry_requests_unpublished_idx", "retry_requests_dead_idx"}
+# These want all that waits, in its order; whoever looks for one job's request must not read along the line.
+IN_LINE = {"publishable", "republish_stale", "backlog", "take_queued", "queued", "any_overdue", "dead_lettered"}
+# These look for some ids among what waits: in an empty table that may be one pass over it, and never one for each.
+ONE_PASS = {"cancel", "dead_letter", "overdue_among", "redrive", "prune_batches"}
+STATEMENTS = [
+    pytest.param(name, sql, id=f"{file.stem}.{name}")
+    for file in FILES
+    for name, sql in blocks(file.read_text("utf-8")).items()
+]
+SQL = {name: sql for sql, name in NAMES.items()}
+OLD_BATCH = UUID(int=1, version=4)
+
+
+@asynccontextmanager
+async def connected(database_url: str) -> AsyncIterator["PoolConnectionProxy[asyncpg.Record]"]:
+    """A connection with the settings that the programs give it, but for the time that it may take."""
+    database = Database(database_url, program="test", timeout_s=60, pool_size=1)
+    async with database.opened(), database._pool.acquire() as connection:
+        yield connection
+
+
+@module_fixture
+async def large(database_url: str) -> AsyncIterator["PoolConnectionProxy[asyncpg.Record]"]:
+    """A database with one large project and many small ones."""
+    async with connected(database_url) as connection:
+        await _fill(connection)
+        yield connection
+
+
+@module_fixture
+async def fresh(postgres: Postgres) -> AsyncIterator["PoolConnectionProxy[asyncpg.Record]"]:
+    """A database of which the planner knows nothing: a plan made now is kept while the tables grow."""
+    async with postgres.database() as url, connected(url) as connection:
+        yield connection
+
+
+async def _fill(connection: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    await connection.execute(
+        f"""
+        INSERT INTO control_plane.jobs (id, project_id, type, status, attempts, last_error, created_at)
+        SELECT
+            gen_random_uuid(), CASE WHEN n % 10 < 8 THEN 'p1' ELSE 'p' || n % 1000 END,
+            CASE WHEN n % 1000 = 7 THEN 'rare' ELSE 'email' END,
+            (ARRAY['completed', 'completed', 'completed', 'completed', 'completed', 'completed', 'completed', 'failed',
+                'pending', 'running'])[1 + n % 10],
+            1, CASE WHEN n % 10 = 7 THEN 'smtp ' || n END, now() - n * interval '1 second'
+        FROM generate_series(1, {BIG}) AS n;
+
+        INSERT INTO redrive.retry_requests (
+            id, project_id, job_id, batch_id, state, outcome, actor, requested_at, processed_at
+        )
+        SELECT
+            gen_random_uuid(), CASE WHEN n % 10 < 8 THEN 'p1' ELSE 'p' || n % 1000 END, gen_random_uuid(),
+            CASE WHEN n > {BIG} - 500 THEN '{OLD_BATCH}'::uuid WHEN n % 2 = 0 THEN gen_random_uuid() END,
+            'applied', 'applied', CASE WHEN n = 77 THEN 'rare' ELSE 'alice' END, now() - n * interval '1 second', now()
+        FROM generate_series(1, {BIG}) AS n;
+
+        INSERT INTO redrive.retry_requests (id, project_id, job_id, state, actor)
+        SELECT gen_random_uuid(), project_id, id, 'queued', 'bob' FROM control_plane.jobs WHERE status = 'failed'
+        LIMIT 2000;
+
+        ANALYZE;
+        """
+    )
+
+
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes_of(child)
+
+
+def scans_in(plan: dict[str, Any]) -> list[str]:
+    """The nodes that read all of a table that grows, be it along an index."""
+    return [
+        f"{node['Node Type']} on {node['Relation Name']} ({node.get('Index Name')})"
+        for node in nodes_of(plan)
+        if node.get("Relation Name") in GROWING
+        and node["Node Type"] not in {"ModifyTable", "Tid Scan"}
+        and "Index Cond" not in node
+        and node.get("Index Name") not in OF_FEW
+    ]
+
+
+def _argument(kind: str) -> str:
+    """An argument as a program might send it, as SQL."""
+    if kind.endswith("[]"):
+        return f"ARRAY[{', '.join(_argument(kind[:-2]) for _ in range(MANY))}]::{kind}"
+    value = {
+        "uuid": f"'{uuid4()}'", "text": "'p1'", "int4": "50", "int8": "50", "bool": "false", "interval": "'1 day'",
+        "timestamptz": "now()", "bytea": r"'\x00'", "jsonb": "'[]'",
+    }[kind]  # fmt: skip
+    return f"{value}::{kind}"
+
+
+async def plan_of(
+    connection: "PoolConnectionProxy[asyncpg.Record]",
+    sql: str,
+    arguments: list[str] | None = None,
+    *,
+    run: bool = False,
+) -> dict[str, Any]:
+    """How a statement is carried out. `run` does it, to count."""
+    kinds = [parameter.name for parameter in (await connection.prepare(sql)).get_parameters()]
+    given = [_argument(kind) for kind in kinds] if arguments is None else arguments
+    await connection.execute(f"PREPARE planned AS {sql}")
+    try:
+        call = f"planned({', '.join(given)})" if given else "planned"
+        options = "ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON" if run else "FORMAT JSON"
+        plan = json.loads(await connection.fetchval(f"EXPLAIN ({options}) EXECUTE {call}"))[0]["Plan"]
+    finally:
+        await connection.execute("DEALLOCATE planned")
+    assert isinstance(plan, dict)
+    return plan
+
+
+@pytest.mark.parametrize(("name", "sql"), STATEMENTS)
+async def test_no_plan_of_ours_scans_a_table_that_grows(
+    large: "PoolConnectionProxy[asyncpg.Record]", name: str, sql: str
+) -> None:
+    assert scans_in(await plan_of(large, sql)) == [], name
+
+
+@pytest.mark.parametrize(("name", "sql"), STATEMENTS)
+async def test_no_plan_that_is_made_before_there_is_anything_reads_more_than_it_must(
+    fresh: "PoolConnectionProxy[asyncpg.Record]", name: str, sql: str
+) -> None:
+    """All indexes of an empty table look alike, and the plan is kept while the table grows: it must have no choice."""
+    plan = await plan_of(fresh, sql)
+    along = {node.get("Index Name") for node in nodes_of(plan) if node.get("Relation Name") in GROWING}
+
+    assert name in ONE_PASS or scans_in(plan) == []
+    assert name == "list_retries" or "retry_requests_project_idx" not in along
+    assert name in IN_LINE or not along & OF_FEW
+
+
+async def buffers(connection: "PoolConnectionProxy[asyncpg.Record]", name: str, *arguments: str) -> int:
+    """How many pages a statement touches."""
+    plan = await plan_of(connection, SQL[name], list(arguments), run=True)
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    for name, table, by, filters in (
+        ("list_jobs", "control_plane.jobs", "created_at", ["NULL", "NULL", "NULL"]),
+        ("list_retries", "redrive.retry_requests", "requested_at", ["NULL", "NULL"]),
+    ):
+        place = await large.fetchrow(
+            f"SELECT {by}, id FROM {table} WHERE project_id = 'p1' ORDER BY {by} DESC, id DESC OFFSET 51000 LIMIT 1"
+        )
+        assert place is not None
+        thousandth = [f"'{place[0]}'", f"'{place[1]}'"]
+        rest = ["NULL", "51"] if name == "list_jobs" else ["51"]
+
+        first = await buffers(large, name, "'p1'", *filters, "NULL", "NULL", *rest)
+        later = await buffers(large, name, "'p1'", *filters, *thousandth, *rest)
+
+        assert later <= first + 10
+        assert first < 51 * 5
+
+
+async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    nothing = ["NULL"] * 4
+    for name, arguments in (
+        ("list_jobs", ["'failed'", "'rare'", "NULL", "NULL", "NULL", "NULL", "51"]),
+        ("job_stats", ["NULL", "10001"]),
+        ("match_failed", [*nothing, "0", "10001"]),
+        ("list_retries", ["'queued'", "'nobody'", "NULL", "NULL", "51"]),
+    ):
+        assert await buffers(large, name, "'p8'", *arguments) < 4 * 80 * 5, name  # it has 80 rows
+
+
+async def test_an_old_batch_costs_what_is_in_it(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    page = ["NULL", "NULL", "NULL", "NULL", "51"]
+
+    assert await buffers(large, "list_batch", "'p1'", f"'{OLD_BATCH}'", *page) < 1_000
+    assert await buffers(large, "find_batches", f"ARRAY['{OLD_BATCH}']::uuid[]", "ARRAY['p1']") < 1_000
+
+
+async def test_the_trail_of_an_old_job_costs_a_few_pages(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    job_id = await large.fetchval(
+        "SELECT job_id FROM redrive.retry_requests WHERE project_id = 'p1' ORDER BY requested_at"
+    )
+
+    assert await buffers(large, "history", "'p1'", f"'{job_id}'", *["NULL"] * 5, "51") < 20

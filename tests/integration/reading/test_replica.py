@@ -1,0 +1,81 @@
+"""Reading from a replica, deciding on the primary: two databases that differ show which of them is asked."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.api_server import Api, serving
+from tests.integration.api.conftest import module_fixture
+from tests.jobs import JobMaker, MadeJob
+from tests.servers.postgres import Postgres
+from tests.tokens import token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@module_fixture
+async def replica_url(postgres: Postgres) -> AsyncIterator[str]:
+    async with postgres.database() as url:
+        yield url
+
+
+@module_fixture
+async def replica(replica_url: str) -> AsyncIterator[JobMaker]:
+    """Jobs as a replica shows them that lags behind."""
+    async with JobMaker.on(replica_url) as maker:
+        yield maker
+
+
+@module_fixture
+async def api(database_url: str, replica_url: str) -> AsyncIterator[Api]:
+    async with serving(database_url, database_read_url=replica_url, watch_interval=0.05) as running:
+        yield running
+
+
+async def test_what_is_read_comes_from_the_replica(api: Api, jobs: JobMaker, replica: JobMaker) -> None:
+    here, there = await jobs.failed(project_id="p-read"), await replica.pending(project_id="p-read")
+    reader = token(project_id="p-read")
+
+    assert (await api.get(f"/api/jobs/{there.id}", token=reader)).data["status"] == "pending"
+    assert (await api.get(f"/api/jobs/{here.id}", token=reader)).code == "job-not-found"
+    assert (await api.get("/api/jobs", token=reader)).data[0]["id"] == str(there.id)
+    assert (await api.get(f"/api/jobs?ids={here.id},{there.id}", token=reader)).json["not_found"] == [str(here.id)]
+    assert (await api.get("/api/jobs/stats", token=reader)).data["pending"]["count"] == 1
+    assert (await api.get("/api/jobs/stats", token=reader)).data["failed"]["count"] == 0
+
+
+async def test_what_is_waited_for_is_looked_at_on_the_replica(api: Api, jobs: JobMaker, replica: JobMaker) -> None:
+    job = await replica.pending()
+    await jobs.pool.execute(
+        "INSERT INTO control_plane.jobs (id, project_id, type, status) VALUES ($1, 'p1', 'email', 'completed')", job.id
+    )
+    known = (await api.get(f"/api/jobs/{job.id}")).headers["ETag"]
+
+    answer = await api.get(f"/api/jobs/{job.id}", headers={"Prefer": "wait=1", "If-None-Match": known})
+
+    assert answer.status == 304
+
+
+async def test_what_is_decided_is_decided_on_the_primary(api: Api, jobs: JobMaker, replica: JobMaker) -> None:
+    async def at_the_replica(job: MadeJob, status: str) -> None:
+        await replica.pool.execute(
+            "INSERT INTO control_plane.jobs (id, project_id, type, status, attempts) VALUES ($1, 'p1', 'email', $2, 1)",
+            job.id,
+            status,
+        )
+
+    completed, failed, unknown = await jobs.completed(), await jobs.failed(), await replica.failed()
+    await at_the_replica(completed, "failed")
+    await at_the_replica(failed, "running")
+
+    assert (await api.post(f"/api/jobs/{completed.id}/retry")).code == "job-not-failed"
+    assert (await api.post(f"/api/jobs/{completed.id}/retry?dry_run=true")).data["blocked_by"] == "not_failed"
+    assert (await api.post(f"/api/jobs/{unknown.id}/retry")).code == "job-not-found"
+    accepted = await api.post(f"/api/jobs/{failed.id}/retry")
+    assert accepted.status == 202
+    # The ledger is read where it is written: who has just been told where to look finds it there.
+    assert (await api.get(accepted.headers["Location"])).data == accepted.data
+    assert (await api.get(f"/api/jobs/{failed.id}/retries")).data == [accepted.data]
+    row = await jobs.ledger_row(accepted.data["id"])
+    assert row is not None
+    assert row["job_version"] == failed.version
