@@ -363,11 +363,15 @@ class RetryLedger:
     # -- publishing: the relay's side
 
     async def publishable(self, limit: int, *, lease_s: float) -> list[Publishable]:
-        """Up to `limit` requests that nobody has published, oldest first, leased to the caller for `lease_s`."""
+        """Up to `limit` requests that nobody has published, leased to the caller for `lease_s`.
+
+        Single ones before those of a batch, then oldest first: they are published in this order.
+        """
         rows = await self._database.fetch(self._sql["publishable"], limit, timedelta(seconds=lease_s))
         return [
             Publishable(_message_of(row), row["traceparent"], bulk=row["batch_id"] is not None)
-            for row in sorted(rows, key=lambda row: row["id"])  # UUIDv7: by the time they were made
+            # UUIDv7: by the time they were made.
+            for row in sorted(rows, key=lambda row: (row["batch_id"] is not None, row["id"]))
         ]
 
     async def mark_published(self, ids: Sequence[RetryId]) -> None:

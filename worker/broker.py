@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 CALL_S: Final = 5.0
 """How long the broker may take for one answer."""
 _CLOSE_S: Final = 2.0
+_NO_CONNECTION: Final = ("> closed", "Connection was not opened", "Connection is not ready")
 _HEARTBEAT_S: Final = 10  # a dead link is noticed after about 33 s; the default takes 183 s
 
 
@@ -27,6 +28,11 @@ def translated() -> Iterator[None]:
         yield
     except (AMQPError, ChannelInvalidStateError, OSError, TimeoutError) as error:
         raise BrokerUnavailable(type(error).__name__) from error
+    except RuntimeError as error:
+        # What both libraries raise, with no class of its own, for a channel on a connection that has just been lost.
+        if not str(error).endswith(_NO_CONNECTION):
+            raise
+        raise BrokerUnavailable("the connection was closed") from error
     except asyncio.CancelledError as error:
         # aiormq cancels what waits on a connection that closes. Where nobody has cancelled us, that is a loss like any
         # other, and passing it on would end this task without a word.

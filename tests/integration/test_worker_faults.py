@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shared import topology
+from shared.errors import BrokerUnavailable
 from shared.migrations import migrate
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for
@@ -14,6 +15,7 @@ from tests.queues import Queues
 from tests.servers.postgres import PrivatePostgres
 from tests.servers.rabbitmq import PrivateRabbitmq
 from tests.workers import RunningWorker, a_worker
+from worker.broker import connected, translated
 from worker.consumers import Consumer
 
 
@@ -200,3 +202,15 @@ async def test_a_silent_queue_is_asked_whether_it_passes_us_over_and_a_session_t
 
 async def _dead(queues: Queues) -> bool:
     return await queues.waiting(topology.RETRIES_DEAD) == 1
+
+
+async def test_a_connection_that_is_lost_before_its_first_channel_is_a_broker_that_is_away(amqp_url: str) -> None:
+    async def lost() -> None:
+        with translated():
+            async with connected(amqp_url, name="test") as connection:
+                assert connection.transport is not None
+                await connection.transport.connection.close()  # as a broker does that is starting, or going
+                await topology.ensure(connection)
+
+    with pytest.raises(BrokerUnavailable):
+        await lost()

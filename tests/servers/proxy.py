@@ -9,6 +9,7 @@ import socket
 import struct
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -91,10 +92,11 @@ class Proxy:
             self.connections_total += 1
             link = asyncio.create_task(self._link(client))
             self._links[link] = []
-            link.add_done_callback(self._forget)
+            link.add_done_callback(partial(self._forget, client))
 
-    def _forget(self, link: "asyncio.Task[None]") -> None:
-        del self._links[link]
+    def _forget(self, client: socket.socket, link: "asyncio.Task[None]") -> None:
+        if not self._links.pop(link):
+            client.close()  # cancelled before anybody had taken it
         self._damaged.discard(link)
 
     async def _link(self, client: socket.socket) -> None:

@@ -16,6 +16,9 @@ from tests.jobs import MadeJob
 from tests.tokens import token
 
 ANSWER_S = 10.0
+IDLE_S = 0.25
+"""Connections that have been idle for longer are not used again. An api that is told to stop closes those that it could
+not tell in time; whoever sends on one just then gets no answer (RFC 9112, section 9.5)."""
 PATIENCE_S = 120.0
 REPEATED = 0.05
 _DOUBTFUL = frozenset({0, 503})
@@ -61,7 +64,7 @@ class Load:
         async with aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {token()}"},
             timeout=aiohttp.ClientTimeout(total=ANSWER_S),
-            connector=aiohttp.TCPConnector(limit=64),
+            connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=IDLE_S),
         ) as self._client:
             yield self
 

@@ -15,6 +15,7 @@ import select
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -141,6 +142,8 @@ def _run(command: str, env: Mapping[str, str], log: str) -> NoReturn:
         status = 0
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:  # noqa: BLE001 - a process that ends by it says so
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)

@@ -66,7 +66,7 @@ async def test_p5_a_broker_in_trouble_fails_no_request_and_gets_them_all_later(s
                 began_at = time.monotonic()
                 await _break_broker(stand, trouble)
                 trial.killed()
-                await trial.pause(1, 2 if SCALE == 1 else 20)
+                await trial.pause(1, 2 if SCALE < 10 else 20)
                 during = load.since(began_at)
                 await _heal_broker(stand, trouble)
                 assert {call.method for call in during} == {"GET", "POST"}

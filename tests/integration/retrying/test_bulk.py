@@ -473,6 +473,24 @@ async def test_a_bulk_retry_takes_no_other_parameters(api: Api, jobs: JobMaker, 
     assert await rows_for(jobs, job) == 0
 
 
+# -- in line
+
+
+async def test_a_single_retry_is_published_and_settled_before_those_of_a_batch(
+    api: Api, jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    await settle(ledger)
+    made, single = await jobs.many_failed(5), await jobs.failed()
+    await bulk(api, {"ids": ids_of(made)})
+    await api.post(path_of(single))
+
+    published = [each.message.job_id for each in await ledger.publishable(10, lease_s=-1)]
+    assert len(await ledger.apply_queued(1)) == 1
+
+    assert (published[0], set(published[1:])) == (single.id, {job.id for job in made})
+    assert await jobs.effects([single, *made]) == [1, 0, 0, 0, 0, 0]
+
+
 # -- how many statements
 
 

@@ -63,23 +63,23 @@ async def test_many_keys_for_one_job_at_once_are_one_row(api: Api, jobs: JobMake
 
 
 async def test_two_servers_at_once_claim_a_key_once(api: Api, jobs: JobMaker, database_url: str) -> None:
-    made = await jobs.many_failed(20)
+    made = await jobs.many_failed(10)
     async with serving(database_url) as other:
 
         async def ask(number: int) -> Reply:
-            job = made[number % 20]
-            return await (api, other)[number // 20 % 2].post(
+            job = made[number % 10]
+            return await (api, other)[number // 10 % 2].post(
                 path_of(job), {"reason": "r"}, headers={"Idempotency-Key": f"two-servers-{job.id}"}
             )
 
-        answers = await asyncio.gather(*map(ask, range(160)))
+        answers = await asyncio.gather(*map(ask, range(80)))
 
     assert {answer.status for answer in answers} == {202}
-    for number in range(20):
-        first, replays = first_and_replays(answers[number::20])
+    for number in range(10):
+        first, replays = first_and_replays(answers[number::10])
         assert (len(first), len(replays)) == (1, 7)
         assert {answer.body for answer in replays} == {first[0].body}
-    assert await rows_for(jobs, *made) == 20
+    assert await rows_for(jobs, *made) == 10
 
 
 async def test_the_first_answer_is_given_again_whatever_has_become_of_the_request(
