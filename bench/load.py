@@ -98,7 +98,7 @@ def _load_of(said: str) -> Load:
     rate = re.search(r"^Requests/sec: +([\d.]+)", said, re.MULTILINE)
     quantiles = {
         int(share): float(value) * _UNITS_MS[unit]
-        for share, value, unit in re.findall(r"^ +(50|99)% +([\d.]+)(us|ms|s|m)$", said, re.MULTILINE)
+        for share, value, unit in re.findall(r"^ +(50|99)% +([\d.]+)(us|ms|s|m) *$", said, re.MULTILINE)
     }
     if totals is None or rate is None or quantiles.keys() != {50, 99}:
         raise WrkFailed(said)
