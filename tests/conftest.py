@@ -45,6 +45,7 @@ def pytest_xdist_node_collection_finished(node: Node, ids: list[str]) -> None:
     _start_for(node.config, ids)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the groups in its own turn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
