@@ -172,7 +172,7 @@ async def _let_go(app: web.Application) -> None:
 def _database_of(settings: "ApiSettings", url: "SecretStr") -> Database:
     return Database(
         url.get_secret_value(),
-        program="redrive-api",
+        program="redrive api",
         timeout_s=settings.db_timeout,
         pool_size=settings.db_pool_size,
     )

@@ -140,7 +140,7 @@ class Door:
                 log.exception("request failed", request_id=request_id, method=request.method)
                 answer = problem_answer(RedriveError(), request_id)
             if not answer.prepared:  # a stream has sent its headers by now
-                self._finish(request, answer, request_id)
+                complete(request, answer.headers, request_id)
                 if self.closing:
                     answer.force_close()
             self._metrics.answered(request, answer.status, time.perf_counter() - started_at)
@@ -160,9 +160,6 @@ class Door:
             addresses = self._addresses
             forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if addresses.trusting else ()
             self._by_address.bucket_of(addresses.key_of(request.remote, forwarded)).charge()
-
-    def _finish(self, request: web.Request, answer: web.StreamResponse, request_id: str) -> None:
-        complete(request, answer.headers, request_id)
 
     def guarded(self, access: Access, handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Handler:
         """`handler` behind the steps that `access` asks for."""

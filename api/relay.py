@@ -13,13 +13,10 @@ import random
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
-import aio_pika
-import aiormq
 import structlog
-from pamqp.commands import Basic
-from yarl import URL
 
-from shared import topology
+from shared import broker, topology
+from shared.broker import CALL_S, connected, translated
 from shared.errors import BrokerUnavailable, RedriveError
 from shared.failpoints import Failpoint, reach
 from shared.messages import CONTENT_TYPE, encoded
@@ -45,10 +42,7 @@ POLL_S: Final = 1.0
 SWEEP_EVERY_S: Final = 60.0
 STALE_S: Final = 3600.0
 SWEEP: Final = 1_000
-HEARTBEAT_S: Final = 10
 _BACKOFF_S: Final = (0.2, 5.0)
-_LOSSES: Final = (RedriveError, OSError, TimeoutError, aiormq.exceptions.AMQPError)
-"""What a session ends with when a server is away; anything else is a mistake of ours, and logged with its trace."""
 
 
 class Relay:
@@ -56,9 +50,7 @@ class Relay:
 
     def __init__(self, ledger: "RetryLedger", amqp_url: str, metrics: "Metrics") -> None:
         self._ledger = ledger
-        self._url = URL(amqp_url)
-        if "heartbeat" not in self._url.query:
-            self._url = self._url.update_query(heartbeat=HEARTBEAT_S)
+        self._url = amqp_url
         self._metrics = metrics
         self._news = asyncio.Event()
         self._stopping = False
@@ -86,7 +78,9 @@ class Relay:
                     await self._publish_until_stopped(channel, exchange)
             except Exception as error:
                 self._metrics.publish_failures.inc()
-                log.warning("relay session ended", error=type(error).__name__, exc_info=not isinstance(error, _LOSSES))
+                # A server that is away is no news of ours; anything else is a mistake of ours, with its trace.
+                trace = not isinstance(error, RedriveError)
+                log.warning("relay session ended", error=type(error).__name__, reason=str(error), exc_info=trace)
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - spreading, not secrecy
                     await self._wait_for_stop()
@@ -99,24 +93,21 @@ class Relay:
 
     @asynccontextmanager
     async def _session(self) -> "AsyncIterator[tuple[AbstractChannel, AbstractExchange]]":
-        async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-            connection = await aio_pika.connect(self._url)
-        try:
-            async with asyncio.timeout(PUBLISH_TIMEOUT_S):
-                await topology.ensure(connection)
-                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
-            channel.close_callbacks.add(self._look_up)
-            self.connected = True
-            self._metrics.relay_connected.set(1)
-            log.info("relay connected")
-            yield channel, exchange
-        finally:
-            self.connected = False
-            self._metrics.relay_connected.set(0)
-            with suppress(*_LOSSES):
-                async with asyncio.timeout(1):
-                    await connection.close()
+        with translated():
+            async with connected(self._url, name="redrive api: relay") as connection:
+                async with asyncio.timeout(CALL_S):
+                    await topology.ensure(connection)
+                    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                    exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
+                channel.close_callbacks.add(self._look_up)
+                self.connected = True
+                self._metrics.relay_connected.set(1)
+                log.info("relay connected")
+                try:
+                    yield channel, exchange
+                finally:
+                    self.connected = False
+                    self._metrics.relay_connected.set(0)
 
     def _look_up(self, *_: object) -> None:
         """Let a session that waits for news see that its channel is closed, and end."""
@@ -167,7 +158,7 @@ class Relay:
     async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Publishable]") -> None:
         """Publish rows at once; those that the broker has confirmed are marked, whatever became of the others."""
         reach(Failpoint.BEFORE_PUBLISH)
-        results = await asyncio.gather(*(self._confirmed(exchange, row) for row in rows), return_exceptions=True)
+        results = await asyncio.gather(*(_published(exchange, row) for row in rows), return_exceptions=True)
         confirmed: list[RetryId] = []
         failed: list[RetryId] = []
         failure: BaseException | None = None
@@ -185,22 +176,19 @@ class Relay:
             await self._ledger.give_back(failed)
         if failure is not None:
             self._news.set()  # the session is to end now, not at the next poll
-            # Not as it is: aiormq cancels what waits on a connection that closes, and a CancelledError would end us.
-            raise BrokerUnavailable(type(failure).__name__) from failure
+            raise failure
 
-    async def _confirmed(self, exchange: "AbstractExchange", row: "Publishable") -> None:
-        """Publish one; return once the broker has it on disk. A message that no queue takes comes back as an error."""
-        message = aio_pika.Message(
-            encoded(row.message),
-            content_type=CONTENT_TYPE,
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            headers={} if row.traceparent is None else {"traceparent": row.traceparent},
-        )  # no message_id: aiormq tells returned messages apart by one of its own making
-        key = topology.KEY_BULK if row.bulk else topology.KEY_RETRY
-        async with asyncio.timeout(PUBLISH_TIMEOUT_S):  # publish(timeout=) would not cover a blocked connection
-            answer = await exchange.publish(message, key, mandatory=True)
-        if not isinstance(answer, Basic.Ack):
-            raise BrokerUnavailable("not confirmed")
+
+async def _published(exchange: "AbstractExchange", row: "Publishable") -> None:
+    """Publish one; return once the broker has it on disk. Raises BrokerUnavailable."""
+    await broker.publish(
+        exchange,
+        topology.KEY_BULK if row.bulk else topology.KEY_RETRY,
+        encoded(row.message),
+        content_type=CONTENT_TYPE,
+        headers={} if row.traceparent is None else {"traceparent": row.traceparent},
+        within_s=PUBLISH_TIMEOUT_S,
+    )
 
 
 def _still_going(publishing: "set[asyncio.Task[None]]") -> "set[asyncio.Task[None]]":

@@ -12,6 +12,7 @@ from aio_pika.exceptions import ChannelPreconditionFailed
 
 from cli.failures import CommandFailed, line_of
 from shared import migrations, topology
+from shared.broker import connected, translated
 from shared.database import Database, open_database
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, JobNotFound, SettingsError
 from shared.jobs import JobStore
@@ -19,7 +20,6 @@ from shared.models import JobId, JobKey, ProjectId
 from shared.retries import RetryLedger
 from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read, variables
 from shared.sql import statements
-from worker.broker import connected, translated
 
 _ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT", "REDRIVE_URL", "REDRIVE_TOKEN")
 

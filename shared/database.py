@@ -6,7 +6,7 @@ after `statement_timeout`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -81,10 +81,6 @@ class Session:
     async def fetch(self, sql: str, *args: object) -> list[Row]:
         """All rows of one statement."""
         return await self._connection.fetch(sql, *args)
-
-    async def execute_many(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
-        """Run one statement once a row; all or nothing."""
-        await self._connection.executemany(sql, rows)
 
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's

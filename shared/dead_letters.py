@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shared.errors import DatabaseUnavailable, StatementRefused
-from shared.messages import VERSION, RetryMessage
+from shared.messages import RetryMessage
 from shared.models import RetryId, RetryState
+from shared.retries import message_of
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -60,24 +61,7 @@ class DeadLetters:
     async def dead_lettered(self, limit: int) -> list[DeadRequest]:
         """Up to `limit` requests that were given up, the longest dead first, of all projects."""
         rows = await self._database.fetch(self._sql["dead_lettered"], limit)
-        return [
-            DeadRequest(
-                RetryMessage(
-                    v=VERSION,
-                    request_id=row["id"],
-                    job_id=row["job_id"],
-                    project_id=row["project_id"],
-                    job_version=row["job_version"],
-                    run_at=row["run_at"],
-                    extra_attempts=row["extra_attempts"],
-                    actor=row["actor"],
-                    reason=row["reason"],
-                    requested_at=row["requested_at"],
-                ),
-                row["processed_at"],
-            )
-            for row in rows
-        ]
+        return [DeadRequest(message_of(row), row["processed_at"]) for row in rows]
 
     async def redrive(self, ids: Sequence[RetryId], *, lease_s: float) -> set[RetryId]:
         """Queue these requests again; answers those that are queued now.

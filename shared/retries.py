@@ -165,7 +165,8 @@ def _parts_of(place: Place | None) -> tuple[datetime | None, UUID | None]:
     return (None, None) if place is None else (place.at, place.id)
 
 
-def _message_of(row: "Row") -> RetryMessage:
+def message_of(row: "Row") -> RetryMessage:
+    """The message that carries a request: of a row with the columns that a message has."""
     return RetryMessage(
         v=VERSION,
         request_id=row["id"],
@@ -369,7 +370,7 @@ class RetryLedger:
         """
         rows = await self._database.fetch(self._sql["publishable"], limit, timedelta(seconds=lease_s))
         return [
-            Publishable(_message_of(row), row["traceparent"], bulk=row["batch_id"] is not None)
+            Publishable(message_of(row), row["traceparent"], bulk=row["batch_id"] is not None)
             # UUIDv7: by the time they were made.
             for row in sorted(rows, key=lambda row: (row["batch_id"] is not None, row["id"]))
         ]
@@ -427,7 +428,7 @@ class RetryLedger:
 
     async def queued(self, limit: int) -> list[RetryMessage]:
         """Up to `limit` queued requests, oldest first, as messages; nobody's hands are on them."""
-        return [_message_of(row) for row in await self._database.fetch(self._sql["queued"], limit)]
+        return [message_of(row) for row in await self._database.fetch(self._sql["queued"], limit)]
 
     async def dead_letter(self, ids: Sequence[RetryId]) -> dict[RetryId, Settled]:
         """Give up on these: the database refuses to apply them, and would again.

@@ -1,7 +1,7 @@
 """Which statements the programs send, by their names in `shared/sql`: for saying how many are needed for what."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ NAMES = {statement: name for file in FILES for name, statement in blocks(file.re
 def statements_sent() -> Iterator[Counter[str]]:
     """Count what all databases in this process are sent until the block ends; a statement counts once it is sent."""
     sent: Counter[str] = Counter()
-    fetch, fetch_within, execute_many = Database.fetch, Session.fetch, Session.execute_many
+    fetch, fetch_within = Database.fetch, Session.fetch
 
     async def counted(self: Database, sql: str, *args: object) -> list[Row]:
         sent[NAMES.get(sql, sql)] += 1
@@ -28,12 +28,7 @@ def statements_sent() -> Iterator[Counter[str]]:
         sent[NAMES.get(sql, sql)] += 1
         return await fetch_within(self, sql, *args)
 
-    async def counted_many(self: Session, sql: str, rows: Sequence[Sequence[object]]) -> None:
-        sent[NAMES.get(sql, sql)] += len(rows)
-        await execute_many(self, sql, rows)
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Database, "fetch", counted)
         patch.setattr(Session, "fetch", counted_within)
-        patch.setattr(Session, "execute_many", counted_many)
         yield sent

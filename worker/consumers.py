@@ -7,9 +7,9 @@ leader that is lost), fails the inbox, and with it the session.
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from shared.broker import CALL_S, translated
 from shared.errors import BrokerUnavailable
 from worker.batches import Inbox
-from worker.broker import CALL_S, translated
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection

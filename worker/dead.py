@@ -8,12 +8,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import aio_pika
-from pamqp.commands import Basic
-
-from shared import topology
-from shared.errors import BrokerUnavailable
-from worker.broker import connected, translated
+from shared import broker, topology
+from shared.broker import connected, translated
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractExchange
@@ -21,7 +17,6 @@ if TYPE_CHECKING:
     from pamqp.common import FieldTable
 
 _IN_FLIGHT: Final = 128  # a `multiple` confirm walks all that wait for theirs
-_PUBLISH_S: Final = 5.0
 _KEPT_HEADERS: Final = ("traceparent", "tracestate")  # not all: CC and BCC, for two, would send copies elsewhere
 
 
@@ -42,26 +37,19 @@ async def publish(url: str, letters: Sequence[DeadLetter]) -> None:
     """
     async with connected(url, name="redrive worker: dead letters") as connection:
         with translated():
-            async with asyncio.timeout(_PUBLISH_S):
+            async with asyncio.timeout(broker.CALL_S):
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
             for start in range(0, len(letters), _IN_FLIGHT):
-                async with asyncio.timeout(_PUBLISH_S):
-                    await asyncio.gather(*(_confirmed(exchange, each) for each in letters[start : start + _IN_FLIGHT]))
+                await asyncio.gather(*(_publish(exchange, each) for each in letters[start : start + _IN_FLIGHT]))
 
 
-async def _confirmed(exchange: "AbstractExchange", letter: DeadLetter) -> None:
+async def _publish(exchange: "AbstractExchange", letter: DeadLetter) -> None:
     properties = letter.delivery.header.properties
     headers: FieldTable = {topology.REASON_HEADER: letter.reason}
     for name in _KEPT_HEADERS:
         if properties.headers and name in properties.headers:
             headers[name] = properties.headers[name]
-    message = aio_pika.Message(
-        letter.delivery.body,
-        content_type=properties.content_type,
-        delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-        headers=headers,
-    )  # no message_id: aiormq tells returned messages apart by one of its own making
-    answer = await exchange.publish(message, topology.KEY_DEAD, mandatory=True)
-    if not isinstance(answer, Basic.Ack):
-        raise BrokerUnavailable("a dead letter was not confirmed")
+    await broker.publish(
+        exchange, topology.KEY_DEAD, letter.delivery.body, content_type=properties.content_type, headers=headers
+    )

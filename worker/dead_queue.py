@@ -14,13 +14,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-import aio_pika
 from pamqp.commands import Basic
 
-from shared import topology
-from shared.errors import BrokerUnavailable, UnreadableMessage
+from shared import broker, topology
+from shared.broker import CALL_S, connected, translated
+from shared.errors import UnreadableMessage
 from shared.messages import RetryMessage, decoded
-from worker.broker import CALL_S, connected, translated
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractExchange
@@ -102,16 +101,8 @@ class DeadQueue:
 
     async def publish(self, letter: Letter, key: str) -> None:
         """Publish a letter as it came, confirmed; to another queue, where `key` says so."""
-        message = aio_pika.Message(
-            letter.body,
-            content_type=letter.content_type,
-            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
-            headers={name: value for name, value in letter.headers.items() if name not in _NOT_COPIED},
-        )  # no message_id: aiormq tells returned messages apart by one of its own making
-        async with asyncio.timeout(CALL_S):
-            answer = await self._exchange.publish(message, key, mandatory=True)
-        if not isinstance(answer, Basic.Ack):
-            raise BrokerUnavailable("a letter was not confirmed")
+        headers = {name: value for name, value in letter.headers.items() if name not in _NOT_COPIED}
+        await broker.publish(self._exchange, key, letter.body, content_type=letter.content_type, headers=headers)
 
     async def give_back(self) -> None:
         """Put back all that is still in hand."""

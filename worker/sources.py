@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from shared import topology
+from shared.broker import CALL_S, connected, translated
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, UnreadableMessage
 from shared.failpoints import Failpoint, reach
 from shared.messages import RetryMessage, decoded
 from shared.models import Outcome
 from shared.telemetry import traceparent_of
 from worker import dead
-from worker.broker import CALL_S, connected, translated
 from worker.consumers import Consumer
 from worker.dead import DeadLetter
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from shared import topology
+from shared.broker import connected, translated
 from shared.errors import BrokerUnavailable
 from shared.migrations import migrate
 from tests.eventually import eventually
@@ -15,7 +16,6 @@ from tests.queues import Queues
 from tests.servers.postgres import PrivatePostgres
 from tests.servers.rabbitmq import PrivateRabbitmq
 from tests.workers import RunningWorker, a_worker
-from worker.broker import connected, translated
 from worker.consumers import Consumer
 
 
