@@ -1,8 +1,21 @@
-"""The one kind of response that this API gives: bytes that are ready, and no `Server` banner."""
+"""The one kind of response that this API gives: bytes that are ready, sent in one write, and no `Server` banner.
+
+aiohttp's own `web.Response` is built for bodies of any kind: it looks for every answer at whether to compress it, to
+chunk it or to let it go on. All that ours ever are is bytes of a known length; to know that saves an eighth of a read.
+"""
 
 from collections.abc import Mapping
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion10, hdrs, web
+from aiohttp.helpers import rfc822_formatted_time
+
+if TYPE_CHECKING:
+    from aiohttp.abc import AbstractStreamWriter
+
+_STATUS_LINES: Final = {status.value: f" {status.value} {status.phrase}" for status in HTTPStatus}
+_OF_1_1: Final = {status: f"HTTP/1.1{line}" for status, line in _STATUS_LINES.items()}
 
 
 class Unbranded:
@@ -17,8 +30,8 @@ class Unbranded:
         self._headers.popall(hdrs.SERVER, None)  # type: ignore[attr-defined] # likewise
 
 
-class Answer(Unbranded, web.Response):
-    """A whole body, encoded before, with its headers."""
+class Answer(web.StreamResponse):
+    """A whole body, encoded before, with its headers. `body` is None where there is none to describe, as in a 304."""
 
     def __init__(
         self,
@@ -28,6 +41,33 @@ class Answer(Unbranded, web.Response):
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(body=body, status=status, headers=headers)
+        super().__init__(status=status, headers=headers)
+        self.body = body
         if body is not None:
             self.headers[hdrs.CONTENT_TYPE] = content_type
+            self.headers[hdrs.CONTENT_LENGTH] = str(len(body))
+
+    async def prepare(self, request: web.BaseRequest) -> "AbstractStreamWriter | None":
+        """Send all of it."""
+        if self._eof_sent:
+            return None
+        self._eof_sent = True
+        headers, status = self._headers, self._status
+        headers[hdrs.DATE] = rfc822_formatted_time()
+        if self._keep_alive is None:
+            self._keep_alive = request.keep_alive
+        if request.version != HttpVersion10:
+            line = _OF_1_1[status]
+            if not self._keep_alive:
+                headers[hdrs.CONNECTION] = "close"
+        else:
+            line = f"HTTP/1.0{_STATUS_LINES[status]}"
+            if self._keep_alive:
+                headers[hdrs.CONNECTION] = "keep-alive"
+        writer = request.writer
+        await writer.write_headers(line, headers)  # refuses what would break out of its line
+        await writer.write_eof(b"" if self.body is None or request.method == hdrs.METH_HEAD else self.body)
+        return writer
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing more: `prepare` has sent it all. `data` is for responses that go on."""

@@ -27,8 +27,10 @@ MAX_GUESSED_WAIT_S = 30
 
 def field_of(headers: "MultiMapping[str]", name: str) -> str | None:
     """A list that may be spread over several lines, as the one line that it means (RFC 9110, 5.3); None without any."""
-    lines = headers.getall(name, ())
-    return lines[0] if len(lines) == 1 else ", ".join(lines) or None
+    if name not in headers:
+        return None
+    lines = headers.getall(name)
+    return lines[0] if len(lines) == 1 else ", ".join(lines)
 
 
 def etag_of_job(job: Job) -> str:

@@ -35,12 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
     from api.metrics import Metrics
-    from api.ratelimit import ClientAddresses, RateLimit
+    from api.ratelimit import Bucket, ClientAddresses, RateLimit
 
 log = structlog.stdlib.get_logger(__name__)
 
-REQUEST_ID: Final = web.RequestKey("request_id", str)
-STANDING: Final = web.RequestKey("standing", tuple)
 
 # Folded to lower case once, here, instead of once a request.
 _REQUEST_ID_HEADER: Final = istr("X-Request-Id")
@@ -86,6 +84,30 @@ class Call(NamedTuple):
         return None if self.project_id == self.principal.project_id else self.project_id
 
 
+class Passage:
+    """What the door knows of a request so far; `standing` is where the limit stands that it was charged to."""
+
+    __slots__ = ("request_id", "standing")
+
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+        self.standing: tuple[RateLimit, Bucket] | None = None
+
+    def complete(self, headers: "MutableMapping[str, str]") -> None:
+        """Add what every answer carries, and the limit's standing where there is one."""
+        headers[_REQUEST_ID_HEADER] = self.request_id
+        headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
+        if hdrs.CACHE_CONTROL not in headers:
+            headers[hdrs.CACHE_CONTROL] = "private, no-cache"
+        if self.standing is not None:
+            limit, bucket = self.standing
+            headers[_RATE_LIMIT_POLICY] = limit.policy
+            headers[_RATE_LIMIT] = limit.standing(bucket)
+
+
+PASSAGE: Final = web.RequestKey("passage", Passage)
+
+
 def request_id_of(request: web.BaseRequest) -> str:
     """The client's own request id where it is one, else a new one."""
     given = request.headers.get(_REQUEST_ID_HEADER)
@@ -123,7 +145,7 @@ class Door:
         async def door(request: web.Request, handler: Handler) -> web.StreamResponse:
             started_at = time.perf_counter()
             request_id = request_id_of(request)
-            request[REQUEST_ID] = request_id
+            passage = request[PASSAGE] = Passage(request_id)
             try:
                 self._admit(request)
                 answer = await handler(request)
@@ -140,7 +162,7 @@ class Door:
                 log.exception("request failed", request_id=request_id, method=request.method)
                 answer = problem_answer(RedriveError(), request_id)
             if not answer.prepared:  # a stream has sent its headers by now
-                complete(request, answer.headers, request_id)
+                passage.complete(answer.headers)
                 if self.closing:
                     answer.force_close()
             self._metrics.answered(request, answer.status, time.perf_counter() - started_at)
@@ -170,7 +192,8 @@ class Door:
             principal = self._authenticator.authenticate(request.headers.getall(hdrs.AUTHORIZATION, ()))
             if limit is not None:
                 bucket = limit.bucket_of(principal.project_id)
-                request[STANDING] = (limit, bucket)  # before the charge: who is refused is told where they stand, too
+                # Before the charge, so that who is refused is told where they stand, too.
+                request[PASSAGE].standing = (limit, bucket)
                 bucket.charge()
             principal.require(access.scope)
             if closed:
@@ -179,18 +202,6 @@ class Door:
             return await handler(Call(request, principal, _project_of(principal, parameters), parameters))
 
         return behind_the_door
-
-
-def complete(request: web.Request, headers: "MutableMapping[str, str]", request_id: str) -> None:
-    """Add what every answer carries, and the limit's standing where the request was charged to one."""
-    headers[_REQUEST_ID_HEADER] = request_id
-    headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
-    if hdrs.CACHE_CONTROL not in headers:
-        headers[hdrs.CACHE_CONTROL] = "private, no-cache"
-    if STANDING in request:
-        limit, bucket = request[STANDING]
-        headers[_RATE_LIMIT_POLICY] = limit.policy
-        headers[_RATE_LIMIT] = limit.standing(bucket)
 
 
 def _parameters_of(request: web.Request, known: frozenset[str]) -> dict[str, str]:

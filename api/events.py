@@ -17,7 +17,7 @@ from aiohttp import web
 
 from api.answers import Unbranded
 from api.conditional import etag_of_job
-from api.door import REQUEST_ID, complete
+from api.door import PASSAGE
 from api.jobs import encoded_bare
 from shared.models import Job, JobKey
 
@@ -53,7 +53,7 @@ class EventResource:
         job = await self._store.get(key)
         request = call.request
         stream = _Stream()
-        complete(request, stream.headers, request[REQUEST_ID])
+        request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
         stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
         loop = asyncio.get_running_loop()

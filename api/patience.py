@@ -6,7 +6,7 @@ One Reader for jobs, retries and batches: they differ in how they are read, tagg
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -44,6 +44,18 @@ def wait_of(prefer: str | None) -> int | None:
     return int(found[2]) if found is not None and int(found[2]) <= MAX_WAIT_S else None
 
 
+class _Rendered(Generic[V]):
+    """A value as it was just read, ready to be sent."""
+
+    __slots__ = ("body", "etag", "headers", "value")
+
+    def __init__(self, value: V, body: bytes, etag: str, headers: Mapping[str, str]) -> None:
+        self.value = value
+        self.body = body
+        self.etag = etag
+        self.headers = headers
+
+
 class Reader(Generic[K, V]):
     """Answers a GET of one resource.
 
@@ -65,32 +77,37 @@ class Reader(Generic[K, V]):
         self._etag_of = etag_of
         self._retry_after_of = retry_after_of
         self._encoded = encoded
-        self._rendered: tuple[V, bytes] | None = None
+        self._rendered: _Rendered[V] | None = None
 
     async def answer(self, call: "Call", key: K) -> Answer:
         """200, or 304 where the client has it already; held for a change where the client prefers so."""
         value = await self._get(key)
-        known = field_of(call.request.headers, hdrs.IF_NONE_MATCH)
-        wait_s = wait_of(field_of(call.request.headers, _PREFER))
-        if self._watch.full:
-            wait_s = None  # the wish cannot be granted, and nobody is told that it was
-        if wait_s is not None:
-            value = await self._held(call, key, value, known, wait_s)
+        headers = call.request.headers
+        known = field_of(headers, hdrs.IF_NONE_MATCH)
+        wait_s = wait_of(field_of(headers, _PREFER))
+        if wait_s is None or self._watch.full:  # a wish that cannot be granted; nobody is told that it was
+            rendered = self._rendered_once(value)
+            fields = rendered.headers
+        else:
+            rendered = self._render(await self._held(call, key, value, known, wait_s))
+            fields = {**rendered.headers, "Preference-Applied": f"wait={wait_s}"}
+        if matches(known, rendered.etag):
+            return Answer(None, status=304, headers=fields)
+        return Answer(rendered.body, headers=fields)
+
+    def _rendered_once(self, value: V) -> "_Rendered[V]":
+        """The value rendered; once for all who were answered from one look, as they come one after the other."""
+        rendered = self._rendered
+        if rendered is None or rendered.value is not value:
+            rendered = self._rendered = self._render(value)
+        return rendered
+
+    def _render(self, value: V) -> "_Rendered[V]":
         etag = self._etag_of(value)
         headers: dict[str, str] = {hdrs.ETAG: etag}
         if (retry_after_s := self._retry_after_of(value, datetime.now(UTC))) is not None:
             headers[hdrs.RETRY_AFTER] = str(retry_after_s)
-        if wait_s is not None:
-            headers["Preference-Applied"] = f"wait={wait_s}"
-        if matches(known, etag):
-            return Answer(None, status=304, headers=headers)
-        return Answer(self._body_of(value), headers=headers)
-
-    def _body_of(self, value: V) -> bytes:
-        """The value rendered; once for all who were answered from one look, as they come one after the other."""
-        if self._rendered is None or self._rendered[0] is not value:
-            self._rendered = (value, self._encoded(value))
-        return self._rendered[1]
+        return _Rendered(value, self._encoded(value), etag, headers)
 
     async def _held(self, call: "Call", key: K, value: V, known: str | None, wait_s: int) -> V:
         """The value once it is news to the client, or done where the client has named none; else after `wait_s`."""

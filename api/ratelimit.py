@@ -30,9 +30,11 @@ class Bucket(AsyncLimiter):
 
     def charge(self) -> None:
         """Take one. Raises RateLimited, with nothing taken, when there is no room. Never awaits, so atomic."""
-        if not self.has_capacity():
+        self._leak()
+        level = self._level + 1
+        if level > self.max_rate:
             raise RateLimited(self.next_in_s)
-        self._level += 1
+        self._level = level
 
     @property
     def remaining(self) -> int:

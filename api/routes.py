@@ -93,10 +93,11 @@ def add_routes(
     job_filters = ("status", "type", "created_after", "created_before")
     retry_filters = ("state", "job_id", "batch_id", "actor")
     for method, path, access, handler in (
+        # First, as what comes first is looked at first, and hardly anything else is asked for.
+        ("GET", "/api/jobs/{id:[^/]+}", READ.taking("include"), job.get_job),
         ("GET", "/api/jobs", READ.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
         ("GET", "/api/jobs/stats", READ.taking("type"), job.get_stats),
         ("POST", "/api/jobs/retry", BULK.taking("dry_run"), batch.post_batch),
-        ("GET", "/api/jobs/{id:[^/]+}", READ.taking("include"), job.get_job),
         ("GET", "/api/jobs/{id:[^/]+}/events", READ, event.get_events),
         ("GET", "/api/jobs/{id:[^/]+}/retries", READ.taking("limit", "cursor"), retry.get_job_retries),
         ("POST", "/api/jobs/{id:[^/]+}/retry", RETRY.taking("dry_run"), retry.post_retry),

@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
+from api.answers import Answer
 from api.door import request_id_of
 from api.problems import BadRequest, ExpectationFailed, problem_answer
 from shared.errors import RedriveError
@@ -22,7 +23,7 @@ LINGERING_S = 2.0
 MAX_HEADERS = 64
 
 
-def _plain(request: web.BaseRequest, error: RedriveError) -> web.Response:
+def _plain(request: web.BaseRequest, error: RedriveError) -> Answer:
     """The answer to a request that never got as far as the door."""
     request_id = request_id_of(request)
     answer = problem_answer(error, request_id)
@@ -63,7 +64,7 @@ class _Protocol(RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Send an answer; an exception of aiohttp's that has come this far is `Expect`'s."""
-        if isinstance(resp, web.HTTPException):
+        if resp.__class__ is not Answer and isinstance(resp, web.HTTPException):
             resp = _plain(request, ExpectationFailed())
         return await super().finish_response(request, resp, start_time)
 
