@@ -54,11 +54,9 @@ def matches(if_none_match: str | None, etag: str) -> bool:
     """Whether the client has this: a weak comparison (RFC 9110, 13.1.2); what cannot be read matches nothing."""
     if if_none_match is None:
         return False
-    if if_none_match == etag:
+    if if_none_match == etag or if_none_match.strip() == "*":
         return True
-    if if_none_match.strip() == "*":
-        return True
-    return any(f'"{tag}"' == etag for _, tag in _TAG.findall(if_none_match))
+    return etag in if_none_match and any(f'"{tag}"' == etag for _, tag in _TAG.findall(if_none_match))
 
 
 def versions_of(if_match: str | None) -> frozenset[Version] | None:

@@ -89,14 +89,17 @@ class Reader(Generic[K, V]):
             rendered = self._rendered_once(value)
             fields = rendered.headers
         else:
-            rendered = self._render(await self._held(call, key, value, known, wait_s))
+            rendered = self._rendered_once(await self._held(call, key, value, known, wait_s))
             fields = {**rendered.headers, "Preference-Applied": f"wait={wait_s}"}
         if matches(known, rendered.etag):
             return Answer(None, status=304, headers=fields)
         return Answer(rendered.body, headers=fields)
 
     def _rendered_once(self, value: V) -> "_Rendered[V]":
-        """The value rendered; once for all who were answered from one look, as they come one after the other."""
+        """The value, which was just read, rendered: once for all who are answered from one look.
+
+        They come one after the other, so remembering one is enough.
+        """
         rendered = self._rendered
         if rendered is None or rendered.value is not value:
             rendered = self._rendered = self._render(value)
@@ -113,7 +116,7 @@ class Reader(Generic[K, V]):
         """The value once it is news to the client, or done where the client has named none; else after `wait_s`."""
 
         def enough(value: V) -> bool:
-            return value.done if known is None else not matches(known, self._etag_of(value))
+            return value.done if known is None else not matches(known, self._rendered_once(value).etag)
 
         if enough(value):
             return value

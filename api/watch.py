@@ -8,13 +8,16 @@ no tick.
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 import structlog
 
 from shared.errors import DatabaseUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
+
+_WOKEN_AT_ONCE: Final = 200
+"""Then the event loop gets a turn: all of ten thousand at once would hold up everybody else for half a second."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -180,7 +183,11 @@ class StatusWatch(Generic[K, V]):
         if not keys:
             return
         values = await self._load(keys)
+        woken = 0
         for key in keys:
+            if woken >= _WOKEN_AT_ONCE:
+                woken = 0
+                await asyncio.sleep(0)
             watched = self._watched.get(key)
             if watched is None:
                 continue
@@ -188,6 +195,7 @@ class StatusWatch(Generic[K, V]):
             if value is not None:
                 watched.seen = value
             watched.disputed = False
+            woken += len(watched.waiters)
             for waiter in watched.waiters:
                 if waiter.since < look:
                     waiter.wake(_End.GONE if value is None else value)
