@@ -89,28 +89,31 @@ class Reader(Generic[K, V]):
             rendered = self._rendered_once(value)
             fields = rendered.headers
         else:
-            rendered = self._rendered_once(await self._held(call, key, value, known, wait_s))
-            fields = {**rendered.headers, "Preference-Applied": f"wait={wait_s}"}
+            value = await self._held(call, key, value, known, wait_s)
+            rendered = self._rendered_once(value)
+            # It may have been read, and rendered, a minute ago: when to come back is to be thought over.
+            fields = {**self._headers_of(value, rendered.etag), "Preference-Applied": f"wait={wait_s}"}
         if matches(known, rendered.etag):
             return Answer(None, status=304, headers=fields)
         return Answer(rendered.body, headers=fields)
 
     def _rendered_once(self, value: V) -> "_Rendered[V]":
-        """The value, which was just read, rendered: once for all who are answered from one look.
+        """The value rendered: once for all who are answered from one look.
 
         They come one after the other, so remembering one is enough.
         """
         rendered = self._rendered
         if rendered is None or rendered.value is not value:
-            rendered = self._rendered = self._render(value)
+            etag = self._etag_of(value)
+            rendered = _Rendered(value, self._encoded(value), etag, self._headers_of(value, etag))
+            self._rendered = rendered
         return rendered
 
-    def _render(self, value: V) -> "_Rendered[V]":
-        etag = self._etag_of(value)
+    def _headers_of(self, value: V, etag: str) -> dict[str, str]:
         headers: dict[str, str] = {hdrs.ETAG: etag}
         if (retry_after_s := self._retry_after_of(value, datetime.now(UTC))) is not None:
             headers[hdrs.RETRY_AFTER] = str(retry_after_s)
-        return _Rendered(value, self._encoded(value), etag, headers)
+        return headers
 
     async def _held(self, call: "Call", key: K, value: V, known: str | None, wait_s: int) -> V:
         """The value once it is news to the client, or done where the client has named none; else after `wait_s`."""
