@@ -45,13 +45,13 @@ def wait_of(prefer: str | None) -> int | None:
 
 
 class _Rendered(Generic[V]):
-    """A value as it was just read, ready to be sent."""
+    """A value as it was just read, ready to be sent. `body` is None until somebody wants it: most have it already."""
 
     __slots__ = ("body", "etag", "headers", "value")
 
-    def __init__(self, value: V, body: bytes, etag: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, value: V, etag: str, headers: Mapping[str, str]) -> None:
         self.value = value
-        self.body = body
+        self.body: bytes | None = None
         self.etag = etag
         self.headers = headers
 
@@ -95,6 +95,8 @@ class Reader(Generic[K, V]):
             fields = {**self._headers_of(value, rendered.etag), "Preference-Applied": f"wait={wait_s}"}
         if matches(known, rendered.etag):
             return Answer(None, status=304, headers=fields)
+        if rendered.body is None:
+            rendered.body = self._encoded(value)
         return Answer(rendered.body, headers=fields)
 
     def _rendered_once(self, value: V) -> "_Rendered[V]":
@@ -105,8 +107,7 @@ class Reader(Generic[K, V]):
         rendered = self._rendered
         if rendered is None or rendered.value is not value:
             etag = self._etag_of(value)
-            rendered = _Rendered(value, self._encoded(value), etag, self._headers_of(value, etag))
-            self._rendered = rendered
+            rendered = self._rendered = _Rendered(value, etag, self._headers_of(value, etag))
         return rendered
 
     def _headers_of(self, value: V, etag: str) -> dict[str, str]:
