@@ -52,7 +52,11 @@ def test_faults_and_what_was_sent_to_the_door_have_a_table_each(
     assert "old" not in text
 
 
-@pytest.mark.parametrize("unclean", [FAULTS | {"doubled": 1}, DOOR | {"wrong": 1}], ids=["faults", "door"])
+@pytest.mark.parametrize(
+    "unclean",
+    [FAULTS | {"doubled": 1}, FAULTS | {"notes": {"failed": "too late"}}, DOOR | {"wrong": 1}],
+    ids=["doubled", "failed", "door"],
+)
 def test_a_run_that_was_not_clean_leaves_the_old_table(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unclean: object
 ) -> None:

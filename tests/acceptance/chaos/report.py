@@ -65,6 +65,10 @@ def _door(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def _clean(result: Result) -> bool:
+    return not any(result.get(name) for name in _NOT_CLEAN) and "failed" not in result.get("notes", {})
+
+
 def _bound(result: Result) -> str:
     return f"{result['bound']:.1e}"
 
@@ -86,7 +90,7 @@ def _circumstances(results: list[Result]) -> str:
 def main() -> None:
     """Put the tables of a run into the page."""
     results = [json.loads(line) for line in Path(sys.argv[1]).read_text("utf-8").splitlines()]
-    if unclean := [result for result in results if any(result.get(name) for name in _NOT_CLEAN)]:
+    if unclean := [result for result in results if not _clean(result)]:
         sys.exit(f"no table of a run that was not clean: {unclean}")
     before, begin, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)

@@ -27,7 +27,7 @@ from shared import topology
 from tests.acceptance.chaos.fleet import End, Member
 from tests.acceptance.chaos.load import Load
 from tests.acceptance.chaos.nursery import Nursery
-from tests.acceptance.chaos.tally import Tally
+from tests.acceptance.chaos.tally import SCALE, Tally
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.logins import Logins, broker_users
@@ -41,9 +41,10 @@ from tests.tokens import SECRET
 WORKERS = 4
 APIS = 2
 BYSTANDERS = 20
-RATE = 40.0
+RATE = 40.0 if SCALE == 1 else 25.0  # at length three loads flow at once, and two processors are enough for them
 SETTLED_WITHIN_S = 90.0
 WELL_WITHIN_S = 60.0
+STARTED_WITHIN_S = 240.0  # the program is loaded for the first time, perhaps by several stands at once
 _KILLABLE_AFTER_S = 2.5  # RabbitMQ 3.10 may lose a quorum queue that is younger; see PrivateRabbitmq.kill
 _LOST_CONNECTION = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError)
 
@@ -99,7 +100,7 @@ class Stand:
                 )
             for _ in range(WORKERS):
                 stand.workers.append(await stack.enter_async_context(Member.kept(nursery, "worker", of_worker)))
-            await stand.all_well()
+            await stand.all_well(within_s=STARTED_WITHIN_S)
             stand._declared_at = time.monotonic()
             yield stand
             await postgres.recover()  # what follows drops the database and the virtual host
@@ -118,7 +119,7 @@ class Stand:
         await self.broker.heal()
         await asyncio.gather(self.postgres.recover(), self.rabbitmq.recover())
 
-    async def all_well(self) -> None:
+    async def all_well(self, *, within_s: float = WELL_WITHIN_S) -> None:
         """Wait until every program says that it can work: apis with a broker, workers with their consumers."""
 
         async def well() -> bool:
@@ -130,7 +131,7 @@ class Stand:
                 assert (await api.program.health())["status"] == "ok"
             return True
 
-        await eventually(well, within_s=WELL_WITHIN_S, every_s=0.1)
+        await eventually(well, within_s=within_s, every_s=0.1)
 
     @asynccontextmanager
     async def trial(self, promise: str, *, seed: int | None = None) -> AsyncIterator["Trial"]:
