@@ -32,6 +32,10 @@ def translated() -> Iterator[None]:
         yield
     except (AMQPError, ChannelInvalidStateError, OSError, TimeoutError) as error:
         raise BrokerUnavailable(type(error).__name__) from error
+    except StopAsyncIteration as error:
+        # aiormq's word for a connection that ended before it was read from. An async generator would turn it into a
+        # RuntimeError on its way to whoever waits for the broker.
+        raise BrokerUnavailable("the connection was closed") from error
     except RuntimeError as error:
         # What both libraries raise, with no class of its own, for a channel on a connection that has just been lost.
         if not str(error).endswith(_NO_CONNECTION):

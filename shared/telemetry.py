@@ -5,13 +5,14 @@ sends can break a line in two. Metrics are registered once, in the composition r
 from closed sets, never an id or a project.
 """
 
+import asyncio
 import logging
 import re
 import sys
 from typing import Any, Final
 
 import structlog
-from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCollector, ProcessCollector
 
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
@@ -58,11 +59,13 @@ def configure_logging(*, level: str, json: bool) -> None:
 
 
 def metrics_registry() -> CollectorRegistry:
-    """A registry of one program's own, with the process's figures in it."""
+    """A registry of one program's own, with the process's figures in it; to be read inside its event loop."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
     GCCollector(registry=registry)
+    tasks = Gauge("redrive_tasks", "asyncio tasks that have not ended.", registry=registry)
+    tasks.set_function(lambda: len(asyncio.all_tasks()))
     return registry
 
 

@@ -13,6 +13,7 @@ import aiohttp
 
 from tests.acceptance.up import COMMAND, environment
 from tests.eventually import eventually
+from tests.logins import BrokerUsers, Users
 from tests.servers.processes import free_port
 from tests.servers.reaper import reaper
 from tests.tokens import SECRET, token
@@ -119,13 +120,13 @@ class Answers:
 
 
 class Deployment:
-    """An api and some workers on one database and one virtual host."""
+    """An api and some workers on one database and one virtual host, under their own users of both."""
 
-    def __init__(self, stack: AsyncExitStack, settings: dict[str, str]) -> None:
+    def __init__(self, stack: AsyncExitStack, api: dict[str, str], worker: dict[str, str]) -> None:
         self._stack = stack
-        self._settings = settings
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self._worker_settings = worker
+        self.api_settings = api
+        self.url = f"http://127.0.0.1:{api['PORT']}"
         self.api: Program
         self.workers: list[Program] = []
         self.client: aiohttp.ClientSession
@@ -133,16 +134,17 @@ class Deployment:
     @classmethod
     @asynccontextmanager
     async def running(
-        cls, database_url: str, amqp_url: str, *, workers: int = 2, **settings: str
+        cls, users: Users, broker_users: BrokerUsers, *, workers: int = 2, **settings: str
     ) -> AsyncIterator[Self]:
         """Start all of it, and wait until it is ready."""
-        given = {
-            "DATABASE_URL": database_url, "AMQP_URL": amqp_url, "JWT_SECRET": SECRET, "LIMIT_IP": "off",
-            "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off", **settings,
+        api = {
+            "DATABASE_URL": users.api, "AMQP_URL": broker_users.api, "JWT_SECRET": SECRET, "LIMIT_IP": "off",
+            "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off", "PORT": str(free_port()), **settings,
         }  # fmt: skip
+        worker = {"DATABASE_URL": users.worker, "AMQP_URL": broker_users.worker, **settings}
         async with AsyncExitStack() as stack:
-            deployment = cls(stack, given)
-            deployment.api = await stack.enter_async_context(Program.started("api", **given, PORT=str(deployment.port)))
+            deployment = cls(stack, api, worker)
+            deployment.api = await stack.enter_async_context(Program.started("api", **api))
             for _ in range(workers):
                 await deployment.add_worker()
             deployment.client = await stack.enter_async_context(
@@ -158,7 +160,7 @@ class Deployment:
 
     async def add_worker(self) -> Program:
         """One worker more, which may not be ready yet."""
-        worker = await self._stack.enter_async_context(Program.started("worker", **self._settings))
+        worker = await self._stack.enter_async_context(Program.started("worker", **self._worker_settings))
         self.workers.append(worker)
         return worker
 

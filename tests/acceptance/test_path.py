@@ -10,28 +10,43 @@ import pytest
 from tests.acceptance.programs import Deployment, Program
 from tests.eventually import eventually
 from tests.jobs import JobMaker
-from tests.servers.rabbitmq import PrivateRabbitmq
+from tests.logins import BrokerUsers, Logins, Users, broker_users
+from tests.servers.rabbitmq import PrivateRabbitmq, Rabbitmq
 from tests.tokens import SECRET
 
 
 @pytest.fixture
-async def migrated_url(empty_database_url: str) -> str:
-    """An empty database, once `redrive migrate` is through with it."""
-    async with Program.started("migrate", DATABASE_URL=empty_database_url) as migrate:
-        assert await migrate.ended() == 0, migrate.err
-    return empty_database_url
+async def users(empty_database_url: str) -> AsyncIterator[Users]:
+    """The users of a database, once `redrive migrate` is through with it under the owner's."""
+    async with Logins.on(empty_database_url) as logins:
+        users = await logins.made(empty_database_url)
+        async with Program.started("migrate", DATABASE_URL=users.owner) as migrate:
+            assert await migrate.ended() == 0, migrate.err
+        yield users
 
 
 @pytest.fixture
-async def jobs(migrated_url: str) -> AsyncIterator[JobMaker]:
-    async with JobMaker.on(migrated_url) as maker:
+async def on_broker(amqp_url: str, rabbitmq: Rabbitmq) -> AsyncIterator[BrokerUsers]:
+    """The users of a virtual host; where tests cannot make any, whoever the tests' own URL names."""
+    if rabbitmq.management_url is None:
+        yield BrokerUsers(amqp_url, amqp_url)
+        return
+    async with broker_users(rabbitmq, amqp_url) as users:
+        yield users
+
+
+@pytest.fixture
+async def jobs(users: Users) -> AsyncIterator[JobMaker]:
+    async with JobMaker.on(users.admin) as maker:
         yield maker
 
 
 @pytest.fixture
-async def own_broker_url(private_rabbitmq: PrivateRabbitmq) -> AsyncIterator[str]:
-    async with private_rabbitmq.rabbitmq.vhost() as url:
-        yield url
+async def on_own_broker(private_rabbitmq: PrivateRabbitmq) -> AsyncIterator[BrokerUsers]:
+    rabbitmq = private_rabbitmq.rabbitmq
+    async with rabbitmq.vhost() as url, broker_users(rabbitmq, url) as users:
+        yield users
+        await private_rabbitmq.recover()  # the users go with it
 
 
 async def settled(jobs: JobMaker) -> bool:
@@ -44,10 +59,10 @@ async def outcomes(jobs: JobMaker) -> dict[str, int]:
 
 
 async def test_a_client_polls_asks_for_a_retry_and_sees_it_through(
-    migrated_url: str, amqp_url: str, jobs: JobMaker
+    users: Users, on_broker: BrokerUsers, jobs: JobMaker
 ) -> None:
     job, foreign = await jobs.failed(last_error="smtp: 421"), await jobs.failed(project_id="p2")
-    async with Deployment.running(migrated_url, amqp_url) as redrive:
+    async with Deployment.running(users, on_broker) as redrive:
         seen = await redrive.get(f"/api/jobs/{job.id}")
         assert (seen["status"], seen["retryable"], seen["last_error"]) == ("failed", True, "smtp: 421")
 
@@ -88,10 +103,10 @@ async def test_a_client_polls_asks_for_a_retry_and_sees_it_through(
 
 
 async def test_a_worker_that_is_killed_under_load_costs_nothing_and_doubles_nothing(
-    migrated_url: str, amqp_url: str, jobs: JobMaker
+    users: Users, on_broker: BrokerUsers, jobs: JobMaker
 ) -> None:
     made = await jobs.many_failed(400)
-    async with Deployment.running(migrated_url, amqp_url, WORKER_BATCH_SIZE="10") as redrive:
+    async with Deployment.running(users, on_broker, WORKER_BATCH_SIZE="10") as redrive:
         asking = asyncio.ensure_future(redrive.retry_all([job.id for job in made]))
         for victim in redrive.workers[:2]:
             before = sum(await jobs.effects(made))
@@ -111,11 +126,11 @@ async def test_a_worker_that_is_killed_under_load_costs_nothing_and_doubles_noth
 
 
 async def test_a_broker_that_goes_and_comes_back_costs_nothing_and_stops_no_request(
-    migrated_url: str, jobs: JobMaker, private_rabbitmq: PrivateRabbitmq, own_broker_url: str
+    users: Users, jobs: JobMaker, private_rabbitmq: PrivateRabbitmq, on_own_broker: BrokerUsers
 ) -> None:
     made = await jobs.many_failed(150)
     ids: list[object] = [job.id for job in made]
-    async with Deployment.running(migrated_url, own_broker_url) as redrive:
+    async with Deployment.running(users, on_own_broker) as redrive:
         before = await redrive.retry_all(ids[:50])
         await private_rabbitmq.kill()
         await eventually(lambda: _degraded(redrive.api))  # missed though there is nothing to publish
@@ -141,10 +156,10 @@ async def _unready(program: Program) -> bool:
 
 
 async def test_stopping_under_load_cuts_nobody_off_and_loses_nothing(
-    migrated_url: str, amqp_url: str, jobs: JobMaker
+    users: Users, on_broker: BrokerUsers, jobs: JobMaker
 ) -> None:
     made = await jobs.many_failed(3000)
-    async with Deployment.running(migrated_url, amqp_url, WORKER_BATCH_SIZE="20") as redrive:
+    async with Deployment.running(users, on_broker, WORKER_BATCH_SIZE="20") as redrive:
         asking = asyncio.ensure_future(redrive.retry_all([job.id for job in made]))
 
         async def at_work() -> bool:
@@ -157,7 +172,7 @@ async def test_stopping_under_load_cuts_nobody_off_and_loses_nothing(
         answers = await asking
         assert await redrive.api.ended(within_s=10) == 0
         # What the api had not published is in the ledger, for the next one.
-        async with Program.started("api", **redrive._settings, PORT=str(redrive.port)):
+        async with Program.started("api", **redrive.api_settings):
             await eventually(lambda: settled(jobs), within_s=30)
         redrive.workers[1].send(signal.SIGTERM)
         assert await redrive.workers[1].ended(within_s=10) == 0

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import pytest
 
 from tests.acceptance.programs import Program
 from tests.eventually import eventually
+from tests.logins import Logins
 from tests.servers import trees
 from tests.servers.processes import free_port
 from tests.tokens import SECRET, token
@@ -52,8 +54,15 @@ class Several:
             return answer.status
 
 
-async def test_a_process_that_dies_is_replaced(database_url: str) -> None:
-    async with Several.running(database_url) as several:
+@pytest.fixture
+async def api_url(database_url: str) -> AsyncIterator[str]:
+    """The database, for the api's own user."""
+    async with Logins.on(database_url) as logins:
+        yield (await logins.made(database_url)).api
+
+
+async def test_a_process_that_dies_is_replaced(api_url: str) -> None:
+    async with Several.running(api_url) as several:
         first, second = several.children()
         os.kill(first, signal.SIGKILL)
         await eventually(lambda: len(several.children()) == 2 and first not in several.children())
@@ -62,8 +71,8 @@ async def test_a_process_that_dies_is_replaced(database_url: str) -> None:
         assert await several.status() == 200
 
 
-async def test_both_processes_answer_on_one_port(database_url: str) -> None:
-    async with Several.running(database_url) as several:
+async def test_both_processes_answer_on_one_port(api_url: str) -> None:
+    async with Several.running(api_url) as several:
 
         async def both_counted() -> bool:
             assert await several.status() == 200
@@ -74,16 +83,16 @@ async def test_both_processes_answer_on_one_port(database_url: str) -> None:
         await eventually(both_counted)
 
 
-async def test_sigterm_ends_all_of_them(database_url: str) -> None:
-    async with Several.running(database_url) as several:
+async def test_sigterm_ends_all_of_them(api_url: str) -> None:
+    async with Several.running(api_url) as several:
         children = several.children()
         several.program.send(signal.SIGTERM)
         assert await several.program.ended() == 0
         assert not trees.any_runs(children)
 
 
-async def test_none_is_left_behind_when_the_one_that_looks_after_them_is_killed(database_url: str) -> None:
-    async with Several.running(database_url) as several:
+async def test_none_is_left_behind_when_the_one_that_looks_after_them_is_killed(api_url: str) -> None:
+    async with Several.running(api_url) as several:
         children = several.children()
         several.program.send(signal.SIGKILL)
         await eventually(lambda: not trees.any_runs(children), within_s=20)

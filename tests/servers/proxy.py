@@ -181,9 +181,11 @@ class Proxy:
         await self._replace(_Fault.NONE)
         await self._reset(list(self._damaged))
 
-    async def reset(self) -> None:
-        """Reset every open connection, on both sides."""
-        await self._reset(list(self._links))
+    async def reset(self) -> int:
+        """Reset every open connection, on both sides; return how many there were."""
+        links = list(self._links)
+        await self._reset(links)
+        return len(links)
 
     async def _reset(self, links: "list[asyncio.Task[None]]") -> None:
         for link in links:

@@ -1,4 +1,9 @@
-"""One stand for all of these tests: starting servers and six processes takes longer than most of them."""
+"""One stand for all of these tests: starting servers and six processes takes longer than most of them.
+
+In `make test` one worker of pytest-xdist has them all, together with the other tests on private servers. At length they
+are shared among several workers, each with a stand of its own: most of the time goes by in waiting for servers to come
+back. Those that take longest begin first, so that the workers end at about the same time.
+"""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -6,17 +11,38 @@ import pytest
 import pytest_asyncio
 
 from tests.acceptance.chaos.stand import Stand
+from tests.acceptance.chaos.tally import SCALE
 from tests.servers.postgres import PrivatePostgres
 from tests.servers.rabbitmq import PrivateRabbitmq
 
+_LONGEST_FIRST = ("test_p20_", "test_p6_", "test_p19_", "test_p1_", "test_p5_", "test_p2_")
+
+
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the groups in its own turn
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    mine = [item for item in items if "stand" in getattr(item, "fixturenames", ())]
+    for item in mine:
+        name = "private servers" if SCALE == 1 else item.name.partition("[")[0]
+        item.add_marker(pytest.mark.xdist_group(name))
+    if SCALE != 1:
+        items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    ranks = [rank for rank, start in enumerate(_LONGEST_FIRST) if item.name.startswith(start)]
+    return ranks[0] if ranks else len(_LONGEST_FIRST)
+
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def stand(_one_private_postgres: PrivatePostgres, _one_private_rabbitmq: PrivateRabbitmq) -> AsyncIterator[Stand]:
+async def _one_stand(
+    _one_private_postgres: PrivatePostgres, _one_private_rabbitmq: PrivateRabbitmq
+) -> AsyncIterator[Stand]:
     async with Stand.built(_one_private_postgres, _one_private_rabbitmq) as built:
         yield built
 
 
-@pytest.fixture(autouse=True)
-def _told(stand: Stand, record_property: Callable[[str, object], None]) -> None:
-    """Hand tallies to whoever prints the run's summary."""
-    stand.tell = lambda tally: record_property("tally", str(tally))
+@pytest.fixture
+def stand(_one_stand: Stand, record_property: Callable[[str, object], None]) -> Stand:
+    """The stand, which hands tallies to whoever prints the run's summary."""
+    _one_stand.tell = lambda tally: record_property("tally", str(tally))
+    return _one_stand

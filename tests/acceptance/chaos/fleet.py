@@ -1,11 +1,13 @@
 """Processes that are killed and started anew, as a supervisor would: `redrive api` and `redrive worker`."""
 
 import asyncio
+import re
 import signal
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Self
+from dataclasses import dataclass
+from typing import Final, Self
 
 import pytest
 
@@ -14,6 +16,20 @@ from tests.eventually import eventually
 
 _KILLED = -signal.SIGKILL
 _FOREVER_S = 1e6
+_LAST_WORDS: Final = re.compile(r'^\{"event":"failpoint reached","failpoint":"(\w+)"\}\Z', re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a process ended, as its parent saw it; at which failpoint, by its own last words."""
+
+    status: int
+    failpoint: str | None
+
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended it, a test's or its own at a failpoint."""
+        return self.status == _KILLED
 
 
 class Member:
@@ -31,7 +47,7 @@ class Member:
         self._failing: str | None = None
         self._told: list[signal.Signals] = []
         self.program: Forked | None = None
-        self.kills = 0
+        self.ends: list[End] = []
         self.deaths: list[str] = []
         self.logs: list[str] = []
         self.stop_seconds: list[float] = []
@@ -59,7 +75,7 @@ class Member:
 
     async def _keep(self) -> None:
         while (died := await self._one_process()) is None:
-            self.kills += 1
+            pass
         self.deaths.append(died)
 
     async def _one_process(self) -> str | None:
@@ -72,6 +88,8 @@ class Member:
             self.program = program
             status = await program.ended(within_s=_FOREVER_S)
             self.logs.append(program.err)
+        last_words = _LAST_WORDS.search(self.logs[-1].rstrip())
+        self.ends.append(End(status, last_words[1] if last_words else None))
         wanted = status == 0 if signal.SIGTERM in told else status == _KILLED and (told or failing is not None)
         return None if wanted else f"{self.command} ended with {status}: {self.logs[-1][-2000:]}"
 
@@ -98,6 +116,11 @@ class Member:
         if self._failing is not None:
             self.send(signal.SIGKILL)
 
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process, and not only the last one's remains."""
+        return self.program is not None and self.program.runs
+
     def send(self, number: signal.Signals) -> None:
         if self.program is not None:
             self._told.append(number)
@@ -114,10 +137,10 @@ class Member:
 
     async def replaced(self, number: signal.Signals, *, within_s: float = 20) -> None:
         """End it, and return once the next process is there; it may not be ready yet."""
-        before, loop = self.kills, asyncio.get_running_loop()
+        before, loop = len(self.ends), asyncio.get_running_loop()
         self.send(number)
         began_at = loop.time()
-        await eventually(lambda: self.kills > before or self.deaths, within_s=within_s, every_s=0.01)
+        await eventually(lambda: len(self.ends) > before or self.deaths, within_s=within_s, every_s=0.01)
         self.stop_seconds.append(loop.time() - began_at)
         assert not self.deaths, self.deaths
 

@@ -46,8 +46,12 @@ class Forked(Program):
     def err(self) -> str:
         return self._log_file.read_text("utf-8", errors="replace")
 
+    @property
+    def runs(self) -> bool:
+        return not self._status.done()
+
     def send(self, number: signal.Signals) -> None:
-        if not self._status.done():
+        if self.runs:
             os.kill(self._pid, number)
 
     async def ended(self, *, within_s: float = 15) -> int:

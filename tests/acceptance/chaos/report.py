@@ -1,6 +1,12 @@
-"""Writes the table of docs/reliability.md from the results of a run: `python -m tests.acceptance.chaos.report RESULTS`.
+"""Writes the tables of docs/reliability.md: `python -m tests.acceptance.chaos.report RESULTS`.
 
-Only what stands between the two markers is replaced. A run in which anything failed writes no table: see `make chaos`.
+A result is a line of JSON. `kind` says to which table it belongs:
+
+    {"kind": "faults", …}    what a Tally holds
+    {"kind": "door", "promise": "P13 …", "what": "ids sent", "tried": 100, "wrong": 0, "bound": 0.03, "seed": 7, …}
+
+Both have `scale` and `seconds`; a `seed` that is missing or null was none. Only what stands between the two markers is
+replaced. A run in which anything failed writes no table: see `make chaos`.
 """
 
 import json
@@ -9,48 +15,88 @@ import platform
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-PAGE = Path(__file__).parents[3] / "docs" / "reliability.md"
-BEGIN = "<!-- table: written by make chaos, do not edit -->"
-END = "<!-- end of table -->"
-_COUNTS = ("kills", "acked", "applied", "parked", "lost", "doubled", "unexpected")
+PAGE: Final = Path(__file__).parents[3] / "docs" / "reliability.md"
+BEGIN: Final = "<!-- table: written by make chaos, do not edit -->"
+END: Final = "<!-- end of table -->"
+_COUNTS: Final = ("kills", "acked", "applied", "parked", "lost", "doubled", "unexpected")
+_NOT_CLEAN: Final = ("lost", "doubled", "unexpected", "wrong")
+
+Result = dict[str, Any]
 
 
-def table_of(results: list[dict[str, Any]]) -> str:
-    """The results as Markdown, one row a test, with a sum below."""
+def tables_of(results: list[Result]) -> str:
+    """The results as Markdown, one row a test: faults first, then what was sent to the door."""
+    by_number = sorted(results, key=lambda result: int(result["promise"].split()[0][1:]))
+    faults = [result for result in by_number if result["kind"] == "faults"]
+    door = [result for result in by_number if result["kind"] == "door"]
+    parts = [_circumstances(results)]
+    if faults:
+        parts.append(_faults(faults))
+    if door:
+        parts.append(_door(door))
+    return "\n\n".join(parts)
+
+
+def _faults(results: list[Result]) -> str:
     lines = [
-        _circumstances(results),
-        "",
         "| promise | kills | acked | applied | parked | lost | doubled | unexpected | bound | seed | seconds |",
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
-    for result in sorted(results, key=lambda result: int(result["promise"].split()[0][1:])):
+    for result in results:
         counts = " | ".join(f"{result[name]:,}" for name in _COUNTS)
         lines.append(
-            f"| {result['promise']} | {counts} | {result['bound']:.1e} | {result['seed']} | {result['seconds']:.0f} |"
+            f"| {result['promise']} | {counts} | {_bound(result)} | {_seed(result)} | {result['seconds']:.0f} |"
         )
     sums = {name: sum(result[name] for result in results) for name in _COUNTS}
-    bound = 3 / sums["acked"]
+    bound = 3 / sums["acked"] if sums["acked"] else 1.0
     lines.append(f"| **all** | {' | '.join(f'**{sums[name]:,}**' for name in _COUNTS)} | **{bound:.1e}** | | |")
     return "\n".join(lines)
 
 
-def _circumstances(results: list[dict[str, Any]]) -> str:
+def _door(results: list[Result]) -> str:
+    lines = ["| promise | what | tried | wrong | bound | seed | seconds |", "|---|---|--:|--:|--:|--:|--:|"]
+    lines += [
+        f"| {result['promise']} | {result['what']} | {result['tried']:,} | {result['wrong']:,} | {_bound(result)} "
+        f"| {_seed(result)} | {result['seconds']:.0f} |"
+        for result in results
+    ]
+    return "\n".join(lines)
+
+
+def _clean(result: Result) -> bool:
+    return not any(result.get(name) for name in _NOT_CLEAN) and "failed" not in result.get("notes", {})
+
+
+def _bound(result: Result) -> str:
+    return f"{result['bound']:.1e}"
+
+
+def _seed(result: Result) -> str:
+    return str(result.get("seed") or "–")  # noqa: RUF001 - a dash, as in the other tables of the docs
+
+
+def _circumstances(results: list[Result]) -> str:
     scales = ", ".join(f"{scale:g}" for scale in sorted({result["scale"] for result in results}))
     minutes = sum(result["seconds"] for result in results) / 60
     machine = f"{os.cpu_count()} processors, {platform.system()}, Python {platform.python_version()}"
-    return f"Run on {datetime.now(UTC):%Y-%m-%d} at scale {scales}, in {minutes:.0f} minutes, on {machine}."
+    return (
+        f"Run on {datetime.now(UTC):%Y-%m-%d} at scale {scales}, on {machine}: {minutes:.0f} minutes of tests, "
+        "up to three of them at a time."
+    )
 
 
 def main() -> None:
-    """Put the table of a run into the page."""
+    """Put the tables of a run into the page."""
     results = [json.loads(line) for line in Path(sys.argv[1]).read_text("utf-8").splitlines()]
+    if unclean := [result for result in results if not _clean(result)]:
+        sys.exit(f"no table of a run that was not clean: {unclean}")
     before, begin, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end and results):
         sys.exit("docs/reliability.md has lost its markers, or there are no results")
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table_of(results)}\n\n{END}{after}", "utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n\n{tables_of(results)}\n\n{END}{after}", "utf-8")
 
 
 if __name__ == "__main__":

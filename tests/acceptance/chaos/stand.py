@@ -3,6 +3,8 @@
     client ─▶ two apis ─▶ proxy ─▶ PostgreSQL ◀─ proxy ◀─ four workers
                  └──────▶ proxy ─▶ RabbitMQ ◀─── proxy ◀───────┘
 
+Api and worker have users of their own on both servers, with the rights that a deployment gives them.
+
 A test opens a `trial`, breaks what it likes while loads flow, and leaves. Then everything heals by itself or not at
 all: servers are up again, processes that were killed are restarted as a supervisor would, and nothing else is touched.
 When all that was accepted is settled, effects are counted.
@@ -22,12 +24,13 @@ import aio_pika
 import asyncpg
 
 from shared import topology
-from tests.acceptance.chaos.fleet import Member
+from tests.acceptance.chaos.fleet import End, Member
 from tests.acceptance.chaos.load import Load
 from tests.acceptance.chaos.nursery import Nursery
-from tests.acceptance.chaos.tally import Tally
+from tests.acceptance.chaos.tally import SCALE, Tally
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
+from tests.logins import Logins, broker_users
 from tests.queues import Queues
 from tests.servers.postgres import PrivatePostgres
 from tests.servers.processes import free_port
@@ -38,9 +41,10 @@ from tests.tokens import SECRET
 WORKERS = 4
 APIS = 2
 BYSTANDERS = 20
-RATE = 40.0
+RATE = 40.0 if SCALE == 1 else 25.0  # at length three loads flow at once, and two processors are enough for them
 SETTLED_WITHIN_S = 90.0
 WELL_WITHIN_S = 60.0
+STARTED_WITHIN_S = 240.0  # the program is loaded for the first time, perhaps by several stands at once
 _KILLABLE_AFTER_S = 2.5  # RabbitMQ 3.10 may lose a quorum queue that is younger; see PrivateRabbitmq.kill
 _LOST_CONNECTION = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError)
 
@@ -72,25 +76,31 @@ class Stand:
             stack.push_async_callback(postgres.recover)
             database_url = await stack.enter_async_context(postgres.postgres.database())
             amqp_url = await stack.enter_async_context(rabbitmq.rabbitmq.vhost())
+            logins = await stack.enter_async_context(Logins.on(database_url))
+            users = await logins.made(database_url)
+            broker_logins = await stack.enter_async_context(broker_users(rabbitmq.rabbitmq, amqp_url))
             jobs = await stack.enter_async_context(JobMaker.on(database_url))
             database = await stack.enter_async_context(Proxy.to(database_url))
             broker = await stack.enter_async_context(Proxy.to(amqp_url))
             stand = cls(postgres, rabbitmq, database, broker, amqp_url, jobs)
             nursery = await stack.enter_async_context(Nursery.opened())
-            settings = {
-                "DATABASE_URL": database.url_of(database_url), "AMQP_URL": broker.url_of(amqp_url),
+            of_api = {
+                "DATABASE_URL": database.url_of(users.api), "AMQP_URL": broker.url_of(broker_logins.api),
                 "JWT_SECRET": SECRET, "LIMIT_IP": "off", "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off",
+            }  # fmt: skip
+            of_worker = {
+                "DATABASE_URL": database.url_of(users.worker), "AMQP_URL": broker.url_of(broker_logins.worker),
                 "WORKER_BATCH_SIZE": "20",  # more batches, and more gaps between them to be hit in
             }  # fmt: skip
             for _ in range(APIS):
                 port = free_port()
                 stand.urls.append(f"http://127.0.0.1:{port}")
                 stand.apis.append(
-                    await stack.enter_async_context(Member.kept(nursery, "api", {**settings, "PORT": str(port)}))
+                    await stack.enter_async_context(Member.kept(nursery, "api", {**of_api, "PORT": str(port)}))
                 )
             for _ in range(WORKERS):
-                stand.workers.append(await stack.enter_async_context(Member.kept(nursery, "worker", settings)))
-            await stand.all_well()
+                stand.workers.append(await stack.enter_async_context(Member.kept(nursery, "worker", of_worker)))
+            await stand.all_well(within_s=STARTED_WITHIN_S)
             stand._declared_at = time.monotonic()
             yield stand
             await postgres.recover()  # what follows drops the database and the virtual host
@@ -109,7 +119,7 @@ class Stand:
         await self.broker.heal()
         await asyncio.gather(self.postgres.recover(), self.rabbitmq.recover())
 
-    async def all_well(self) -> None:
+    async def all_well(self, *, within_s: float = WELL_WITHIN_S) -> None:
         """Wait until every program says that it can work: apis with a broker, workers with their consumers."""
 
         async def well() -> bool:
@@ -121,11 +131,14 @@ class Stand:
                 assert (await api.program.health())["status"] == "ok"
             return True
 
-        await eventually(well, within_s=WELL_WITHIN_S, every_s=0.1)
+        await eventually(well, within_s=within_s, every_s=0.1)
 
     @asynccontextmanager
     async def trial(self, promise: str, *, seed: int | None = None) -> AsyncIterator["Trial"]:
-        """Break things for a while; then demand that nothing was lost, doubled or made up."""
+        """Break things for a while; then demand that nothing was lost, doubled or made up.
+
+        Whatever it ends with, what was counted and the seed are told, and, where it fails, what the programs said last.
+        """
         for member in self.members:
             member.revive()
         await self.heal()
@@ -136,9 +149,15 @@ class Stand:
         await self._forget()
         tally = Tally.of(promise, seed=seed)
         trial = Trial(self, tally, tally.rng, await self.jobs.many_failed(BYSTANDERS))
+        trial.begin()
         try:
             yield trial
             await trial.settle()
+        except BaseException as failure:
+            tally.notes["failed"] = str(failure)[:500] or type(failure).__name__
+            for number, member in enumerate(self.members):
+                print(f"-- {member.command} {number}, last words\n{member.log[-2000:]}")  # noqa: T201 - likewise
+            raise
         finally:
             tally.end()
             print(tally)  # noqa: T201 - a test that fails shows it
@@ -175,6 +194,11 @@ class Stand:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             yield Queues(connection, await channel.get_exchange(topology.EXCHANGE, ensure=False))
 
+    async def rebind(self) -> None:
+        """Bind the queue that a test has unbound, as whoever runs RabbitMQ would: the programs may not."""
+        async with self.queues() as queues:
+            await queues.bind(topology.RETRIES, topology.KEY_RETRY)
+
     async def kill_broker(self) -> None:
         """Kill RabbitMQ, once it may be killed."""
         await asyncio.sleep(max(0.0, self._declared_at + _KILLABLE_AFTER_S - time.monotonic()))
@@ -193,6 +217,20 @@ class Trial:
     """What the test itself has published, as another program would."""
     wrong: list[str] = field(default_factory=list)
     _loads: list[Load] = field(default_factory=list)
+    _ended_before: dict[Member, int] = field(default_factory=dict)
+
+    def begin(self) -> None:
+        """Leave out of the count how processes have ended until now."""
+        self._ended_before = {member: len(member.ends) for member in self.stand.members}
+
+    def ends(self, members: Sequence[Member] | None = None) -> list[End]:
+        """How processes have ended in this trial."""
+        chosen = self.stand.members if members is None else members
+        return [end for member in chosen for end in member.ends[self._ended_before[member] :]]
+
+    def failed_at(self) -> Counter[str]:
+        """How many processes have died at each failpoint, by their own last words."""
+        return Counter(end.failpoint for end in self.ends() if end.failpoint is not None)
 
     async def load(self, *, count: int, rate: float = RATE, reads: float = 0.0) -> Load:
         """A load on jobs of its own; `count` is how many it asks for at most."""
@@ -201,9 +239,15 @@ class Trial:
         self._loads.append(load)
         return load
 
-    def killed(self, times: int = 1) -> None:
-        """Count a fault."""
+    def broken(self, times: int = 1) -> None:
+        """Count a fault that has happened. Processes that died by SIGKILL are counted without being told."""
         self.tally.kills += times
+
+    def _count_deaths(self) -> None:
+        """Count the processes that have died by SIGKILL, at failpoints or not: before healing kills some as well."""
+        self.tally.kills += sum(end.killed for end in self.ends())
+        if points := self.failed_at():
+            self.tally.notes["at_failpoints"] = dict(sorted(points.items()))
 
     async def pause(self, shortest_s: float, longest_s: float) -> None:
         """Let the load flow for a random while."""
@@ -229,6 +273,7 @@ class Trial:
 
     async def settle(self) -> None:
         """End all faults, wait until everything is well and settled, and count."""
+        self._count_deaths()
         healed_at = time.monotonic()
         await self.stand.heal()
 

@@ -29,7 +29,7 @@ class Tally:
 
     `acked` requests were answered 202, or confirmed by the broker where another program published them. `applied` is
     counted by the trigger, never by the ledger. `parked` is visibly rejected, cancelled or dead-lettered. `kills` are
-    all faults of the test's making, whatever they end.
+    all faults of the test's making, whatever they end, once they have been seen to happen.
     """
 
     promise: str
@@ -70,7 +70,7 @@ class Tally:
         """Stop the clock, and write the result down where a file for it is named."""
         self.seconds = round(time.monotonic() - self.began_at, 1)
         if _RESULTS:
-            facts = asdict(self) | {"bound": self.bound}
+            facts = {"kind": "faults"} | asdict(self) | {"bound": self.bound}
             facts.pop("began_at")
             with Path(_RESULTS).open("a") as results:
                 results.write(json.dumps(facts, default=str) + "\n")

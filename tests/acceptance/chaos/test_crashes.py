@@ -1,5 +1,6 @@
 """Processes that are killed or told to stop, under load: P2, P10, P11."""
 
+import asyncio
 import signal
 from functools import partial
 
@@ -11,7 +12,7 @@ from tests.acceptance.chaos.stand import Stand
 from tests.acceptance.chaos.tally import SCALE, scaled
 from tests.eventually import eventually
 
-pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.xdist_group("private servers")]
+pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 OF_WORKERS = [
     Failpoint.AFTER_RECEIVE,
@@ -30,16 +31,15 @@ async def test_p2_a_202_takes_effect_once_though_workers_die_at_every_failpoint(
     async with stand.trial("P2 worker killed at each failpoint") as trial:
         points = [str(point) for point in OF_WORKERS for _ in range(each)]
         trial.rng.shuffle(points)
-        load = await trial.load(count=60 * len(points) + 1200)
+        load = await trial.load(count=100 * len(points) + 1200)
         doomed = stand.workers[1:]  # one lives on, and settles what the others leave behind
-        before = sum(worker.kills for worker in doomed)
         async with load.flowing():
             for number, worker in enumerate(doomed):
                 worker.fail_at(points[number :: len(doomed)])
             await eventually(
                 lambda: not any(worker.failing for worker in doomed), within_s=30 + 8 * len(points), every_s=0.1
             )
-        trial.killed(sum(worker.kills for worker in doomed) - before)
+        assert trial.failed_at() == dict.fromkeys(map(str, OF_WORKERS), each)
 
 
 async def test_p2_a_202_takes_effect_once_though_workers_die_at_random(stand: Stand) -> None:
@@ -52,7 +52,7 @@ async def test_p2_a_202_takes_effect_once_though_workers_die_at_random(stand: St
                 worker = trial.rng.choice(stand.workers)
                 await eventually(worker.ready, within_s=30, every_s=0.1)
                 await worker.replaced(signal.SIGKILL)
-                trial.killed()
+        assert sum(end.killed for end in trial.ends()) == kills
 
 
 async def test_p2_a_202_takes_effect_once_though_apis_die_at_every_failpoint(stand: Stand) -> None:
@@ -60,28 +60,34 @@ async def test_p2_a_202_takes_effect_once_though_apis_die_at_every_failpoint(sta
     async with stand.trial("P2 api killed at each failpoint") as trial:
         # What an api has leased when it dies before publishing waits for half a minute: too long for `make test`, where
         # P20 does it.
-        points = [str(point) for point in [*OF_APIS, *([Failpoint.BEFORE_PUBLISH] if SCALE > 1 else [])] * each]
+        kinds = [str(point) for point in [*OF_APIS, *([Failpoint.BEFORE_PUBLISH] if SCALE > 1 else [])]]
+        points = kinds * each
         trial.rng.shuffle(points)
-        load = await trial.load(count=400 * len(points) + 800)
-        async with load.flowing():
-            for point in points:
-                api = trial.rng.choice(stand.apis)
-                before = api.kills
-                api.fail_at([point], by=signal.SIGTERM)  # a killed one might hold a lease, too
-                await eventually(partial(_ended, api, before + 2), within_s=40, every_s=0.05)
-                trial.killed()
-                await eventually(api.ready, within_s=30, every_s=0.1)
+        load = await trial.load(count=300 * len(points) + 800)
+        async with load.flowing(), asyncio.TaskGroup() as failing:
+            for number, api in enumerate(stand.apis):
+                failing.create_task(_fail(api, points[number :: len(stand.apis)]))
+        assert trial.failed_at() == dict.fromkeys(kinds, each)
+
+
+async def _fail(api: Member, points: list[str]) -> None:
+    """Let one api after another die, each once it has worked."""
+    for point in points:
+        await eventually(api.ready, within_s=30, every_s=0.1)
+        before = len(api.ends)
+        api.fail_at([point], by=signal.SIGTERM)  # a killed one might hold a lease, too
+        await eventually(partial(_ended, api, before + 2), within_s=40, every_s=0.05)
+        assert api.ends[-1].failpoint == point, api.ends[before:]
 
 
 def _ended(member: Member, times: int) -> bool:
-    return member.kills >= times
+    return len(member.ends) >= times
 
 
 async def test_p10_a_crash_loop_loses_nothing(stand: Stand) -> None:
     kills = scaled(8, full=60)
     async with stand.trial("P10 crash loop on the same messages") as trial:
         load = await trial.load(count=200, rate=200)
-        before = sum(worker.kills for worker in stand.workers)
         for number, worker in enumerate(stand.workers):
             worker.fail_at([str(trial.rng.choice(BEFORE_COMMIT)) for _ in range(number, kills, len(stand.workers))])
         async with load.flowing():
@@ -93,7 +99,6 @@ async def test_p10_a_crash_loop_loses_nothing(stand: Stand) -> None:
             return not any(worker.failing for worker in stand.workers) or await trial.unsettled() == 0
 
         await eventually(over, within_s=30 + 8 * kills, every_s=0.2)
-        trial.killed(sum(worker.kills for worker in stand.workers) - before)
     assert trial.tally.applied + trial.tally.parked == 200
 
 
@@ -107,7 +112,7 @@ async def test_p11_stopping_is_graceful(stand: Stand) -> None:
                 member = members[number % 3]
                 await trial.pause(0.2, 0.6)
                 await member.replaced(signal.SIGTERM)
-                trial.killed()
+                trial.broken()
                 await eventually(member.ready, within_s=30, every_s=0.1)
         slowest_s = max(seconds for member in members for seconds in member.stop_seconds)
         trial.tally.notes["slowest_stop_s"] = round(slowest_s, 1)

@@ -14,6 +14,7 @@ from tests.eventually import eventually
 from tests.integration.api.conftest import module_fixture
 from tests.integration.retrying.operators import done_with, operator, path_of
 from tests.jobs import JobMaker, MadeJob
+from tests.logins import BrokerUsers, Logins
 from tests.queues import Queues
 from tests.servers.rabbitmq import Rabbitmq
 from tests.workers import a_worker
@@ -71,7 +72,12 @@ async def test_single_retries_are_not_delayed_by_ten_thousand_bulk_ones(
 ) -> None:
     await jobs.many_failed(BULK, project_id="p-bulk")
     singles = await jobs.many_failed(1_000)
-    async with Deployment.running(database_url, amqp_url, workers=1, WATCH_INTERVAL="0.05") as redrive:
+    async with (
+        Logins.on(database_url) as logins,
+        Deployment.running(
+            await logins.made(database_url), BrokerUsers(amqp_url, amqp_url), workers=1, WATCH_INTERVAL="0.05"
+        ) as redrive,
+    ):
         await retried(redrive, singles.pop())  # the first one opens connections
         began = time.monotonic()
         location = await eventually(lambda: bulk_accepted(redrive), within_s=30)

@@ -1,0 +1,66 @@
+"""The tables that `make chaos` writes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.chaos import report
+
+FAULTS = {
+    "kind": "faults", "promise": "P10 crash loop", "kills": 60, "acked": 200, "applied": 190, "parked": 10, "lost": 0,
+    "doubled": 0, "unexpected": 0, "bound": 0.015, "seed": 7, "scale": 100.0, "seconds": 61.2,
+}  # fmt: skip
+DOOR = {
+    "kind": "door", "promise": "P13 bad ids", "what": "ids sent", "tried": 10_000, "wrong": 0, "bound": 0.0003,
+    "scale": 100.0, "seconds": 30,
+}  # fmt: skip
+PAGE = f"before\n\n{report.BEGIN}\n\nold\n\n{report.END}\n\nafter\n"
+
+
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    page = tmp_path / "reliability.md"
+    page.write_text(PAGE, "utf-8")
+    monkeypatch.setattr(report, "PAGE", page)
+    return page
+
+
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *results: object) -> None:
+    """Run the command on these results."""
+    lines = tmp_path / "results"
+    lines.write_text("".join(json.dumps(result) + "\n" for result in results), "utf-8")
+    monkeypatch.setattr("sys.argv", ["report", str(lines)])
+    report.main()
+
+
+def test_faults_and_what_was_sent_to_the_door_have_a_table_each(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(tmp_path, monkeypatch, DOOR, FAULTS, FAULTS | {"promise": "P2 killed", "acked": 1_000})
+
+    text = page.read_text("utf-8")
+    rows = [line for line in text.splitlines() if line.startswith(("| P", "| **"))]
+    assert rows == [
+        "| P2 killed | 60 | 1,000 | 190 | 10 | 0 | 0 | 0 | 1.5e-02 | 7 | 61 |",
+        "| P10 crash loop | 60 | 200 | 190 | 10 | 0 | 0 | 0 | 1.5e-02 | 7 | 61 |",
+        "| **all** | **120** | **1,200** | **380** | **20** | **0** | **0** | **0** | **2.5e-03** | | |",
+        "| P13 bad ids | ids sent | 10,000 | 0 | 3.0e-04 | – | 30 |",  # noqa: RUF001 - a dash
+    ]
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+
+
+@pytest.mark.parametrize(
+    "unclean",
+    [FAULTS | {"doubled": 1}, FAULTS | {"notes": {"failed": "too late"}}, DOOR | {"wrong": 1}],
+    ids=["doubled", "failed", "door"],
+)
+def test_a_run_that_was_not_clean_leaves_the_old_table(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unclean: object
+) -> None:
+    with pytest.raises(SystemExit):
+        written(tmp_path, monkeypatch, FAULTS, unclean)
+
+    assert page.read_text("utf-8") == PAGE
