@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 _FIRST_64_BITS = (1 << 128) - (1 << 64)
-"""Of an IPv6 address: its network. `IPv6Network` finds the same, and takes as long as all the rest of a request's key."""
+"""An IPv6 address's network. `IPv6Network` finds the same, and takes as long as all the rest of a request's key."""
 
 
 class Bucket(AsyncLimiter):
