@@ -41,6 +41,7 @@ class Attack:
 
     promise: str
     what: str
+    """What was tried, and what had to hold, for those who read the table."""
     seed: int
     tried: int = 0
     wrong: list[object] = field(default_factory=list)
@@ -74,7 +75,7 @@ def attack(promise: str, what: str, record: Record, *, random: bool = False) -> 
         bound = 3 / attacked.tried if attacked.tried else 1.0
         facts = {
             "kind": "door", "promise": promise, "tried": attacked.tried, "wrong": len(attacked.wrong), "bound": bound,
-            "seed": seed, "scale": SCALE, "seconds": seconds, "what": what,
+            "seed": seed, "scale": SCALE, "seconds": seconds, "what": attacked.what,
         }  # fmt: skip
         if _RESULTS:
             with Path(_RESULTS).open("a") as results:
@@ -83,7 +84,7 @@ def attack(promise: str, what: str, record: Record, *, random: bool = False) -> 
             "tally",
             f"{promise}: tried {attacked.tried}, wrong {len(attacked.wrong)}, bound {bound:.1e}"
             + (f", seed {seed}" if seed else "")
-            + f", {seconds} s: {what}",
+            + f", {seconds} s: {attacked.what}",
         )
     assert not attacked.wrong, attacked.wrong[:10]
     assert attacked.tried
