@@ -28,11 +28,12 @@ chaos: sync ## break everything, again and again, for up to 40 minutes; writes d
 	@timeout 2400 $(BIN)/pytest -o timeout=2400 tests/acceptance/chaos
 	@$(BIN)/python -m tests.acceptance.chaos.report $$REDRIVE_CHAOS_RESULTS
 
-check: sync ## linters, formatting, types, import rules
+check: sync ## linters, formatting, types, import rules; known vulnerabilities, where the network allows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/audit
 
 fmt: sync ## put the code into shape
 	@$(BIN)/ruff check --fix .
