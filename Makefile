@@ -32,11 +32,12 @@ chaos: sync ## break everything, again and again, for about 45 minutes on two fr
 		|| { echo "what was counted until then: $$REDRIVE_CHAOS_RESULTS"; exit 1; }
 	@$(BIN)/python -m tests.acceptance.chaos.report $$REDRIVE_CHAOS_RESULTS
 
-check: sync ## linters, formatting, types, import rules
+check: sync ## linters, formatting, types, import rules; known vulnerabilities, where the network allows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/audit
 
 fmt: sync ## put the code into shape
 	@$(BIN)/ruff check --fix .

@@ -156,7 +156,9 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
         HTTPStatus.BAD_REQUEST, "Invalid job id", "A job id is a UUID of 8-4-4-4-12 hexadecimal digits."
     ),
     InvalidParameter: Problem(
-        HTTPStatus.BAD_REQUEST, "Invalid parameter", "A query parameter is unknown, given twice or out of range."
+        HTTPStatus.BAD_REQUEST,
+        "Invalid parameter",
+        "A query parameter or Idempotency-Key is unknown, given twice or out of range.",
     ),
     InvalidCursor: Problem(
         HTTPStatus.BAD_REQUEST, "Invalid cursor", "The cursor does not continue this list; begin again without it."

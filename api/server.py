@@ -4,6 +4,8 @@ What the HTTP parser refuses never reaches a middleware: aiohttp would answer wi
 could not read, and log a traceback for each.
 """
 
+import asyncio
+
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -21,6 +23,10 @@ KEEPALIVE_S = 75
 LINGERING_S = 2.0
 """How long what is left of a body that was refused is still read, so that the client sees the answer, not a reset."""
 MAX_HEADERS = 64
+UNREAD_S = 30.0
+"""How often to look whether a client reads an answer that is too large for the buffers; aiohttp would wait for ever."""
+LEAST_READ_BYTES = 64 * 1024
+"""What a client must have read of it between two looks: some 2 KB/s."""
 
 
 def _plain(request: web.BaseRequest, error: RedriveError) -> Answer:
@@ -35,7 +41,40 @@ def _plain(request: web.BaseRequest, error: RedriveError) -> Answer:
 class _Protocol(RequestHandler):
     """One connection."""
 
-    __slots__ = ()
+    __slots__ = ("_looking",)
+    _looking: asyncio.TimerHandle | None
+
+    def pause_writing(self) -> None:
+        """Begin to look whether the client reads; this is called for few answers, and large ones."""
+        super().pause_writing()
+        self._looking = None
+        if self.transport is not None:
+            self._look_later(self.transport)
+
+    def _look_later(self, transport: asyncio.Transport) -> None:
+        left = transport.get_write_buffer_size()
+        self._looking = self._loop.call_later(UNREAD_S, self._look, transport, left)
+
+    def _look(self, transport: asyncio.Transport, left: int) -> None:
+        if left - transport.get_write_buffer_size() < LEAST_READ_BYTES:
+            transport.abort()
+        else:
+            self._look_later(transport)
+
+    def _look_no_more(self) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def resume_writing(self) -> None:
+        """Let a client that reads go on."""
+        self._look_no_more()
+        super().resume_writing()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget a client that has left, or was cut off."""
+        if self.writing_paused:
+            self._look_no_more()
+        super().connection_lost(exc)
 
     def handle_error(
         self,

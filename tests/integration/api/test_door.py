@@ -9,6 +9,7 @@ import jwt
 import pytest
 
 from tests.api_server import NO_TOKEN, Api, Reply, serving
+from tests.hostile import HOSTILE_IDS
 from tests.jobs import JobMaker
 from tests.servers.proxy import Proxy
 from tests.tokens import token
@@ -16,17 +17,6 @@ from tests.tokens import token
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BAD_TOKEN = token(key="another secret, also of 32 bytes or more")
-HOSTILE_IDS = [
-    "not-a-uuid", "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "0193c9a8-0000-7000-8000-000000000001",
-    "00000000-0000-0000-0000-000000000000", "6ba7b810-9dad-41d1-c0b4-00c04fd430c8",
-    "%7B6ba7b810-9dad-41d1-80b4-00c04fd430c8%7D", "urn:uuid:6ba7b810-9dad-41d1-80b4-00c04fd430c8",
-    "6ba7b8109dad41d180b400c04fd430c8", "6ba7b810-9dad-41d1-80b4-00c04fd430c8%0a",
-    "6ba7b810-9dad-41d1-80b4-00c04fd430c8%00", "%006ba7b810-9dad-41d1-80b4-00c04fd430c8",
-    "%D9%A66ba7b81-9dad-41d1-80b4-00c04fd430c8", "%FF", "%C0%AF", "%", "%2", "%zz", "%25", "%2e%2e", "..;",
-    "1'%20OR%20'1'='1", "1;DROP%20TABLE%20control_plane.jobs--", "$%7Bjndi:ldap:%2F%2F127.0.0.1%2Fa%7D",
-    "..%2F..%2Fetc%2Fpasswd", "a" * 4000,
-    "%E2%80%A8", "%F0%9F%92%A9", "%0d%0aSet-Cookie:%20a=b",
-]  # fmt: skip
 
 
 class Signatures:

@@ -3,12 +3,17 @@
 import asyncio
 import gzip
 import resource
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Final
 
 import pytest
 
-from api import bodies
-from tests.api_server import Api, Reply
+from api import bodies, server
+from tests.api_server import Api, Reply, serving
+from tests.eventually import eventually
 from tests.jobs import JobMaker
 from tests.servers.proxy import Proxy
 from tests.tokens import token
@@ -275,6 +280,92 @@ async def test_a_crowd_of_silent_clients_starves_nobody(api: Api, jobs: JobMaker
             writer.transport.abort()
 
     assert {answer.status for answer in answers} == {200}
+
+
+SLOW: Final = {
+    "silent": (b"", b""),
+    "slow line": (b"G", b"E"),
+    "slow headers": (b"GET / HTTP/1.1\r\nX-A: ", b"a"),
+    "slow headers, after an answer": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nX-A: ", b"a"),
+    "slow body": (POST + b"Host: a\r\nContent-Length: 4000\r\n\r\n", b" "),
+    "slow chunks": (POST + b"Host: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "slow body that nobody reads": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n", b" "),
+    "idle after an answer": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b""),
+}
+
+
+@pytest.mark.parametrize(("begin", "go_on"), SLOW.values(), ids=SLOW.keys())
+async def test_a_slow_client_is_hung_up_on_though_it_goes_on(
+    database_url: str, begin: bytes, go_on: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "READ_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(server, "KEEPALIVE_S", 0.3)
+    async with serving(database_url) as impatient:
+        reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+        writer.write(begin)
+
+        async def hung_up() -> bool:
+            writer.write(go_on)
+            return reader.at_eof() or reader.exception() is not None
+
+        draining = asyncio.create_task(_drained(reader))
+        try:
+            await eventually(hung_up, within_s=5, every_s=0.05)
+        finally:
+            writer.transport.abort()
+            await draining
+
+
+async def _drained(reader: asyncio.StreamReader) -> None:
+    with suppress(ConnectionError):
+        await reader.read()
+
+
+@pytest.mark.parametrize("bytes_at_once", [0, 4096], ids=["nothing", "a little"])
+async def test_a_client_that_does_not_read_its_answers_is_cut_off(
+    api: Api, jobs: JobMaker, bytes_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "UNREAD_S", 0.3)
+    lost, connection_lost = asyncio.Event(), server._Protocol.connection_lost
+
+    def seen(self: server._Protocol, error: BaseException | None) -> None:
+        connection_lost(self, error)
+        lost.set()
+
+    monkeypatch.setattr(server._Protocol, "connection_lost", seen)
+    (large,) = await jobs.make(1, status="failed", last_error="x" * 20_000_000)
+    request = f"GET /api/jobs/{large.id} HTTP/1.1\r\n".encode() + BEARER + b"Host: a\r\n\r\n"
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(0)
+        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", api.port))
+        sock.sendall(request)
+
+        def is_cut_off() -> bool:
+            if bytes_at_once:
+                with suppress(BlockingIOError, ConnectionError):
+                    sock.recv(bytes_at_once)
+            return lost.is_set()
+
+        await eventually(is_cut_off, within_s=10, every_s=0.1)
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_its_answer(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "UNREAD_S", 0.2)
+    (large,) = await jobs.make(1, status="failed", last_error="x" * 8_000_000)
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port, limit=4096)
+    began_at = time.monotonic()
+    writer.write(f"GET /api/jobs/{large.id} HTTP/1.1\r\n".encode() + BEARER + END)
+    received = 0
+    while chunk := await reader.read(200_000):
+        received += len(chunk)
+        await asyncio.sleep(0.01)  # what makes it slow
+    writer.close()
+
+    assert received > 8_000_000
+    assert time.monotonic() - began_at > 0.2
 
 
 async def test_no_answer_names_the_software(api: Api, jobs: JobMaker) -> None:
