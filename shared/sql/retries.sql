@@ -1,5 +1,7 @@
 -- The ledger, redrive.retry_requests: accepting, publishing and settling retry requests.
--- Rows are looked up one by one, LATERAL or behind an OFFSET, for the reason that jobs.sql gives.
+-- Rows are looked up one by one, LATERAL or behind an OFFSET, for the reason that jobs.sql gives. Rows to be written are
+-- chosen once, in an ARRAY, and found by their ids: joined to their choice they may, by a plan made while the table was
+-- empty, be what is read in full, with the choice made anew for each of them.
 -- Lock order, for every statement here: ledger rows by id, then jobs by id. Two batches can wait, never deadlock.
 
 -- name: accept
@@ -125,59 +127,56 @@ RETURNING
 -- Take requests that nobody has published yet, oldest first, on a lease: another relay leaves them alone until the
 -- lease ends, and a relay that dies gives them back by dying.
 -- $1 int how many, $2 interval the lease
-UPDATE redrive.retry_requests AS r
+UPDATE redrive.retry_requests
 SET publish_lease_until = now() + $2
-FROM (
-    SELECT id FROM redrive.retry_requests
+WHERE id = ANY (ARRAY(
+    SELECT free.id FROM redrive.retry_requests AS free
     WHERE
         state = 'queued' AND processed_at IS NULL AND published_at IS NULL
         AND (publish_lease_until IS NULL OR publish_lease_until < now())
     ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
     LIMIT $1
     FOR UPDATE SKIP LOCKED
-) AS free
-WHERE r.id = free.id
+))
 RETURNING
-    r.id, r.job_id, r.project_id, r.job_version, r.run_at, r.extra_attempts, r.actor, r.reason, r.requested_at,
-    r.traceparent, r.batch_id;
+    id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, traceparent, batch_id;
 
 -- name: mark_published
 -- The broker has these: it confirmed them.
 -- $1 uuid[] ids
-WITH leased AS (
-    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
+WHERE id = ANY (ARRAY(
+    SELECT leased.id FROM redrive.retry_requests AS leased WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
     ORDER BY id -- the workers' order: they may be settling the same rows
     FOR UPDATE
-)
-UPDATE redrive.retry_requests AS r SET published_at = now(), publish_lease_until = NULL FROM leased WHERE r.id = leased.id;
+));
 
 -- name: give_back
 -- End the lease on requests that could not be published, so that the next attempt need not wait for it.
 -- $1 uuid[] ids
-WITH leased AS (
-    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+UPDATE redrive.retry_requests SET publish_lease_until = NULL
+WHERE id = ANY (ARRAY(
+    SELECT leased.id FROM redrive.retry_requests AS leased WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
     ORDER BY id -- the workers' order: they may be settling the same rows
     FOR UPDATE
-)
-UPDATE redrive.retry_requests AS r SET publish_lease_until = NULL FROM leased WHERE r.id = leased.id;
+));
 
 -- name: republish_stale
 -- Let requests be published again that were published long ago and are not settled: their queue may have been lost. A
 -- copy too many does nothing. Oldest first.
 -- $1 interval how long ago, $2 int how many at most
-UPDATE redrive.retry_requests AS r
+UPDATE redrive.retry_requests
 SET published_at = NULL, publish_lease_until = NULL
-FROM (
-    SELECT id FROM redrive.retry_requests
+WHERE id = ANY (ARRAY(
+    SELECT stale.id FROM redrive.retry_requests AS stale
     WHERE
         state = 'queued' AND processed_at IS NULL
         AND requested_at < now() - $1::interval AND published_at < now() - $1::interval
     ORDER BY (batch_id IS NOT NULL), requested_at, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED -- what a worker has in hand is not lost
-) AS stale
-WHERE r.id = stale.id
-RETURNING r.id;
+))
+RETURNING id;
 
 -- name: backlog
 -- How many requests wait, up to a thousand, and how long the oldest has waited, in seconds.
@@ -210,16 +209,14 @@ LIMIT $1;
 -- name: dead_letter
 -- Give up on requests that are still queued. Answers them; a request that is missing had been settled before.
 -- $1 uuid[] request ids
-WITH refused AS (
-    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND state = 'queued'
+UPDATE redrive.retry_requests
+SET state = 'dead_lettered', outcome = 'poison', processed_at = now()
+WHERE id = ANY (ARRAY(
+    SELECT refused.id FROM redrive.retry_requests AS refused WHERE id = ANY ($1::uuid[]) AND state = 'queued'
     ORDER BY id -- the workers' order: they may be settling the same rows
     FOR UPDATE
-)
-UPDATE redrive.retry_requests AS r
-SET state = 'dead_lettered', outcome = 'poison', processed_at = now()
-FROM refused
-WHERE r.id = refused.id
-RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
+))
+RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
 
 -- name: adopt
 -- Write down requests that some other program published, before they are settled below in the same transaction. They
@@ -238,7 +235,7 @@ FROM unnest(
     $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::int[], $7::text[], $8::text[],
     $9::timestamptz[]
 ) AS message (id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at)
-WHERE NOT EXISTS (SELECT FROM redrive.retry_requests AS known WHERE known.id = message.id)
+WHERE id <> ALL (ARRAY(SELECT known.id FROM redrive.retry_requests AS known WHERE known.id = ANY ($1::uuid[])))
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
@@ -259,7 +256,7 @@ job AS MATERIALIZED (
         id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
         last_error, started_at, completed_at, xmin::text AS version
     FROM control_plane.jobs
-    WHERE id IN (SELECT job_id FROM request)
+    WHERE id = ANY (ARRAY(SELECT job_id FROM request))
     ORDER BY id -- one lock order for all workers, so overlapping batches cannot deadlock
     FOR UPDATE
 ),
@@ -299,7 +296,9 @@ put_back AS (
             ELSE j.max_attempts
         END
     FROM verdict
-    WHERE verdict.final_outcome = 'applied' AND j.id = verdict.job_id
+    WHERE
+        j.id = ANY (ARRAY(SELECT job_id FROM request)) -- the join's bound, whichever way round it is made
+        AND verdict.final_outcome = 'applied' AND j.id = verdict.job_id
 )
 UPDATE redrive.retry_requests AS r
 SET
@@ -312,7 +311,7 @@ SET
     started_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.started_at END,
     completed_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.completed_at END
 FROM verdict
-WHERE r.id = verdict.id
+WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id
 RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
 
 -- name: outcomes
