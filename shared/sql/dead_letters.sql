@@ -57,4 +57,4 @@ SET
     publish_lease_until = now() + $2::interval
 FROM chosen
 WHERE r.id = ANY ($1::uuid[]) AND r.id = chosen.id
-RETURNING r.id;
+RETURNING r.id, r.publish_lease_until;

@@ -3,6 +3,7 @@
 -- chosen once, in an ARRAY, and found by their ids: joined to their choice they may, by a plan made while the table was
 -- empty, be what is read in full, with the choice made anew for each of them.
 -- Lock order, for every statement here: ledger rows by id, then jobs by id. Two batches can wait, never deadlock.
+-- Nobody takes a queued request before its `publish_lease_until`: a relay is publishing it, or its job was locked.
 
 -- name: accept
 -- Write down accepted requests. A job that has a queued request already gets no second one: its row is missing from
@@ -126,27 +127,33 @@ RETURNING
 -- name: publishable
 -- Take requests that nobody has published yet, oldest first, on a lease: another relay leaves them alone until the
 -- lease ends, and a relay that dies gives them back by dying.
--- $1 int how many, $2 interval the lease
+-- $1 int how many, $2 interval the lease, $3 bool those of batches, or single ones
 UPDATE redrive.retry_requests
 SET publish_lease_until = now() + $2
 WHERE id = ANY (ARRAY(
     SELECT free.id FROM redrive.retry_requests AS free
     WHERE
         state = 'queued' AND processed_at IS NULL AND published_at IS NULL
+        AND (batch_id IS NOT NULL) = $3
         AND (publish_lease_until IS NULL OR publish_lease_until < now())
-    ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
+    ORDER BY requested_at, id
     LIMIT $1
     FOR UPDATE SKIP LOCKED
 ))
 RETURNING
-    id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, traceparent, batch_id;
+    id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, traceparent,
+    publish_lease_until;
 
 -- name: mark_published
--- The broker has these: it confirmed them.
--- $1 uuid[] ids
+-- The broker has these: it confirmed them. What is settled needs no mark. What is no longer on the lease that it was
+-- published under is to be published again: its worker has found the job locked, faster than we are here.
+-- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
 WHERE id = ANY (ARRAY(
-    SELECT leased.id FROM redrive.retry_requests AS leased WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+    SELECT leased.id FROM redrive.retry_requests AS leased
+    WHERE
+        id = ANY ($1::uuid[]) AND state = 'queued' AND published_at IS NULL
+        AND publish_lease_until = ($2::timestamptz[])[array_position($1::uuid[], id)]
     ORDER BY id -- the workers' order: they may be settling the same rows
     FOR UPDATE
 ));
@@ -192,7 +199,7 @@ FROM (
 -- Dispatch without a broker: lock the oldest queued requests that no other worker has in hand.
 -- $1 int how many
 SELECT id FROM redrive.retry_requests
-WHERE state = 'queued' AND processed_at IS NULL
+WHERE state = 'queued' AND processed_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
 ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
 LIMIT $1
 FOR UPDATE SKIP LOCKED;
@@ -202,7 +209,7 @@ FOR UPDATE SKIP LOCKED;
 -- $1 int how many
 SELECT id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at
 FROM redrive.retry_requests
-WHERE state = 'queued' AND processed_at IS NULL
+WHERE state = 'queued' AND processed_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
 ORDER BY (batch_id IS NOT NULL), requested_at, id
 LIMIT $1;
 
@@ -242,7 +249,9 @@ RETURNING id;
 
 -- name: apply
 -- retry_job for a batch: settle every request of $1 that is still queued, and those just adopted ($2), whatever their
--- state. Answers what was settled; a request that is missing had been settled before.
+-- state. Answers what was settled; a request that is missing had been settled before, or is held: somebody keeps its job
+-- locked. It stays queued, not to be taken for a second, or for a quarter of the time that it has waited, five seconds at
+-- most, and does not delay its neighbours. Jobs of adopted requests are waited for: nobody would bring these again.
 -- $1 uuid[] request ids, $2 uuid[] those of them that were adopted in this transaction
 WITH request AS MATERIALIZED (
     SELECT id, job_id, project_id, job_version, run_at, delay_seconds, extra_attempts
@@ -251,20 +260,31 @@ WITH request AS MATERIALIZED (
     ORDER BY id
     FOR UPDATE
 ),
+waited_for AS MATERIALIZED (
+    SELECT id FROM control_plane.jobs
+    WHERE id = ANY (ARRAY(SELECT job_id FROM request WHERE id = ANY ($2::uuid[])))
+    ORDER BY id -- one lock order for all workers, so overlapping batches cannot deadlock
+    FOR UPDATE
+),
 job AS MATERIALIZED (
     SELECT
         id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
         last_error, started_at, completed_at, xmin::text AS version
     FROM control_plane.jobs
-    WHERE id = ANY (ARRAY(SELECT job_id FROM request))
-    ORDER BY id -- one lock order for all workers, so overlapping batches cannot deadlock
-    FOR UPDATE
+    WHERE
+        id = ANY (ARRAY(SELECT job_id FROM request))
+        AND (SELECT count(*) FROM waited_for) IS NOT NULL -- first: whoever waits holds nothing out of order
+    ORDER BY id
+    FOR UPDATE SKIP LOCKED
 ),
 looked_at AS (
     SELECT
         request.id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
         job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at,
         CASE
+            WHEN job.id IS NULL AND EXISTS (
+                SELECT FROM control_plane.jobs AS j WHERE j.id = request.job_id AND j.project_id = request.project_id
+            ) THEN 'held'
             WHEN job.id IS NULL THEN 'job_not_found'
             WHEN job.version <> request.job_version THEN 'superseded'
             WHEN job.status <> 'failed' THEN 'job_not_failed'
@@ -285,6 +305,13 @@ verdict AS ( -- of several requests that would each be applied to one job, the f
         END AS final_outcome
     FROM looked_at
 ),
+held AS (
+    UPDATE redrive.retry_requests
+    SET
+        published_at = NULL,
+        publish_lease_until = now() + least(greatest((now() - requested_at) / 4, interval '1 s'), interval '5 s')
+    WHERE id = ANY (ARRAY(SELECT id FROM verdict WHERE final_outcome = 'held'))
+),
 put_back AS (
     UPDATE control_plane.jobs AS j
     SET
@@ -296,9 +323,7 @@ put_back AS (
             ELSE j.max_attempts
         END
     FROM verdict
-    WHERE
-        j.id = ANY (ARRAY(SELECT job_id FROM request)) -- the join's bound, whichever way round it is made
-        AND verdict.final_outcome = 'applied' AND j.id = verdict.job_id
+    WHERE j.id = verdict.job_id AND verdict.final_outcome = 'applied'
 )
 UPDATE redrive.retry_requests AS r
 SET
@@ -311,7 +336,7 @@ SET
     started_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.started_at END,
     completed_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.completed_at END
 FROM verdict
-WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id
+WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id AND verdict.final_outcome <> 'held'
 RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
 
 -- name: outcomes
