@@ -100,6 +100,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         ids=JobIds(settings.job_id_versions),
         cursors=Cursors(_cursor_secret(settings)),
         poke=_nobody_waits if relay is None else relay.poke,
+        poke_bulk=_nobody_waits if relay is None else relay.poke_bulk,
     )
     return app
 

@@ -4,8 +4,14 @@ One path for the normal case and for recovery: the relay asks the ledger, never 
 they are published, so relays in several processes take different ones; a relay that dies gives its rows back when the
 lease ends, and the worker ignores the copy that this may cost.
 
-    publishable (lease) → publish, mandatory, confirmed → mark_published
+    publishable (lease) → publish, mandatory, confirmed → a second later: mark_published
                                      └── anything else → give_back, and a new session
+
+Single retries and bulk ones have a lane each, which share neither a session nor a place in line: ten thousand of a
+batch are published beside the next single one, not before it.
+
+What is confirmed is marked a second later, and only if it is still queued then. Most of it is settled by that time, so
+it costs no write, and never makes the worker, who has it in hand at once, wait for our commit.
 """
 
 import asyncio
@@ -22,13 +28,12 @@ from shared.failpoints import Failpoint, reach
 from shared.messages import CONTENT_TYPE, encoded
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from aio_pika.abc import AbstractChannel, AbstractExchange
 
     from api.metrics import Metrics
-    from shared.models import RetryId
-    from shared.retries import Publishable, RetryLedger
+    from shared.retries import Lease, Publishable, RetryLedger
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -39,6 +44,9 @@ BATCHES: Final = 3
 LEASE_S: Final = 30.0
 PUBLISH_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 1.0
+MARK_AFTER_S: Final = 1.0
+MARK: Final = 1_000
+"""So many are marked at once; as many may wait for it, or the second is not waited for."""
 SWEEP_EVERY_S: Final = 60.0
 STALE_S: Final = 3600.0
 SWEEP: Final = 1_000
@@ -46,30 +54,79 @@ _BACKOFF_S: Final = (0.2, 5.0)
 
 
 class Relay:
-    """Publishes in the background until told to stop; `poke` tells it that there is something new."""
+    """Publishes in the background until told to stop; `poke` and `poke_bulk` tell it that there is something new."""
 
     def __init__(self, ledger: "RetryLedger", amqp_url: str, metrics: "Metrics") -> None:
-        self._ledger = ledger
-        self._url = amqp_url
         self._metrics = metrics
-        self._news = asyncio.Event()
-        self._stopping = False
-        self.connected = False
+        self._singles, self._bulk = self._lanes = [
+            _Lane(ledger, amqp_url, metrics, bulk=bulk, changed=self._show) for bulk in (False, True)
+        ]
+
+    @property
+    def connected(self) -> bool:
+        """Whether everything can be published."""
+        return all(lane.connected for lane in self._lanes)
+
+    def _show(self) -> None:
+        self._metrics.relay_connected.set(self.connected)
 
     def poke(self) -> None:
-        """Look at the ledger now, not only at the next poll."""
-        self._news.set()
+        """Look for single retries now, not only at the next poll."""
+        self._singles.poke()
+
+    def poke_bulk(self) -> None:
+        """Look for those of batches now."""
+        self._bulk.poke()
 
     def stop(self) -> None:
         """Publish what is there, then let `run` return."""
+        for lane in self._lanes:
+            lane.stop()
+
+    async def run(self) -> None:
+        """Publish until stopped, whatever becomes of the broker and the database.
+
+        What is not published by then stays in the ledger, for the next relay.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            for lane in self._lanes:
+                tasks.create_task(lane.run())
+
+
+class _Lane:
+    """Publishes one kind of retries; `changed` is called when `connected` has changed."""
+
+    def __init__(
+        self,
+        ledger: "RetryLedger",
+        amqp_url: str,
+        metrics: "Metrics",
+        *,
+        bulk: bool,
+        changed: "Callable[[], None]",
+    ) -> None:
+        self._ledger = ledger
+        self._url = amqp_url
+        self._metrics = metrics
+        self._bulk = bulk
+        self._key = topology.KEY_BULK if bulk else topology.KEY_RETRY
+        self._changed = changed
+        self._news = asyncio.Event()
+        self._stopping = False
+        self._confirmed: list[Lease] = []
+        self._mark_at = 0.0
+        self._sweep_at = 0.0
+        self.connected = False
+
+    def poke(self) -> None:
+        self._news.set()
+
+    def stop(self) -> None:
         self._stopping = True
         self._news.set()
 
     async def run(self) -> None:
-        """Hold a session with the broker, and start a new one after any loss, until stopped.
-
-        What is not published by then stays in the ledger, for the next relay.
-        """
+        """Hold a session with the broker, and start a new one after any loss, until stopped."""
         pause_s, longest_s = _BACKOFF_S
         while not self._stopping:
             try:
@@ -80,7 +137,13 @@ class Relay:
                 self._metrics.publish_failures.inc()
                 # A server that is away is no news of ours; anything else is a mistake of ours, with its trace.
                 trace = not isinstance(error, RedriveError)
-                log.warning("relay session ended", error=type(error).__name__, reason=str(error), exc_info=trace)
+                log.warning(
+                    "relay session ended",
+                    key=self._key,
+                    error=type(error).__name__,
+                    reason=str(error),
+                    exc_info=trace,
+                )
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - spreading, not secrecy
                     await self._wait_for_stop()
@@ -94,20 +157,22 @@ class Relay:
     @asynccontextmanager
     async def _session(self) -> "AsyncIterator[tuple[AbstractChannel, AbstractExchange]]":
         with translated():
-            async with connected(self._url, name="redrive api: relay") as connection:
+            async with connected(self._url, name=f"redrive api: relay, {self._key}") as connection:
                 async with asyncio.timeout(CALL_S):
                     await topology.ensure(connection)
                     channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                     exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
                 channel.close_callbacks.add(self._look_up)
-                self.connected = True
-                self._metrics.relay_connected.set(1)
-                log.info("relay connected")
+                self._set_connected(connected=True)
+                log.info("relay connected", key=self._key)
                 try:
                     yield channel, exchange
                 finally:
-                    self.connected = False
-                    self._metrics.relay_connected.set(0)
+                    self._set_connected(connected=False)
+
+    def _set_connected(self, *, connected: bool) -> None:
+        self.connected = connected
+        self._changed()
 
     def _look_up(self, *_: object) -> None:
         """Let a session that waits for news see that its channel is closed, and end."""
@@ -116,21 +181,17 @@ class Relay:
     async def _publish_until_stopped(self, channel: "AbstractChannel", exchange: "AbstractExchange") -> None:
         """Lease a batch and publish it, while those before it wait for their confirms; a few at a time.
 
-        Raises the first failure, once all that is under way has ended: confirmed and marked, or given back.
+        Raises the first failure, once all that is under way has ended: confirmed, or given back.
         """
-        loop = asyncio.get_running_loop()
-        sweep_at = loop.time()  # a session that begins may follow the loss of a queue
+        self._sweep_at = 0.0  # at once: a session that begins may follow the loss of a queue
         publishing: set[asyncio.Task[None]] = set()
         try:
             while True:
                 self._news.clear()
                 if channel.is_closed:  # a broker that left is to be missed though there is nothing to publish
                     raise BrokerUnavailable("channel closed")
-                if loop.time() >= sweep_at:
-                    sweep_at = loop.time() + SWEEP_EVERY_S
-                    if stale := await self._ledger.republish_stale(SWEEP, age_s=STALE_S):
-                        log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
-                while rows := await self._ledger.publishable(BATCH, lease_s=LEASE_S):
+                await self._keep_books()
+                while rows := await self._ledger.publishable(BATCH, lease_s=LEASE_S, bulk=self._bulk):
                     publishing.add(asyncio.create_task(self._publish(exchange, rows)))
                     publishing = await self._room(publishing)
                     if len(rows) < BATCH:
@@ -142,6 +203,7 @@ class Relay:
                         await self._news.wait()
                 publishing = _still_going(publishing)
             await asyncio.gather(*publishing)
+            await self._mark()
         except asyncio.CancelledError:
             for task in publishing:
                 task.cancel()
@@ -156,34 +218,53 @@ class Relay:
         return publishing
 
     async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Publishable]") -> None:
-        """Publish rows at once; those that the broker has confirmed are marked, whatever became of the others."""
+        """Publish rows at once; those that the broker has confirmed will be marked, whatever became of the others."""
         reach(Failpoint.BEFORE_PUBLISH)
-        results = await asyncio.gather(*(_published(exchange, row) for row in rows), return_exceptions=True)
-        confirmed: list[RetryId] = []
-        failed: list[RetryId] = []
+        results = await asyncio.gather(*(_published(exchange, self._key, row) for row in rows), return_exceptions=True)
+        confirmed: list[Lease] = []
+        failed: list[Lease] = []
         failure: BaseException | None = None
         for row, result in zip(rows, results, strict=True):
             if result is None:
-                confirmed.append(row.message.id)
+                confirmed.append(row.lease)
             else:
-                failed.append(row.message.id)
+                failed.append(row.lease)
                 failure = result
         if confirmed:
             reach(Failpoint.AFTER_CONFIRM)
-            await self._ledger.mark_published(confirmed)
+            self._confirmed += confirmed
             self._metrics.published.inc(len(confirmed))
         if failed:
-            await self._ledger.give_back(failed)
+            await self._ledger.give_back([lease.id for lease in failed])
         if failure is not None:
             self._news.set()  # the session is to end now, not at the next poll
             raise failure
+        if len(self._confirmed) >= MARK:
+            await self._mark()
+
+    async def _keep_books(self) -> None:
+        """What is due now and then: marking, and letting be published again what must have been lost."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._mark_at:
+            self._mark_at = now + MARK_AFTER_S
+            await self._mark()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_EVERY_S
+            if stale := await self._ledger.republish_stale(SWEEP, age_s=STALE_S):
+                log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
+
+    async def _mark(self) -> None:
+        """Mark what was confirmed. Where that fails, its lease ends, and it is published again."""
+        confirmed, self._confirmed = self._confirmed, []
+        if confirmed:
+            await self._ledger.mark_published(confirmed)
 
 
-async def _published(exchange: "AbstractExchange", row: "Publishable") -> None:
+async def _published(exchange: "AbstractExchange", key: str, row: "Publishable") -> None:
     """Publish one; return once the broker has it on disk. Raises BrokerUnavailable."""
     await broker.publish(
         exchange,
-        topology.KEY_BULK if row.bulk else topology.KEY_RETRY,
+        key,
         encoded(row.message),
         content_type=CONTENT_TYPE,
         headers={} if row.traceparent is None else {"traceparent": row.traceparent},

@@ -76,8 +76,9 @@ def add_routes(
     ids: "JobIds",
     cursors: "Cursors",
     poke: "Callable[[], None]",
+    poke_bulk: "Callable[[], None]",
 ) -> None:
-    """Put every resource behind the door. `poke` tells the relay that there is something to publish."""
+    """Put every resource behind the door. `poke` and `poke_bulk` tell the relay of something to publish."""
     job = JobResource(stores.readable_jobs, ids, _job_reader(stores, watches), cursors)
     event = EventResource(stores.readable_jobs, ids, watches.jobs)
     retry = RetryResource(
@@ -88,7 +89,7 @@ def add_routes(
         cursors=cursors,
         poke=poke,
     )
-    batch = BatchResource(batches=stores.batches, ids=ids, reader=_batch_reader(stores, watches), poke=poke)
+    batch = BatchResource(batches=stores.batches, ids=ids, reader=_batch_reader(stores, watches), poke=poke_bulk)
 
     job_filters = ("status", "type", "created_after", "created_before")
     retry_filters = ("state", "job_id", "batch_id", "actor")

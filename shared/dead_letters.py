@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from shared.errors import DatabaseUnavailable, StatementRefused
 from shared.messages import RetryMessage
 from shared.models import RetryId, RetryState
-from shared.retries import message_of
+from shared.retries import Lease, message_of
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class DeadLetters:
         rows = await self._database.fetch(self._sql["dead_lettered"], limit)
         return [DeadRequest(message_of(row), row["processed_at"]) for row in rows]
 
-    async def redrive(self, ids: Sequence[RetryId], *, lease_s: float) -> set[RetryId]:
-        """Queue these requests again; answers those that are queued now.
+    async def redrive(self, ids: Sequence[RetryId], *, lease_s: float) -> dict[RetryId, Lease]:
+        """Queue these requests again; answers those that are queued now, each with its lease.
 
         The others are not dead-lettered, or another request is queued for their job. For `lease_s` the relay leaves
         them to the caller, who publishes them.
@@ -74,5 +74,5 @@ class DeadLetters:
                 rows = await self._database.fetch(self._sql["redrive"], ids, timedelta(seconds=lease_s))
             except StatementRefused:
                 continue  # somebody has queued a retry for one of the jobs just now; the next look sees it
-            return {RetryId(row["id"]) for row in rows}
+            return {RetryId(row["id"]): Lease(RetryId(row["id"]), row["publish_lease_until"]) for row in rows}
         raise DatabaseUnavailable("others were faster, again and again")

@@ -93,12 +93,19 @@ class RetryFilter(NamedTuple):
     actor: str | None = None
 
 
+class Lease(NamedTuple):
+    """The right to publish a request, until then."""
+
+    id: RetryId
+    until: datetime
+
+
 class Publishable(NamedTuple):
     """A queued request that this relay holds the lease on."""
 
     message: RetryMessage
     traceparent: str | None
-    bulk: bool
+    lease: Lease
 
 
 class Settled(NamedTuple):
@@ -363,21 +370,21 @@ class RetryLedger:
 
     # -- publishing: the relay's side
 
-    async def publishable(self, limit: int, *, lease_s: float) -> list[Publishable]:
-        """Up to `limit` requests that nobody has published, leased to the caller for `lease_s`.
+    async def publishable(self, limit: int, *, lease_s: float, bulk: bool) -> list[Publishable]:
+        """Up to `limit` requests that nobody has published, leased to the caller for `lease_s`, oldest first.
 
-        Single ones before those of a batch, then oldest first: they are published in this order.
+        `bulk`: those of batches; otherwise single ones.
         """
-        rows = await self._database.fetch(self._sql["publishable"], limit, timedelta(seconds=lease_s))
+        rows = await self._database.fetch(self._sql["publishable"], limit, timedelta(seconds=lease_s), bulk)
         return [
-            Publishable(message_of(row), row["traceparent"], bulk=row["batch_id"] is not None)
-            # UUIDv7: by the time they were made.
-            for row in sorted(rows, key=lambda row: (row["batch_id"] is not None, row["id"]))
+            Publishable(message_of(row), row["traceparent"], Lease(RetryId(row["id"]), row["publish_lease_until"]))
+            for row in sorted(rows, key=lambda row: row["id"])  # UUIDv7: by the time they were made
         ]
 
-    async def mark_published(self, ids: Sequence[RetryId]) -> None:
-        """Note that the broker has confirmed these."""
-        await self._database.fetch(self._sql["mark_published"], ids)
+    async def mark_published(self, leases: Sequence[Lease]) -> None:
+        """Note that the broker has confirmed these, except where the lease is no longer the one that they were on."""
+        ids, ends = [lease.id for lease in leases], [lease.until for lease in leases]
+        await self._database.fetch(self._sql["mark_published"], ids, ends)
 
     async def give_back(self, ids: Sequence[RetryId]) -> None:
         """End the lease on these early: they were not published."""
@@ -394,7 +401,8 @@ class RetryLedger:
         """Settle the requests that these messages carry, in one transaction: `retry_job` for a batch.
 
         Every distinct request id has its outcome in the answer; one that was settled before has its first outcome
-        again, and no second effect. A request id that the ledger does not know is written down first.
+        again, and no second effect. A request id that the ledger does not know is written down first. Missing is only
+        what is held: somebody keeps the job locked, and the request, still queued, is to be published again.
 
         Raises DatabaseUnavailable: try all of it again later. Raises StatementRefused: one of the rows is at fault;
         nothing was settled.
@@ -414,7 +422,7 @@ class RetryLedger:
     async def apply_queued(self, limit: int) -> dict[RetryId, Settled]:
         """Settle up to `limit` queued requests straight from the ledger, oldest first: dispatch without a broker.
 
-        Rows that another worker has in hand are left to it. Raises as `apply` does.
+        Rows that another worker has in hand are left to it; what is held is missing. Raises as `apply` does.
         """
         async with self._database.transaction() as session:
             rows = await session.fetch(self._sql["take_queued"], limit)

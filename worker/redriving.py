@@ -16,7 +16,7 @@ from shared.models import RetryState
 if TYPE_CHECKING:
     from shared.dead_letters import DeadLetters, Standing
     from shared.models import RetryId
-    from shared.retries import RetryLedger
+    from shared.retries import Lease, RetryLedger
     from worker.dead_queue import DeadQueue, Letter
 
 AT_A_TIME: Final = 100
@@ -87,12 +87,14 @@ class Redriving:
         letter = judged.letter
         assert letter.message is not None  # noqa: S101 - it was judged by it
         standing = standings.get(letter.message.id)
+        leases: Sequence[Lease] = ()
         if standing is not None and standing.state is RetryState.DEAD_LETTERED:
             revived = await self._letters.redrive([letter.message.id], lease_s=LEASE_S)
-            if letter.message.id not in revived:
+            leases = list(revived.values())
+            if not leases:
                 return Judged(letter, Fate.RETRY_QUEUED)  # since we looked
         await self._queue.publish(letter, topology.KEY_BULK if standing and standing.bulk else topology.KEY_RETRY)
-        await self._ledger.mark_published([letter.message.id])
+        await self._ledger.mark_published(leases)
         await self._queue.ack(letter)
         return judged
 

@@ -41,6 +41,8 @@ class Settler:
     async def settle(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled]:
         """Settle requests; every distinct id has its outcome in the answer, `poison` for one that was refused.
 
+        One that is missing is held, its job being locked: it is still queued, and comes again in a message of its own.
+
         Raises DatabaseUnavailable; `catch_up` has to succeed before anything else is settled.
         """
         began = time.perf_counter()
@@ -49,7 +51,8 @@ class Settler:
         except DatabaseUnavailable:
             self._unsettled.extend(messages)
             raise
-        self._report(settled, len(messages), began)
+        held = len({message.id for message in messages} - settled.keys())
+        self._report(settled, len(messages), began, held=held)
         return settled
 
     async def settle_queued(self, limit: int) -> int:
@@ -89,7 +92,7 @@ class Settler:
         settled = await self._ledger.dead_letter([request_id])
         return settled or {request_id: Settled(Outcome.POISON, None)}  # refused before it could be written down
 
-    def _report(self, settled: dict[RetryId, Settled], messages: int, began: float) -> None:
+    def _report(self, settled: dict[RetryId, Settled], messages: int, began: float, *, held: int = 0) -> None:
         elapsed_s = time.perf_counter() - began
         self._metrics.batches.inc()
         self._metrics.batch_seconds.observe(elapsed_s)
@@ -102,6 +105,7 @@ class Settler:
             messages=messages,
             applied=applied,
             rejected=len(fresh) - applied,
-            repeated=messages - len(fresh),
+            repeated=messages - len(fresh) - held,
+            held=held,
             elapsed_ms=round(elapsed_s * 1000, 1),
         )

@@ -164,7 +164,7 @@ class QueueSource:
         letters += [
             DeadLetter(delivery, _REFUSED)
             for delivery, message in readable
-            if settled[message.id].outcome is Outcome.POISON
+            if message.id in settled and settled[message.id].outcome is Outcome.POISON
         ]
         if letters:
             await dead.publish(self._url, letters)
@@ -175,7 +175,7 @@ class QueueSource:
             for delivery, message in readable:
                 header = (delivery.header.properties.headers or {}).get("traceparent")
                 trace = traceparent_of(header if isinstance(header, str) else None)
-                outcome = settled[message.id].outcome.value
+                outcome = settled[message.id].outcome.value if message.id in settled else "held"
                 log.debug("retry request settled", request_id=str(message.id), outcome=outcome, traceparent=trace)
 
 

@@ -3,7 +3,7 @@
 CREATE SCHEMA IF NOT EXISTS redrive;
 
 CREATE TABLE redrive.retry_requests (
-    id uuid PRIMARY KEY,
+    id uuid NOT NULL,
     project_id text NOT NULL,
     job_id uuid NOT NULL, -- no foreign key: the jobs are not ours, and the audit outlives them
     batch_id uuid,
@@ -52,6 +52,9 @@ CREATE INDEX retry_requests_job_idx ON redrive.retry_requests (job_id, requested
 CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at DESC, id DESC);
 CREATE INDEX retry_requests_batch_idx ON redrive.retry_requests (batch_id, state) WHERE batch_id IS NOT NULL;
 CREATE INDEX retry_requests_processed_idx ON redrive.retry_requests (processed_at) WHERE state <> 'queued';
+-- The last of them: on a table that is known to be empty all indexes cost the same, and of these the planner takes the
+-- newest. Of any other that has an id in it, a look-up by id reads all; and plans are kept while the table grows.
+ALTER TABLE redrive.retry_requests ADD PRIMARY KEY (id);
 
 -- A bulk retry: who asked for what. How its requests stand is counted from the ledger.
 CREATE TABLE redrive.retry_batches (

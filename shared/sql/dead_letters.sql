@@ -56,5 +56,5 @@ SET
     state = 'queued', outcome = NULL, processed_at = NULL, published_at = NULL,
     publish_lease_until = now() + $2::interval
 FROM chosen
-WHERE r.id = chosen.id
-RETURNING r.id;
+WHERE r.id = ANY ($1::uuid[]) AND r.id = chosen.id
+RETURNING r.id, r.publish_lease_until;

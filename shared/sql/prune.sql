@@ -4,26 +4,26 @@
 -- name: prune_requests
 -- $1 interval settled before, $2 int how many at most
 DELETE FROM redrive.retry_requests
-WHERE id IN (
-    SELECT id FROM redrive.retry_requests
+WHERE id = ANY (ARRAY(
+    SELECT old.id FROM redrive.retry_requests AS old
     WHERE state <> 'queued' AND processed_at < now() - $1::interval
     ORDER BY processed_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED -- a dead letter that is being redriven is no longer old
-)
+))
 RETURNING id;
 
 -- name: prune_batches
 -- Batches of which no request is left, those that never had one included.
 -- $1 interval requested before, $2 int how many at most
 DELETE FROM redrive.retry_batches
-WHERE id IN (
+WHERE id = ANY (ARRAY(
     SELECT b.id FROM redrive.retry_batches AS b
     WHERE
         b.requested_at < now() - $1::interval
         AND NOT EXISTS (SELECT FROM redrive.retry_requests AS r WHERE r.batch_id = b.id)
     LIMIT $2
-)
+))
 RETURNING id;
 
 -- name: prune_keys

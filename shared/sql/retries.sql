@@ -1,6 +1,9 @@
 -- The ledger, redrive.retry_requests: accepting, publishing and settling retry requests.
--- Rows are looked up one by one, LATERAL or behind an OFFSET, for the reason that jobs.sql gives.
+-- Rows are looked up one by one, LATERAL or behind an OFFSET, for the reason that jobs.sql gives. Rows to be written are
+-- chosen once, in an ARRAY, and found by their ids: joined to their choice they may, by a plan made while the table was
+-- empty, be what is read in full, with the choice made anew for each of them.
 -- Lock order, for every statement here: ledger rows by id, then jobs by id. Two batches can wait, never deadlock.
+-- Nobody takes a queued request before its `publish_lease_until`: a relay is publishing it, or its job was locked.
 
 -- name: accept
 -- Write down accepted requests. A job that has a queued request already gets no second one: its row is missing from
@@ -124,60 +127,63 @@ RETURNING
 -- name: publishable
 -- Take requests that nobody has published yet, oldest first, on a lease: another relay leaves them alone until the
 -- lease ends, and a relay that dies gives them back by dying.
--- $1 int how many, $2 interval the lease
-UPDATE redrive.retry_requests AS r
+-- $1 int how many, $2 interval the lease, $3 bool those of batches, or single ones
+UPDATE redrive.retry_requests
 SET publish_lease_until = now() + $2
-FROM (
-    SELECT id FROM redrive.retry_requests
+WHERE id = ANY (ARRAY(
+    SELECT free.id FROM redrive.retry_requests AS free
     WHERE
         state = 'queued' AND processed_at IS NULL AND published_at IS NULL
+        AND (batch_id IS NOT NULL) = $3
         AND (publish_lease_until IS NULL OR publish_lease_until < now())
-    ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
+    ORDER BY requested_at, id
     LIMIT $1
     FOR UPDATE SKIP LOCKED
-) AS free
-WHERE r.id = free.id
+))
 RETURNING
-    r.id, r.job_id, r.project_id, r.job_version, r.run_at, r.extra_attempts, r.actor, r.reason, r.requested_at,
-    r.traceparent, r.batch_id;
+    id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, traceparent,
+    publish_lease_until;
 
 -- name: mark_published
--- The broker has these: it confirmed them.
--- $1 uuid[] ids
-WITH leased AS (
-    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+-- The broker has these: it confirmed them. What is settled needs no mark. What is no longer on the lease that it was
+-- published under is to be published again: its worker has found the job locked, faster than we are here.
+-- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
+UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
+WHERE id = ANY (ARRAY(
+    SELECT leased.id FROM redrive.retry_requests AS leased
+    WHERE
+        id = ANY ($1::uuid[]) AND state = 'queued' AND published_at IS NULL
+        AND publish_lease_until = ($2::timestamptz[])[array_position($1::uuid[], id)]
     ORDER BY id -- the workers' order: they may be settling the same rows
     FOR UPDATE
-)
-UPDATE redrive.retry_requests AS r SET published_at = now(), publish_lease_until = NULL FROM leased WHERE r.id = leased.id;
+));
 
 -- name: give_back
 -- End the lease on requests that could not be published, so that the next attempt need not wait for it.
 -- $1 uuid[] ids
-WITH leased AS (
-    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+UPDATE redrive.retry_requests SET publish_lease_until = NULL
+WHERE id = ANY (ARRAY(
+    SELECT leased.id FROM redrive.retry_requests AS leased WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
     ORDER BY id -- the workers' order: they may be settling the same rows
     FOR UPDATE
-)
-UPDATE redrive.retry_requests AS r SET publish_lease_until = NULL FROM leased WHERE r.id = leased.id;
+));
 
 -- name: republish_stale
 -- Let requests be published again that were published long ago and are not settled: their queue may have been lost. A
 -- copy too many does nothing. Oldest first.
 -- $1 interval how long ago, $2 int how many at most
-UPDATE redrive.retry_requests AS r
+UPDATE redrive.retry_requests
 SET published_at = NULL, publish_lease_until = NULL
-FROM (
-    SELECT id FROM redrive.retry_requests
+WHERE id = ANY (ARRAY(
+    SELECT stale.id FROM redrive.retry_requests AS stale
     WHERE
         state = 'queued' AND processed_at IS NULL
         AND requested_at < now() - $1::interval AND published_at < now() - $1::interval
     ORDER BY (batch_id IS NOT NULL), requested_at, id
     LIMIT $2
     FOR UPDATE SKIP LOCKED -- what a worker has in hand is not lost
-) AS stale
-WHERE r.id = stale.id
-RETURNING r.id;
+))
+RETURNING id;
 
 -- name: backlog
 -- How many requests wait, up to a thousand, and how long the oldest has waited, in seconds.
@@ -193,7 +199,7 @@ FROM (
 -- Dispatch without a broker: lock the oldest queued requests that no other worker has in hand.
 -- $1 int how many
 SELECT id FROM redrive.retry_requests
-WHERE state = 'queued' AND processed_at IS NULL
+WHERE state = 'queued' AND processed_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
 ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
 LIMIT $1
 FOR UPDATE SKIP LOCKED;
@@ -203,23 +209,21 @@ FOR UPDATE SKIP LOCKED;
 -- $1 int how many
 SELECT id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at
 FROM redrive.retry_requests
-WHERE state = 'queued' AND processed_at IS NULL
+WHERE state = 'queued' AND processed_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
 ORDER BY (batch_id IS NOT NULL), requested_at, id
 LIMIT $1;
 
 -- name: dead_letter
 -- Give up on requests that are still queued. Answers them; a request that is missing had been settled before.
 -- $1 uuid[] request ids
-WITH refused AS (
-    SELECT id FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND state = 'queued'
+UPDATE redrive.retry_requests
+SET state = 'dead_lettered', outcome = 'poison', processed_at = now()
+WHERE id = ANY (ARRAY(
+    SELECT refused.id FROM redrive.retry_requests AS refused WHERE id = ANY ($1::uuid[]) AND state = 'queued'
     ORDER BY id -- the workers' order: they may be settling the same rows
     FOR UPDATE
-)
-UPDATE redrive.retry_requests AS r
-SET state = 'dead_lettered', outcome = 'poison', processed_at = now()
-FROM refused
-WHERE r.id = refused.id
-RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
+))
+RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
 
 -- name: adopt
 -- Write down requests that some other program published, before they are settled below in the same transaction. They
@@ -238,14 +242,16 @@ FROM unnest(
     $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::int[], $7::text[], $8::text[],
     $9::timestamptz[]
 ) AS message (id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at)
-WHERE NOT EXISTS (SELECT FROM redrive.retry_requests AS known WHERE known.id = message.id)
+WHERE id <> ALL (ARRAY(SELECT known.id FROM redrive.retry_requests AS known WHERE known.id = ANY ($1::uuid[])))
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
 -- name: apply
 -- retry_job for a batch: settle every request of $1 that is still queued, and those just adopted ($2), whatever their
--- state. Answers what was settled; a request that is missing had been settled before.
+-- state. Answers what was settled; a request that is missing had been settled before, or is held: somebody keeps its job
+-- locked. It stays queued, not to be taken for a second, or for a quarter of the time that it has waited, five seconds at
+-- most, and does not delay its neighbours. Jobs of adopted requests are waited for: nobody would bring these again.
 -- $1 uuid[] request ids, $2 uuid[] those of them that were adopted in this transaction
 WITH request AS MATERIALIZED (
     SELECT id, job_id, project_id, job_version, run_at, delay_seconds, extra_attempts
@@ -254,20 +260,31 @@ WITH request AS MATERIALIZED (
     ORDER BY id
     FOR UPDATE
 ),
+waited_for AS MATERIALIZED (
+    SELECT id FROM control_plane.jobs
+    WHERE id = ANY (ARRAY(SELECT job_id FROM request WHERE id = ANY ($2::uuid[])))
+    ORDER BY id -- one lock order for all workers, so overlapping batches cannot deadlock
+    FOR UPDATE
+),
 job AS MATERIALIZED (
     SELECT
         id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
         last_error, started_at, completed_at, xmin::text AS version
     FROM control_plane.jobs
-    WHERE id IN (SELECT job_id FROM request)
-    ORDER BY id -- one lock order for all workers, so overlapping batches cannot deadlock
-    FOR UPDATE
+    WHERE
+        id = ANY (ARRAY(SELECT job_id FROM request))
+        AND (SELECT count(*) FROM waited_for) IS NOT NULL -- first: whoever waits holds nothing out of order
+    ORDER BY id
+    FOR UPDATE SKIP LOCKED
 ),
 looked_at AS (
     SELECT
         request.id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
         job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at,
         CASE
+            WHEN job.id IS NULL AND EXISTS (
+                SELECT FROM control_plane.jobs AS j WHERE j.id = request.job_id AND j.project_id = request.project_id
+            ) THEN 'held'
             WHEN job.id IS NULL THEN 'job_not_found'
             WHEN job.version <> request.job_version THEN 'superseded'
             WHEN job.status <> 'failed' THEN 'job_not_failed'
@@ -288,6 +305,13 @@ verdict AS ( -- of several requests that would each be applied to one job, the f
         END AS final_outcome
     FROM looked_at
 ),
+held AS (
+    UPDATE redrive.retry_requests
+    SET
+        published_at = NULL,
+        publish_lease_until = now() + least(greatest((now() - requested_at) / 4, interval '1 s'), interval '5 s')
+    WHERE id = ANY (ARRAY(SELECT id FROM verdict WHERE final_outcome = 'held'))
+),
 put_back AS (
     UPDATE control_plane.jobs AS j
     SET
@@ -299,7 +323,7 @@ put_back AS (
             ELSE j.max_attempts
         END
     FROM verdict
-    WHERE verdict.final_outcome = 'applied' AND j.id = verdict.job_id
+    WHERE j.id = verdict.job_id AND verdict.final_outcome = 'applied'
 )
 UPDATE redrive.retry_requests AS r
 SET
@@ -312,7 +336,7 @@ SET
     started_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.started_at END,
     completed_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.completed_at END
 FROM verdict
-WHERE r.id = verdict.id
+WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id AND verdict.final_outcome <> 'held'
 RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
 
 -- name: outcomes

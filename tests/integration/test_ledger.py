@@ -153,16 +153,18 @@ async def test_a_foreign_retry_and_an_unknown_one_are_not_there(jobs: JobMaker, 
 async def test_two_relays_get_different_rows(jobs: JobMaker, ledger: RetryLedger) -> None:
     for job in await jobs.many_failed(20):
         await ledger.accept(a_retry_of(job))
-    one, other = await asyncio.gather(ledger.publishable(10, lease_s=30), ledger.publishable(10, lease_s=30))
+    one, other = await asyncio.gather(
+        ledger.publishable(10, lease_s=30, bulk=False), ledger.publishable(10, lease_s=30, bulk=False)
+    )
     assert len(one) == len(other) == 10
     assert len({each.message.id for each in (*one, *other)}) == 20
-    assert await ledger.publishable(10, lease_s=30) == []
+    assert await ledger.publishable(10, lease_s=30, bulk=False) == []
 
 
 async def test_a_message_says_what_was_asked_for(jobs: JobMaker, ledger: RetryLedger) -> None:
     job = await jobs.failed()
     retry = (await ledger.accept(a_retry_of(job, actor="ann", extra_attempts=1))).retry
-    (publishable,) = await ledger.publishable(10, lease_s=30)
+    (publishable,) = await ledger.publishable(10, lease_s=30, bulk=False)
     assert publishable.message == RetryMessage(
         v=1,
         request_id=retry.id,
@@ -179,21 +181,23 @@ async def test_a_lease_ends_and_can_be_given_back_and_a_published_row_stays_publ
     jobs: JobMaker, ledger: RetryLedger
 ) -> None:
     await ledger.accept(a_retry_of(await jobs.failed()))
-    (first,) = await ledger.publishable(10, lease_s=-1)
-    (second,) = await ledger.publishable(10, lease_s=30)  # the lease is over: whoever held it may be dead
+    (first,) = await ledger.publishable(10, lease_s=-1, bulk=False)
+    (second,) = await ledger.publishable(10, lease_s=30, bulk=False)  # the lease is over: whoever held it may be dead
     await ledger.give_back([second.message.id])
-    (third,) = await ledger.publishable(10, lease_s=-1)
-    assert first == second == third
-    await ledger.mark_published([third.message.id])
-    assert await ledger.publishable(10, lease_s=30) == []
-    await ledger.give_back([third.message.id])
-    assert await ledger.publishable(10, lease_s=30) == []
+    (third,) = await ledger.publishable(10, lease_s=-2, bulk=False)
+    assert first.message == second.message == third.message
+    await ledger.mark_published([first.lease])  # too late: it is on another lease by now
+    (fourth,) = await ledger.publishable(10, lease_s=30, bulk=False)
+    await ledger.mark_published([fourth.lease])
+    assert await ledger.publishable(10, lease_s=30, bulk=False) == []
+    await ledger.give_back([fourth.message.id])
+    assert await ledger.publishable(10, lease_s=30, bulk=False) == []
 
 
 async def test_what_is_settled_is_not_published_any_more(jobs: JobMaker, ledger: RetryLedger) -> None:
     await ledger.accept(a_retry_of(await jobs.failed()))
     await ledger.apply_queued(10)
-    assert await ledger.publishable(10, lease_s=30) == []
+    assert await ledger.publishable(10, lease_s=30, bulk=False) == []
 
 
 # -- settling

@@ -162,10 +162,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(confirmed=st.booleans(), limit=st.integers(1, 3))
     def publish(self, confirmed: bool, limit: int) -> None:  # noqa: FBT001 - drawn
-        rows = self.world.run(self.ledger.publishable(limit, lease_s=0))
+        rows = self.world.run(self.ledger.publishable(limit, lease_s=0, bulk=False))
         self.queue += [row.message for row in rows]
         if confirmed:
-            self.world.run(self.ledger.mark_published([row.message.id for row in rows]))
+            self.world.run(self.ledger.mark_published([row.lease for row in rows]))
 
     @rule()
     def publish_what_was_published_long_ago(self) -> None:
@@ -255,7 +255,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.queue:
             self.world.run(self.ledger.apply(self.queue))
         self.world.run(self.ledger.republish_stale(100, age_s=0))
-        if rows := self.world.run(self.ledger.publishable(100, lease_s=0)):
+        if rows := self.world.run(self.ledger.publishable(100, lease_s=0, bulk=False)):
             self.world.run(self.ledger.apply([row.message for row in rows]))
         assert self.world.run(self.world.jobs.queued()) == 0
         self.each_request_took_effect_once_at_most()

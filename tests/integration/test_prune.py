@@ -22,7 +22,7 @@ def pruning(database: Database) -> Pruning:
 
 async def settled(ledger: RetryLedger, job: MadeJob) -> uuid.UUID:
     accepted = await ledger.accept(a_retry_of(job))
-    await ledger.apply([row.message for row in await ledger.publishable(1, lease_s=1)])
+    await ledger.apply([row.message for row in await ledger.publishable(1, lease_s=1, bulk=False)])
     return accepted.retry.id
 
 

@@ -14,8 +14,8 @@ from tests.workers import a_worker
 async def _requested(ledger: RetryLedger, job: MadeJob) -> RetryMessage:
     """The message that the relay would publish for a request."""
     request = (await ledger.accept(a_retry_of(job, actor="ann"))).retry
-    (found,) = [each for each in await ledger.publishable(100, lease_s=30) if each.message.id == request.id]
-    await ledger.mark_published([request.id])
+    (found,) = [each for each in await ledger.publishable(100, lease_s=30, bulk=False) if each.message.id == request.id]
+    await ledger.mark_published([found.lease])
     return found.message
 
 

@@ -126,7 +126,7 @@ async def bulk_done(redrive: Deployment, location: str) -> None:
     async with asyncio.timeout(60):
         while True:
             async with redrive.client.get(
-                location, headers={"Authorization": f"Bearer {operator('p-bulk')}", "Prefer": "wait=60"}
+                location, headers={"Authorization": f"Bearer {operator('p-bulk')}", "Prefer": "wait=5"}
             ) as answer:
                 if (await answer.json())["data"]["done"]:
                     return

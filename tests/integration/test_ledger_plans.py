@@ -1,0 +1,50 @@
+"""The ledger's statements, by plans that were made while its tables were empty: how every installation begins."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shared.batches import BatchRequest, FailedFilter, RetryBatches
+from shared.database import Database
+from shared.jobs import JobStore
+from shared.models import Outcome, ProjectId
+from shared.retries import RetryLedger
+from tests.jobs import JobMaker
+
+MANY = 10_000
+
+
+@pytest.fixture
+async def one_connection(database_url: str) -> AsyncIterator[Database]:
+    """A pool whose every statement is planned once."""
+    async with Database(database_url, program="test", timeout_s=2, pool_size=1).opened() as opened:
+        yield opened
+
+
+async def test_a_plan_made_for_an_empty_ledger_publishes_and_settles_a_full_one(
+    one_connection: Database, jobs: JobMaker
+) -> None:
+    ledger = RetryLedger(one_connection, JobStore(one_connection))
+    await jobs.pool.execute("VACUUM (ANALYZE) redrive.retry_requests")  # known to be empty, not only never looked at
+    assert await ledger.publishable(1, lease_s=60, bulk=False) == []
+    assert await ledger.republish_stale(1, age_s=60) == 0
+    assert await ledger.apply_queued(1) == {}
+    for statement in (ledger.mark_published, ledger.give_back, ledger.dead_letter):
+        await statement([])
+    await ledger.apply([])
+    await jobs.many_failed(MANY)
+    every = FailedFilter()
+    batch = await RetryBatches(one_connection).accept(
+        BatchRequest(project_id=ProjectId("p1"), actor="tester", chosen=every, reason="all")
+    )
+    assert batch.accepted == MANY
+
+    rows = await ledger.publishable(256, lease_s=60, bulk=True)  # each within its timeout, or it raises
+    assert len(rows) == 256
+    messages = [row.message for row in rows]
+    await ledger.give_back([message.id for message in messages[:10]])
+    await ledger.mark_published([row.lease for row in rows])
+    assert await ledger.republish_stale(1, age_s=0) == 1
+    await ledger.dead_letter([messages.pop().id])
+    assert {each.outcome for each in (await ledger.apply(messages)).values()} == {Outcome.APPLIED}
+    assert len(await ledger.apply_queued(200)) == 200

@@ -1,0 +1,108 @@
+"""Jobs that somebody keeps locked, as a long transaction of their owner's may: nobody else waits for them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from shared.retries import RetryLedger
+from tests.api_server import serving
+from tests.eventually import eventually
+from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.queues import Queues
+from tests.workers import a_worker
+
+
+@asynccontextmanager
+async def locking(database_url: str, jobs: Sequence[MadeJob]) -> AsyncIterator[None]:
+    """Keep the rows of these jobs locked until the block ends."""
+    connection = await asyncpg.connect(database_url, timeout=10)
+    try:
+        async with connection.transaction():
+            await connection.execute(
+                "SELECT FROM control_plane.jobs WHERE id = ANY ($1) FOR UPDATE", [job.id for job in jobs]
+            )
+            yield
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
+async def test_a_locked_job_delays_its_own_retry_and_no_other(
+    database_url: str, amqp_url: str, jobs: JobMaker, dispatch: str
+) -> None:
+    broker = amqp_url if dispatch == "rabbitmq" else None
+    locked, *others = await jobs.many_failed(30)
+    async with serving(database_url, amqp_url=broker) as api, a_worker(database_url, broker) as worker:
+
+        async def the_others_are_applied() -> bool:
+            return await jobs.effects(others) == [1] * len(others)
+
+        async def the_locked_one_is_applied() -> bool:
+            return await jobs.effects_of(locked) == 1
+
+        async with locking(database_url, [locked]):
+            answers = await asyncio.gather(*(api.post(f"/api/jobs/{job.id}/retry") for job in (locked, *others)))
+            assert {answer.status for answer in answers} == {202}
+            await eventually(the_others_are_applied)
+            retry = await api.get(answers[0].headers["Location"])
+            assert retry.data["state"] == "queued"
+            assert await jobs.status_of(locked) == "failed"
+        await eventually(the_locked_one_is_applied, within_s=20)  # by itself
+        await worker.sampled("redrive_sessions_total", 0, end="database_unavailable")
+        assert await jobs.queued() == 0
+
+    assert await jobs.effects([locked, *others]) == [1] * 30
+
+
+async def test_many_locked_jobs_do_not_stand_in_the_way_of_those_behind_them(
+    database_url: str, jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    locked = await jobs.many_failed(25)
+    await asyncio.gather(*(ledger.accept(a_retry_of(job)) for job in locked))
+    free = await jobs.failed()
+    await ledger.accept(a_retry_of(free))
+
+    async with locking(database_url, locked), a_worker(database_url, worker_batch_size=10):
+        await eventually(lambda: jobs.effects_of(free))
+
+    assert sum(await jobs.effects(locked)) == 0
+    assert await jobs.queued() == 25
+
+
+async def test_a_mark_that_comes_late_does_not_hide_a_request_that_is_held(
+    database_url: str, jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    job = await jobs.failed()
+    await ledger.accept(a_retry_of(job))
+    (published,) = await ledger.publishable(1, lease_s=30, bulk=False)
+    async with locking(database_url, [job]):
+        assert await ledger.apply([published.message]) == {}
+    await ledger.mark_published([published.lease])
+
+    async def again() -> bool:
+        return [each.message for each in await ledger.publishable(1, lease_s=30, bulk=False)] == [published.message]
+
+    await eventually(again)
+    assert len(await ledger.apply([published.message])) == 1
+    assert await jobs.effects_of(job) == 1
+
+
+async def test_another_program_s_message_for_a_locked_job_waits_for_it(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
+) -> None:
+    job = await jobs.failed()
+    async with a_worker(database_url, amqp_url):
+
+        async def the_worker_waits() -> bool:
+            return bool(await jobs.pool.fetchval("SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"))
+
+        async with locking(database_url, [job]):
+            await queues.publish_all([a_message_for(job)])
+            await eventually(the_worker_waits)
+        await eventually(lambda: jobs.effects_of(job), within_s=20)
+        await eventually(queues.drained)
+
+    assert await jobs.effects_of(job) == 1
