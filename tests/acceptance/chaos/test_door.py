@@ -30,6 +30,7 @@ from tests.eventually import eventually
 from tests.hostile import BEARER, CANARY, HOSTILE_IDS, Damage, answers_to, corpus, faults_of
 from tests.integration import test_deploy
 from tests.jobs import JobMaker, MadeJob
+from tests.logins import Users
 from tests.servers.postgres import Postgres
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import Rabbitmq
@@ -471,7 +472,7 @@ logins = test_deploy.logins
 users = test_deploy.users
 
 
-async def test_p18_least_privilege_holds(users: test_deploy.Users, record_property: Record) -> None:
+async def test_p18_least_privilege_holds(users: Users, record_property: Record) -> None:
     what = "statements that are not the api's, or not the worker's, tried by each: denied"
     with attack("P18 least privilege holds", what, record_property) as attacked:
         for url, rights in ((users.api, test_deploy._API), (users.worker, test_deploy._WORKER)):
