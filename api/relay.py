@@ -10,8 +10,8 @@ lease ends, and the worker ignores the copy that this may cost.
 Single retries and bulk ones have a lane each, which share neither a session nor a place in line: ten thousand of a
 batch are published beside the next single one, not before it.
 
-What is confirmed is marked a second later, and only if it is still queued then. Most of it is settled by that time, so
-it costs no write, and never makes the worker, who has it in hand at once, wait for our commit.
+What is confirmed is marked a second later, and only if it is still queued then. Most of it is settled by that time, and
+marked by that: it costs no write more, and never makes the worker, who has it in hand at once, wait for our commit.
 """
 
 import asyncio

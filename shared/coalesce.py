@@ -2,7 +2,7 @@
 
 Callers ask for one key each; while a query is under way, the keys of those who come later gather, and go out together
 with the next one. A caller never gets an answer from a query that began before it asked, so it reads its own writes.
-Nothing waits for a timer: an idle Coalescer starts at the end of the event loop's current turn.
+An idle Coalescer starts at the end of the event loop's current turn; nobody waits for others to come.
 """
 
 import asyncio
@@ -19,8 +19,10 @@ class Coalescer(Generic[K, V]):
     """Gathers keys into batches for `load`.
 
     `load` gets 1..`max_batch` distinct keys in order of arrival and answers with a mapping; a key that is missing there
-    is None to its callers. At most `max_in_flight` loads run at once. A caller waits at most `deadline_s`, in line and
-    in the load together, then gets DatabaseUnavailable; what `load` raises reaches every caller of the batch.
+    is None to its callers. At most `max_in_flight` loads run at once, and another beside one only when `late_s` have
+    gone by: where a load costs its caller more than it costs to wait for the one before, fewer and larger ones are
+    better, and only a slow one is a reason not to wait. A caller waits at most `deadline_s`, in line and in the load
+    together, then gets DatabaseUnavailable; what `load` raises reaches every caller of the batch.
     """
 
     def __init__(
@@ -29,15 +31,17 @@ class Coalescer(Generic[K, V]):
         *,
         max_batch: int = 512,
         max_in_flight: int = 2,
+        late_s: float = 0.0,
         deadline_s: float = 2.5,
     ) -> None:
         self._load = load
         self._max_batch = max_batch
         self._max_in_flight = max_in_flight
+        self._late_s = late_s
         self._deadline_s = deadline_s
         self._waiting: dict[K, list[asyncio.Future[V | None]]] = {}
         self._waiting_since = 0.0
-        self._scheduled = False
+        self._scheduled: asyncio.Handle | None = None
         self._in_flight: set[asyncio.Task[Mapping[K, V]]] = set()
 
     async def get(self, key: K) -> V | None:
@@ -59,12 +63,15 @@ class Coalescer(Generic[K, V]):
             await asyncio.wait(self._in_flight)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._waiting and not self._scheduled and len(self._in_flight) < self._max_in_flight:
-            self._scheduled = True
-            loop.call_soon(self._start, loop)
+        if not self._waiting or self._scheduled is not None or len(self._in_flight) >= self._max_in_flight:
+            return
+        if self._in_flight and self._late_s:
+            self._scheduled = loop.call_later(self._late_s, self._start, loop)
+        else:
+            self._scheduled = loop.call_soon(self._start, loop)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._scheduled = False
+        self._scheduled = None
         if len(self._waiting) <= self._max_batch:
             batch, self._waiting = self._waiting, {}
         else:
@@ -83,6 +90,9 @@ class Coalescer(Generic[K, V]):
 
     def _deliver(self, batch: dict[K, list[asyncio.Future[V | None]]], task: asyncio.Task[Mapping[K, V]]) -> None:
         self._in_flight.discard(task)
+        if self._scheduled is not None:  # for when this one would be late
+            self._scheduled.cancel()
+            self._scheduled = None
         self._schedule(task.get_loop())
         error = None if task.cancelled() else task.exception()
         for key, futures in batch.items():

@@ -44,6 +44,9 @@ def _job_of(row: "Row") -> Job:
     )
 
 
+LATE_S: Final = 0.02
+"""A look-up of jobs by their ids takes a millisecond or two; one that takes so long holds nobody up any more."""
+
 STATS_CAP: Final = 10_000
 """Where counting stops: what a person wants to know beyond it is that it is many."""
 
@@ -72,7 +75,7 @@ class JobStore:
     def __init__(self, database: "Database") -> None:
         self._database = database
         self._sql = statements("jobs")
-        self._coalescer: Coalescer[JobKey, Job] = Coalescer(self._load)
+        self._coalescer: Coalescer[JobKey, Job] = Coalescer(self._load, late_s=LATE_S)
 
     async def _load(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
         ids, projects, payloads = zip(*keys, strict=True)

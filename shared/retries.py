@@ -411,7 +411,7 @@ class RetryLedger:
         async with self._database.transaction() as session:
             adopted = await self._adopt(session, list(by_id.values()))
             reach(Failpoint.IN_TRANSACTION)
-            settled = await self._settle(session, list(by_id), adopted)
+            settled = await self._settle(session, list(by_id), adopted, published=True)
             if missing := by_id.keys() - settled.keys():
                 for row in await session.fetch(self._sql["outcomes"], list(missing)):
                     settled[RetryId(row["id"])] = Settled(Outcome(row["outcome"]), None)
@@ -429,7 +429,7 @@ class RetryLedger:
             if not rows:
                 return {}
             reach(Failpoint.IN_TRANSACTION)
-            settled = await self._settle(session, [RetryId(row["id"]) for row in rows], [])
+            settled = await self._settle(session, [RetryId(row["id"]) for row in rows], [], published=False)
             reach(Failpoint.BEFORE_COMMIT)
         reach(Failpoint.AFTER_COMMIT)
         return settled
@@ -466,7 +466,7 @@ class RetryLedger:
         return [RetryId(row["id"]) for row in rows]
 
     async def _settle(
-        self, session: "Session", ids: Sequence[RetryId], adopted: Sequence[RetryId]
+        self, session: "Session", ids: Sequence[RetryId], adopted: Sequence[RetryId], *, published: bool
     ) -> dict[RetryId, Settled]:
-        rows = await session.fetch(self._sql["apply"], ids, adopted)
+        rows = await session.fetch(self._sql["apply"], ids, adopted, published)
         return {RetryId(row[0]): Settled(Outcome(row[1]), row[2]) for row in rows}

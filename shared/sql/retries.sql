@@ -145,14 +145,14 @@ RETURNING
     publish_lease_until;
 
 -- name: mark_published
--- The broker has these: it confirmed them. What is settled needs no mark. What is no longer on the lease that it was
--- published under is to be published again: its worker has found the job locked, faster than we are here.
+-- The broker has these: it confirmed them. What its worker has settled is marked already. What is no longer on the lease
+-- that it was published under is to be published again: its worker has found the job locked, faster than we are here.
 -- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
 WHERE id = ANY (ARRAY(
     SELECT leased.id FROM redrive.retry_requests AS leased
     WHERE
-        id = ANY ($1::uuid[]) AND state = 'queued' AND published_at IS NULL
+        id = ANY ($1::uuid[]) AND published_at IS NULL
         AND publish_lease_until = ($2::timestamptz[])[array_position($1::uuid[], id)]
     ORDER BY id -- the workers' order: they may be settling the same rows
     FOR UPDATE
@@ -252,7 +252,8 @@ RETURNING id;
 -- state. Answers what was settled; a request that is missing had been settled before, or is held: somebody keeps its job
 -- locked. It stays queued, not to be taken for a second, or for a quarter of the time that it has waited, five seconds at
 -- most, and does not delay its neighbours. Jobs of adopted requests are waited for: nobody would bring these again.
--- $1 uuid[] request ids, $2 uuid[] those of them that were adopted in this transaction
+-- $1 uuid[] request ids, $2 uuid[] those of them that were adopted in this transaction, $3 bool whether a broker brought
+-- them: then they have been published, which their relay may not have come to write down
 WITH request AS MATERIALIZED (
     SELECT id, job_id, project_id, job_version, run_at, delay_seconds, extra_attempts
     FROM redrive.retry_requests
@@ -329,6 +330,7 @@ UPDATE redrive.retry_requests AS r
 SET
     state = CASE WHEN verdict.final_outcome = 'applied' THEN 'applied' ELSE 'rejected' END,
     outcome = verdict.final_outcome,
+    published_at = CASE WHEN $3 THEN coalesce(r.published_at, now()) ELSE r.published_at END,
     processed_at = now(),
     attempts_before = verdict.attempts,
     max_attempts_before = verdict.max_attempts,

@@ -352,3 +352,17 @@ async def test_a_locked_table_is_an_unavailable_database_in_time(jobs: JobMaker,
         with pytest.raises(DatabaseUnavailable):
             await ledger.apply([a_message_for(job)])
     assert await jobs.effects_of(job) == 0
+
+
+async def test_what_a_broker_brought_has_been_published_whether_or_not_its_relay_came_to_say_so(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    brought, taken = await jobs.failed(), await jobs.failed()
+    request = (await ledger.accept(a_retry_of(brought))).retry
+    await ledger.apply([a_message_for(brought, request_id=request.id)])
+    await ledger.accept(a_retry_of(taken))
+    await ledger.apply_queued(10)
+
+    rows = await jobs.pool.fetch("SELECT job_id, published_at IS NOT NULL AS published FROM redrive.retry_requests")
+
+    assert dict(map(tuple, rows)) == {brought.id: True, taken.id: False}

@@ -135,14 +135,15 @@ async def holding(queues: Queues, messages: int) -> bool:
     return await queues.waiting() == messages
 
 
-async def test_what_is_settled_by_then_is_not_marked(ledger: RetryLedger, jobs: JobMaker) -> None:
+async def test_what_is_settled_by_then_was_marked_with_it(ledger: RetryLedger, jobs: JobMaker) -> None:
     settled, waiting = await accepted(ledger, jobs, 2)
     rows = await ledger.publishable(2, lease_s=30, bulk=False)
     await ledger.apply([row.message for row in rows if row.message.id == settled])
     await ledger.mark_published([row.lease for row in rows])
 
-    marked = await jobs.pool.fetch("SELECT id FROM redrive.retry_requests WHERE published_at IS NOT NULL")
-    assert [row["id"] for row in marked] == [waiting]
+    marked = await jobs.pool.fetch("SELECT id, published_at = processed_at AS settling FROM redrive.retry_requests")
+    assert dict(map(tuple, marked)) == {settled: True, waiting: None}
+    assert await unpublished(jobs) == 0
 
 
 async def test_two_relays_publish_no_request_twice(

@@ -106,6 +106,38 @@ async def test_while_loads_are_under_way_the_rest_gathers(loads: Loads) -> None:
     assert loads.batches == [["a"], ["b", "c", "d"]]
 
 
+async def test_the_rest_gathers_until_a_load_is_late_and_waits_for_it_no_longer(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load, max_in_flight=2, late_s=0.05)
+    calls = await many(coalescer, "a")
+    await loads.begun(1)
+    for key in "bcb":
+        calls += await many(coalescer, key)
+    assert loads.batches == [["a"]]
+    await loads.begun(2)  # though the first has not ended
+    calls += await many(coalescer, "d")
+    loads.end(1)
+    await loads.begun(3)
+    loads.end(2)
+    loads.end(0)
+
+    await asyncio.gather(*calls)
+    assert loads.batches == [["a"], ["b", "c"], ["d"]]
+    assert loads.most_running == 2
+
+
+async def test_a_load_that_ends_in_time_is_followed_at_once(loads: Loads) -> None:
+    coalescer = Coalescer(loads.load, late_s=30)
+    calls = await many(coalescer, "a")
+    await loads.begun(1)
+    calls += await many(coalescer, "b")
+    loads.end(0)
+    await loads.begun(2)
+    loads.end(1)
+
+    await asyncio.gather(*calls)
+    assert loads.most_running == 1
+
+
 async def test_no_more_loads_run_at_once_and_no_batch_is_larger_than_allowed(loads: Loads) -> None:
     coalescer = Coalescer(loads.load, max_in_flight=2, max_batch=10)
     calls = await many(coalescer, *map(str, range(95)))
@@ -207,9 +239,14 @@ async def test_drained_returns_when_no_load_is_under_way(loads: Loads) -> None:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.lists(st.integers(0, 5), max_size=8), max_size=12), st.integers(1, 3), st.integers(1, 4))
+@given(
+    st.lists(st.lists(st.integers(0, 5), max_size=8), max_size=12),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.0001, 1.0]),
+)
 def test_whoever_asks_whenever_gets_what_was_true_after_asking(
-    turns: list[list[int]], max_in_flight: int, max_batch: int
+    turns: list[list[int]], max_in_flight: int, max_batch: int, late_s: float
 ) -> None:
     async def run() -> None:
         clock = 0
@@ -223,7 +260,7 @@ def test_whoever_asks_whenever_gets_what_was_true_after_asking(
                 await asyncio.sleep(0)
             return dict.fromkeys(keys, read_at)
 
-        coalescer = Coalescer(load, max_in_flight=max_in_flight, max_batch=max_batch)
+        coalescer = Coalescer(load, max_in_flight=max_in_flight, max_batch=max_batch, late_s=late_s)
 
         async def ask(key: int) -> None:
             nonlocal clock
