@@ -21,6 +21,16 @@ from shared.retries import RetryLedger
 from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read, variables
 from shared.sql import statements
 
+MANY_JOBS: Final = 100_000
+"""From here on it is felt when a statement reads all of a project's jobs."""
+
+# What stands first in an index on the jobs, and what is slow without one.
+_INDEXES: Final = {
+    ("id",): "every read of a job",
+    ("project_id", "created_at", "id"): "lists of jobs",
+    ("project_id", "status", "created_at"): "counts of jobs and bulk retries by filter",
+}
+
 _ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT", "REDRIVE_URL", "REDRIVE_TOKEN")
 
 
@@ -94,6 +104,8 @@ async def _of_database(settings: Settings) -> AsyncIterator[Finding]:
                     yield Finding(Verdict.OK, f"{name}: {await look(database)}")
                 except (CommandFailed, DatabaseUnavailable) as error:
                     yield Finding(Verdict.FAILED, f"{name}: {line_of(error)}")
+            async for warning in _missing_indexes(database):
+                yield Finding(Verdict.WARNING, f"{name}: {warning}")
 
 
 async def _of_migrations(database: Database) -> str:
@@ -116,6 +128,16 @@ async def _of_tables(database: Database) -> str:
     except DatabaseUnavailable as error:
         raise CommandFailed(f"control_plane.jobs or the ledger cannot be read ({error})") from error
     return "control_plane.jobs and the ledger can be read"
+
+
+async def _missing_indexes(database: Database) -> AsyncIterator[str]:
+    """What reads all of a project's jobs for want of an index, where there are many; the table is not ours to mend."""
+    found = await database.fetch(statements("check", "cli")["job_indexes"])
+    if not found or found[0]["jobs"] < MANY_JOBS:
+        return
+    for wanted, slow in _INDEXES.items():
+        if not any(tuple(row["columns"][: len(wanted)]) == wanted for row in found):
+            yield f"control_plane.jobs has no index on ({', '.join(wanted)}), which is for {slow}"
 
 
 async def _of_broker(url: str) -> Finding:

@@ -250,7 +250,6 @@ class RetryLedger:
         retry = await self._accepting.get(_NewRow(RetryId(uuid7()), request, job.version))
         if retry is None:
             return None
-        reach(Failpoint.AFTER_INSERT)
         return Accepted(retry, deduplicated=False)
 
     async def _insert(self, rows: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
@@ -259,19 +258,27 @@ class RetryLedger:
         first_for_key = {row.request.key or row.id: row for row in first_for_job.values()}
         chosen = list(first_for_key.values())
         claims = [(row.request.key, Claim(row.id)) for row in chosen if row.request.key is not None]
-        if not claims:
-            return await self._written(self._database, chosen)
         try:
-            async with self._database.transaction() as session:
-                # The keys first: whoever else holds one makes us wait here, before anything is written.
-                if await self._keys.claim(session, claims) < len(claims):
-                    raise _Raced
-                written = await self._written(session, chosen)
-                if len(written) < len(chosen):
-                    raise _Raced  # a key must not stand for a request that was not written
-                return written
+            written = await (
+                self._claimed_and_written(chosen, claims) if claims else self._written(self._database, chosen)
+            )
         except _Raced:
             return {}
+        reach(Failpoint.AFTER_INSERT)
+        return written
+
+    async def _claimed_and_written(
+        self, chosen: Sequence[_NewRow], claims: Sequence[tuple[IdempotencyKey, Claim]]
+    ) -> Mapping[_NewRow, Retry]:
+        """Write all of these rows and their keys. Raises _Raced, with nothing written, where somebody was faster."""
+        async with self._database.transaction() as session:
+            # The keys first: whoever else holds one makes us wait here, before anything is written.
+            if await self._keys.claim(session, claims) < len(claims):
+                raise _Raced
+            written = await self._written(session, chosen)
+            if len(written) < len(chosen):
+                raise _Raced  # a key must not stand for a request that was not written
+            return written
 
     async def _written(self, database: "Database | Session", chosen: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
         rows = await database.fetch(

@@ -97,6 +97,27 @@ async def test_check_disturbs_no_message(database_url: str, amqp_url: str) -> No
         assert await queues.waiting() == 1
 
 
+async def test_check_names_the_index_that_a_large_table_is_slow_without(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url)
+    await connection.execute(
+        """
+        INSERT INTO control_plane.jobs (id, project_id, type) SELECT gen_random_uuid(), 'p1', 'email'
+        FROM generate_series(1, 100000);
+        ANALYZE control_plane.jobs;
+        """
+    )
+    slow = await redrive("check", DATABASE_URL=database_url)
+    await connection.execute("CREATE INDEX ON control_plane.jobs (project_id, status, created_at)")
+    await connection.close()
+
+    assert slow.status == 0  # it works, slowly
+    missing, use = "(project_id, status, created_at)", "counts of jobs and bulk retries by filter"
+    assert [line for line in slow.out.splitlines() if line.startswith("warning")] == [
+        f"warning  database: control_plane.jobs has no index on {missing}, which is for {use}"
+    ]
+    assert "warning" not in (await redrive("check", DATABASE_URL=database_url)).out
+
+
 @pytest.mark.parametrize("file", ["demo", "check"])
 async def test_every_statement_of_the_commands_fits_the_schema(database_url: str, file: str) -> None:
     connection = await asyncpg.connect(database_url)
