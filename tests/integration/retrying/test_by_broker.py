@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group(
 
 BULK = 10_000
 PROMISED_P99_S = 0.5
-BUSY_MACHINE = 6
+BUSY_MACHINE = 3  # other tests run beside this one, and its own client hears late then
 """How much longer it may take where two cores are shared with whatever else there is: what would be wrong, a single
 retry behind ten thousand others, takes longer still. The promise itself is measured by `make bench`."""
 
@@ -105,6 +105,7 @@ async def test_single_retries_are_not_delayed_by_ten_thousand_bulk_ones(
         "FROM redrive.retry_requests WHERE batch_id IS NULL"
     )
     log.info("of which in line: p99 %.3f s", in_line_s)
+    assert in_line_s < PROMISED_P99_S
 
 
 async def bulk_accepted(redrive: Deployment) -> str | None:
