@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group(
 
 BULK = 10_000
 PROMISED_P99_S = 0.5
-BUSY_MACHINE = 3  # other tests run beside this one, and its own client hears late then
+BUSY_MACHINE = 3
 """How much longer it may take where two cores are shared with whatever else there is: what would be wrong, a single
 retry behind ten thousand others, takes longer still. The promise itself is measured by `make bench`."""
 
