@@ -11,19 +11,7 @@ from hypothesis import strategies as st
 from api.problems import RateLimited
 from api.ratelimit import Bucket, ClientAddresses, RateLimit
 from shared.settings import Limit
-
-
-class Clock:
-    """The event loop's time, which passes when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def time(self) -> float:
-        return self.now
-
-    def is_closed(self) -> bool:
-        return False
+from tests.clocks import Clock
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from shared.settings import Limit
 from tests.acceptance.chaos.attacks import GROUP, Attack, Record, Target, ask_all, attack, request, target, unvarying
 from tests.acceptance.chaos.tally import scaled
 from tests.api_server import Reply, serving
+from tests.clocks import Clock
 from tests.eventually import eventually
 from tests.hostile import BEARER, CANARY, HOSTILE_IDS, Damage, answers_to, corpus, faults_of
 from tests.integration import test_deploy
@@ -307,19 +308,6 @@ async def test_p14_limits_come_before_authentication(
             await ask_all(api.port, bad, see)
         assert codes == {"invalid-token": room, "rate-limited": tries}
         assert verified["signatures"] == room
-
-
-class Clock:
-    """The event loop's time, which passes when the test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def time(self) -> float:
-        return self.now
-
-    def is_closed(self) -> bool:
-        return False
 
 
 @pytest.fixture
