@@ -13,9 +13,8 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
-from api.answers import Unbranded
 from api.conditional import etag_of_job
 from api.door import PASSAGE
 from api.jobs import encoded_bare
@@ -32,8 +31,15 @@ WRITE_TIMEOUT_S: Final = 10.0
 _KEEP_ALIVE: Final = b": keep-alive\n\n"
 
 
-class _Stream(Unbranded, web.StreamResponse):
-    """A response that goes on."""
+class _Stream(web.StreamResponse):
+    """A response that goes on, and does not say what software made it.
+
+    aiohttp puts its name into every response just before the headers go out, and offers no setting for it.
+    """
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.popall(hdrs.SERVER, None)
 
 
 class EventResource:
