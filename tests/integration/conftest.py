@@ -1,6 +1,6 @@
 """What integration tests stand on: jobs, the ledger and the queues of a database and a virtual host of their own."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -9,8 +9,16 @@ from shared.database import Database
 from shared.jobs import JobStore
 from shared.retries import RetryLedger
 from tests.jobs import JobMaker
+from tests.logs import Log
 from tests.queues import Queues
 from tests.servers.rabbitmq import Rabbitmq
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
+    """What is logged while the test runs."""
+    with Log(caplog).kept() as kept:
+        yield kept
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import json
+import socket
 import time
 from typing import Any
 
@@ -334,17 +335,18 @@ def test_a_key_is_good_for_its_one_algorithm_only(known: PrivateKey, signer: Pri
 
 
 @pytest.mark.parametrize("parameter", ["jku", "x5u"])
-def test_a_key_s_address_in_the_token_is_not_followed(parameter: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def call_out(*_: object) -> None:
-        pytest.fail("called out")
+def test_a_key_s_address_in_the_token_is_not_followed(parameter: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"http://127.0.0.1:{listening.getsockname()[1]}/keys"
 
-    monkeypatch.setattr("socket.socket.connect", call_out)
-    monkeypatch.setattr("socket.getaddrinfo", call_out)
+        with pytest.raises(InvalidToken):
+            authenticator(jwt_public_key=pem(RSA_KEY)).authenticate(
+                [f"Bearer {token(key=EC_KEY, alg='ES256', header={parameter: address})}"]
+            )
 
-    with pytest.raises(InvalidToken):
-        authenticator(jwt_public_key=pem(RSA_KEY)).authenticate(
-            [f"Bearer {token(key=EC_KEY, alg='ES256', header={parameter: 'http://127.0.0.1:9/keys'})}"]
-        )
+        listening.settimeout(0)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            listening.accept()
 
 
 def test_a_key_in_the_token_itself_is_not_taken() -> None:

@@ -21,6 +21,7 @@ from tests.eventually import eventually
 from tests.hostile import BEARER, Damage, answers_to, corpus, faults_of, good
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker
+from tests.logs import Log
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,14 +50,9 @@ async def requests(fuzzed: Api, jobs: JobMaker) -> list[bytes]:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_logged_as_an_error(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> Iterator[None]:
+def _nothing_is_logged_as_an_error(log: Log) -> Iterator[None]:
     yield
-    logged = capsys.readouterr()
-    assert "[error" not in logged.out
-    assert "Traceback" not in logged.out + logged.err
-    assert not [record.getMessage() for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}]
+    assert log.errors() == []
 
 
 async def test_the_requests_to_damage_are_good_ones(fuzzed: Api, requests: list[bytes]) -> None:

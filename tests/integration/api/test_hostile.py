@@ -15,6 +15,7 @@ from api import bodies, server
 from tests.api_server import Api, Reply, serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker
+from tests.logs import Log
 from tests.servers.proxy import Proxy
 from tests.tokens import token
 
@@ -27,12 +28,9 @@ POST = f"POST {JOB}/retry HTTP/1.1\r\n".encode() + BEARER + b"Content-Type: appl
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_logged_as_an_error(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> Iterator[None]:
+def _nothing_is_logged_as_an_error(log: Log) -> Iterator[None]:
     yield
-    assert "[error" not in capsys.readouterr().out
-    assert not [record.getMessage() for record in caplog.records if record.levelname in {"ERROR", "CRITICAL"}]
+    assert log.errors() == []
 
 
 def ours(raw: bytes) -> Reply:
