@@ -206,3 +206,18 @@ async def test_the_trail_of_an_old_job_costs_a_few_pages(large: "PoolConnectionP
     )
 
     assert await buffers(large, "history", "'p1'", f"'{job_id}'", *["NULL"] * 5, "51") < 20
+
+
+async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
+    few = {"job_stats": ["'p1'", "NULL", "51"], "match_failed": ["'p1'", *["NULL"] * 4, "0", "51"]}
+    change = large.transaction()
+    await change.start()
+    try:
+        await large.execute("CREATE INDEX by_status ON control_plane.jobs (project_id, status, created_at)")
+        for name, arguments in few.items():
+            taken = {node.get("Index Name") for node in nodes_of(await plan_of(large, SQL[name], arguments))}
+
+            assert "by_status" in taken, name
+            assert await buffers(large, name, *arguments) < 51 * 5, name  # nobody in this project is running or pending
+    finally:
+        await change.rollback()
