@@ -28,7 +28,7 @@ MANY_JOBS: Final = 100_000
 _INDEXES: Final = {
     ("id",): "every read of a job",
     ("project_id", "created_at", "id"): "lists of jobs",
-    ("project_id", "status", "created_at"): "counts of jobs and bulk retries by filter",
+    ("project_id", "status", "created_at", "id"): "counts, lists and bulk retries of the jobs of one status",
 }
 
 _ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT", "REDRIVE_URL", "REDRIVE_TOKEN")

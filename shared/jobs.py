@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _job_of(row: "Row") -> Job:
-    """A row of `find_jobs` or `list_jobs`, by position: names would cost a dictionary look-up each."""
+    """A row of `find_jobs` or of a list, by position: names would cost a dictionary look-up each."""
     (
         job_id, project_id, kind, status, attempts, max_attempts, last_error,
         scheduled_at, started_at, completed_at, created_at, version,
@@ -111,17 +111,19 @@ class JobStore:
 
     async def page(self, project_id: ProjectId, wanted: JobFilter, *, after: Place | None, limit: int) -> list[Job]:
         """Up to `limit` jobs of the project that follow `after`, newest first. Raises DatabaseUnavailable."""
-        rows = await self._database.fetch(
-            self._sql["list_jobs"],
+        arguments = [
             project_id,
-            wanted.status,
             wanted.type,
             wanted.created_after,
             None if after is None else after.at,
             None if after is None else after.id,
             wanted.created_before,
             limit,
-        )
+        ]
+        if wanted.status is None:
+            rows = await self._database.fetch(self._sql["list_jobs"], *arguments)
+        else:
+            rows = await self._database.fetch(self._sql["list_jobs_of_status"], *arguments, wanted.status)
         return [_job_of(row) for row in rows]
 
     async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[JobStatus, StatusStats]:  # noqa: A002 - its name in the contract

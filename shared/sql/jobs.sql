@@ -42,8 +42,8 @@ WHERE j.version IS DISTINCT FROM wanted.version OR queued.id IS DISTINCT FROM wa
 
 -- name: list_jobs
 -- A page of a project's jobs, newest first. The place to start from is always there, so that it bounds the index scan.
--- $1 text project id, $2 text status or NULL, $3 text type or NULL, $4 timestamptz created after, $5 timestamptz and
--- $6 uuid the place below which the page begins, $7 timestamptz created before, $8 int how many
+-- $1 text project id, $2 text type or NULL, $3 timestamptz created after, $4 timestamptz and $5 uuid the place below
+-- which the page begins, $6 timestamptz created before, $7 int how many
 SELECT
     j.id, j.project_id, j.type, j.status, coalesce(j.attempts, 0), coalesce(j.max_attempts, 3), j.last_error,
     j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.xmin::text,
@@ -57,13 +57,35 @@ LEFT JOIN LATERAL (
 ) AS queued ON queued.project_id = j.project_id
 WHERE
     j.project_id = $1
-    AND (j.created_at, j.id) < (coalesce($5, 'infinity'::timestamptz), coalesce($6, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-    AND j.created_at < coalesce($7, 'infinity'::timestamptz)
-    AND j.created_at > coalesce($4, '-infinity'::timestamptz)
-    AND ($2::text IS NULL OR j.status = $2)
-    AND ($3::text IS NULL OR j.type = $3)
+    AND (j.created_at, j.id) < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    AND j.created_at < coalesce($6, 'infinity'::timestamptz)
+    AND j.created_at > coalesce($3, '-infinity'::timestamptz)
+    AND ($2::text IS NULL OR j.type = $2)
 ORDER BY j.created_at DESC, j.id DESC
-LIMIT $8;
+LIMIT $7;
+
+-- name: list_jobs_of_status
+-- The same of those with one status: a statement of its own, as a plan that serves both could not use an index on it.
+-- $1 to $7 as above, $8 text status
+SELECT
+    j.id, j.project_id, j.type, j.status, coalesce(j.attempts, 0), coalesce(j.max_attempts, 3), j.last_error,
+    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.xmin::text,
+    queued.id, queued.requested_at,
+    false, NULL::jsonb
+FROM control_plane.jobs AS j
+LEFT JOIN LATERAL (
+    SELECT r.id, r.project_id, r.requested_at FROM redrive.retry_requests AS r
+    WHERE r.job_id = j.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON queued.project_id = j.project_id
+WHERE
+    j.project_id = $1 AND j.status = $8
+    AND (j.created_at, j.id) < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    AND j.created_at < coalesce($6, 'infinity'::timestamptz)
+    AND j.created_at > coalesce($3, '-infinity'::timestamptz)
+    AND ($2::text IS NULL OR j.type = $2)
+ORDER BY j.created_at DESC, j.id DESC
+LIMIT $7;
 
 -- name: job_stats
 -- For each status, how many of a project's jobs have it, counted from the oldest and not beyond $3, and the oldest.
