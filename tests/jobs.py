@@ -15,8 +15,8 @@ from shared.retries import RetryRequest
 if TYPE_CHECKING:
     from uuid import UUID
 
-# An effect is a failed job that became pending: what a retry is for. The table has no constraint that could hide a
-# second one, and the function runs as its owner, so that programs under roles of their own are counted, too.
+# An effect is an update that puts a job back, be it one that is pending already. The table has no constraint that could
+# hide a second one, and the function runs as its owner, so that programs under roles of their own are counted, too.
 _EFFECTS = """
 CREATE TABLE public.test_effects (job_id uuid, at timestamptz DEFAULT clock_timestamp());
 
@@ -27,8 +27,8 @@ BEGIN
 END
 $$;
 
-CREATE TRIGGER test_effect AFTER UPDATE ON control_plane.jobs
-    FOR EACH ROW WHEN (OLD.status = 'failed' AND NEW.status = 'pending') EXECUTE FUNCTION public.test_effect();
+CREATE TRIGGER test_effect AFTER UPDATE OF status ON control_plane.jobs
+    FOR EACH ROW WHEN (NEW.status = 'pending') EXECUTE FUNCTION public.test_effect();
 """
 
 
@@ -50,14 +50,18 @@ def a_retry_of(job: MadeJob, *, actor: str = "tester", extra_attempts: int = 0, 
     return RetryRequest(job=job.key, actor=actor, extra_attempts=extra_attempts, delay_seconds=delay_seconds)
 
 
-def a_message_for(job: MadeJob, *, request_id: "UUID | None" = None, project_id: str | None = None) -> RetryMessage:
-    """A message that asks for a retry of the job as it was seen; under an id of its own, it is another program's."""
+def a_message_for(
+    job: MadeJob, *, request_id: "UUID | None" = None, project_id: str | None = None, any_version: bool = False
+) -> RetryMessage:
+    """A message that asks for a retry of the job as it was seen, or as it is; under an id of its own, it is another
+    program's.
+    """
     return RetryMessage(
         v=VERSION,
         request_id=request_id or uuid.uuid4(),
         job_id=job.id,
         project_id=project_id or job.project_id,
-        job_version=job.version,
+        job_version=None if any_version else job.version,
     )
 
 
@@ -147,6 +151,12 @@ class JobMaker:
             last_error,
         )
         return MadeJob(job.id, job.project_id, Version(version))
+
+    async def fail_all_again(self) -> None:
+        """Let whatever is pending fail, as the control plane would."""
+        await self.pool.execute(
+            "UPDATE control_plane.jobs SET status = 'failed', last_error = 'it broke again' WHERE status = 'pending'"
+        )
 
     async def row(self, job: MadeJob) -> asyncpg.Record:
         """The job's row as it is now, all columns."""

@@ -9,9 +9,10 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,13 +52,14 @@ def unprivileged() -> Account | None:
 
 
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing uses.
+    """Return a TCP port of 127.0.0.1 that nothing uses, and that this process has not given away before.
 
     It lies below the range from which the kernel takes ports of its own choice, so it is still free when a server that
-    was stopped for a while wants it back.
+    was stopped for a while wants it back. Each process has a part of that range, by its place among those that run
+    tests: what one has given away and nobody listens on yet, another would take for free.
     """
     while True:
-        port = random.randint(18_000, 32_000)
+        port = next(_PORTS)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -65,6 +67,18 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+def _ports() -> Iterator[int]:
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    place = _PARTS - 1 if worker is None else int(worker.removeprefix("gw")) % (_PARTS - 1)
+    part = range(*(_LOWEST_PORT + (place + end) * _PORTS_EACH for end in (0, 1)))
+    begin = random.randrange(len(part))  # two runs at a time are apart, most likely
+    yield from cycle([*part[begin:], *part[:begin]])
+
+
+_LOWEST_PORT, _PARTS, _PORTS_EACH = 18_000, 8, 1_750
+_PORTS = _ports()
 
 
 def make_folder(name: str) -> Path:

@@ -15,6 +15,7 @@ DOOR = {
     "kind": "door", "promise": "P13 bad ids", "what": "ids sent", "tried": 10_000, "wrong": 0, "bound": 0.0003,
     "scale": 100.0, "seconds": 30,
 }  # fmt: skip
+ALL = [FAULTS | {"promise": f"{promise} any"} for promise in report.PROMISES]
 PAGE = f"before\n\n{report.BEGIN}\n\nold\n\n{report.END}\n\nafter\n"
 
 
@@ -37,14 +38,15 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *results: object) -
 def test_faults_and_what_was_sent_to_the_door_have_a_table_each(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written(tmp_path, monkeypatch, DOOR, FAULTS, FAULTS | {"promise": "P2 killed", "acked": 1_000})
+    written(tmp_path, monkeypatch, DOOR, *ALL[2:], ALL[0], FAULTS | {"promise": "P2 killed", "acked": 1_000})
 
     text = page.read_text("utf-8")
     rows = [line for line in text.splitlines() if line.startswith(("| P", "| **"))]
     assert rows == [
+        "| P1 any | 60 | 200 | 190 | 10 | 0 | 0 | 0 | 1.5e-02 | 7 | 61 |",
         "| P2 killed | 60 | 1,000 | 190 | 10 | 0 | 0 | 0 | 1.5e-02 | 7 | 61 |",
-        "| P10 crash loop | 60 | 200 | 190 | 10 | 0 | 0 | 0 | 1.5e-02 | 7 | 61 |",
-        "| **all** | **120** | **1,200** | **380** | **20** | **0** | **0** | **0** | **2.5e-03** | | |",
+        *(f"| P{number} any | 60 | 200 | 190 | 10 | 0 | 0 | 0 | 1.5e-02 | 7 | 61 |" for number in range(3, 21)),
+        "| **all** | **1,200** | **4,800** | **3,800** | **200** | **0** | **0** | **0** | **6.3e-04** | | |",
         "| P13 bad ids | ids sent | 10,000 | 0 | 3.0e-04 | – | 30 |",  # noqa: RUF001 - a dash
     ]
     assert text.startswith("before\n")
@@ -53,14 +55,21 @@ def test_faults_and_what_was_sent_to_the_door_have_a_table_each(
 
 
 @pytest.mark.parametrize(
-    "unclean",
-    [FAULTS | {"doubled": 1}, FAULTS | {"notes": {"failed": "too late"}}, DOOR | {"wrong": 1}],
-    ids=["doubled", "failed", "door"],
+    "results",
+    [
+        [*ALL, FAULTS | {"doubled": 1}],
+        [*ALL, FAULTS | {"notes": {"failed": "too late"}}],
+        [*ALL, DOOR | {"wrong": 1}],
+        ALL[1:],
+        [*ALL, FAULTS | {"scale": 3.0}],
+        [],
+    ],
+    ids=["doubled", "failed", "door", "one is missing", "two scales", "nothing"],
 )
-def test_a_run_that_was_not_clean_leaves_the_old_table(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unclean: object
+def test_a_run_that_was_not_clean_and_whole_leaves_the_old_table(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, results: list[object]
 ) -> None:
     with pytest.raises(SystemExit):
-        written(tmp_path, monkeypatch, FAULTS, unclean)
+        written(tmp_path, monkeypatch, *results)
 
     assert page.read_text("utf-8") == PAGE

@@ -103,10 +103,15 @@ class Target:
     @property
     def memory_kib(self) -> int:
         """What it occupies now."""
-        status = Path(f"/proc/{self.program.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found is not None
-        return int(found[1])
+        return resident_kib(self.program.pid)
+
+
+def resident_kib(pid: int | None = None) -> int:
+    """How much memory a process occupies now; this one, unless told otherwise."""
+    status = Path(f"/proc/{'self' if pid is None else pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert found is not None
+    return int(found[1])
 
 
 @asynccontextmanager

@@ -42,7 +42,7 @@ class Member:
     def __init__(self, nursery: Nursery, command: str, settings: dict[str, str]) -> None:
         self._nursery = nursery
         self.command = command
-        self._settings = settings
+        self.settings = settings
         self._failpoints: deque[str] = deque()
         self._failing: str | None = None
         self._told: list[signal.Signals] = []
@@ -84,7 +84,7 @@ class Member:
         told: list[signal.Signals] = []
         self._told = told
         extra = {} if failing is None else {"FAILPOINT": failing}
-        async with self._nursery.started(self.command, self._settings | extra) as program:
+        async with self._nursery.started(self.command, self.settings | extra) as program:
             self.program = program
             status = await program.ended(within_s=_FOREVER_S)
             self.logs.append(program.err)

@@ -16,11 +16,13 @@ from tests.jobs import MadeJob
 from tests.tokens import token
 
 ANSWER_S = 10.0
-IDLE_S = 0.25
+IDLE_S = 0.1
 """Connections that have been idle for longer are not used again. An api that is told to stop closes those that it could
-not tell in time; whoever sends on one just then gets no answer (RFC 9112, section 9.5)."""
+not tell within half a second; whoever sends on one just then gets no answer (RFC 9112, section 9.5)."""
 PATIENCE_S = 120.0
 REPEATED = 0.05
+BULK = 0.1
+SCOPES = "jobs:read jobs:retry jobs:retry:bulk"
 _DOUBTFUL = frozenset({0, 503})
 
 
@@ -39,9 +41,11 @@ class Call:
 class Load:
     """Asks for each job of `jobs` once, at `rate` a second, at whichever of `urls` comes first.
 
-    A request that was not answered 202 is in doubt, and is repeated with its key; some that were are repeated as well.
-    With `reads`, somebody reads jobs so many times a second. Whatever a client must never see is in `wrong`: another
-    request for the same key, a status that nobody expects.
+    A share of them, `bulk`, is asked for as a batch of one. A request that was not answered 202 is in doubt, and is
+    repeated with its key; some that were are repeated as well. With `reads`, somebody reads jobs, so many times a
+    second. `acked` has what was accepted, by the id that the answer gave: a request's, or a batch's. Whatever a client
+    must never see is in `wrong`: another request for the same key, a status that nobody expects. So is a load that has
+    come to its end while it was still needed, unless that is the test (`finite`).
     """
 
     urls: Sequence[str]
@@ -49,11 +53,14 @@ class Load:
     rng: random.Random
     rate: float
     reads: float
+    bulk: float = BULK
+    finite: bool = False
     acked: dict[UUID, MadeJob] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     lag_s: float = 0.0
     """How late this machine, busy with six programs and two servers, has let this process run."""
+    _asked: int = 0
     _by_key: dict[str, UUID] = field(default_factory=dict)
     _client: aiohttp.ClientSession | None = None
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -62,7 +69,7 @@ class Load:
     async def opened(self) -> AsyncIterator["Load"]:
         """Have a client, for asking by hand."""
         async with aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {token()}"},
+            headers={"Authorization": f"Bearer {token(scope=SCOPES)}"},
             timeout=aiohttp.ClientTimeout(total=ANSWER_S),
             connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=IDLE_S),
         ) as self._client:
@@ -77,6 +84,8 @@ class Load:
             if self.reads:
                 tasks.create_task(self._read())
             yield self
+            if self._asked == len(self.jobs) and not self.finite:
+                self.wrong.append("there was nothing left to ask for before the test was over")
             self._stopping.set()
 
     async def _ask_all(self) -> None:
@@ -85,11 +94,17 @@ class Load:
                 if await self._stopped_within(1 / self.rate):
                     break
                 asking.create_task(self._ask(job))
+                self._asked += 1
 
     async def _read(self) -> None:
         async with asyncio.TaskGroup() as reading:
             while not await self._stopped_within(1 / self.reads):
-                reading.create_task(self.call("GET", f"/api/jobs/{self.rng.choice(self.jobs).id}"))
+                reading.create_task(self._read_one(self.rng.choice(self.jobs)))
+
+    async def _read_one(self, job: MadeJob) -> None:
+        status, body = await self.call("GET", f"/api/jobs/{job.id}")
+        if status not in {200, *_DOUBTFUL}:
+            self.wrong.append(f"GET answered {status}: {body}")
 
     async def _watch_the_clock(self) -> None:
         stopped = False
@@ -106,28 +121,44 @@ class Load:
 
     async def _ask(self, job: MadeJob) -> None:
         key = str(uuid.UUID(int=self.rng.getrandbits(128)))
-        await self.post(job, key)
+        post = self.post_bulk if self.rng.random() < self.bulk else self.post
+        await post(job, key)
         if self.rng.random() < REPEATED:
-            await self.post(job, key)
+            await post(job, key)
 
     async def post(self, job: MadeJob, key: str) -> None:
         """Ask for a retry, again and again with the same key until the answer leaves no doubt."""
+        if (answer := await self._accepted(f"/api/jobs/{job.id}/retry", key)) is not None:
+            self._take_down(key, UUID(answer["id"]), job)
+
+    async def post_bulk(self, job: MadeJob, key: str) -> None:
+        """The same as a bulk retry of one job."""
+        if (answer := await self._accepted("/api/jobs/retry", key, {"ids": [str(job.id)]})) is not None:
+            self._take_down(key, UUID(answer["batch_id"]), job)
+            if answer["accepted"] != 1:
+                self.wrong.append(f"a bulk retry left its job out: {answer}")
+
+    def _take_down(self, key: str, accepted_id: UUID, job: MadeJob) -> None:
+        self.acked[accepted_id] = job
+        if self._by_key.setdefault(key, accepted_id) != accepted_id:
+            self.wrong.append(f"a key stands for {accepted_id} and {self._by_key[key]}")
+
+    async def _accepted(self, path: str, key: str, asked: object = None) -> dict[str, Any] | None:
+        """The data of the 202; None where something else was answered, or nothing."""
         give_up_at = time.monotonic() + PATIENCE_S
         while time.monotonic() < give_up_at:
-            status, body = await self.call("POST", f"/api/jobs/{job.id}/retry", key=key)
+            status, body = await self.call("POST", path, key=key, asked=asked)
             if status == 202:
-                request_id = UUID(body["data"]["id"])
-                self.acked[request_id] = job
-                if self._by_key.setdefault(key, request_id) != request_id:
-                    self.wrong.append(f"a key stands for {request_id} and {self._by_key[key]}")
-                return
+                data: dict[str, Any] = body["data"]
+                return data
             if status not in _DOUBTFUL:
                 self.wrong.append(f"POST answered {status}: {body}")
-                return
+                return None
             await asyncio.sleep(self.rng.uniform(0.05, 0.5))
         self.wrong.append(f"no answer within {PATIENCE_S} s")
+        return None
 
-    async def call(self, method: str, path: str, *, key: str | None = None) -> tuple[int, Any]:
+    async def call(self, method: str, path: str, *, key: str | None = None, asked: object = None) -> tuple[int, Any]:
         """One exchange, recorded; status 0 where it came to nothing."""
         assert self._client is not None
         headers = {} if key is None else {"Idempotency-Key": key}
@@ -135,14 +166,13 @@ class Load:
         body: Any = None
         status, error = 0, ""
         try:
-            async with self._client.request(method, self.rng.choice(self.urls) + path, headers=headers) as answer:
+            url = self.rng.choice(self.urls) + path
+            async with self._client.request(method, url, headers=headers, json=asked) as answer:
                 body = await answer.json(content_type=None)
                 status = answer.status
         except (aiohttp.ClientError, OSError, TimeoutError) as doubt:
             error = type(doubt).__name__
         self.calls.append(Call(method, began_at, time.monotonic() - began_at, status, error))
-        if status >= 500 and status not in _DOUBTFUL:
-            self.wrong.append(f"{method} answered {status}: {body}")
         return status, body
 
     def since(self, at: float) -> list[Call]:

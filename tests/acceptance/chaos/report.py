@@ -6,7 +6,7 @@ A result is a line of JSON. `kind` says to which table it belongs:
     {"kind": "door", "promise": "P13 …", "what": "ids sent", "tried": 100, "wrong": 0, "bound": 0.03, "seed": 7, …}
 
 Both have `scale` and `seconds`; a `seed` that is missing or null was none. Only what stands between the two markers is
-replaced. A run in which anything failed writes no table: see `make chaos`.
+replaced. A run in which anything failed, or is missing, writes no table: see `make chaos`.
 """
 
 import json
@@ -23,12 +23,14 @@ END: Final = "<!-- end of table -->"
 _COUNTS: Final = ("kills", "acked", "applied", "parked", "lost", "doubled", "unexpected")
 _NOT_CLEAN: Final = ("lost", "doubled", "unexpected", "wrong")
 
+PROMISES: Final = [f"P{number}" for number in range(1, 21)]
+
 Result = dict[str, Any]
 
 
 def tables_of(results: list[Result]) -> str:
     """The results as Markdown, one row a test: faults first, then what was sent to the door."""
-    by_number = sorted(results, key=lambda result: int(result["promise"].split()[0][1:]))
+    by_number = sorted(results, key=lambda result: PROMISES.index(_promise(result)))
     faults = [result for result in by_number if result["kind"] == "faults"]
     door = [result for result in by_number if result["kind"] == "door"]
     parts = [_circumstances(results)]
@@ -65,6 +67,10 @@ def _door(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def _promise(result: Result) -> str:
+    return str(result["promise"].split()[0])
+
+
 def _clean(result: Result) -> bool:
     return not any(result.get(name) for name in _NOT_CLEAN) and "failed" not in result.get("notes", {})
 
@@ -78,12 +84,11 @@ def _seed(result: Result) -> str:
 
 
 def _circumstances(results: list[Result]) -> str:
-    scales = ", ".join(f"{scale:g}" for scale in sorted({result["scale"] for result in results}))
     minutes = sum(result["seconds"] for result in results) / 60
     machine = f"{os.cpu_count()} processors, {platform.system()}, Python {platform.python_version()}"
     return (
-        f"Run on {datetime.now(UTC):%Y-%m-%d} at scale {scales}, on {machine}: {minutes:.0f} minutes of tests, "
-        "up to three of them at a time."
+        f"Run on {datetime.now(UTC):%Y-%m-%d} at scale {results[0]['scale']:g}, on {machine}: {minutes:.0f} minutes of "
+        "tests, up to three of them at a time."
     )
 
 
@@ -92,10 +97,14 @@ def main() -> None:
     results = [json.loads(line) for line in Path(sys.argv[1]).read_text("utf-8").splitlines()]
     if unclean := [result for result in results if not _clean(result)]:
         sys.exit(f"no table of a run that was not clean: {unclean}")
+    if missing := set(PROMISES) - set(map(_promise, results)):
+        sys.exit(f"no table of a run without {', '.join(sorted(missing))}")
+    if len({result["scale"] for result in results}) > 1:
+        sys.exit("no table of runs at several scales")
     before, begin, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
-    if not (begin and end and results):
-        sys.exit("docs/reliability.md has lost its markers, or there are no results")
+    if not (begin and end):
+        sys.exit("docs/reliability.md has lost its markers")
     PAGE.write_text(f"{before}{BEGIN}\n\n{tables_of(results)}\n\n{END}{after}", "utf-8")
 
 

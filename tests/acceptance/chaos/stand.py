@@ -15,9 +15,10 @@ import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Self
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import aio_pika
@@ -25,7 +26,7 @@ import asyncpg
 
 from shared import topology
 from tests.acceptance.chaos.fleet import End, Member
-from tests.acceptance.chaos.load import Load
+from tests.acceptance.chaos.load import BULK, Load
 from tests.acceptance.chaos.nursery import Nursery
 from tests.acceptance.chaos.tally import SCALE, Tally
 from tests.eventually import eventually
@@ -42,6 +43,7 @@ WORKERS = 4
 APIS = 2
 BYSTANDERS = 20
 RATE = 40.0 if SCALE == 1 else 25.0  # at length three loads flow at once, and two processors are enough for them
+FAIL_AGAIN_EVERY_S = 0.5
 SETTLED_WITHIN_S = 90.0
 WELL_WITHIN_S = 60.0
 STARTED_WITHIN_S = 240.0  # the program is loaded for the first time, perhaps by several stands at once
@@ -63,6 +65,7 @@ class Stand:
     workers: list[Member] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
     tell: Callable[[Tally], None] = print
+    _nursery: Nursery | None = None
     _effects: int | None = None
     _declared_at: float = 0.0
 
@@ -83,7 +86,7 @@ class Stand:
             database = await stack.enter_async_context(Proxy.to(database_url))
             broker = await stack.enter_async_context(Proxy.to(amqp_url))
             stand = cls(postgres, rabbitmq, database, broker, amqp_url, jobs)
-            nursery = await stack.enter_async_context(Nursery.opened())
+            nursery = stand._nursery = await stack.enter_async_context(Nursery.opened())
             of_api = {
                 "DATABASE_URL": database.url_of(users.api), "AMQP_URL": broker.url_of(broker_logins.api),
                 "JWT_SECRET": SECRET, "LIMIT_IP": "off", "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off",
@@ -110,6 +113,22 @@ class Stand:
     def members(self) -> list[Member]:
         return [*self.apis, *self.workers]
 
+    @asynccontextmanager
+    async def workers_of_the_ledger(self, count: int) -> AsyncIterator[list[Member]]:
+        """More workers while the block runs, which take requests from the ledger, as if there were no broker."""
+        assert self._nursery is not None
+        settings = {name: value for name, value in self.workers[0].settings.items() if name != "AMQP_URL"}
+        async with AsyncExitStack() as stack:
+            more = [
+                await stack.enter_async_context(Member.kept(self._nursery, "worker", settings)) for _ in range(count)
+            ]
+            self.workers += more
+            try:
+                yield more
+            finally:
+                for member in more:
+                    self.workers.remove(member)
+
     async def heal(self) -> None:
         """End every fault."""
         for member in self.members:
@@ -134,9 +153,10 @@ class Stand:
         await eventually(well, within_s=within_s, every_s=0.1)
 
     @asynccontextmanager
-    async def trial(self, promise: str, *, seed: int | None = None) -> AsyncIterator["Trial"]:
-        """Break things for a while; then demand that nothing was lost, doubled or made up.
+    async def trial(self, promise: str, *, seed: int | None = None, parks: bool = False) -> AsyncIterator["Trial"]:
+        """Break things for a while; then demand that nothing was lost, doubled, made up or, unless it `parks`, refused.
 
+        Whatever was put back fails again meanwhile, so that a second effect of a request is possible, and is counted.
         Whatever it ends with, what was counted and the seed are told, and, where it fails, what the programs said last.
         """
         for member in self.members:
@@ -150,6 +170,7 @@ class Stand:
         tally = Tally.of(promise, seed=seed)
         trial = Trial(self, tally, tally.rng, await self.jobs.many_failed(BYSTANDERS))
         trial.begin()
+        failing_again = asyncio.create_task(trial.fail_again())
         try:
             yield trial
             await trial.settle()
@@ -159,11 +180,14 @@ class Stand:
                 print(f"-- {member.command} {number}, last words\n{member.log[-2000:]}")  # noqa: T201 - likewise
             raise
         finally:
+            failing_again.cancel()
+            await asyncio.wait([failing_again])
             tally.end()
             print(tally)  # noqa: T201 - a test that fails shows it
             self.tell(tally)
         assert not trial.wrong, trial.wrong[:10]
         assert tally.faultless, str(tally)
+        assert parks or not tally.parked, str(tally)
 
     async def _forget(self) -> None:
         """Begin with no effects, and with nothing in line that a trial before has left there by failing."""
@@ -199,6 +223,23 @@ class Stand:
         async with self.queues() as queues:
             await queues.bind(topology.RETRIES, topology.KEY_RETRY)
 
+    @asynccontextmanager
+    async def forbidden(self) -> AsyncIterator[None]:
+        """Take the programs' rights on the virtual host away while the block runs."""
+        broker = self.rabbitmq.rabbitmq
+        rights = await broker.manage("GET", f"/api/vhosts/{urlsplit(self.amqp_url).path[1:]}/permissions")
+        assert isinstance(rights, list)
+        of_programs = [each for each in rights if each["user"].endswith(("-api", "-worker"))]
+        assert len(of_programs) == 2
+        for each in of_programs:
+            await broker.manage("DELETE", f"/api/permissions/{each['vhost']}/{each['user']}")
+        try:
+            yield
+        finally:
+            for each in of_programs:
+                granted = {name: each[name] for name in ("configure", "write", "read")}
+                await broker.manage("PUT", f"/api/permissions/{each['vhost']}/{each['user']}", granted)
+
     async def kill_broker(self) -> None:
         """Kill RabbitMQ, once it may be killed."""
         await asyncio.sleep(max(0.0, self._declared_at + _KILLABLE_AFTER_S - time.monotonic()))
@@ -232,10 +273,24 @@ class Trial:
         """How many processes have died at each failpoint, by their own last words."""
         return Counter(end.failpoint for end in self.ends() if end.failpoint is not None)
 
+    async def fail_again(self) -> None:
+        """Let jobs that were put back fail again, twice a second, until cancelled."""
+        while True:
+            with suppress(TimeoutError, *_LOST_CONNECTION):
+                await self.stand.jobs.fail_all_again()
+            await asyncio.sleep(FAIL_AGAIN_EVERY_S)
+
     async def load(self, *, count: int, rate: float = RATE, reads: float = 0.0) -> Load:
         """A load on jobs of its own; `count` is how many it asks for at most."""
+        return await self._load(count, rate, reads, bulk=BULK, finite=False)
+
+    async def finite_load(self, *, count: int, rate: float) -> Load:
+        """A load of single retries that a test needs to be asked for in full."""
+        return await self._load(count, rate, 0.0, bulk=0.0, finite=True)
+
+    async def _load(self, count: int, rate: float, reads: float, *, bulk: float, finite: bool) -> Load:
         jobs = await self.stand.jobs.many_failed(count)
-        load = Load(self.stand.urls, jobs, random.Random(self.rng.random()), rate, reads)
+        load = Load(self.stand.urls, jobs, random.Random(self.rng.random()), rate, reads, bulk=bulk, finite=finite)
         self._loads.append(load)
         return load
 
@@ -264,8 +319,10 @@ class Trial:
         """How many accepted requests the ledger has not settled, or does not know yet."""
         (row,) = await self.stand.rows(
             """
-            SELECT count(*) FILTER (WHERE r.state IS NULL OR r.state = 'queued')
-            FROM unnest($1::uuid[]) AS acked (id) LEFT JOIN redrive.retry_requests AS r USING (id)
+            SELECT count(*) FILTER (WHERE coalesce(single.state, of_batch.state, 'queued') = 'queued')
+            FROM unnest($1::uuid[]) AS acked (id)
+            LEFT JOIN redrive.retry_requests AS single ON single.id = acked.id
+            LEFT JOIN redrive.retry_requests AS of_batch ON of_batch.batch_id = acked.id
             """,
             list(self.acked),
         )
@@ -294,7 +351,10 @@ class Trial:
     async def _count(self) -> None:
         acked = self.acked
         rows = await self.stand.rows(
-            "SELECT id, job_id, state FROM redrive.retry_requests WHERE job_id = ANY ($1::uuid[])",
+            """
+            SELECT coalesce(batch_id, id) AS id, job_id, state FROM redrive.retry_requests
+            WHERE job_id = ANY ($1::uuid[])
+            """,
             [job.id for load in self._loads for job in load.jobs] + [job.id for job in self.published.values()],
         )
         effects = Counter(row["job_id"] for row in await self.stand.rows("SELECT job_id FROM public.test_effects"))
@@ -302,7 +362,7 @@ class Trial:
         parked = Counter(
             row["job_id"] for row in rows if row["id"] in acked and row["state"] not in {"applied", "queued"}
         )
-        doubtful = Counter(row["job_id"] for row in rows if row["id"] not in acked)  # written down, never answered
+        self.wrong += [f"written down, and nobody was told: {dict(row)}" for row in rows if row["id"] not in acked]
         tally = self.tally
         tally.effects = effects.total()
         tally.acked = len(acked)
@@ -311,7 +371,7 @@ class Trial:
             due, happened = asked[job_id] - parked[job_id], effects[job_id]
             tally.applied += min(due, happened)
             tally.lost += max(0, due - happened)
-            beyond = max(0, happened - due - doubtful[job_id])
+            beyond = max(0, happened - due)
             if asked[job_id]:
                 tally.doubled += beyond
             else:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import resource
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,7 +22,18 @@ import pytest_asyncio
 from api.problems import RateLimited
 from api.ratelimit import ClientAddresses, RateLimit
 from shared.settings import Limit
-from tests.acceptance.chaos.attacks import GROUP, Attack, Record, Target, ask_all, attack, request, target, unvarying
+from tests.acceptance.chaos.attacks import (
+    GROUP,
+    Attack,
+    Record,
+    Target,
+    ask_all,
+    attack,
+    request,
+    resident_kib,
+    target,
+    unvarying,
+)  # fmt: skip
 from tests.acceptance.chaos.tally import scaled
 from tests.api_server import Reply, serving
 from tests.clocks import Clock
@@ -364,12 +374,12 @@ def test_p14_a_million_peers_find_bounded_memory(clock: Clock, record_property: 
             with suppress(RateLimited):  # once there is no more room, newcomers share a bucket
                 limit.bucket_of(key).charge()
             if number == 60_000:
-                full = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                full = resident_kib()
             if number % 10_000 == 0:
                 with pytest.raises(RateLimited):
                     limit.bucket_of("203.0.113.9").charge()
             attacked.tried += 1
-        grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - full
+        grown_kib = resident_kib() - full
         attacked.mind(len(limit._buckets) <= 50_000, f"{len(limit._buckets)} buckets")
         attacked.mind(grown_kib < 10_000, f"{grown_kib} KiB more than at 60,000 peers")
 

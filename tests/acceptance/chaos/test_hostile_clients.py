@@ -189,6 +189,7 @@ async def _starve(  # noqa: PLR0917 - what one test hands to its own end
     async with Crowd.gathered(api.port, attacked.tried, among) as crowd:
         await eventually(good.is_served_soon, within_s=30, what="the crowd's own requests are answered")
         good.seconds.clear()
+        attacked.mind(_open_in(api) - descriptors > 0.8 * attacked.tried, "the crowd was not let in")
         ends_at = time.monotonic() + seconds
         async with asyncio.TaskGroup() as group:
             group.create_task(crowd.go_on(over))

@@ -13,7 +13,7 @@ from shared import topology
 from shared.failpoints import Failpoint
 from tests.acceptance.chaos.fleet import Member
 from tests.acceptance.chaos.stand import RATE, Stand, Trial
-from tests.acceptance.chaos.tally import scaled
+from tests.acceptance.chaos.tally import SCALE, scaled
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -140,4 +140,9 @@ async def test_p20_the_whole_under_random_faults(stand: Stand) -> None:
                 await choices[name][1]()
                 await asyncio.sleep(max(0.0, began_at + EVERY_S - time.monotonic()))
         killed = sum(end.killed and end.failpoint is None for end in trial.ends())
+        assert Failpoint.BEFORE_PUBLISH in trial.failed_at()
+        if SCALE >= 100:
+            never = {"broker killed", "broker frozen", "broker cut off", "database cut off", "database crashed",
+                     "database frozen", "jobs locked", "queue unbound"} - faults.happened.keys()  # fmt: skip
+            assert not never
         trial.tally.notes["faults"] = {"process killed": killed} | dict(sorted(faults.happened.items()))
