@@ -20,6 +20,7 @@ _LIBRARIES = (
 )  # fmt: skip
 _SETTINGS = ("shared_buffers", "fsync", "full_page_writes", "synchronous_commit", "max_wal_size", "work_mem")
 NONE = "none"
+MORE = "+"
 
 
 async def machine_of(postgres: Postgres, rabbitmq: Rabbitmq | None) -> Machine:
@@ -34,7 +35,7 @@ async def machine_of(postgres: Postgres, rabbitmq: Rabbitmq | None) -> Machine:
         cpu=_cpu(),
         cores=len(os.sched_getaffinity(0)),
         memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        kernel=f"{platform.system()} {platform.release()}",
+        kernel=_kernel(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
         libraries={name: found for name in _LIBRARIES if (found := _version_of(name)) is not None},
         postgresql=str(postgresql),
@@ -57,7 +58,12 @@ def commit() -> str:
         changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.decode().strip() + ("+" if changes.stdout.strip() else "")
+    return head.stdout.decode().strip() + (MORE if changes.stdout.strip() else "")
+
+
+def _kernel() -> str:
+    """Its name and version; what a build adds to them says nothing to anybody else."""
+    return f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"
 
 
 def _cpu() -> str:

@@ -6,6 +6,7 @@ from typing import Final
 
 from bench import plot
 from bench.growth import DEEP_PAGE, FIRST_PAGE, GET_ONE, LIST_CONNECTIONS, STATS
+from bench.machine import MORE
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, RANDOM, REDRIVE
 from bench.results import Growth, Machine, Read, Reading, Results, Retrying, Run, Waiting, Waits
 from bench.targets import TIMES, targets_of
@@ -67,7 +68,7 @@ Api, one worker, RabbitMQ. A trigger of the bench's own tells when a job is put 
 _GROWTH: Final = """\
 ## Growth
 
-All rows are of one project, with the contract's index, `(project_id, created_at DESC, id DESC)`. Pages have ten rows.
+All rows are of one project, with the index for lists, `(project_id, created_at DESC, id DESC)`. Pages have ten rows.
 """
 
 
@@ -87,10 +88,10 @@ def _page(results: Results) -> Iterator[str]:
         yield "**These figures are of a smoke run: they show that the bench works, and nothing else.**\n"
     yield "## Targets\n"
     rows = [
-        (f"#{each.issue}", each.what, each.wanted, each.measured or "left out", _verdict(met=each.met))
+        (each.part, each.what, each.wanted, each.measured or "left out", _verdict(met=each.met))
         for each in targets_of(results)
     ]
-    yield _table(("issue", "what", "must reach", "measured", ""), rows)
+    yield _table(("part", "what", "must reach", "measured", ""), rows)
     if results.reading is not None:
         yield from _reading(results.reading)
     if results.waiting is not None:
@@ -151,7 +152,10 @@ def _waiting(waiting: Waiting) -> Iterator[str]:
     rows = [
         ("waiters, jobs", f"{waiting.waiters:,}, {waiting.jobs:,}"),
         ("opened within", f"{waiting.opened_s:.1f} s"),
-        (f"processor, nothing changing for {waiting.idle_s:.0f} s", f"{waiting.idle_cpu_share:.1%} of one core"),
+        (
+            f"processor, nothing changing for {waiting.idle_s:.0f} s",
+            f"{waiting.idle_cpu_share * 100:.1f} % of one core",
+        ),
         ("memory per waiter", f"{waiting.bytes_per_waiter / 1000:.1f} KB"),
         ("all change at once: heard p50", f"{waiting.heard_p50_ms:.0f} ms"),
         ("heard p99", f"{waiting.heard_p99_ms:.0f} ms"),
@@ -263,6 +267,8 @@ def _circumstances(machine: Machine, runs: dict[str, Run]) -> Iterator[str]:
         for part, run in runs.items()
     ]
     yield _table(("part", "at", "command", "commit", "left out", "load before", "took, s"), rows)
+    if any(run.commit.endswith(MORE) for run in runs.values()):
+        yield f"`{MORE}` after a commit: with changes that were not committed yet.\n"
 
 
 def _reading_plot(reading: Reading) -> str:
