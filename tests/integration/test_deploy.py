@@ -313,7 +313,7 @@ async def test_the_definitions_and_the_programs_declare_the_same(amqp_url: str, 
 
 
 @pytest.mark.parametrize("user", ["api", "worker"])
-async def test_nobody_may_declare_delete_bind_or_purge(broker: BrokerUsers, user: str) -> None:
+async def test_nobody_may_declare_delete_or_bind(broker: BrokerUsers, user: str) -> None:
     async def refused(attempt: Any) -> bool:  # noqa: ANN401 - a coroutine function of a channel
         connection = await aio_pika.connect(getattr(broker, user), timeout=10)
         async with connection:

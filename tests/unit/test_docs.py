@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 import api.metrics
 import worker.metrics
 from api.app import create_app
+from shared.database import open_database
 from shared.settings import PREFIX, ApiSettings, Limit, Settings, WorkerSettings, read
 from tests.tokens import SECRET
 
@@ -143,6 +144,38 @@ def test_every_log_event_is_explained() -> None:
     }
 
     assert told == set(events())
+
+
+async def test_pgbouncer_is_told_of_every_parameter_that_connections_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, str] = {}
+
+    class Pool:
+        async def close(self) -> None:
+            pass
+
+    async def create_pool(*_: object, server_settings: dict[str, str], **__: object) -> Pool:
+        sent.update(server_settings)
+        return Pool()
+
+    monkeypatch.setattr("asyncpg.create_pool", create_pool)
+    default = read(WorkerSettings, database_url="postgresql://").db_timeout
+    async with open_database("postgresql://", program="x", timeout_s=default, pool_size=1):
+        pass
+    unknown = {name: value for name, value in sent.items() if name not in {"application_name", "timezone"}}
+    text = text_of("docs/deploying.md")
+    (ignored,) = re.findall(r"^ignore_startup_parameters = (.*)$", text, re.MULTILINE)
+    units = {"ms": "", "s": "000"}
+    roles = {
+        (user, name, number + units[unit] if number else word)
+        for user, name, number, unit, word in re.findall(
+            r"^ALTER ROLE (\w+) SET (\w+) = (?:'(\d+)(m?s)'|(\w+));$", text, re.MULTILINE
+        )
+    }
+
+    assert set(ignored.split(", ")) == set(unknown)
+    assert roles == {
+        (user, *setting) for user in ("redrive_api_user", "redrive_worker_user") for setting in unknown.items()
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
