@@ -95,7 +95,7 @@ async def _of_database(settings: Settings) -> AsyncIterator[Finding]:
                     )
                 )
                 await database.ping()
-            except (DatabaseUnavailable, OSError, ValueError) as error:
+            except (DatabaseUnavailable, OSError) as error:
                 yield Finding(Verdict.FAILED, f"{name}: {line_of(error)}")
                 continue
             yield Finding(Verdict.OK, f"{name}: answers")

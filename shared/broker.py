@@ -52,12 +52,15 @@ def translated() -> Iterator[None]:
 @asynccontextmanager
 async def connected(url: str, *, name: str) -> "AsyncIterator[AbstractConnection]":
     """Connect, and close within two seconds. `name` is what RabbitMQ's operators see. Raises BrokerUnavailable."""
-    target = URL(url)
-    if "heartbeat" not in target.query:
-        target = target.update_query(heartbeat=_HEARTBEAT_S)
-    with translated():
-        async with asyncio.timeout(CALL_S):
-            connection = await aio_pika.connect(target, client_properties={"connection_name": name})
+    try:
+        target = URL(url)
+        if "heartbeat" not in target.query:
+            target = target.update_query(heartbeat=_HEARTBEAT_S)
+        with translated():
+            async with asyncio.timeout(CALL_S):
+                connection = await aio_pika.connect(target, client_properties={"connection_name": name})
+    except ValueError:
+        raise BrokerUnavailable("the URL cannot be used") from None  # its text quotes it
     try:
         yield connection
     finally:

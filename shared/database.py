@@ -44,6 +44,9 @@ _REFUSALS = ("22", "23", "27", "44", "P0")
 # What it says of a statement as such, which is ours and tested: a table or a right is missing.
 _UNFIT = ("42", "3F")
 
+UNUSABLE_URL: Final = (ValueError, IndexError, OverflowError)
+"""What connecting raises for a URL that the settings let pass (its options, a host's name), or a PG… variable."""
+
 
 @contextmanager
 def _translated() -> "Iterator[None]":
@@ -161,7 +164,7 @@ class Database:
     async def _connection(self) -> "AsyncIterator[PoolConnection]":
         with _translated():
             async with asyncio.timeout(self._timeout_s):
-                connection = await self._pool.acquire()
+                connection = await self._acquired()
                 try:
                     yield connection
                 except (TimeoutError, asyncio.CancelledError):
@@ -169,6 +172,12 @@ class Database:
                     raise
                 finally:
                     await self._pool.release(connection)
+
+    async def _acquired(self) -> "PoolConnection":
+        try:
+            return await self._pool.acquire()
+        except UNUSABLE_URL:
+            raise DatabaseUnavailable("the URL cannot be used") from None  # their texts quote it
 
     async def fetch(self, sql: str, *args: object) -> list[Row]:
         """All rows of one statement, in a transaction of its own.

@@ -6,16 +6,16 @@ no value.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.errors import SettingsError
+from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
 PREFIX = "REDRIVE_"
 MIN_SECRET_BYTES = 32
@@ -43,14 +43,9 @@ def _limit(value: object) -> object:
     raise ValueError("must be requests/seconds, such as 600/60, or off")
 
 
-def _scheme(*allowed: str) -> AfterValidator:
+def _url(check: Callable[[str], None]) -> AfterValidator:
     def checked(value: SecretStr) -> SecretStr:
-        try:
-            scheme = urlsplit(value.get_secret_value()).scheme
-        except ValueError:
-            scheme = ""
-        if scheme not in allowed:
-            raise ValueError(f"must be a URL that begins with {' or '.join(f'{name}://' for name in allowed)}")
+        check(value.get_secret_value())
         return value
 
     return AfterValidator(checked)
@@ -75,8 +70,7 @@ def _versions(value: object) -> object:
 
 
 def _http_url(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("must be a URL that begins with https:// or http://")
+    check_http_url(url)
     return url
 
 
@@ -87,8 +81,8 @@ def _long_enough(secret: SecretStr) -> SecretStr:
 
 
 OptionalLimit = Annotated[Limit | None, NoDecode, BeforeValidator(_limit)]
-PostgresUrl = Annotated[SecretStr, _scheme("postgresql", "postgres")]
-AmqpUrl = Annotated[SecretStr, _scheme("amqp", "amqps")]
+PostgresUrl = Annotated[SecretStr, _url(check_postgres_url)]
+AmqpUrl = Annotated[SecretStr, _url(check_amqp_url)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 

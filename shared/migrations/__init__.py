@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
+from shared.database import UNUSABLE_URL
 from shared.errors import DatabaseUnavailable, RedriveError
 
 TABLE = "redrive.schema_migrations"
@@ -65,6 +66,8 @@ async def _url_for_dbmate(url: str) -> str:
     try:
         async with asyncio.timeout(10):
             connection = await asyncpg.connect(url)
+    except UNUSABLE_URL:
+        raise DatabaseUnavailable("the URL cannot be used") from None
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise DatabaseUnavailable(type(error).__name__) from error
     try:

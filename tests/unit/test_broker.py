@@ -1,6 +1,7 @@
 """What goes wrong between us and RabbitMQ is one exception, whatever the client libraries make of it."""
 
 import asyncio
+import traceback
 
 import pytest
 from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
@@ -46,3 +47,11 @@ async def test_a_broker_that_hangs_up_at_once_is_away(monkeypatch: pytest.Monkey
         with pytest.raises(BrokerUnavailable):
             async with connected(f"amqp://127.0.0.1:{port}/", name="test"):
                 pass
+
+
+@pytest.mark.parametrize("url", ["amqp://user:canary/2@mq/", "amqp://user:canary@two..dots/"])
+async def test_a_url_that_cannot_be_used_is_a_broker_that_is_away(url: str) -> None:
+    with pytest.raises(BrokerUnavailable, match=r"^the URL cannot be used$") as refusal:
+        async with connected(url, name="test"):
+            pass
+    assert "canary" not in "".join(traceback.format_exception(refusal.value))

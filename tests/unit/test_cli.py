@@ -183,6 +183,17 @@ def test_a_database_that_is_away_is_one_line_and_status_1(redrive: Redrive, comm
     assert "canary" not in answer.out + answer.err
 
 
+@pytest.mark.parametrize("command", [["migrate"], ["check"]])
+@pytest.mark.parametrize("url", ["postgresql://u:canary@two..dots/db", "postgresql://u:canary@h/db?sslmode=canary"])
+def test_a_url_that_only_connecting_finds_wrong_is_not_shown(redrive: Redrive, command: list[str], url: str) -> None:
+    answer = redrive(*command, DATABASE_URL=url, JWT_SECRET=SECRET)
+
+    assert answer.status == 1
+    assert "the database does not answer, or not as it should (the URL cannot be used)" in answer.out + answer.err
+    assert re.fullmatch(r"redrive: .+\n", answer.err)
+    assert "canary" not in answer.out + answer.err
+
+
 def test_check_warns_of_a_variable_that_nothing_reads(redrive: Redrive) -> None:
     answer = redrive("check", DATABSE_URL="postgresql://nowhere", FAILPOINT="off", TEST_DATABASE_URL="off")
 

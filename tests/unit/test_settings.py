@@ -84,11 +84,38 @@ def test_a_setting_is_read_from_its_variable(
         ("DATABASE_URL", "canary"),
         ("DATABASE_URL", "mysql://canary:canary@db/x"),
         ("DATABASE_URL", "postgresql://[canary"),
+        ("DATABASE_URL", "postgresql://user:canary/2@db/x"),
+        ("DATABASE_URL", "postgresql://user:12/canary@db/x"),
+        ("DATABASE_URL", "postgresql://user:canary#2@db/x"),
+        ("DATABASE_URL", "postgresql://user:12#canary@db/x"),
+        ("DATABASE_URL", "postgresql://user:canary?2@db/x"),
+        ("DATABASE_URL", "postgresql://user:p@canary@db/x"),
+        ("DATABASE_URL", "postgresql://user:p[canary@db/x"),
+        ("DATABASE_URL", "postgresql://canary:port/x"),
+        ("DATABASE_URL", "postgresql://canary:0/x"),
+        ("DATABASE_URL", "postgresql://canary:65536/x"),
+        ("DATABASE_URL", "postgresql://:5432/canary"),
+        ("DATABASE_URL", "postgresql://canary,,db/x"),
+        ("DATABASE_URL", "postgresql://db,canary:x/x"),
+        ("DATABASE_URL", "postgresql:///x?host=canary:x"),
+        ("DATABASE_URL", "postgresql:///x?port=canary"),
+        ("DATABASE_URL", "postgresql://db/x?canary"),
+        ("DATABASE_READ_URL", "postgresql://user:canary/2@db/x"),
         ("AMQP_URL", "http://canary"),
+        ("AMQP_URL", "amqp://user:canary/2@mq/"),
+        ("AMQP_URL", "amqp://user:12/canary@mq/"),
+        ("AMQP_URL", "amqp://user:canary#2@mq/"),
+        ("AMQP_URL", "amqp://user:12#canary@mq/"),
+        ("AMQP_URL", "amqp://canary:65536/"),
+        ("AMQP_URL", "amqp://[canary"),
+        ("AMQP_URL", "amqp://user@:5672/canary"),
+        ("AMQP_URL", "amqp:///canary"),
         ("JWT_SECRET", "canary too short"),
         ("JWT_SECRET", "ca\u00f1ary"),
         ("JWKS_URL", "file:///canary"),
         ("JWKS_URL", "canary"),
+        ("JWKS_URL", "https:///canary"),
+        ("JWKS_URL", "https://canary:65536/keys"),
         ("PORT", "canary"),
         ("PORT", "-1"),
         ("PORT", "65536"),
@@ -130,6 +157,37 @@ def test_a_wrong_value_is_one_problem_that_names_its_variable(
     (problem,) = problems()
 
     assert problem.startswith(f"REDRIVE_{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("DATABASE_URL", "postgresql://"),
+        ("DATABASE_URL", "postgres://user:%2F%23%40@db:5432/x?sslmode=verify-full&application_name=a%40b"),
+        ("DATABASE_URL", "postgresql://user@one:5432,two:,[::1]:5433,[::1]/x?target_session_attrs=read-write"),
+        ("DATABASE_URL", "postgresql://user:@/x?host=%2Frun%2Fpostgresql"),
+        ("DATABASE_URL", "postgresql:///x?host=/run/a,/run/b&port=5432,5433&user=a@b"),
+        ("DATABASE_URL", "postgresql://%2Frun%2Fpostgresql/x"),
+        ("AMQP_URL", "amqp://mq"),
+        ("AMQP_URL", "amqps://user:%2F%23%40@[::1]:5671/%2F?heartbeat=5&cafile=/etc/ca.crt"),
+        ("AMQP_URL", "amqp://user:p@ss@mq/vhost"),
+    ],
+)
+def test_a_url_that_its_client_takes_is_taken(environment: pytest.MonkeyPatch, name: str, url: str) -> None:
+    environment.setenv(f"REDRIVE_{name}", url)
+
+    assert getattr(read(WorkerSettings), name.lower()).get_secret_value() == url
+
+
+def test_a_url_that_cannot_be_read_is_explained(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("REDRIVE_DATABASE_URL", "postgresql://user:canary/2@db/x")
+
+    (problem,) = problems()
+
+    assert problem.startswith(
+        "REDRIVE_DATABASE_URL: must be a URL such as postgresql://user:password@host:5432/database"
+    )
+    assert "percent-encoded" in problem
 
 
 def test_every_problem_is_named_at_once(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:

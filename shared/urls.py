@@ -1,0 +1,70 @@
+"""URLs of servers, looked at as their clients will read them: asyncpg, and yarl for aio-pika and aiohttp.
+
+The clients raise whatever comes for a URL that they cannot read, and quote parts of it: of the password, where one has
+a `/` or `#` in it. Here it is said before anything starts, and without any of the URL.
+"""
+
+import re
+from typing import Final
+from urllib.parse import SplitResult, parse_qs, urlsplit
+
+from yarl import URL
+
+_ENCODED: Final = "with special characters in user and password percent-encoded (/ as %2F, # as %23, @ as %40)"
+_POSTGRES: Final = f"must be a URL such as postgresql://user:password@host:5432/database, {_ENCODED}"
+_AMQP: Final = f"must be a URL such as amqp://user:password@host:5672/vhost, {_ENCODED}"
+_HTTP: Final = "must be a URL that begins with https:// or http://, and names a host"
+
+_PORT: Final = re.compile(r"\d{1,5}", re.ASCII)
+_HOST: Final = re.compile(r"/.*|(?:\[[^]]+\]|[^][/@:]+)(?::(\d{1,5})?)?", re.ASCII)
+
+
+def check_postgres_url(url: str) -> None:
+    """Raise ValueError for what asyncpg cannot connect to. It takes lists of hosts, folders of sockets, and no host."""
+    parts = _parts(url, "postgresql", "postgres", otherwise=_POSTGRES)
+    try:
+        query = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
+    except ValueError:
+        raise ValueError(_POSTGRES) from None
+    ports = query["port"][-1].split(",") if "port" in query else []
+    for hosts in (parts.netloc.split("@", 1)[-1], *query.get("host", [])[-1:]):
+        for host in hosts.split(",") if hosts else []:
+            match = _HOST.fullmatch(host)
+            if match is None:
+                raise ValueError(_POSTGRES)
+            ports.append(match[1] or "5432")
+    if not all(_PORT.fullmatch(port) and 1 <= int(port) <= 65_535 for port in ports):
+        raise ValueError(_POSTGRES)
+
+
+def check_amqp_url(url: str) -> None:
+    """Raise ValueError for what aio-pika cannot connect to."""
+    _parts(url, "amqp", "amqps", otherwise=_AMQP)
+    if not _host_of(url):
+        raise ValueError(_AMQP)
+
+
+def check_http_url(url: str) -> None:
+    """Raise ValueError for what aiohttp cannot fetch."""
+    if not (url.startswith(("http://", "https://")) and _host_of(url)):
+        raise ValueError(_HTTP)
+
+
+def _parts(url: str, *schemes: str, otherwise: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(otherwise) from None
+    if parts.scheme not in schemes:
+        raise ValueError(f"must be a URL that begins with {' or '.join(f'{name}://' for name in schemes)}")
+    # Neither client objects to these, where what comes before a `#` or `/` in the password reads as a port.
+    if "#" in url or (parts.netloc and "@" not in parts.netloc and "@" in parts.path):
+        raise ValueError(otherwise)
+    return parts
+
+
+def _host_of(url: str) -> str | None:
+    try:
+        return URL(url).host
+    except ValueError:
+        return None
