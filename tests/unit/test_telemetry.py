@@ -54,3 +54,23 @@ def test_a_log_line_stays_one_line_whatever_is_in_its_facts(capsys: pytest.Captu
 
     (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["given"] == "a\nlevel=error\x00\u2028\x1b[31m"
+
+
+@pytest.mark.usefixtures("_logging_put_back")
+@pytest.mark.parametrize("json_lines", [True, False], ids=["json", "console"])
+def test_a_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str], *, json_lines: bool) -> None:
+    configure_logging(level="INFO", json=json_lines)
+
+    def fail(secret: str) -> None:
+        assert secret
+        raise LookupError("nowhere")
+
+    try:
+        fail("yranac"[::-1])  # a traceback does show the source
+    except LookupError:
+        structlog.stdlib.get_logger("test").exception("it failed")
+
+    shown = capsys.readouterr().err
+    assert "LookupError: nowhere" in shown
+    assert "in fail" in shown
+    assert "canary" not in shown
