@@ -14,13 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import aiohttp
 import jwt
 import structlog
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from shared.errors import SettingsError
+from shared.public_keys import public_key_of, usable
 
 if TYPE_CHECKING:
     from shared.settings import ApiSettings
@@ -138,9 +134,9 @@ def _keys_in(document: bytes) -> Mapping[str | None, Key]:
     for entry in entries:
         with suppress(jwt.PyJWTError, NotImplementedError, ValueError, TypeError, AttributeError):  # as PyJWT has it
             kid, use, made = entry.get("kid"), entry.get("use", "sig"), jwt.PyJWK.from_dict(entry)
-            key = _usable(made.key)
-            if key is not None and key.algorithms == [made.algorithm_name] and use == "sig" and _is_id(kid):
-                found[kid] = key
+            key = usable(made.key)
+            if key is not None and key.algorithm == made.algorithm_name and use == "sig" and _is_id(kid):
+                found[kid] = Key(key.key, [key.algorithm])
     if len(found) == 1:
         found[None] = next(iter(found.values()))
     return found
@@ -150,37 +146,13 @@ def _is_id(kid: object) -> bool:
     return kid is None or isinstance(kid, str)
 
 
-def _usable(key: VerifyingKey) -> Key | None:
-    """The key with the one algorithm that is its kind's; None for other kinds, and for RSA of less than 2048 bits."""
-    match key:
-        case RSAPublicKey() if key.key_size >= 2048:
-            return Key(key, ["RS256"])
-        case EllipticCurvePublicKey() if key.curve.name == "secp256r1":
-            return Key(key, ["ES256"])
-        case Ed25519PublicKey():
-            return Key(key, ["EdDSA"])
-        case _:
-            return None
-
-
-def _public_key(pem: str) -> Key:
-    try:
-        key = _usable(load_pem_public_key(pem.encode()))
-    except (ValueError, UnsupportedAlgorithm):
-        key = None
-    if key is None:
-        raise SettingsError(
-            ["REDRIVE_JWT_PUBLIC_KEY: must be an RSA (2048 bits or more), P-256 or Ed25519 public key in PEM"]
-        )
-    return key
-
-
 def keys_of(settings: "ApiSettings") -> "OneKey | KeySet":
-    """The keys that the settings name. Raises SettingsError for one that cannot be used."""
+    """The keys that the settings name. Raises SettingsError for settings that name none."""
     if settings.jwt_secret is not None:
         return OneKey(Key(settings.jwt_secret.get_secret_value().encode(), ["HS256"]))
     if settings.jwt_public_key is not None:
-        return OneKey(_public_key(settings.jwt_public_key.get_secret_value()))
+        key, algorithm = public_key_of(settings.jwt_public_key.get_secret_value())
+        return OneKey(Key(key, [algorithm]))
     if settings.jwks_url is not None:
         return KeySet(settings.jwks_url)
     raise SettingsError(["REDRIVE_JWT_SECRET: a key is required"])

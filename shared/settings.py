@@ -80,6 +80,13 @@ def _long_enough(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _usable_key(pem: SecretStr) -> SecretStr:
+    from shared.public_keys import public_key_of  # noqa: PLC0415 - takes long to load, and a worker has no such key
+
+    public_key_of(pem.get_secret_value())
+    return pem
+
+
 OptionalLimit = Annotated[Limit | None, NoDecode, BeforeValidator(_limit)]
 PostgresUrl = Annotated[SecretStr, _url(check_postgres_url)]
 AmqpUrl = Annotated[SecretStr, _url(check_amqp_url)]
@@ -121,7 +128,7 @@ class ApiSettings(Settings):
     database_read_url: PostgresUrl | None = None
     port: Port = 8080
     jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] | None = None
-    jwt_public_key: SecretStr | None = None
+    jwt_public_key: Annotated[SecretStr, AfterValidator(_usable_key)] | None = None
     jwks_url: Annotated[HttpUrl | None, Field(validate_default=True)] = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None

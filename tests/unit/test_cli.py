@@ -126,6 +126,26 @@ def test_settings_errors_are_all_named_at_once_and_show_no_value(redrive: Redriv
     assert answer.out == ""
 
 
+@pytest.mark.parametrize("processes", [(), ("--processes", "2")])
+def test_a_wrong_public_key_is_named_beside_other_settings(redrive: Redrive, processes: tuple[str, ...]) -> None:
+    answer = redrive(*("api", *processes), DATABASE_URL="postgresql://u@h/db", JWT_PUBLIC_KEY="canary", PORT="eighty")
+
+    assert answer.status == 2
+    assert [line.partition(":")[0] for line in answer.err.splitlines()] == [
+        "redrive",
+        "  REDRIVE_JWT_PUBLIC_KEY",
+        "  REDRIVE_PORT",
+    ]
+    assert "canary" not in answer.err
+
+
+def test_check_sees_a_wrong_public_key(redrive: Redrive) -> None:
+    answer = redrive("check", DATABASE_URL="postgresql://u@127.0.0.1:1/db", JWT_PUBLIC_KEY="canary")
+
+    assert "failed   settings of redrive api: REDRIVE_JWT_PUBLIC_KEY: must be an RSA" in answer.out
+    assert "canary" not in answer.out
+
+
 def test_a_token_opens_one_project_for_an_hour(redrive: Redrive) -> None:
     before = int(time.time())
     answer = redrive("token", "--project", "p1", JWT_SECRET=SECRET)

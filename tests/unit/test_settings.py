@@ -11,6 +11,9 @@ from shared.errors import SettingsError
 from shared.settings import ApiSettings, Limit, Settings, WorkerSettings, read, variables
 
 SECRET = "canary secret of more than thirty-two bytes"
+PUBLIC_KEY = (
+    "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----"
+)
 GOOD = {"REDRIVE_DATABASE_URL": "postgresql://canary:canary@db/redrive", "REDRIVE_JWT_SECRET": SECRET}
 
 
@@ -112,6 +115,8 @@ def test_a_setting_is_read_from_its_variable(
         ("AMQP_URL", "amqp:///canary"),
         ("JWT_SECRET", "canary too short"),
         ("JWT_SECRET", "ca\u00f1ary"),
+        ("JWT_PUBLIC_KEY", "canary"),
+        ("JWT_PUBLIC_KEY", PUBLIC_KEY.replace("MCow", "canary")),
         ("JWKS_URL", "file:///canary"),
         ("JWKS_URL", "canary"),
         ("JWKS_URL", "https:///canary"),
@@ -151,7 +156,7 @@ def test_a_wrong_value_is_one_problem_that_names_its_variable(
     environment: pytest.MonkeyPatch, name: str, text: str
 ) -> None:
     environment.setenv(f"REDRIVE_{name}", text)
-    if name == "JWKS_URL":
+    if name in ("JWT_PUBLIC_KEY", "JWKS_URL"):
         environment.delenv("REDRIVE_JWT_SECRET")
 
     (problem,) = problems()
@@ -212,10 +217,10 @@ def test_every_problem_is_named_at_once(environment: pytest.MonkeyPatch, tmp_pat
     "keys",
     [
         {},
-        {"JWT_SECRET": SECRET, "JWT_PUBLIC_KEY": "canary"},
+        {"JWT_SECRET": SECRET, "JWT_PUBLIC_KEY": PUBLIC_KEY},
         {"JWT_SECRET": SECRET, "JWKS_URL": "https://issuer/keys"},
-        {"JWT_PUBLIC_KEY": "canary", "JWKS_URL": "https://issuer/keys"},
-        {"JWT_SECRET": SECRET, "JWT_PUBLIC_KEY": "canary", "JWKS_URL": "https://issuer/keys"},
+        {"JWT_PUBLIC_KEY": PUBLIC_KEY, "JWKS_URL": "https://issuer/keys"},
+        {"JWT_SECRET": SECRET, "JWT_PUBLIC_KEY": PUBLIC_KEY, "JWKS_URL": "https://issuer/keys"},
     ],
 )
 def test_there_is_exactly_one_kind_of_key(environment: pytest.MonkeyPatch, keys: Mapping[str, str]) -> None:
