@@ -123,6 +123,8 @@ async def _retry_one(redrive: "Redrive", job_id: "UUID", order: Order) -> int:
             job_id, reason=order.reason, delay_seconds=order.delay_s, extra_attempts=order.extra_attempts
         )
     except (Conflict, NotFound) as error:
+        if order.as_json:
+            print_json({name: getattr(error, name) for name in ("title", "status", "code", "request_id")})
         return refused(line_of_refusal(error))
     if accepted.deduplicated:
         typer.echo(f"redrive: note: {printable(accepted.retry.actor)} had asked for it before", err=True)
@@ -131,6 +133,8 @@ async def _retry_one(redrive: "Redrive", job_id: "UUID", order: Order) -> int:
         try:
             retry = await redrive.wait_retry(retry.id, timeout_s=order.patience_s)
         except WaitTimeout as error:
+            if order.as_json:
+                print_json(retry)
             raise CommandFailed(
                 f"accepted, and not settled within {order.patience_s:.0f} s: redrive retries show {retry.id}"
             ) from error
@@ -166,7 +170,8 @@ async def _retry_these(redrive: "Redrive", ids: "Sequence[UUID]", order: Order) 
 
 async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Order) -> int:
     preview = await redrive.preview(wanted, extra_attempts=order.extra_attempts)
-    if order.dry_run or not order.as_json:
+    goes_on = not order.dry_run and preview.retryable > 0 and preview.matched <= order.maximum
+    if not (goes_on and order.as_json):  # a program gets one document: of what was done, where something is
         _show_preview(preview, as_json=order.as_json)
     if order.dry_run:
         return 0
@@ -177,6 +182,8 @@ async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Orde
         typer.echo("redrive: nothing to retry", err=True)
         return 0
     if not order.yes and not typer.confirm(f"Retry {preview.retryable} job{'s' * (preview.retryable > 1)}?", err=True):
+        if order.as_json:
+            _show_preview(preview, as_json=True)
         raise CommandFailed("nothing was retried")
     accepted = await redrive.retry_many(
         wanted,
@@ -192,13 +199,14 @@ async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Orde
 async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", order: Order) -> int:
     """Show what was accepted and, where that is wanted, what became of it; the exit status."""
     batch: Batch | None = None
-    if order.wait:
-        batch = await settled(redrive, accepted.batch_id, patience_s=order.patience_s)
-    if order.as_json:
-        print_json(
-            {"batch_id": accepted.batch_id, "accepted": accepted.accepted, "skipped": accepted.skipped, "batch": batch}
-        )
-    else:
+    try:
+        if order.wait:
+            batch = await settled(redrive, accepted.batch_id, patience_s=order.patience_s)
+    finally:  # what was accepted is told, whatever comes of waiting
+        if order.as_json:
+            facts = {name: getattr(accepted, name) for name in ("batch_id", "accepted", "skipped")}
+            print_json({**facts, "batch": batch})
+    if not order.as_json:
         typer.echo(f"accepted {accepted.accepted}, left out {len(accepted.skipped)}: batch {accepted.batch_id}")
         if batch is not None:
             typer.echo()

@@ -282,6 +282,18 @@ def test_a_dry_run_of_one_tells_by_its_status(api: Api, redrive: Redrive) -> Non
     assert all(asked.path.endswith("?dry_run=true") for asked in api.asked)
 
 
+@pytest.mark.parametrize(("status", "code"), [(409, "job-not-failed"), (404, "job-not-found")])
+def test_a_retry_that_is_refused_prints_the_problem_as_a_document(
+    api: Api, redrive: Redrive, status: int, code: str
+) -> None:
+    api.problem(f"POST /api/jobs/{JOB}/retry", status, code)
+    answer = redrive("retry", JOB, "--json")
+
+    assert answer.status == 3
+    assert json.loads(answer.out) == {"title": "No", "status": status, "code": code, "request_id": "r-1"}
+    assert f"[{code}, request r-1]" in answer.err
+
+
 # -- many retries
 
 
@@ -339,6 +351,34 @@ def test_a_filter_that_matches_nothing_to_retry_is_done(api: Api, redrive: Redri
     previews(api, matched=1, retryable=0)
     answer = redrive("retry", *FILTER, "--reason", "back", "--yes")
     assert (answer.status, answer.err, len(api.asked)) == (0, "redrive: nothing to retry\n", 1)
+
+
+@pytest.mark.parametrize(
+    ("counts", "more", "status"),
+    [({"matched": 1, "retryable": 0}, ["--yes"], 0), ({}, ["--yes", "--max", "2"], 1), ({}, [], 1)],
+    ids=["nothing to retry", "more than max", "not confirmed"],
+)
+def test_a_filter_that_retries_nothing_still_prints_a_document(
+    api: Api, monkeypatch: pytest.MonkeyPatch, redrive: Redrive, *, counts: dict[str, int], more: list[str], status: int
+) -> None:
+    monkeypatch.setattr(retrying, "is_terminal", lambda: True)
+    monkeypatch.setattr("typer.confirm", lambda _text, **_: False)
+    previews(api, **counts)
+    answer = redrive("retry", *FILTER, "--reason", "back", "--json", *more)
+
+    assert answer.status == status
+    assert json.loads(answer.out)["matched"] == counts.get("matched", 3)
+    assert len(api.asked) == 1
+
+
+def test_what_was_accepted_is_a_document_though_it_is_not_settled_in_time(api: Api, redrive: Redrive) -> None:
+    previews(api, queued=2)
+    many = redrive("retry", *FILTER, "--reason", "back", "--yes", "--json", "--timeout", "0")
+    accepts(api, "queued")
+    one = redrive("retry", JOB, "--json", "--timeout", "0")
+
+    assert (many.status, json.loads(many.out)["batch_id"]) == (1, RETRY)
+    assert (one.status, json.loads(one.out)["id"]) == (1, RETRY)
 
 
 def test_a_batch_of_which_some_is_rejected_is_status_3(api: Api, redrive: Redrive) -> None:
