@@ -5,7 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 from uuid import UUID
 
 from aio_pika.exceptions import ChannelPreconditionFailed
@@ -31,6 +31,8 @@ _INDEXES: Final = {
     ("project_id", "status", "created_at", "id"): "counts, lists and bulk retries of the jobs of one status",
 }
 
+Program = Literal["api", "worker"]
+_SETTINGS: Final[dict[Program, type[Settings]]] = {"api": ApiSettings, "worker": WorkerSettings}
 _ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT", "REDRIVE_URL", "REDRIVE_TOKEN")
 
 
@@ -43,22 +45,25 @@ class Verdict(StrEnum):
 
 
 class Finding(NamedTuple):
-    """One line of the report."""
+    """One line of the report; `of_settings` where it is for the environment to be mended."""
 
     verdict: Verdict
     text: str
+    of_settings: bool = False
 
 
-async def findings() -> AsyncIterator[Finding]:
-    """Look at everything, in the order in which things need each other."""
+async def findings(program: Program | None) -> AsyncIterator[Finding]:
+    """Look at everything that a program needs, or both do, in the order in which things need each other."""
     settings: list[Settings] = []
-    for program, kind in (("api", ApiSettings), ("worker", WorkerSettings)):
+    for name, kind in _SETTINGS.items():
+        if program not in (None, name):
+            continue
         try:
             settings.append(read(kind))
-            yield Finding(Verdict.OK, f"settings of redrive {program}")
+            yield Finding(Verdict.OK, f"settings of redrive {name}")
         except SettingsError as error:
             for problem in error.problems:
-                yield Finding(Verdict.FAILED, f"settings of redrive {program}: {problem}")
+                yield Finding(Verdict.FAILED, f"settings of redrive {name}: {problem}", of_settings=True)
     for finding in unknown_variables():
         yield finding
     if not settings:
@@ -144,18 +149,24 @@ async def _of_broker(url: str) -> Finding:
     try:
         async with connected(url, name="redrive check") as connection:
             with translated():
-                await topology.ensure(connection)
+                if await topology.ensure(connection):
+                    return Finding(Verdict.OK, "broker: answers, exchange and queues are as expected")
+                missing = await topology.missing(connection)
     except BrokerUnavailable as error:
         if isinstance(error.__cause__, ChannelPreconditionFailed):
             return Finding(Verdict.FAILED, "broker: a queue or the exchange is there already, with other arguments")
         return Finding(Verdict.FAILED, f"broker: {line_of(error)}")
-    return Finding(Verdict.OK, "broker: answers, exchange and queues are as expected")
+    if missing:
+        names = ", ".join(missing)
+        return Finding(Verdict.FAILED, f"broker: missing, and this user may not declare them: {names}")
+    return Finding(Verdict.OK, "broker: answers, exchange and queues are there")
 
 
-async def report(say: Callable[[Finding], None]) -> bool:
-    """Tell every finding as it comes; whether nothing failed."""
-    ready = True
-    async for finding in findings():
+async def report(program: Program | None, say: Callable[[Finding], None]) -> int:
+    """Tell every finding as it comes. The exit status: 2 where settings are wrong, 1 where anything else failed."""
+    status = 0
+    async for finding in findings(program):
         say(finding)
-        ready = ready and finding.verdict is not Verdict.FAILED
-    return ready
+        if finding.verdict is Verdict.FAILED:
+            status = max(status, 2 if finding.of_settings else 1)
+    return status

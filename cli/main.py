@@ -13,12 +13,12 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cli import batches, dead, jobs, pruning, retries, retrying
-from cli.failures import CommandFailed, is_expected, line_of
+from cli.failures import is_expected, line_of
 from shared.errors import RedriveError, SettingsError
 
 if TYPE_CHECKING:
@@ -205,11 +205,17 @@ def migrate(
 
 
 @app.command(rich_help_panel=_SETTING_UP)
-def check() -> None:
+def check(
+    program: Annotated[
+        Literal["api", "worker"] | None,
+        typer.Argument(help="Whose settings are here, where not both programs' are.", show_default=False),
+    ] = None,
+) -> None:
     """See whether all is in place: settings, database, migrations, RabbitMQ; one line each.
 
     Warns of REDRIVE_ variables that nothing reads. On RabbitMQ, declares the exchange and queues if they are missing,
-    as both programs do when they start.
+    as both programs do when they start; where this user may not, looks whether they are there. Status 2 for wrong
+    settings, 1 for anything else that is not in place.
     """
     import asyncio
 
@@ -222,8 +228,9 @@ def check() -> None:
     def say(finding: Finding) -> None:
         typer.echo(f"{typer.style(f'{finding.verdict:<8}', fg=colours[finding.verdict])} {finding.text}")
 
-    if not asyncio.run(report(say)):
-        raise CommandFailed("not ready: see the lines that say failed")
+    if status := asyncio.run(report(program, say)):
+        _complain("not ready: see the lines that say failed")
+        raise typer.Exit(status)
 
 
 @app.command(rich_help_panel=_SETTING_UP)

@@ -10,7 +10,7 @@ in its queue until the other has it; it needs `reject-publish`, without which Ra
 from typing import TYPE_CHECKING, Final
 
 from aio_pika import ExchangeType
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
@@ -47,13 +47,26 @@ async def declare(channel: "AbstractChannel") -> "AbstractExchange":
     return exchange
 
 
-async def ensure(connection: "AbstractConnection") -> None:
+async def ensure(connection: "AbstractConnection") -> bool:
     """Declare all of it where this user may; a user with the least privilege may not, and then somebody else has.
 
-    On a channel of its own, because a refusal closes the channel.
+    Whether this user may. On a channel of its own, because a refusal closes the channel.
     """
     try:
         async with connection.channel() as channel:
             await declare(channel)
     except ChannelAccessRefused:
-        pass  # what is missing after all will be said by whoever publishes or consumes
+        return False  # what is missing after all will be said by whoever publishes or consumes
+    return True
+
+
+async def missing(connection: "AbstractConnection") -> list[str]:
+    """What is not there, by name; its arguments and bindings are not looked at. Any user may ask."""
+    found: list[str] = []
+    for name in (EXCHANGE, RETRIES, RETRIES_BULK, RETRIES_DEAD):
+        try:
+            async with connection.channel() as channel:  # each on its own: what is not found closes the channel
+                await (channel.get_exchange if name == EXCHANGE else channel.get_queue)(name)
+        except ChannelNotFoundEntity:
+            found.append(name)
+    return found

@@ -90,6 +90,19 @@ async def test_check_sees_a_queue_that_is_not_as_it_should_be(database_url: str,
     assert "failed   broker: a queue or the exchange is there already, with other arguments" in answer.out
 
 
+async def test_check_looks_where_it_may_not_declare(
+    database_url: str, least_privileged_amqp_url: str, queues: Queues
+) -> None:
+    there = await redrive("check", DATABASE_URL=database_url, AMQP_URL=least_privileged_amqp_url)
+    await queues.delete("redrive.retries.bulk")
+    gone = await redrive("check", DATABASE_URL=database_url, AMQP_URL=least_privileged_amqp_url)
+
+    assert there.status == 0, there
+    assert "ok       broker: answers, exchange and queues are there" in there.out
+    assert gone.status == 1
+    assert "failed   broker: missing, and this user may not declare them: redrive.retries.bulk\n" in gone.out
+
+
 async def test_check_disturbs_no_message(database_url: str, amqp_url: str) -> None:
     async with Queues.on(amqp_url) as queues:
         await queues.publish(b"{}")

@@ -15,6 +15,7 @@ from aiormq.exceptions import ChannelAccessRefused
 from shared import topology
 from shared.migrations import migrate
 from tests.api_server import serving
+from tests.commands import commanded
 from tests.compose import ROOT
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for
@@ -346,6 +347,15 @@ async def test_the_api_reads_no_queue(broker: BrokerUsers) -> None:
             queue = await (await connection.channel()).get_queue(name, ensure=False)
             with pytest.raises(AMQPError):
                 await queue.get(fail=False)
+
+
+@pytest.mark.parametrize("program", ["api", "worker"])
+async def test_check_is_content_with_these_rights(program: str, users: Users, broker: BrokerUsers) -> None:
+    settings = {"DATABASE_URL": getattr(users, program), "AMQP_URL": getattr(broker, program), "JWT_SECRET": "s" * 40}
+    done = await commanded("check", program, **settings)
+
+    assert done.status == 0, done
+    assert "ok       broker: answers, exchange and queues are there" in done.out
 
 
 async def test_retries_travel_through_the_broker_with_these_rights(users: Users, broker: BrokerUsers) -> None:

@@ -142,8 +142,21 @@ def test_a_wrong_public_key_is_named_beside_other_settings(redrive: Redrive, pro
 def test_check_sees_a_wrong_public_key(redrive: Redrive) -> None:
     answer = redrive("check", DATABASE_URL="postgresql://u@127.0.0.1:1/db", JWT_PUBLIC_KEY="canary")
 
+    assert answer.status == 2
     assert "failed   settings of redrive api: REDRIVE_JWT_PUBLIC_KEY: must be an RSA" in answer.out
+    assert answer.err == "redrive: not ready: see the lines that say failed\n"
     assert "canary" not in answer.out
+
+
+@pytest.mark.parametrize(("program", "other", "status"), [("api", "worker", 2), ("worker", "api", 1)])
+def test_check_looks_at_one_program_where_only_its_settings_are_there(
+    redrive: Redrive, program: str, other: str, status: int
+) -> None:
+    answer = redrive("check", program, DATABASE_URL="postgresql://u@127.0.0.1:1/db")
+
+    assert answer.status == status  # no key for the api; for the worker, only the database is away
+    assert f"settings of redrive {program}" in answer.out
+    assert f"settings of redrive {other}" not in answer.out
 
 
 def test_a_token_opens_one_project_for_an_hour(redrive: Redrive) -> None:
