@@ -36,7 +36,10 @@ def time_of(text: str | None) -> datetime | None:
     if text is None:
         return None
     if _DURATION.fullmatch(text):
-        return datetime.now(UTC) - duration_of(text)
+        try:
+            return datetime.now(UTC) - duration_of(text)
+        except OverflowError:
+            raise typer.BadParameter(f"{text!r} ago was before the year 1") from None
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

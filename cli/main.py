@@ -250,16 +250,19 @@ def token(
 
     Carries REDRIVE_JWT_ISSUER and REDRIVE_JWT_AUDIENCE where they are set.
     """
-    from cli.tokens import check_project, check_scope, token_for
+    from cli.tokens import check_project, check_scope, check_token, check_ttl, token_for
     from shared.settings import ApiSettings, read
 
     try:
         check_project(project)
         check_scope(scope)
+        check_ttl(ttl)
+        settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
+        signed = token_for(project, settings, subject=sub, scope=scope, ttl_s=ttl)
+        check_token(signed, settings)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
-    settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
-    typer.echo(token_for(project, settings, subject=sub, scope=scope, ttl_s=ttl))
+    typer.echo(signed)
 
 
 for _group in (jobs, retries, batches, dead):

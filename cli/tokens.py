@@ -5,8 +5,9 @@ Where tokens are checked with a public key, whoever holds the private one signs 
 
 import time
 
-from api.auth import PROJECT_ID, Scope
-from api.keys import signed
+from api.auth import LATEST_EXP, MAX_TOKEN_BYTES, PROJECT_ID, Authenticator, Scope
+from api.keys import keys_of, signed
+from api.problems import InvalidToken
 from shared.errors import SettingsError
 from shared.settings import ApiSettings
 
@@ -25,6 +26,23 @@ def check_scope(scope: str | None) -> None:
     known = [str(each) for each in Scope]
     if unknown := [word for word in (scope or "").split() if word not in known]:
         raise ValueError(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
+
+
+def check_ttl(ttl_s: int) -> None:
+    """Raise ValueError for a token that would be good for longer than the API takes any."""
+    if int(time.time()) + ttl_s > LATEST_EXP:
+        raise ValueError("a token is good until the year 9999 at most")
+
+
+def check_token(token: str, settings: ApiSettings) -> None:
+    """Raise ValueError for a token that the API would refuse, by its own check."""
+    try:
+        Authenticator(settings, keys_of(settings)).authenticate([f"Bearer {token}"])
+    except InvalidToken:
+        raise ValueError(
+            "the API would refuse this token: its subject must be 1 to 255 characters without control characters, "
+            f"and all of it at most {MAX_TOKEN_BYTES} bytes"
+        ) from None
 
 
 def token_for(

@@ -475,6 +475,7 @@ def test_what_the_api_refuses_is_one_line_and_status_1(api: Api, redrive: Redriv
         ["jobs", "get", "not-an-id"],
         ["jobs", "list", "--status", "broken"],
         ["jobs", "list", "--created-after", "yesterday"],
+        ["jobs", "list", "--created-after", "999999w"],
         ["jobs", "list", "--created-after", "2026-11-23T04:00:00"],
         ["jobs", "list", "--limit", "0"],
         ["jobs", "wait", JOB, "--timeout", "soon"],
