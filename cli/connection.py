@@ -49,9 +49,11 @@ def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[
     Raises SettingsError for a token that is missing, CommandFailed for what the API refuses, or when it is away.
     """
     from redrive_client import Redrive, RedriveError  # noqa: PLC0415 - not for `redrive --help`
+    from shared.urls import check_http_url  # noqa: PLC0415 - likewise
 
     token = _token(token_file)
     try:
+        check_http_url(url)  # the client's parser may quote what it cannot read
         redrive = Redrive(url, token=token, timeout_s=_TIMEOUT_S)
     except ValueError as error:
         raise SettingsError([f"REDRIVE_URL: {error}"]) from None

@@ -40,13 +40,13 @@ def check_postgres_url(url: str) -> None:
 def check_amqp_url(url: str) -> None:
     """Raise ValueError for what aio-pika cannot connect to."""
     _parts(url, "amqp", "amqps", otherwise=_AMQP)
-    if not _host_of(url):
+    if not _names_a_host(url, "amqp", "amqps"):
         raise ValueError(_AMQP)
 
 
 def check_http_url(url: str) -> None:
     """Raise ValueError for what aiohttp cannot fetch."""
-    if not (url.startswith(("http://", "https://")) and _host_of(url)):
+    if not _names_a_host(url, "http", "https"):
         raise ValueError(_HTTP)
 
 
@@ -63,8 +63,9 @@ def _parts(url: str, *schemes: str, otherwise: str) -> SplitResult:
     return parts
 
 
-def _host_of(url: str) -> str | None:
+def _names_a_host(url: str, *schemes: str) -> bool:
     try:
-        return URL(url).host
+        read = URL(url)
     except ValueError:
-        return None
+        return False
+    return read.scheme in schemes and bool(read.host)

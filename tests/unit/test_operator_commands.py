@@ -450,6 +450,15 @@ def test_a_token_that_is_none_is_status_2(redrive: Redrive, token: str) -> None:
     assert "REDRIVE_TOKEN (or --token-file): is" in answer.err
 
 
+@pytest.mark.parametrize(
+    "url", ["canary", "http://u:canary/2@api/", "http://u:canary@api/", "http://canary:65536/", "http://canary\u2100/"]
+)
+def test_a_url_that_is_none_is_status_2_and_not_shown(redrive: Redrive, url: str) -> None:
+    answer = redrive("jobs", "stats", "--url", url)
+    assert (answer.status, answer.out) == (2, "")
+    assert "REDRIVE_URL: " in answer.err
+
+
 def test_an_api_that_is_away_is_one_line_and_status_1(redrive: Redrive, monkeypatch: pytest.MonkeyPatch) -> None:
     async def no_pause(_pause_s: float) -> None: ...
 
