@@ -48,7 +48,7 @@ DRAIN_S: Final = 0.5
 
 
 def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Application:
-    """The application; nothing is open before it starts. Raises SettingsError for a key that cannot be used."""
+    """The application; nothing is open before it starts. Raises SettingsError for settings that name no key."""
     _require_c_parser()
     metrics = Metrics(registry)
     database = _database_of(settings, settings.database_url)
