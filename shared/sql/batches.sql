@@ -50,7 +50,8 @@ ORDER BY wanted.position;
 
 -- name: accept_batch
 -- Write down a request for each of these jobs that is still failed and has none queued. Answers the jobs whose request
--- was written; for the others somebody was faster.
+-- was written; for the others somebody was faster. How far `run_at` lies behind `requested_at`, which is now, is what
+-- counts when the request is applied.
 -- $1 uuid batch id, $2 text project id, $3 uuid[] request ids, $4 uuid[] job ids, same length, $5 text actor,
 -- $6 text reason, $7 int delay in seconds, $8 int extra attempts, $9 int seconds to spread over
 INSERT INTO redrive.retry_requests (

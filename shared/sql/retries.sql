@@ -255,7 +255,11 @@ RETURNING id;
 -- $1 uuid[] request ids, $2 uuid[] those of them that were adopted in this transaction, $3 bool whether a broker brought
 -- them: then they have been published, which their relay may not have come to write down
 WITH request AS MATERIALIZED (
-    SELECT id, job_id, project_id, job_version, run_at, delay_seconds, extra_attempts
+    SELECT
+        id, job_id, project_id, job_version, delay_seconds, extra_attempts,
+        -- A batch's times were drawn when it was accepted. Applied late, they would all have passed: what holds is how far
+        -- each lies behind the request. Another program's time, which comes without a batch, is meant as it stands.
+        CASE WHEN batch_id IS NULL THEN run_at ELSE now() + (run_at - requested_at) END AS run_at
     FROM redrive.retry_requests
     WHERE id = ANY ($1::uuid[]) AND (state = 'queued' OR id = ANY ($2::uuid[]))
     ORDER BY id

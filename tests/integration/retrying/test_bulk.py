@@ -326,6 +326,30 @@ async def test_a_retry_is_spread_over_the_time_asked_for(api: Api, jobs: JobMake
     assert [sum(lower <= offset < lower + 150 for offset in offsets) > 20 for lower in (0, 150, 300, 450)] == [True] * 4
 
 
+async def test_a_retry_that_is_applied_late_is_spread_from_then_on(
+    api: Api, jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    made = await jobs.many_failed(50, project_id="p-late")
+    order = {"ids": ids_of(made), "delay_seconds": 100, "spread_seconds": 600}
+    assert (await bulk(api, order, project="p-late")).data["accepted"] == 50
+    # The workers, or the broker, were away for longer than the spread.
+    await jobs.pool.execute(
+        "UPDATE redrive.retry_requests SET requested_at = requested_at - interval '2 h', run_at = run_at - interval '2 h'"
+        " WHERE project_id = 'p-late'"
+    )
+
+    await settle(ledger)
+
+    rows = await jobs.pool.fetch(
+        "SELECT j.scheduled_at - r.processed_at AS waits, r.run_at - r.requested_at AS drawn"
+        " FROM control_plane.jobs AS j JOIN redrive.retry_requests AS r ON r.job_id = j.id"
+        " WHERE r.project_id = 'p-late'"
+    )
+    assert [row["waits"] for row in rows] == [row["drawn"] for row in rows]
+    assert len({row["waits"] for row in rows}) == 50
+    assert all(timedelta(seconds=100) <= row["waits"] <= timedelta(seconds=700) for row in rows)
+
+
 # -- the batch
 
 
