@@ -15,6 +15,7 @@ from multidict import istr
 
 from api.answers import Answer
 from api.conditional import field_of, matches
+from shared.database import in_time
 
 if TYPE_CHECKING:
     from api.door import Call
@@ -81,7 +82,10 @@ class Reader(Generic[K, V]):
 
     async def answer(self, call: "Call", key: K) -> Answer:
         """200, or 304 where the client has it already; held for a change where the client prefers so."""
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
         value = await self._get(key)
+        read_s = loop.time() - began_at
         headers = call.request.headers
         known = field_of(headers, hdrs.IF_NONE_MATCH)
         wait_s = wait_of(field_of(headers, _PREFER))
@@ -89,7 +93,7 @@ class Reader(Generic[K, V]):
             rendered = self._rendered_once(value)
             fields = rendered.headers
         else:
-            value = await self._held(call, key, value, known, wait_s)
+            value = await self._held(call, key, value, known, wait_s, read_s=read_s)
             rendered = self._rendered_once(value)
             # It may have been read, and rendered, a minute ago: when to come back is to be thought over.
             fields = {**self._headers_of(value, rendered.etag), "Preference-Applied": f"wait={wait_s}"}
@@ -116,20 +120,24 @@ class Reader(Generic[K, V]):
             headers[hdrs.RETRY_AFTER] = str(retry_after_s)
         return headers
 
-    async def _held(self, call: "Call", key: K, value: V, known: str | None, wait_s: int) -> V:
-        """The value once it is news to the client, or done where the client has named none; else after `wait_s`."""
+    async def _held(self, call: "Call", key: K, value: V, known: str | None, wait_s: int, *, read_s: float) -> V:
+        """The value once it is news to the client, or done where the client has named none; else after `wait_s`.
+
+        `read_s` is what reading it has taken. Raises DatabaseUnavailable, in time but for what it was held.
+        """
 
         def enough(value: V) -> bool:
             return value.done if known is None else not matches(known, self._rendered_once(value).etag)
 
-        if enough(value):
-            return value
         loop = asyncio.get_running_loop()
         until = loop.time() + min(wait_s, call.principal.expires_at - time.time())
+        if enough(value) or self._watch.closed or loop.time() >= until:
+            return value  # as good as what could be read now
         request = call.request
         held = await self._watch.hold(
             key, value, until=until, enough=enough, alive=lambda: request.transport is not None
         )
         if held is None or held is value:  # gone, or perhaps changed just now
-            return await self._get(key)
+            async with in_time(spent_s=read_s):
+                return await self._get(key)
         return held

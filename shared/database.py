@@ -63,13 +63,14 @@ def _translated() -> "Iterator[None]":
 
 
 @asynccontextmanager
-async def in_time() -> AsyncIterator[None]:
+async def in_time(*, spent_s: float = 0) -> AsyncIterator[None]:
     """Bound several calls together, each of which is bounded by itself, by what a client is promised.
 
-    Raises DatabaseUnavailable; what was under way then may still take effect.
+    `spent_s`: how long calls before the block have taken. Raises DatabaseUnavailable; what was under way then may still
+    take effect.
     """
     try:
-        async with asyncio.timeout(ANSWER_S):
+        async with asyncio.timeout(ANSWER_S - spent_s):
             yield
     except TimeoutError as error:
         raise DatabaseUnavailable("too slow") from error

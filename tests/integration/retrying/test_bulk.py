@@ -334,8 +334,8 @@ async def test_a_retry_that_is_applied_late_is_spread_from_then_on(
     assert (await bulk(api, order, project="p-late")).data["accepted"] == 50
     # The workers, or the broker, were away for longer than the spread.
     await jobs.pool.execute(
-        "UPDATE redrive.retry_requests SET requested_at = requested_at - interval '2 h', run_at = run_at - interval '2 h'"
-        " WHERE project_id = 'p-late'"
+        "UPDATE redrive.retry_requests SET requested_at = requested_at - interval '2 h',"
+        " run_at = run_at - interval '2 h' WHERE project_id = 'p-late'"
     )
 
     await settle(ledger)

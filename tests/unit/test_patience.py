@@ -1,0 +1,98 @@
+"""Reading patiently: how often the database is asked around a hold, and that all of it together is in time."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import pytest
+from aiohttp.test_utils import make_mocked_request
+
+from api.auth import Principal
+from api.door import Call
+from api.patience import Reader
+from api.watch import StatusWatch, Waiters
+from shared.errors import DatabaseUnavailable
+from shared.models import ProjectId
+
+IN_TIME_S = 3
+WAIT_S = 20
+
+
+class Pending(NamedTuple):
+    """Something that nothing becomes of."""
+
+    done: bool = False
+
+
+def watching(*, look: Callable[[], None] = lambda: None) -> StatusWatch[str, Pending]:
+    """A watch that never sees a change; `look` is called each time that it looks."""
+
+    async def changed(_: Mapping[str, Pending]) -> Sequence[str]:
+        look()
+        return ()
+
+    async def load(_: Sequence[str]) -> Mapping[str, Pending]:
+        raise AssertionError
+
+    return StatusWatch(changed=changed, load=load, interval_s=0, waiters=Waiters(1))
+
+
+def reading(get: Callable[[str], Awaitable[Pending]], watch: StatusWatch[str, Pending]) -> Reader[str, Pending]:
+    return Reader(
+        get=get, watch=watch, etag_of=lambda _: '"1"', retry_after_of=lambda *_: None, encoded=lambda _: b"{}"
+    )
+
+
+def asking(*, wait_s: int = 60, expires_in_s: int = 3600, **headers: str) -> Call:
+    request = make_mocked_request("GET", "/", headers={"Prefer": f"wait={wait_s}", **headers})
+    principal = Principal(ProjectId("p1"), "alice", frozenset(), int(time.time()) + expires_in_s)
+    return Call(request, principal, principal.project_id, {})
+
+
+@pytest.mark.parametrize(
+    ("call", "closed"),
+    [(asking(wait_s=0), False), (asking(expires_in_s=-5), False), (asking(), True)],
+    ids=["no time to wait", "a token in its leeway", "about to stop"],
+)
+async def test_who_is_not_held_is_answered_from_one_look(call: Call, *, closed: bool) -> None:
+    asked = 0
+
+    async def get(_: str) -> Pending:
+        nonlocal asked
+        asked += 1
+        return Pending()
+
+    watch = watching()
+    if closed:
+        watch.close()
+    answer = await reading(get, watch).answer(call, "job")
+
+    assert (answer.status, asked) == (200, 1)
+
+
+async def test_two_slow_looks_around_a_hold_are_in_time_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    passed_s, real_time = 0.0, loop.time
+    monkeypatch.setattr(loop, "time", lambda: real_time() + passed_s)
+    asked = 0
+
+    async def get(_: str) -> Pending:
+        nonlocal asked, passed_s
+        asked += 1
+        if asked == 2:
+            await asyncio.Event().wait()
+        passed_s += 2.7
+        return Pending()
+
+    def look() -> None:
+        nonlocal passed_s
+        passed_s = 2.7 + WAIT_S
+
+    began_at = loop.time()
+    async with asyncio.timeout(WAIT_S + 2 * IN_TIME_S):
+        with pytest.raises(DatabaseUnavailable):
+            await reading(get, watching(look=look)).answer(asking(wait_s=WAIT_S), "job")
+
+    assert asked == 2
+    assert loop.time() - began_at < WAIT_S + IN_TIME_S
