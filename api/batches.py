@@ -144,16 +144,19 @@ class BatchResource:
         _check(order, dry_run=dry_run)
         if order.extra_attempts is not None:
             call.principal.require(Scope.RETRY_EXTEND)
+        chosen = self._chosen(order)
+        if not isinstance(chosen, FailedFilter):
+            order = msgspec.structs.replace(order, ids=[str(job_id) for job_id in chosen])
         request = BatchRequest(
             project_id=call.project_id,
             actor=call.principal.actor,
-            chosen=self._chosen(order),
+            chosen=chosen,
             maximum=order.max or MAX_BATCH,
             reason=order.reason,
             delay_seconds=order.delay_seconds,
             extra_attempts=order.extra_attempts or 0,
             spread_seconds=order.spread_seconds,
-            key=idempotency_key_of(call, order),
+            key=idempotency_key_of(call, call.request.path, order),
         )
         if dry_run:
             return _preview_answer(await self._batches.preview(request))

@@ -127,8 +127,11 @@ def encoded(retry: Retry) -> bytes:
     return _encoder.encode(_Envelope(_body_of(retry)))
 
 
-def idempotency_key_of(call: "Call", order: msgspec.Struct) -> IdempotencyKey | None:
-    """The request's `Idempotency-Key`, bound to what it asks for. Raises InvalidParameter for what cannot be one."""
+def idempotency_key_of(call: "Call", path: str, order: msgspec.Struct) -> IdempotencyKey | None:
+    """The request's `Idempotency-Key`, bound to what it asks for. Raises InvalidParameter for what cannot be one.
+
+    `path` and `order` have ids as they were read: one in another letter case is the same request.
+    """
     given = call.request.headers.getall("Idempotency-Key", ())
     if not given:
         return None
@@ -138,7 +141,7 @@ def idempotency_key_of(call: "Call", order: msgspec.Struct) -> IdempotencyKey | 
     condition = field_of(call.request.headers, hdrs.IF_MATCH)
     # A header may hold bytes that are no text, which JSON cannot.
     seen = None if condition is None else condition.encode("utf-8", "surrogateescape")
-    request = (call.request.path, seen, order)
+    request = (path, seen, order)
     fingerprint = blake2b(_encoder.encode(request), digest_size=16).digest()
     return IdempotencyKey(call.project_id, key, fingerprint)
 
@@ -182,7 +185,7 @@ class RetryResource:
             extra_attempts=order.extra_attempts or 0,
             if_version=versions_of(field_of(call.request.headers, hdrs.IF_MATCH)),
             traceparent=traceparent_of(call.request.headers.get("traceparent")),
-            key=idempotency_key_of(call, order),
+            key=idempotency_key_of(call, f"/api/jobs/{job.id}/retry", order),
         )
         if dry_run:
             return await self._forecast(request)

@@ -123,6 +123,24 @@ async def test_a_key_for_another_request_is_refused(api: Api, jobs: JobMaker) ->
     assert (await api.post(path_of(job), {"reason": "one"}, headers=headers)).status == 202
 
 
+async def test_an_id_in_another_letter_case_is_the_same_request(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.failed()
+    path, loud = path_of(job), str(job.id).upper()
+
+    answers = [
+        await api.post(each, headers={"Idempotency-Key": f"case-{job.id}"})
+        for each in (path, path.replace(str(job.id), loud))
+    ]
+    batches = [
+        await bulk(api, {"ids": [each]}, headers={"Idempotency-Key": f"case-bulk-{job.id}"})
+        for each in (str(job.id), loud)
+    ]
+
+    for first, second in (answers, batches):
+        assert (first.status, second.status) == (202, 202)
+        assert (second.body, second.headers["Idempotent-Replayed"]) == (first.body, "true")
+
+
 @pytest.mark.parametrize(
     "keys",
     [
