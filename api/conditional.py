@@ -12,13 +12,16 @@ import re
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+from aiohttp import hdrs
+
 from shared.batches import Batch
 from shared.models import Job, JobStatus, Retry, Version
 
 if TYPE_CHECKING:
     from multidict import MultiMapping
 
-_TAG = re.compile(r'(W/)?"([\x21\x23-\x7e\x80-\xff]*)"')
+_TAG = re.compile(r'(W/)?"([^"\x00-\x1f\x7f]*)"')
+_TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|\Z))*")
 _VERSION = re.compile(r"(\d+)(?:-[0-9a-f-]{36})?(?:\+payload)?")
 
 MAX_SCHEDULED_WAIT_S = 300
@@ -31,6 +34,17 @@ def field_of(headers: "MultiMapping[str]", name: str) -> str | None:
         return None
     lines = headers.getall(name)
     return lines[0] if len(lines) == 1 else ", ".join(lines)
+
+
+def condition_of(headers: "MultiMapping[str]") -> str | None:
+    """What `If-None-Match` names; None where it is not there, or names nothing."""
+    named = field_of(headers, hdrs.IF_NONE_MATCH)
+    return named if named and named.strip(" \t,") else None
+
+
+def _tags_in(text: str) -> list[tuple[str, str]]:
+    """The entity tags of a list, each with its `W/` or without; none where there is anything else in it."""
+    return _TAG.findall(text) if _TAGS.fullmatch(text) else []
 
 
 def etag_of_job(job: Job) -> str:
@@ -56,14 +70,14 @@ def matches(if_none_match: str | None, etag: str) -> bool:
         return False
     if if_none_match == etag or if_none_match.strip() == "*":
         return True
-    return etag in if_none_match and any(f'"{tag}"' == etag for _, tag in _TAG.findall(if_none_match))
+    return etag in if_none_match and any(f'"{tag}"' == etag for _, tag in _tags_in(if_none_match))
 
 
 def versions_of(if_match: str | None) -> frozenset[Version] | None:
     """The job versions that an `If-Match` names; None for no condition. Weak tags never match (RFC 9110, 13.1.1)."""
     if if_match is None or if_match.strip() == "*":
         return None
-    strong = (tag for weak, tag in _TAG.findall(if_match) if not weak)
+    strong = (tag for weak, tag in _tags_in(if_match) if not weak)
     return frozenset(Version(found[1]) for tag in strong if (found := _VERSION.fullmatch(tag)))
 
 

@@ -14,7 +14,7 @@ from aiohttp import hdrs
 from multidict import istr
 
 from api.answers import Answer
-from api.conditional import field_of, matches
+from api.conditional import condition_of, field_of, matches
 from shared.database import in_time
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Reader(Generic[K, V]):
         value = await self._get(key)
         read_s = loop.time() - began_at
         headers = call.request.headers
-        known = field_of(headers, hdrs.IF_NONE_MATCH)
+        known = condition_of(headers)
         wait_s = wait_of(field_of(headers, _PREFER))
         if wait_s is None or self._watch.full:  # a wish that cannot be granted; nobody is told that it was
             rendered = self._rendered_once(value)

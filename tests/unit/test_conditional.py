@@ -8,8 +8,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from api.conditional import (
+    condition_of,
     etag_of_job,
     etag_of_retry,
     matches,
@@ -170,6 +172,11 @@ def test_a_client_that_has_it_is_recognised(header: str) -> None:
         "'7741'",
         '"7741',
         '7741"',
+        'x"7741"',
+        '"7741"x',
+        'w/"7741"',
+        'x, "7741"',
+        '"1" "7741"',
         'w/"77410"',
         '"77410"',
         '"7741+payload"',
@@ -200,6 +207,14 @@ def test_reading_a_condition_takes_no_time(header: str) -> None:
     assert time.perf_counter() - started_at < 0.1
 
 
+@pytest.mark.parametrize(
+    ("lines", "condition"),
+    [([], None), ([""], None), (["", ""], None), ([" , "], None), (['"1"'], '"1"'), (['"1"', "*"], '"1", *')],
+)
+def test_a_condition_that_names_nothing_is_none(lines: list[str], condition: str | None) -> None:
+    assert condition_of(CIMultiDict([("If-None-Match", line) for line in lines])) == condition
+
+
 # -- If-Match
 
 
@@ -216,6 +231,8 @@ def test_reading_a_condition_takes_no_time(header: str) -> None:
         ('W/"7741"', set()),
         ('W/"7741", "7742"', {"7742"}),
         ("7741", set()),
+        ('x"7741"', set()),
+        ('"7741", x', set()),
         ('"7741 OR 1=1"', set()),
         ('"canary"', set()),
         ('""', set()),

@@ -86,6 +86,15 @@ async def test_who_names_no_tag_is_answered_once_the_job_is_done(api: Api, jobs:
     assert "Retry-After" not in answer.result().headers
 
 
+async def test_who_names_a_tag_that_is_empty_names_none(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+
+    async with waiting(api, path_of(job), known="") as answer:
+        await complete(jobs, job)
+
+    assert (answer.result().status, answer.result().data["status"]) == (200, "completed")
+
+
 async def test_a_failed_job_with_a_retry_queued_is_waited_for(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
     job = await jobs.failed()
     retry = (await api.post(f"{path_of(job)}/retry")).headers["Location"]
