@@ -6,6 +6,13 @@
 
 The job as it is, then at each change. A change that another follows within one tick may be skipped: what is sent is
 always the newest.
+
+A stream has one place among those who wait, for as long as it lasts. Where all are taken it is one event, with the time
+after which a client of the standard connects again:
+
+    retry: 10000
+    event: job
+    …
 """
 
 import asyncio
@@ -28,7 +35,9 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
+COME_BACK_S: Final = 10
 _KEEP_ALIVE: Final = b": keep-alive\n\n"
+_COME_BACK: Final = b"retry: %d\n" % (1000 * COME_BACK_S)
 
 
 class _Stream(web.StreamResponse):
@@ -65,16 +74,17 @@ class EventResource:
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + call.principal.expires_at - time.time()
         try:
-            await _sent(stream.prepare(request))
-            while True:
-                await _sent(stream.write(_event_of(job)))
-                if job.done:
-                    break
-                changed = await self._next(stream, request, key, job, ends_at)
-                if changed is None:
-                    break
-                job = changed
-            await _sent(stream.write_eof())
+            with self._watch.place() as placed:
+                await _sent(stream.prepare(request))
+                come_back = b"" if placed or job.done else _COME_BACK
+                await _sent(stream.write(come_back + _event_of(job)))
+                while placed and not job.done:
+                    changed = await self._next(stream, request, key, job, ends_at)
+                    if changed is None:
+                        break
+                    job = changed
+                    await _sent(stream.write(_event_of(job)))
+                await _sent(stream.write_eof())
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
@@ -86,7 +96,7 @@ class EventResource:
         """The job once it has changed, with keep-alives until then; None when the stream is to end."""
         loop = asyncio.get_running_loop()
         etag = etag_of_job(job)
-        while loop.time() < ends_at and not self._watch.full:
+        while loop.time() < ends_at:
             seen = await self._watch.hold(
                 key,
                 job,
@@ -94,7 +104,7 @@ class EventResource:
                 enough=lambda now: etag_of_job(now) != etag,
                 alive=lambda: request.transport is not None,
             )
-            if seen is not job:
+            if seen is None or etag_of_job(seen) != etag:
                 return seen
             if self._watch.closed or request.transport is None:
                 return None

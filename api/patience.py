@@ -134,9 +134,10 @@ class Reader(Generic[K, V]):
         if enough(value) or self._watch.closed or loop.time() >= until:
             return value  # as good as what could be read now
         request = call.request
-        held = await self._watch.hold(
-            key, value, until=until, enough=enough, alive=lambda: request.transport is not None
-        )
+        with self._watch.place():  # there is one: nobody has had a turn since it was looked for
+            held = await self._watch.hold(
+                key, value, until=until, enough=enough, alive=lambda: request.transport is not None
+            )
         if held is None or held is value:  # gone, or perhaps changed just now
             async with in_time(spent_s=read_s):
                 return await self._get(key)

@@ -6,7 +6,8 @@ no tick.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 from typing import Final, Generic, TypeVar
 
@@ -34,6 +35,18 @@ class Waiters:
     def full(self) -> bool:
         """Whether nobody more may wait."""
         return self.count >= self._maximum
+
+    @contextmanager
+    def place(self) -> Iterator[bool]:
+        """A place among those who wait, until the block ends; False where all are taken."""
+        if self.full:
+            yield False
+            return
+        self.count += 1
+        try:
+            yield True
+        finally:
+            self.count -= 1
 
 
 class _End(Enum):
@@ -102,29 +115,27 @@ class StatusWatch(Generic[K, V]):
         """Whether nobody more may wait, here or in the watches that share our count."""
         return self._waiters.full
 
+    def place(self) -> AbstractContextManager[bool]:
+        """A place among those who wait, here or there, to `hold` in, once or again and again; False without one."""
+        return self._waiters.place()
+
     async def hold(
         self, key: K, seen: V, *, until: float, enough: Callable[[V], bool], alive: Callable[[], bool]
     ) -> V | None:
         """Wait until the value behind `key` is `enough`; answers the last value seen, enough or not; None if gone.
 
         `seen` is what the caller has just read. Ends early at `until` (the event loop's time), at close, and soon after
-        `alive` turns false. Does not wait at all when too many do already.
+        `alive` turns false. To be called within a `place`.
         """
         loop = asyncio.get_running_loop()
         value = seen
-        if self._waiters.full:
-            return value
-        self._waiters.count += 1
-        try:
-            while not (enough(value) or self.closed or loop.time() >= until):
-                news = await self._next_change(loop, key, value, until, alive)
-                if news is _End.GONE:
-                    return None
-                if news is _End.LET_GO:
-                    break
-                value = news
-        finally:
-            self._waiters.count -= 1
+        while not (enough(value) or self.closed or loop.time() >= until):
+            news = await self._next_change(loop, key, value, until, alive)
+            if news is _End.GONE:
+                return None
+            if news is _End.LET_GO:
+                break
+            value = news
         return value
 
     def close(self) -> None:

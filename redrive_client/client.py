@@ -99,17 +99,20 @@ class Redrive:
     async def events(self, job_id: UUID | str) -> AsyncIterator[Job]:
         """Yield the job as it is, then at each change, until it is done. A stream that breaks is taken up again.
 
-        A change that another follows at once may be left out.
+        A change that another follows at once may be left out. A server where too many wait already lets go at once, and
+        is asked again after the time that it names.
         """
         request = Request("GET", f"{job_at(job_id).path}/events", headers={hdrs.ACCEPT: "text/event-stream"})
         seen = None
         backoff = Backoff()
         while True:
-            at_least_s = None
+            at_least_s: float | None = None
             try:
                 async with self._transport.stream(request) as pieces:
                     async for event in events_in(pieces):
                         backoff = Backoff()
+                        if event.retry_s is not None:
+                            at_least_s = event.retry_s
                         if event.kind != "job" or event.id == seen:
                             continue
                         seen = event.id
@@ -120,7 +123,8 @@ class Redrive:
             except (Unreachable, Unavailable, RateLimited) as error:
                 if backoff.tries >= transport.TRIES:
                     raise
-                at_least_s = None if isinstance(error, Unreachable) else error.retry_after_s
+                if not isinstance(error, Unreachable):
+                    at_least_s = error.retry_after_s
             await transport.sleep(backoff.pause_s(at_least_s))
 
     async def list(

@@ -9,11 +9,12 @@ MAX_EVENT_BYTES: Final = 8 * 1024 * 1024
 
 
 class Event(NamedTuple):
-    """One event; without data it is not worth telling."""
+    """One event, or only a word on when to connect again: `retry_s`, where the server has named a time."""
 
     kind: str
     id: str
     data: bytes
+    retry_s: float | None
 
 
 async def events_in(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
@@ -26,8 +27,13 @@ async def events_in(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
             raise UnexpectedAnswer("an event without end")
         for line in (line.removesuffix(b"\r") for line in lines):
             if not line:
-                if b"data" in fields:
-                    yield Event(_text(fields, b"event"), _text(fields, b"id"), fields[b"data"])
+                if b"data" in fields or b"retry" in fields:
+                    yield Event(
+                        kind=_text(fields, b"event"),
+                        id=_text(fields, b"id"),
+                        data=fields.get(b"data", b""),
+                        retry_s=_seconds_of(fields.get(b"retry", b"")),
+                    )
                 fields = {}
             elif not line.startswith(b":"):
                 name, _, value = line.partition(b":")
@@ -37,3 +43,7 @@ async def events_in(pieces: AsyncIterator[bytes]) -> AsyncIterator[Event]:
 
 def _text(fields: dict[bytes, bytes], name: bytes) -> str:
     return fields.get(name, b"").decode("utf-8", "replace")
+
+
+def _seconds_of(milliseconds: bytes) -> float | None:
+    return int(milliseconds) / 1000 if milliseconds.isdigit() and len(milliseconds) <= 9 else None

@@ -479,9 +479,9 @@ async def test_another_project_is_named_in_every_request() -> None:
     assert dict(server.requests[0].query) == {"include": "payload", "project_id": "p2"}
 
 
-def events(*ids_and_statuses: tuple[str, str], piece: int = 7) -> Handler:
+def events(*ids_and_statuses: tuple[str, str], piece: int = 7, first: str = ": keep-alive\n\n") -> Handler:
     """A stream of them, cut into pieces without regard to anything."""
-    text = ": keep-alive\n\n" + "".join(
+    text = first + "".join(
         f"event: job\nid: {id_}\ndata: {json.dumps(a_job(status))}\n\n" for id_, status in ids_and_statuses
     )
 
@@ -511,6 +511,31 @@ async def test_events_are_yielded_until_the_job_is_done_over_streams_that_break(
     assert seen == [('"1"', "pending"), ('"2"', "running"), ('"3"', "completed")]
     assert len(server.requests) == 4
     assert 3 < pauses[1] < 4
+
+
+@pytest.mark.parametrize("end", ["", "\n"], ids=["with the event", "by itself"])
+async def test_a_stream_that_a_full_server_lets_go_is_taken_up_after_the_time_it_names(
+    pauses: list[float], end: str
+) -> None:
+    full = events(("1", "pending"), first=f"retry: 10000\n{end}")
+    async with (
+        serving(full, full, events(("1", "pending")), events(("2", "completed"))) as server,
+        Redrive(server.url, token=TOKEN) as redrive,
+    ):
+        seen = [(job.etag, str(job.status)) async for job in redrive.events(JOB_ID)]
+
+    assert seen == [('"1"', "pending"), ('"2"', "completed")]
+    assert [pause_s > 10 for pause_s in pauses] == [True, True, False]
+
+
+@pytest.mark.parametrize("nonsense", ["soon", "-1", "1.5", "9" * 10, ""])
+async def test_a_time_to_come_back_that_is_none_is_passed_over(pauses: list[float], nonsense: str) -> None:
+    odd = events(("1", "pending"), first=f"retry: {nonsense}\n")
+    async with serving(odd, events(("2", "failed"))) as server, Redrive(server.url, token=TOKEN) as redrive:
+        seen = [job.etag async for job in redrive.events(JOB_ID)]
+
+    assert seen == ['"1"', '"2"']
+    assert max(pauses) < 1
 
 
 @pytest.mark.usefixtures("pauses")

@@ -4,15 +4,18 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 import aiohttp
+import msgspec
 import pytest
 
 import api.events
+from api.watch import StatusWatch
+from shared.models import Job
 from shared.retries import RetryLedger
 from tests.api_server import Api, serving
 from tests.eventually import eventually
@@ -40,7 +43,8 @@ class Event(NamedTuple):
         if lines[0].startswith(":"):
             return cls({}, "\n".join(lines))
         fields = [line.split(": ", 1) for line in lines]
-        assert len(fields) == len(dict(fields)) == 3, "event, id and data, each on one line"
+        assert sorted({*dict(fields)} - {"retry"}) == ["data", "event", "id"], "each on one line"
+        assert len(fields) == len(dict(fields))
         return cls(dict(fields))
 
 
@@ -204,8 +208,55 @@ async def test_beyond_the_most_that_may_wait_a_stream_is_one_event(database_url:
         await one.news()
         await eventually(lambda: running.counted("redrive_waiters") == 1)
         async with stream_of(running, second) as two:
-            assert (await two.news()).data["id"] == str(second.id)
+            event = await two.news()
+            assert (event.data["id"], event.fields["retry"]) == (str(second.id), "10000")
             assert await two.next() is None
+        await set_status(jobs, second, "completed")
+        async with stream_of(running, second) as two:
+            assert "retry" not in (await two.news()).fields  # there is nothing to come back for
+            assert await two.next() is None
+
+
+async def test_a_stream_keeps_its_place_for_as_long_as_it_lasts(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_events(), "KEEP_ALIVE_S", 0.05)
+    waiters_when_written: list[float] = []
+    sent = api_events()._sent
+
+    async def watched_sent(writing: Awaitable[object]) -> None:
+        waiters_when_written.append(api.counted("redrive_waiters"))
+        await sent(writing)
+
+    monkeypatch.setattr(api_events(), "_sent", watched_sent)
+    job = await jobs.pending()
+    async with stream_of(api, job) as stream:
+        blocks = [await stream.news() for _ in range(3)]
+        await set_status(jobs, job, "completed")
+        while await stream.next() is not None:
+            pass
+
+    assert [block.comment for block in blocks] == ["", ": keep-alive", ": keep-alive"]
+    assert len(waiters_when_written) >= 5
+    assert set(waiters_when_written) == {1}
+
+
+async def test_a_job_that_was_read_anew_and_is_the_same_is_no_event(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api_events(), "KEEP_ALIVE_S", 0.05)
+    hold = StatusWatch.hold
+
+    async def hold_and_read_anew(*args: Any, **given: Any) -> Job | None:  # noqa: ANN401 - passed on
+        held: Job | None = await hold(*args, **given)
+        return held if held is None else msgspec.structs.replace(held)
+
+    monkeypatch.setattr(StatusWatch, "hold", hold_and_read_anew)
+    job = await jobs.pending()
+    async with stream_of(api, job) as stream:
+        blocks = [await stream.news() for _ in range(3)]
+
+    assert [block.comment for block in blocks] == ["", ": keep-alive", ": keep-alive"]
 
 
 async def test_a_hundred_streams_hear_of_one_change(api: Api, jobs: JobMaker) -> None:
