@@ -118,9 +118,9 @@ def time_of(text: str | None) -> datetime | None:
         raise InvalidParameter from error
 
 
-def text_of(text: str | None) -> str | None:
-    """A word to compare with: 1 to 200 characters, without NUL, which PostgreSQL's text cannot hold."""
-    if text is not None and not (0 < len(text) <= MAX_FILTER and "\x00" not in text):
+def text_of(text: str | None, *, longest: int = MAX_FILTER) -> str | None:
+    """A word to compare with: 1 to `longest` characters, without NUL, which PostgreSQL's text cannot hold."""
+    if text is not None and not (0 < len(text) <= longest and "\x00" not in text):
         raise InvalidParameter
     return text
 

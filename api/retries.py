@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import hdrs
 
 from api.answers import Answer
-from api.auth import Scope
+from api.auth import MAX_ACTOR, Scope
 from api.bodies import body_of
 from api.conditional import field_of, versions_of
 from api.ids import retry_id_of
@@ -234,7 +234,7 @@ class RetryResource:
             state=_state_of(page.filters.get("state")),
             job_id=None if (job_id := page.filters.get("job_id")) is None else self._ids.parse(job_id),
             batch_id=_batch_id_of(page.filters.get("batch_id")),
-            actor=text_of(page.filters.get("actor")),
+            actor=text_of(page.filters.get("actor"), longest=MAX_ACTOR),
         )
         retries = await self._ledger.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
         return self._page(page, retries)

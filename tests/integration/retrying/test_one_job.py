@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from api.auth import MAX_ACTOR
 from shared.retries import RetryLedger
 from tests.api_server import Api, serving
 from tests.integration.retrying.operators import RETRY_FIELDS, bulk, done_with, operator, path_of, rows_for, settle
@@ -248,14 +249,23 @@ async def test_the_trail_is_found_by_state_job_batch_and_actor(api: Api, jobs: J
         assert (await api.get(f"/api/retries?{query}&actor=ann", token=operator("p-other"))).data == []
 
 
+async def test_whoever_may_act_is_found_however_long_the_name(api: Api, jobs: JobMaker) -> None:
+    longest = "ü" * MAX_ACTOR
+    accepted = await api.post(path_of(await jobs.failed(project_id="p-long")), token=operator("p-long", sub=longest))
+
+    found = (await api.get(f"/api/retries?actor={quote(longest)}", token=operator("p-long"))).data
+
+    assert [each["id"] for each in found] == [accepted.data["id"]]
+
+
 @pytest.mark.parametrize(
     ("query", "code"),
     [
         ("state=lost", "invalid-parameter"), ("state=", "invalid-parameter"), ("job_id=1", "invalid-job-id"),
         ("batch_id=1", "invalid-parameter"), ("batch_id=", "invalid-parameter"), ("actor=", "invalid-parameter"),
-        ("actor=%00", "invalid-parameter"), ("reason=x", "invalid-parameter"), ("limit=0", "invalid-parameter"),
-        ("limit=201", "invalid-parameter"), ("cursor=x", "invalid-cursor"),
-        ("state=queued&state=queued", "invalid-parameter"),
+        ("actor=%00", "invalid-parameter"), (f"actor={'a' * 256}", "invalid-parameter"),
+        ("reason=x", "invalid-parameter"), ("limit=0", "invalid-parameter"), ("limit=201", "invalid-parameter"),
+        ("cursor=x", "invalid-cursor"), ("state=queued&state=queued", "invalid-parameter"),
     ],
 )  # fmt: skip
 async def test_a_trail_takes_no_other_questions(api: Api, query: str, code: str) -> None:
