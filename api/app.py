@@ -39,6 +39,7 @@ log = structlog.stdlib.get_logger(__name__)
 _Context = Callable[[web.Application], AsyncIterator[None]]
 
 DATABASE: Final = web.AppKey("database", Database)
+REPLICA: Final = web.AppKey("replica", Database)
 DOOR: Final = web.AppKey("door", Door)
 RELAY: Final = web.AppKey("relay", Relay)
 WATCHES: Final = web.AppKey("watches", Watches)
@@ -85,6 +86,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     app.on_shutdown.append(_let_go)
     app.cleanup_ctx.append(_opened(database))
     if reading is not database:
+        app[REPLICA] = reading
         app.cleanup_ctx.append(_opened(reading))
     if isinstance(keys, KeySet):
         app.cleanup_ctx.append(_fetching(keys))
@@ -150,19 +152,27 @@ async def run(
 
 
 async def _readiness(app: web.Application) -> Readiness:
-    """Ready while the database answers; a broker that is away only delays retries, so it degrades."""
-    try:
-        await app[DATABASE].ping()
-        database = Status.OK
-    except DatabaseUnavailable:
-        database = Status.UNAVAILABLE
-    checks = {"database": database}
+    """Ready while the database answers, and the replica where there is one: all reading of jobs is done there.
+
+    A broker that is away only delays retries, so it degrades.
+    """
+    databases = {"database": app[DATABASE]} | ({"replica": app[REPLICA]} if REPLICA in app else {})
+    standings = await asyncio.gather(*map(_standing, databases.values()))
+    checks = dict(zip(databases, standings, strict=True))
     if (relay := app.get(RELAY)) is not None:
         checks["broker"] = Status.OK if relay.connected else Status.DEGRADED
     if app[DOOR].closing:
         checks["process"] = Status.UNAVAILABLE
     worst = max(checks.values(), key=list(Status).index)
     return Readiness(worst, checks)
+
+
+async def _standing(database: Database) -> Status:
+    try:
+        await database.ping()
+    except DatabaseUnavailable:
+        return Status.UNAVAILABLE
+    return Status.OK
 
 
 async def _let_go(app: web.Application) -> None:

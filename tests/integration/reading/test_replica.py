@@ -4,10 +4,13 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from api.app import _readiness
+from shared.ops import Status
 from tests.api_server import Api, serving
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker, MadeJob
 from tests.servers.postgres import Postgres
+from tests.servers.proxy import Proxy
 from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -79,3 +82,28 @@ async def test_what_is_decided_is_decided_on_the_primary(api: Api, jobs: JobMake
     row = await jobs.ledger_row(accepted.data["id"])
     assert row is not None
     assert row["job_version"] == failed.version
+
+
+@pytest.mark.parametrize("away", ["database", "replica"])
+async def test_an_api_is_ready_while_both_answer(database_url: str, replica_url: str, away: str) -> None:
+    async with (
+        Proxy.to(database_url) as database,
+        Proxy.to(replica_url) as replica,
+        serving(database.url_of(database_url), database_read_url=replica.url_of(replica_url)) as running,
+    ):
+        before = await _readiness(running.app)
+        lost = {"database": database, "replica": replica}[away]
+        await lost.refuse()
+        await lost.reset()
+        meanwhile = await _readiness(running.app)
+        await lost.heal()
+        after = await _readiness(running.app)
+
+    assert before.checks == after.checks == {"database": Status.OK, "replica": Status.OK}
+    assert meanwhile.checks == {**before.checks, away: Status.UNAVAILABLE}
+    assert [each.status for each in (before, meanwhile, after)] == [Status.OK, Status.UNAVAILABLE, Status.OK]
+
+
+async def test_without_a_replica_there_is_no_check_of_one(database_url: str) -> None:
+    async with serving(database_url) as running:
+        assert (await _readiness(running.app)).checks == {"database": Status.OK}
