@@ -9,6 +9,7 @@ bucket back.
 """
 
 import math
+import re
 from collections import OrderedDict
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _FIRST_64_BITS = (1 << 128) - (1 << 64)
 """An IPv6 address's network. `IPv6Network` finds the same, and takes as long as all the rest of a request's key."""
+
+_WITH_PORT = re.compile(r"\[([0-9A-Fa-f.]*:[^\]]*)\](?::\d{1,5})?|([\d.]+):\d{1,5}", re.ASCII)
 
 
 class Bucket(AsyncLimiter):
@@ -110,7 +113,8 @@ class ClientAddresses:
         """The key to charge: an IPv4 address, or an IPv6 /64.
 
         `forwarded` are the `X-Forwarded-For` headers; they count only where the peer is trusted. They are walked from
-        the right, and the first address that is not trusted is the client; what cannot be read ends the walk.
+        the right, and the first address that is not trusted is the client; what cannot be read ends the walk. Ports
+        are passed over.
         """
         if not self._trusted:
             return _network_of(peer) if peer and ":" in peer else peer or ""
@@ -119,7 +123,7 @@ class ClientAddresses:
             return peer or ""
         if self._is_trusted(client):
             for hop in reversed([hop.strip() for header in forwarded for hop in header.split(",")]):
-                address = _address_of(hop)
+                address = _address_of(_without_port(hop))
                 if address is None:
                     break
                 client = address
@@ -129,6 +133,12 @@ class ClientAddresses:
 
     def _is_trusted(self, address: IPv4Address | IPv6Address) -> bool:
         return any(address in network for network in self._trusted)
+
+
+def _without_port(hop: str) -> str:
+    """The address of a hop that comes with a port, or in brackets, as some proxies write it; else the hop as it is."""
+    found = _WITH_PORT.fullmatch(hop)
+    return hop if found is None else found[1] or found[2]
 
 
 def _address_of(text: str) -> IPv4Address | IPv6Address | None:
