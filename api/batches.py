@@ -43,7 +43,7 @@ class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of a bulk retry: `ids`, or `filter` with `max`."""
+    """The body of a bulk retry: `ids`, or `filter` with `max` and `reason`."""
 
     ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_IDS)] | None = None
     filter: _Filter | None = None
@@ -141,7 +141,7 @@ class BatchResource:
         """
         order = await body_of(call.request, _order_decoder, max_bytes=MAX_BODY_BYTES) or _BatchOrder()
         dry_run = flag_of(call.parameters.get("dry_run"), default=order.filter is not None)
-        _check(order, dry_run=dry_run)
+        _check(order)
         if order.extra_attempts is not None:
             call.principal.require(Scope.RETRY_EXTEND)
         chosen = self._chosen(order)
@@ -179,14 +179,14 @@ class BatchResource:
         return await self._reader.answer(call, BatchKey(batch_id, call.project_id))
 
 
-def _check(order: _BatchOrder, *, dry_run: bool) -> None:
+def _check(order: _BatchOrder) -> None:
     """What the shape of the body alone cannot say. Raises InvalidBody."""
     faults: list[Fault] = []
     if (order.ids is None) == (order.filter is None):
         faults.append(Fault("", "Exactly one of `ids` and `filter` is required."))
     if order.ids is not None and order.max is not None:
         faults.append(Fault("/max", "Only with `filter`."))
-    if order.filter is not None and not dry_run:
+    if order.filter is not None:
         if order.max is None:
             faults.append(Fault("/max", "Required with `filter`."))
         if not order.reason:

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 IDS_AT_ONCE: Final = 100
+MAX_MATCHES: Final = 10_000
 
 
 class Redrive:
@@ -300,7 +301,9 @@ class Redrive:
         self, chosen: Sequence[UUID | str] | FailedFilter, *, extra_attempts: int | None = None
     ) -> Preview:
         """What `retry_many` would do now; nothing is written."""
-        body = body_of(**chosen_in_body(chosen), extra_attempts=extra_attempts)
+        # The server asks for both with a filter; nothing is written, so neither matters.
+        beside = {"max": MAX_MATCHES, "reason": "dry run"} if isinstance(chosen, FailedFilter) else {}
+        body = body_of(**chosen_in_body(chosen), **beside, extra_attempts=extra_attempts)
         answer = await self._answer(Request("POST", "/api/jobs/retry", {"dry_run": "true"}, {}, body))
         return decoded(answer.body, Envelope[Preview]).data
 

@@ -473,6 +473,20 @@ async def test_a_bulk_retry_says_that_it_is_for_real_and_carries_a_key() -> None
     assert None not in server.header("Idempotency-Key")
 
 
+async def test_a_preview_of_a_filter_asks_with_what_a_filter_needs() -> None:
+    preview = answer({"data": {"matched": 0, "retryable": 0, "skipped": {}, "sample": []}})
+    async with serving(preview) as server, Redrive(server.url, token=TOKEN) as redrive:
+        await redrive.preview(FailedFilter(type="email"), extra_attempts=2)
+        await redrive.preview([JOB_ID])
+
+    assert [json.loads(body) for body in server.bodies] == [
+        {"filter": {"type": "email"}, "max": 10_000, "reason": "dry run", "extra_attempts": 2},
+        {"ids": [JOB_ID]},
+    ]
+    assert {request.query_string for request in server.requests} == {"dry_run=true"}
+    assert server.header("Idempotency-Key") == [None, None]
+
+
 async def test_another_project_is_named_in_every_request() -> None:
     async with serving(job()) as server, Redrive(server.url, token=TOKEN, project_id="p2") as redrive:
         await redrive.get(JOB_ID, include_payload=True)

@@ -168,7 +168,8 @@ async def get_job_retries_200(world: World) -> list[Reply]:
 
 async def post_batch_200(world: World) -> list[Reply]:
     ids = ",".join(f'"{job.id}"' for job in await _jobs_of_each_kind(world)) + f',"{uuid4()}"'
-    bodies = {b'{"ids":[%b]}' % ids.encode(): "dry_run=true", b'{"filter":{"type":"email"}}': ""}
+    by_filter = b'{"filter":{"type":"email"},"max":1,"reason":"r"}'
+    bodies = {b'{"ids":[%b]}' % ids.encode(): "dry_run=true", by_filter: ""}
     return [await Request("POST", "/api/jobs/retry", query, body=body).to(world.api) for body, query in bodies.items()]
 
 

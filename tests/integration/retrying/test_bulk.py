@@ -188,6 +188,11 @@ async def test_two_bulk_retries_of_the_same_jobs_at_once_share_them(api: Api, jo
 # -- by filter
 
 
+def matching(**chosen: str) -> dict[str, object]:
+    """What asks for a rehearsal, unless the query says otherwise."""
+    return {"filter": chosen, "max": 10_000, "reason": "r"}
+
+
 async def failing_project(jobs: JobMaker, project: str) -> dict[str, list[MadeJob]]:
     """Ten jobs that can be retried, of two types and errors, and some that cannot."""
     return {
@@ -206,7 +211,7 @@ async def test_a_filter_first_says_what_it_would_do(api: Api, jobs: JobMaker) ->
     before = await jobs.queued()
 
     with statements_sent() as sent:
-        answer = await bulk(api, {"filter": {}}, project=project)
+        answer = await bulk(api, matching(), project=project)
     written = await jobs.queued() - before
 
     assert sent == {"match_failed": 1}
@@ -217,9 +222,9 @@ async def test_a_filter_first_says_what_it_would_do(api: Api, jobs: JobMaker) ->
     assert preview == {"matched": 13, "retryable": 8, "skipped": {"attempts_exhausted": 3, "retry_queued": 2}}
     assert preview["matched"] == preview["retryable"] + sum(preview["skipped"].values())
     assert set(sample) == set(ids_of([*made["smtp"], *made["disk"][2:]]))
-    extended = (await bulk(api, {"filter": {}, "extra_attempts": 1}, project=project)).data
+    extended = (await bulk(api, {**matching(), "extra_attempts": 1}, project=project)).data
     assert (extended["retryable"], extended["skipped"]) == (11, {"attempts_exhausted": 0, "retry_queued": 2})
-    nothing = (await bulk(api, {"filter": {"type": "none"}}, project=project)).data
+    nothing = (await bulk(api, matching(type="none"), project=project)).data
     assert nothing == {
         "matched": 0, "retryable": 0, "skipped": {"attempts_exhausted": 0, "retry_queued": 0}, "sample": []
     }  # fmt: skip
@@ -228,7 +233,7 @@ async def test_a_filter_first_says_what_it_would_do(api: Api, jobs: JobMaker) ->
 async def test_a_sample_is_at_most_twenty(api: Api, jobs: JobMaker) -> None:
     await jobs.many_failed(25, project_id="p-sample")
 
-    preview = (await bulk(api, {"filter": {}}, project="p-sample")).data
+    preview = (await bulk(api, matching(), project="p-sample")).data
 
     assert (preview["matched"], len(preview["sample"]), len(set(preview["sample"]))) == (25, 20, 20)
 
@@ -256,7 +261,7 @@ async def test_a_filter_chooses_by_type_time_and_error(api: Api, jobs: JobMaker)
     )
 
     async def chosen(**given: str) -> int:
-        return int((await bulk(api, {"filter": given}, project=project)).data["retryable"])
+        return int((await bulk(api, matching(**given), project=project)).data["retryable"])
 
     yesterday = (moment - timedelta(days=1)).isoformat()
     assert await chosen() == 10
@@ -438,14 +443,17 @@ ONE = "11111111-1111-4111-8111-111111111111"
     [
         ("", {}, ""),
         ("", {"reason": "r"}, ""),
-        ("", {"ids": [ONE], "filter": {}}, ""),
-        (REAL, {"ids": [ONE], "filter": {}, "max": 1, "reason": "r"}, ", /max"),
+        ("", {"ids": [ONE], **matching()}, ", /max"),
+        (REAL, {"ids": [ONE], **matching()}, ", /max"),
         ("", {"ids": []}, "/ids"),
         ("", {"ids": [1]}, "/ids/0"),
         ("", {"ids": ONE}, "/ids"),
         ("", {"ids": [ONE], "max": 5}, "/max"),
         (REAL, {"filter": {}, "reason": "r"}, "/max"),
         (REAL, {"filter": {}, "max": 5}, "/reason"),
+        ("", {"filter": {}}, "/max, /reason"),
+        ("?dry_run=true", {"filter": {}, "reason": "r"}, "/max"),
+        ("?dry_run=true", {"filter": {}, "max": 5}, "/reason"),
         (REAL, {"filter": {}, "max": 5, "reason": ""}, "/reason"),
         (REAL, {"filter": {}, "max": 0, "reason": "r"}, "/max"),
         (REAL, {"filter": {}, "max": 10_001, "reason": "r"}, "/max"),

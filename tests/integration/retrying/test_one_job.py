@@ -300,7 +300,7 @@ async def test_a_read_only_deployment_answers_and_changes_nothing(api: Api, data
             await read_only.post(f"{path_of(other)}?dry_run=true"),
             await read_only.call("DELETE", accepted.headers["Location"]),
             await bulk(read_only, {"ids": [str(other.id)]}),
-            await bulk(read_only, {"filter": {}}),
+            await bulk(read_only, {"filter": {}, "max": 1, "reason": "r"}),
             await read_only.post("/api/jobs/not-an-id/retry"),
         ):
             assert (answer.status, answer.code) == (403, "read-only")
