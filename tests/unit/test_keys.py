@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -15,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 import api.keys
 from api.auth import Authenticator
-from api.keys import JWKS_MAX_BYTES, JWKS_REFETCH_S, KeySet, keys_of
+from api.keys import JWKS_MAX_BYTES, JWKS_REFETCH_S, Key, KeySet, keys_of
 from api.problems import InvalidToken
 from shared.settings import ApiSettings, read
 from tests.eventually import eventually
+from tests.logs import Log
 from tests.tokens import SECRET, token
 
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -201,10 +202,32 @@ async def test_the_last_good_keys_are_kept_when_a_fetch_fails(
     await eventually(lambda: keys.find("b"))
 
 
+async def test_a_mistake_of_ours_ends_one_fetch_and_no_other(
+    issuer: Issuer, keys: KeySet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def mistaken(_: bytes) -> Mapping[str | None, Key]:
+        raise ZeroDivisionError
+
+    issuer.document = {"keys": [jwk(EC_KEY, kid="a")]}
+    await eventually(lambda: keys.find("a"))
+    issuer.document = {"keys": [jwk(EC_KEY, kid="b")]}
+    with monkeypatch.context() as patched, Log(caplog).kept() as log:
+        patched.setattr(api.keys, "_keys_in", mistaken)
+        keys._fetched_at -= JWKS_REFETCH_S
+        keys.find("unknown")
+        await eventually(lambda: log.lines)
+        assert keys.find("a")
+    await eventually(lambda: keys.find("b"))
+
+    first, *_ = log.lines
+    assert (first["event"], first["error"], first["exc_info"]) == ("jwks fetch failed", "ZeroDivisionError", True)
+
+
 def _odd_entries() -> dict[str, object]:
     secret = {"kty": "oct", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0", "kid": "odd"}
     return {
         "a secret": secret,
+        "a secret without its value": {"kty": "oct", "kid": "odd"},
         "a secret as RS256": secret | {"alg": "RS256"},
         "not an object": "odd",
         "null": None,
