@@ -50,7 +50,12 @@ MARK: Final = 1_000
 SWEEP_EVERY_S: Final = 60.0
 STALE_S: Final = 3600.0
 SWEEP: Final = 1_000
-_BACKOFF_S: Final = (0.2, 5.0)
+_FIRST_PAUSE_S: Final = 0.2
+_LONGEST_PAUSE_S: Final = 5.0
+_LONGEST_KNOCK_S: Final = 1.0
+"""Between attempts to reach a broker: they cost it next to nothing, and once it is back it is wanted at once."""
+_HEALTHY_S: Final = 10.0
+"""A session that has lasted so long, with nothing to be confirmed, is a good one."""
 
 
 class Relay:
@@ -116,6 +121,8 @@ class _Lane:
         self._confirmed: list[Lease] = []
         self._mark_at = 0.0
         self._sweep_at = 0.0
+        self._pause_s = _FIRST_PAUSE_S
+        self._trouble: type[Exception] | None = None
         self.connected = False
 
     def poke(self) -> None:
@@ -126,28 +133,43 @@ class _Lane:
         self._news.set()
 
     async def run(self) -> None:
-        """Hold a session with the broker, and start a new one after any loss, until stopped."""
-        pause_s, longest_s = _BACKOFF_S
+        """Hold a session with the broker, and start a new one after any loss, until stopped.
+
+        Pauses grow until a session turns out to be good: one that begins well may still get nothing published. An
+        outage is two lines in the log, its beginning and the `relay connected` that ends it.
+        """
         while not self._stopping:
+            longest_s = _LONGEST_KNOCK_S
             try:
                 async with self._session() as (channel, exchange):
-                    pause_s = _BACKOFF_S[0]
+                    longest_s = _LONGEST_PAUSE_S
                     await self._publish_until_stopped(channel, exchange)
             except Exception as error:
                 self._metrics.publish_failures.inc()
-                # A server that is away is no news of ours; anything else is a mistake of ours, with its trace.
-                trace = not isinstance(error, RedriveError)
-                log.warning(
-                    "relay session ended",
-                    key=self._key,
-                    error=type(error).__name__,
-                    reason=str(error),
-                    exc_info=trace,
-                )
+                if type(error) is not self._trouble:
+                    # A server that is away is no news of ours; anything else is a mistake of ours, with its trace.
+                    trace = not isinstance(error, RedriveError)
+                    log.warning(
+                        "relay session ended",
+                        key=self._key,
+                        error=type(error).__name__,
+                        reason=str(error),
+                        exc_info=trace,
+                    )
+                self._trouble = type(error)
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - spreading, not secrecy
+                async with asyncio.timeout(
+                    min(longest_s, self._pause_s) * random.uniform(0.5, 1.0)  # noqa: S311 - spreading, not secrecy
+                ):
                     await self._wait_for_stop()
-            pause_s = min(longest_s, pause_s * 2)
+            self._pause_s = min(longest_s, self._pause_s * 2)
+
+    def _went_well(self) -> None:
+        """The session is good: the next one follows soon, and what ends this one is news."""
+        if self._trouble is not None:
+            log.info("relay connected", key=self._key)
+        self._trouble = None
+        self._pause_s = _FIRST_PAUSE_S
 
     async def _wait_for_stop(self) -> None:
         while not self._stopping:
@@ -164,7 +186,8 @@ class _Lane:
                     exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
                 channel.close_callbacks.add(self._look_up)
                 self._set_connected(connected=True)
-                log.info("relay connected", key=self._key)
+                if self._trouble is None:
+                    log.info("relay connected", key=self._key)
                 try:
                     yield channel, exchange
                 finally:
@@ -183,6 +206,8 @@ class _Lane:
 
         Raises the first failure, once all that is under way has ended: confirmed, or given back.
         """
+        loop = asyncio.get_running_loop()
+        healthy_at = loop.time() + _HEALTHY_S
         self._sweep_at = 0.0  # at once: a session that begins may follow the loss of a queue
         publishing: set[asyncio.Task[None]] = set()
         try:
@@ -202,6 +227,8 @@ class _Lane:
                     async with asyncio.timeout(POLL_S):
                         await self._news.wait()
                 publishing = _still_going(publishing)
+                if not publishing and loop.time() >= healthy_at:
+                    self._went_well()
             await asyncio.gather(*publishing)
             await self._mark()
         except asyncio.CancelledError:
@@ -239,6 +266,7 @@ class _Lane:
         if failure is not None:
             self._news.set()  # the session is to end now, not at the next poll
             raise failure
+        self._went_well()
         if len(self._confirmed) >= MARK:
             await self._mark()
 

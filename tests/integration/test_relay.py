@@ -21,6 +21,7 @@ from shared.retries import RetryLedger
 from tests.api_server import Api, serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker, a_retry_of
+from tests.logs import Log
 from tests.queues import Queues
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import PrivateRabbitmq
@@ -83,6 +84,11 @@ async def ids_in(queues: Queues) -> list[UUID]:
 
 def same(ids: Sequence[UUID], others: Sequence[UUID]) -> bool:
     return sorted(ids) == sorted(others)
+
+
+def told(log: Log) -> list[str]:
+    """What the lane of single retries has logged."""
+    return [str(line["event"]) for line in log.lines if line.get("key") == topology.KEY_RETRY]
 
 
 async def test_what_is_accepted_is_published_once_and_marked(
@@ -208,6 +214,43 @@ async def test_a_request_that_meets_no_queue_at_all_waits_in_the_ledger(
     assert same(await ids_in(queues), ids)
 
 
+async def test_a_broker_that_takes_nothing_is_asked_ever_less_often_and_told_of_once(  # noqa: PLR0917 - fixtures
+    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    async def no_more_binding(*_: object) -> object:
+        return queues._exchange
+
+    monkeypatch.setattr("api.relay._FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr("api.relay._LONGEST_PAUSE_S", 0.4)
+    await accepted(ledger, jobs, 3)
+    await queues.unbind(topology.RETRIES, topology.KEY_RETRY)
+    with monkeypatch.context() as patched:
+        patched.setattr(topology, "declare", no_more_binding)
+        async with relaying(ledger, amqp_url) as relay:
+            await eventually(lambda: relay.relay._singles._pause_s == 0.4)
+            assert relay.failures >= 3
+            patched.undo()
+            await eventually(lambda: all_published(jobs))
+            assert relay.relay._singles._pause_s == 0.05
+
+    assert told(log) == ["relay connected", "relay session ended", "relay connected"]
+
+
+async def test_a_broker_that_is_back_is_used_at_once_however_long_it_was_away(
+    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay._FIRST_PAUSE_S", 10.0)  # as if it had been trouble for long
+    ids = await accepted(ledger, jobs, 1)
+    async with Proxy.to(amqp_url) as proxy:
+        await proxy.refuse()
+        async with relaying(ledger, proxy.url_of(amqp_url)) as relay:
+            await eventually(lambda: relay.failures >= 2)
+            await proxy.heal()
+            await eventually(lambda: ids_in(queues), within_s=3)
+
+    assert same(await ids_in(queues), ids)
+
+
 async def test_stopping_publishes_what_is_there(
     ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
 ) -> None:
@@ -231,8 +274,8 @@ async def test_stopping_without_a_broker_does_not_wait_for_one(ledger: RetryLedg
     assert await unpublished(jobs) == 1
 
 
-async def test_a_database_that_goes_away_only_delays_publishing(
-    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, ledger: RetryLedger
+async def test_a_database_that_goes_away_only_delays_publishing(  # noqa: PLR0917 - fixtures
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, ledger: RetryLedger, log: Log
 ) -> None:
     async with (
         Proxy.to(database_url) as proxy,
@@ -244,10 +287,11 @@ async def test_a_database_that_goes_away_only_delays_publishing(
         await proxy.reset()
         ids = await accepted(ledger, jobs, 5)
         relay.relay.poke()
-        await eventually(lambda: relay.failures > 0)
+        await eventually(lambda: relay.failures >= 6)
         await proxy.heal()
         await eventually(lambda: all_published(jobs))
 
+    assert told(log) == ["relay connected", "relay session ended", "relay connected"]
     assert same(sorted(set(await ids_in(queues))), ids)
 
 
