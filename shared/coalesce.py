@@ -7,12 +7,19 @@ An idle Coalescer starts at the end of the event loop's current turn; nobody wai
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from shared.errors import DatabaseUnavailable, RedriveError
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+
+class _Callers(NamedTuple, Generic[V]):
+    """Who waits for a key, and since when the first of them does."""
+
+    since: float
+    futures: "list[asyncio.Future[V | None]]"
 
 
 class Coalescer(Generic[K, V]):
@@ -39,8 +46,7 @@ class Coalescer(Generic[K, V]):
         self._max_in_flight = max_in_flight
         self._late_s = late_s
         self._deadline_s = deadline_s
-        self._waiting: dict[K, list[asyncio.Future[V | None]]] = {}
-        self._waiting_since = 0.0
+        self._waiting: dict[K, _Callers[V]] = {}
         self._scheduled: asyncio.Handle | None = None
         self._in_flight: set[asyncio.Task[Mapping[K, V]]] = set()
 
@@ -49,11 +55,9 @@ class Coalescer(Generic[K, V]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[V | None] = loop.create_future()  # one each: a caller that is cancelled leaves alone
         if (others := self._waiting.get(key)) is not None:
-            others.append(future)
+            others.futures.append(future)
         else:
-            if not self._waiting:
-                self._waiting_since = loop.time()
-            self._waiting[key] = [future]
+            self._waiting[key] = _Callers(loop.time(), [future])
             self._schedule(loop)
         return await future
 
@@ -76,7 +80,8 @@ class Coalescer(Generic[K, V]):
             batch, self._waiting = self._waiting, {}
         else:
             batch = {key: self._waiting.pop(key) for key in list(self._waiting)[: self._max_batch]}
-        task = loop.create_task(self._loaded(list(batch), self._waiting_since + self._deadline_s))
+        longest = next(iter(batch.values()))
+        task = loop.create_task(self._loaded(list(batch), longest.since + self._deadline_s))
         self._in_flight.add(task)
         task.add_done_callback(lambda task: self._deliver(batch, task))
         self._schedule(loop)
@@ -88,15 +93,15 @@ class Coalescer(Generic[K, V]):
         except TimeoutError as error:
             raise DatabaseUnavailable("too slow") from error
 
-    def _deliver(self, batch: dict[K, list[asyncio.Future[V | None]]], task: asyncio.Task[Mapping[K, V]]) -> None:
+    def _deliver(self, batch: "dict[K, _Callers[V]]", task: asyncio.Task[Mapping[K, V]]) -> None:
         self._in_flight.discard(task)
         if self._scheduled is not None:  # for when this one would be late
             self._scheduled.cancel()
             self._scheduled = None
         self._schedule(task.get_loop())
         error = None if task.cancelled() else task.exception()
-        for key, futures in batch.items():
-            for future in futures:
+        for key, callers in batch.items():
+            for future in callers.futures:
                 if future.done():
                     continue  # its caller has left
                 if task.cancelled():

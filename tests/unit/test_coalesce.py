@@ -224,6 +224,24 @@ async def test_the_deadline_counts_the_time_in_line(loads: Loads) -> None:
     assert loop.time() - started_at < 0.35
 
 
+async def test_a_line_that_never_ends_makes_nobody_late(loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    time, passed_s = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: time() + passed_s)
+    coalescer = Coalescer(loads.load, max_in_flight=1, max_batch=1, deadline_s=50)
+    calls = await many(coalescer, "0", "1")
+    for number in range(4):
+        await loads.begun(number + 1)
+        passed_s += 20
+        calls += await many(coalescer, str(number + 2))
+        loads.end(number)
+    for number in range(4, 6):
+        await loads.begun(number + 1)
+        loads.end(number)
+
+    assert await asyncio.gather(*calls) == [0] * 6
+
+
 async def test_drained_returns_when_no_load_is_under_way(loads: Loads) -> None:
     coalescer = Coalescer(loads.load)
     calls = await many(coalescer, "a")
