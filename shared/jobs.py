@@ -47,6 +47,9 @@ def _job_of(row: "Row") -> Job:
 LATE_S: Final = 0.02
 """A look-up of jobs by their ids takes a millisecond or two; one that takes so long holds nobody up any more."""
 
+PAYLOADS: Final = 8
+"""So many jobs are read with their payloads at a time: one may have a megabyte, and is held three times meanwhile."""
+
 STATS_CAP: Final = 10_000
 """Where counting stops: what a person wants to know beyond it is that it is many."""
 
@@ -76,6 +79,7 @@ class JobStore:
         self._database = database
         self._sql = statements("jobs")
         self._coalescer: Coalescer[JobKey, Job] = Coalescer(self._load, late_s=LATE_S)
+        self._with_payload: Coalescer[JobKey, Job] = Coalescer(self._load, max_batch=PAYLOADS, late_s=LATE_S)
 
     async def _load(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
         ids, projects, payloads = zip(*keys, strict=True)
@@ -104,7 +108,7 @@ class JobStore:
 
     async def get(self, key: JobKey) -> Job:
         """The job as of now. Raises JobNotFound, for foreign jobs too, and DatabaseUnavailable."""
-        job = await self._coalescer.get(key)
+        job = await (self._with_payload if key.with_payload else self._coalescer).get(key)
         if job is None:
             raise JobNotFound
         return job

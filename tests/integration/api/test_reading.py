@@ -2,10 +2,13 @@
 
 import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from uuid import UUID, uuid4
 
 import pytest
 
+from shared.jobs import PAYLOADS, JobStore
+from shared.models import Job, JobKey
 from tests.api_server import Api, Reply, serving
 from tests.jobs import JobMaker, MadeJob
 from tests.tokens import token
@@ -100,6 +103,26 @@ async def test_the_payload_has_a_scope_of_its_own(api: Api, jobs: JobMaker) -> N
 
     assert (await api.get(path, token=token(scope="jobs:read"))).code == "insufficient-scope"
     assert (await api.get(path, token=token(scope="jobs:read jobs:payload"))).status == 200
+
+
+async def test_no_query_reads_more_than_a_few_payloads(
+    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_at_once: list[int] = []
+    load = JobStore._load
+
+    async def counted(store: JobStore, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
+        read_at_once.append(sum(key.with_payload for key in keys))
+        return await load(store, keys)
+
+    monkeypatch.setattr(JobStore, "_load", counted)
+    made = await jobs.make(50, status="pending", attempts=0)
+    async with serving(database_url) as api:
+        answers = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}?include=payload") for job in made))
+
+    assert {answer.status for answer in answers} == {200}
+    assert sum(read_at_once) == 50
+    assert max(read_at_once) <= PAYLOADS
 
 
 async def test_an_id_may_be_written_in_either_case(api: Api, jobs: JobMaker) -> None:
