@@ -33,7 +33,7 @@ class _Links(msgspec.Struct, frozen=True):
 class _JobBody(msgspec.Struct, frozen=True):
     id: UUID
     type: str
-    status: JobStatus
+    status: JobStatus | str
     attempts: int
     max_attempts: int
     last_error: str | None

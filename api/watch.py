@@ -107,7 +107,7 @@ class StatusWatch(Generic[K, V]):
         self._watched: dict[K, _Watched[V]] = {}
         self._looks = 0
         self._ticking: asyncio.Task[None] | None = None
-        self._database_is_away = False
+        self._trouble: type[Exception] | None = None
         self.closed = False
 
     @property
@@ -169,15 +169,17 @@ class StatusWatch(Generic[K, V]):
     async def _tick(self) -> None:
         while self._watched:
             await asyncio.sleep(self._interval_s)
-            self._let_go_of_the_gone()
             try:
+                self._let_go_of_the_gone()
                 await self._look()
-            except DatabaseUnavailable as error:
-                if not self._database_is_away:
-                    log.warning("watch could not look", error=str(error), watched=len(self._watched))
-                self._database_is_away = True
+            except Exception as error:  # whatever it is: nobody else would look for those who wait
+                if type(error) is not self._trouble:
+                    # A database that is away is no news of ours; anything else is a mistake of ours, with its trace.
+                    trace = not isinstance(error, DatabaseUnavailable)
+                    log.warning("watch could not look", error=str(error), watched=len(self._watched), exc_info=trace)
+                self._trouble = type(error)
             else:
-                self._database_is_away = False
+                self._trouble = None
 
     def _let_go_of_the_gone(self) -> None:
         for watched in self._watched.values():

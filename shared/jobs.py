@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from shared.database import Database, Row
 
 
+# Not JobStatus(…): a row with any other status would fail the query of everybody who is read together with it.
+_STATUSES: Final = {str(status): status for status in JobStatus}
+
+
 def _job_of(row: "Row") -> Job:
     """A row of `find_jobs` or of a list, by position: names would cost a dictionary look-up each."""
     (
@@ -30,7 +34,7 @@ def _job_of(row: "Row") -> Job:
         id=JobId(job_id),
         project_id=ProjectId(project_id),
         type=kind,
-        status=JobStatus(status),
+        status=_STATUSES.get(status, status),
         attempts=attempts,
         max_attempts=max_attempts,
         last_error=last_error,

@@ -86,13 +86,14 @@ class PendingRetry(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `control_plane.jobs` as one query saw it, with the retry that is queued for it.
 
-    `payload` is the stored JSON, unparsed; None where it was not asked for.
+    `payload` is the stored JSON, unparsed; None where it was not asked for. `status` is a word of the owner's own where
+    he has broken his promise that it is one of the four: such a job is neither done nor to be retried.
     """
 
     id: JobId
     project_id: ProjectId
     type: str
-    status: JobStatus
+    status: JobStatus | str
     attempts: int
     max_attempts: int
     last_error: str | None

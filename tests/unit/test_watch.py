@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+import pytest
+
 from api.watch import StatusWatch, Waiters
+from tests.logs import Log
 
 MANY = 3_000
 
@@ -48,3 +51,24 @@ async def test_others_get_their_turns_while_thousands_hear_of_a_change() -> None
 
     between = [later - earlier for earlier, later in pairwise(heard_by_turn)]
     assert max(between) < MANY / 5
+
+
+async def test_a_look_that_fails_is_told_of_once_and_followed_by_another(caplog: pytest.LogCaptureFixture) -> None:
+    values, loop = Values(), asyncio.get_running_loop()
+    looks = 0
+
+    async def changed(seen: Mapping[int, int]) -> Sequence[int]:
+        nonlocal looks
+        looks += 1
+        if looks <= 3:
+            raise ZeroDivisionError
+        return await values.changed(seen)
+
+    watch = StatusWatch(changed=changed, load=values.load, interval_s=0.01, waiters=Waiters(1))
+    values.now = 2
+    with Log(caplog).kept() as log:
+        held = watch.hold(1, 1, until=loop.time() + 10, enough=lambda value: value == 2, alive=lambda: True)
+        assert await held == 2
+
+    assert looks == 4
+    assert [(line["event"], line["exc_info"]) for line in log.lines] == [("watch could not look", True)]

@@ -85,6 +85,23 @@ async def test_what_the_table_leaves_open_has_a_value(api: Api, jobs: JobMaker) 
     assert (data["attempts"], data["max_attempts"], data["payload"]) == (0, 3, {})
 
 
+async def test_a_status_that_the_owner_has_promised_not_to_use_harms_nobody_else(api: Api, jobs: JobMaker) -> None:
+    good = await jobs.failed(project_id="odd")
+    (odd,) = await jobs.make(1, status="running", project_id="odd")
+    await jobs.pool.execute("ALTER TABLE control_plane.jobs DROP CONSTRAINT jobs_status_check")
+    await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'archived' WHERE id = $1", odd.id)
+    theirs = token(project_id="odd")
+
+    at_once = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}", token=theirs) for job in (good, odd)))
+    listed = await api.get("/api/jobs", token=theirs)
+    refused = await api.post(f"/api/jobs/{odd.id}/retry", token=theirs)
+
+    assert [answer.data["status"] for answer in at_once] == ["failed", "archived"]
+    assert (at_once[1].data["done"], at_once[1].data["retry_blocked_by"]) == (False, "not_failed")
+    assert {job["id"]: job["status"] for job in listed.data} == {str(good.id): "failed", str(odd.id): "archived"}
+    assert refused.code == "job-not-failed"
+
+
 async def test_the_payload_comes_only_when_asked_for_and_is_the_stored_json(api: Api, jobs: JobMaker) -> None:
     payload = {"to": "ü@example.org", "n": [1, 1.5, None, {"deep": True}], "big": 10**30, "text": 'a"b\\c\n\u2028'}
     (job,) = await jobs.make(1, status="pending", attempts=0, payload=json.dumps(payload))
