@@ -278,7 +278,7 @@ class _Lane:
             await self._mark()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY_S
-            if stale := await self._ledger.republish_stale(SWEEP, age_s=STALE_S):
+            if stale := await self._ledger.republish_stale(SWEEP, age_s=STALE_S, bulk=self._bulk):
                 log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
 
     async def _mark(self) -> None:

@@ -397,9 +397,12 @@ class RetryLedger:
         """End the lease on these early: they were not published."""
         await self._database.fetch(self._sql["give_back"], ids)
 
-    async def republish_stale(self, limit: int, *, age_s: float) -> int:
-        """Let up to `limit` requests be published again that have not been settled for so long; answers how many."""
-        rows = await self._database.fetch(self._sql["republish_stale"], timedelta(seconds=age_s), limit)
+    async def republish_stale(self, limit: int, *, age_s: float, bulk: bool) -> int:
+        """Let up to `limit` requests be published again that have not been settled for so long; answers how many.
+
+        `bulk`: those of batches; otherwise single ones.
+        """
+        rows = await self._database.fetch(self._sql["republish_stale"], timedelta(seconds=age_s), limit, bulk)
         return len(rows)
 
     # -- settling: the worker's side

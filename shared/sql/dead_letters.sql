@@ -4,8 +4,15 @@
 -- Whether a request has been with the broker for so long without being settled that its message may be a dead letter.
 -- $1 interval how long
 SELECT EXISTS (
-    SELECT FROM redrive.retry_requests
-    WHERE state = 'queued' AND processed_at IS NULL AND published_at < now() - $1::interval
+    SELECT FROM unnest(ARRAY[false, true]) AS of_batch (bulk) -- a look into each half of the index
+    CROSS JOIN LATERAL (
+        SELECT FROM redrive.retry_requests
+        WHERE
+            state = 'queued' AND processed_at IS NULL
+            AND (batch_id IS NOT NULL) = of_batch.bulk AND published_at < now() - $1::interval
+        ORDER BY published_at -- keeps a plan that was made early from going along what waits unpublished
+        LIMIT 1
+    ) AS overdue
 );
 
 -- name: overdue_among

@@ -170,16 +170,16 @@ WHERE id = ANY (ARRAY(
 
 -- name: republish_stale
 -- Let requests be published again that were published long ago and are not settled: their queue may have been lost. A
--- copy too many does nothing. Oldest first.
--- $1 interval how long ago, $2 int how many at most
+-- copy too many does nothing. The longest published first.
+-- $1 interval how long ago, $2 int how many at most, $3 bool those of batches, or single ones
 UPDATE redrive.retry_requests
 SET published_at = NULL, publish_lease_until = NULL
 WHERE id = ANY (ARRAY(
     SELECT stale.id FROM redrive.retry_requests AS stale
     WHERE
         state = 'queued' AND processed_at IS NULL
-        AND requested_at < now() - $1::interval AND published_at < now() - $1::interval
-    ORDER BY (batch_id IS NOT NULL), requested_at, id
+        AND (batch_id IS NOT NULL) = $3 AND published_at < now() - $1::interval
+    ORDER BY published_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED -- what a worker has in hand is not lost
 ))

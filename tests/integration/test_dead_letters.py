@@ -436,8 +436,9 @@ async def test_the_sweep_leaves_alone_what_is_settled_fresh_or_not_published(
     await long_ago(jobs, settled.id, stale.id)
     await ledger.accept(a_retry_of(await jobs.failed()))
 
-    assert await ledger.republish_stale(100, age_s=3600) == 1
-    assert await ledger.republish_stale(100, age_s=3600) == 0
+    assert await ledger.republish_stale(100, age_s=3600, bulk=True) == 0
+    assert await ledger.republish_stale(100, age_s=3600, bulk=False) == 1
+    assert await ledger.republish_stale(100, age_s=3600, bulk=False) == 0
     publishable = {row.message.id for row in await ledger.publishable(100, lease_s=1, bulk=False)}
     assert stale.id in publishable
     assert fresh.id not in publishable
@@ -450,7 +451,7 @@ async def test_a_request_that_is_published_again_has_one_effect(
     job = await jobs.failed()
     message = await published(ledger, queues, job)
     await long_ago(jobs, message.id)
-    await ledger.republish_stale(100, age_s=3600)
+    await ledger.republish_stale(100, age_s=3600, bulk=False)
     (again,) = await ledger.publishable(1, lease_s=30, bulk=False)
     await queues.publish(again.message)
 

@@ -169,13 +169,13 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def publish_what_was_published_long_ago(self) -> None:
-        self.world.run(self.ledger.republish_stale(10, age_s=0))
+        self.world.run(self.ledger.republish_stale(10, age_s=0, bulk=False))
 
     @precondition(lambda self: self.queue)
     @rule()
     def lose_the_queue(self) -> None:
         self.queue.clear()
-        self.world.run(self.ledger.republish_stale(10, age_s=0))
+        self.world.run(self.ledger.republish_stale(10, age_s=0, bulk=False))
 
     # -- the worker
 
@@ -254,7 +254,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """Whatever has happened, health settles everything."""
         if self.queue:
             self.world.run(self.ledger.apply(self.queue))
-        self.world.run(self.ledger.republish_stale(100, age_s=0))
+        self.world.run(self.ledger.republish_stale(100, age_s=0, bulk=False))
         if rows := self.world.run(self.ledger.publishable(100, lease_s=0, bulk=False)):
             self.world.run(self.ledger.apply([row.message for row in rows]))
         assert self.world.run(self.world.jobs.queued()) == 0

@@ -27,7 +27,7 @@ async def test_a_plan_made_for_an_empty_ledger_publishes_and_settles_a_full_one(
     ledger = RetryLedger(one_connection, JobStore(one_connection))
     await jobs.pool.execute("VACUUM (ANALYZE) redrive.retry_requests")  # known to be empty, not only never looked at
     assert await ledger.publishable(1, lease_s=60, bulk=False) == []
-    assert await ledger.republish_stale(1, age_s=60) == 0
+    assert await ledger.republish_stale(1, age_s=60, bulk=True) == 0
     assert await ledger.apply_queued(1) == {}
     for statement in (ledger.mark_published, ledger.give_back, ledger.dead_letter):
         await statement([])
@@ -44,7 +44,7 @@ async def test_a_plan_made_for_an_empty_ledger_publishes_and_settles_a_full_one(
     messages = [row.message for row in rows]
     await ledger.give_back([message.id for message in messages[:10]])
     await ledger.mark_published([row.lease for row in rows])
-    assert await ledger.republish_stale(1, age_s=0) == 1
+    assert await ledger.republish_stale(1, age_s=0, bulk=True) == 1
     await ledger.dead_letter([messages.pop().id])
     assert {each.outcome for each in (await ledger.apply(messages)).values()} == {Outcome.APPLIED}
     assert len(await ledger.apply_queued(200)) == 200

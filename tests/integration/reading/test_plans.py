@@ -26,7 +26,12 @@ BIG = 80_000
 MANY = 200
 GROWING = {"jobs", "retry_requests"}
 # These hold nothing but what waits, or what was given up: the condition is in the index itself.
-OF_FEW = {"retry_requests_queued_idx", "retry_requests_unpublished_idx", "retry_requests_dead_idx"}
+OF_FEW = {
+    "retry_requests_queued_idx",
+    "retry_requests_unpublished_idx",
+    "retry_requests_published_idx",
+    "retry_requests_dead_idx",
+}
 # These want all that waits, in its order; whoever looks for one job's request must not read along the line.
 IN_LINE = {"publishable", "republish_stale", "backlog", "take_queued", "queued", "any_overdue", "dead_lettered"}
 # These look for some ids among what waits: in an empty table that may be one pass over it, and never one for each.
@@ -207,6 +212,17 @@ async def test_the_trail_of_an_old_job_costs_a_few_pages(large: "PoolConnectionP
     )
 
     assert await buffers(large, "history", "'p1'", f"'{job_id}'", *["NULL"] * 5, "51") < 20
+
+
+async def test_what_waits_unpublished_is_not_read_for_what_was_published(
+    large: "PoolConnectionProxy[asyncpg.Record]", fresh: "PoolConnectionProxy[asyncpg.Record]"
+) -> None:
+    for name, arguments in (("any_overdue", ["'0 s'"]), ("republish_stale", ["'0 s'", "1000", "false"])):
+        assert await buffers(large, name, *arguments) < 20, name  # 2,000 wait
+
+        taken = {node.get("Index Name") for node in nodes_of(await plan_of(fresh, SQL[name]))}
+        assert "retry_requests_published_idx" in taken, name
+        assert "retry_requests_queued_idx" not in taken, name
 
 
 async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
