@@ -55,7 +55,7 @@ def corpus(job: bytes, retry: bytes, batch: bytes) -> list[bytes]:
         good(b"POST", b"/api/jobs/retry", body=b'{"ids":["%b"],"reason":"%b"}' % (job, CANARY)),
         good(
             b"POST", b"/api/jobs/retry?dry_run=true",
-            body=b'{"filter":{"type":"%b","created_after":"2026-01-01T00:00:00Z"},"max":9}' % CANARY,
+            body=b'{"filter":{"type":"%b","created_after":"2026-01-01T00:00:00Z"},"max":9,"reason":"x"}' % CANARY,
         ),
     ]  # fmt: skip
 
