@@ -39,10 +39,13 @@ _PLANNING: Final[dict[str, str]] = {
     "jit": "off",  # compiling takes longer than any of these statements
 }
 
-# What the database says of a statement's content, by SQLSTATE class: data, integrity, trigger, view with check option.
-_REFUSALS = ("22", "23", "27", "44", "P0")
-# What it says of a statement as such, which is ours and tested: a table or a right is missing.
-_UNFIT = ("42", "3F")
+# What the database says, by the beginning of its SQLSTATE. Of a moment: connections, conflicts, resources, an end that
+# somebody made, time, other servers behind it. The same statement may go through in the next.
+_PASSING = ("08", "25", "40", "53", "55006", "55P03", "57", "58", "72", "HV")
+# Of a statement as such, or of the whole server: a table or a right is missing, a thing is not in the state for it.
+_UNFIT = ("0A", "0B", "24", "26", "28", "2D", "34", "3B", "3D", "3F", "42", "55", "F0", "XX")
+# Everything else is said of a statement's content: data, integrity, and whatever codes the owner of a table has made up
+# for his triggers.
 
 UNUSABLE_URL: Final = (ValueError, IndexError, OverflowError)
 """What connecting raises for a URL that the settings let pass (its options, a host's name), or a PG… variable."""
@@ -53,11 +56,12 @@ def _translated() -> "Iterator[None]":
     try:
         yield
     except asyncpg.PostgresError as error:
-        if (error.sqlstate or "").startswith(_REFUSALS):
-            raise StatementRefused(error.sqlstate) from error
-        if (error.sqlstate or "").startswith(_UNFIT):
-            raise DatabaseUnfit(f"{type(error).__name__}: {error}") from error
-        raise DatabaseUnavailable(type(error).__name__) from error
+        sqlstate = error.sqlstate or "XX000"
+        if sqlstate.startswith(_PASSING):
+            raise DatabaseUnavailable(type(error).__name__) from error
+        if sqlstate.startswith(_UNFIT):
+            raise DatabaseUnfit(f"{type(error).__name__}: {error}", sqlstate=sqlstate) from error
+        raise StatementRefused(sqlstate) from error
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise DatabaseUnavailable(type(error).__name__) from error
 

@@ -73,7 +73,14 @@ class DatabaseUnavailable(RedriveError):
 
 
 class DatabaseUnfit(DatabaseUnavailable):
-    """The database is there and not as it should be: not migrated, or rights are missing. `str()` says which."""
+    """The database is there and not as it should be: not migrated, or rights are missing. `str()` says which.
+
+    Or a trigger of the table's owner says so, of one row: where the same statement for no row at all goes through.
+    """
+
+    def __init__(self, reason: str = "", *, sqlstate: str = "") -> None:
+        super().__init__(reason)
+        self.sqlstate = sqlstate
 
 
 class BrokerUnavailable(RedriveError):

@@ -188,6 +188,21 @@ def message_of(row: "Row") -> RetryMessage:
     )
 
 
+def _columns_of(messages: Sequence[RetryMessage]) -> list[list[object]]:
+    """What the ledger takes from messages, column by column."""
+    return [
+        [message.request_id for message in messages],
+        [message.project_id for message in messages],
+        [message.job_id for message in messages],
+        [message.job_version for message in messages],
+        [message.run_at for message in messages],
+        [message.extra_attempts for message in messages],
+        [message.actor for message in messages],
+        [message.reason for message in messages],
+        [message.requested_at for message in messages],
+    ]
+
+
 class RetryLedger:
     """Writing and reading the ledger; `jobs` is where `accept` looks at the job."""
 
@@ -460,19 +475,21 @@ class RetryLedger:
                 settled[RetryId(row["id"])] = Settled(Outcome(row["outcome"]), None)
         return settled
 
+    async def probe(self) -> None:
+        """Prove that requests can be settled, with the very statements for it, which find none. Raises as `apply`."""
+        async with self._database.transaction() as session:
+            await self._settle(session, [], await self._adopt(session, []), published=True)
+
+    async def hold(self, message: RetryMessage) -> None:
+        """Let a request that takes the database too long come again later, on its own: it stays queued until then.
+
+        One that the ledger does not know is written down; one that is settled stays so. Raises DatabaseUnavailable, and
+        StatementRefused where it cannot be queued because another request for its job is.
+        """
+        await self._database.fetch(self._sql["hold"], *_columns_of([message]))
+
     async def _adopt(self, session: "Session", messages: Sequence[RetryMessage]) -> list[RetryId]:
-        rows = await session.fetch(
-            self._sql["adopt"],
-            [message.request_id for message in messages],
-            [message.project_id for message in messages],
-            [message.job_id for message in messages],
-            [message.job_version for message in messages],
-            [message.run_at for message in messages],
-            [message.extra_attempts for message in messages],
-            [message.actor for message in messages],
-            [message.reason for message in messages],
-            [message.requested_at for message in messages],
-        )
+        rows = await session.fetch(self._sql["adopt"], *_columns_of(messages))
         return [RetryId(row["id"]) for row in rows]
 
     async def _settle(

@@ -49,7 +49,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
         pool_size=settings.db_pool_size,
     )
     ledger = RetryLedger(database, JobStore(database))
-    sources = _sources(settings, ledger, database, metrics)
+    sources = _sources(settings, ledger, metrics)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(database.opened())
         if ops:
@@ -71,16 +71,14 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
     log.info("worker stopped")
 
 
-def _sources(
-    settings: "WorkerSettings", ledger: RetryLedger, database: Database, metrics: Metrics
-) -> "Sequence[Source]":
+def _sources(settings: "WorkerSettings", ledger: RetryLedger, metrics: Metrics) -> "Sequence[Source]":
     if settings.amqp_url is None:
-        return [LedgerSource(Settler(ledger, database, metrics), batch_size=settings.worker_batch_size)]
+        return [LedgerSource(Settler(ledger, metrics), batch_size=settings.worker_batch_size)]
     return [
         QueueSource(
             settings.amqp_url.get_secret_value(),
             queue,
-            Settler(ledger, database, metrics),
+            Settler(ledger, metrics),
             metrics,
             batch_size=settings.worker_batch_size,
             batch_wait_s=settings.worker_batch_wait,

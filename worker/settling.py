@@ -1,7 +1,9 @@
 """Settler: retry requests in, outcomes out, whatever the database makes of them.
 
 A request that the database refuses (a constraint, a trigger of the jobs table's owner) fails the whole transaction. The
-batch is then halved until the refused one stands alone; it is given up in the ledger, and the others go through.
+batch is then halved until the refused one stands alone; it is given up in the ledger, and the others go through. The
+same goes for a batch that it has no time or no right for, if only it can still settle one of no requests: what takes
+too long on its own (a slow trigger, a lock that is waited for) is held, and comes again later.
 
 A batch that the database was away for stays here, without its messages, and is the first thing to go through when the
 database is back. Only then are messages taken again, so an outage costs each of them one delivery at most, of the
@@ -14,14 +16,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from shared.errors import DatabaseUnavailable, StatementRefused
+from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused
 from shared.models import Outcome, RetryId
 from shared.retries import Settled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shared.database import Database
     from shared.messages import RetryMessage
     from shared.retries import RetryLedger
     from worker.metrics import Metrics
@@ -30,18 +31,18 @@ log = structlog.stdlib.get_logger(__name__)
 
 
 class Settler:
-    """Settles batches for one source; `database` is the ledger's."""
+    """Settles batches for one source."""
 
-    def __init__(self, ledger: "RetryLedger", database: "Database", metrics: "Metrics") -> None:
+    def __init__(self, ledger: "RetryLedger", metrics: "Metrics") -> None:
         self._ledger = ledger
-        self._database = database
         self._metrics = metrics
         self._unsettled: list[RetryMessage] = []
 
     async def settle(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled]:
         """Settle requests; every distinct id has its outcome in the answer, `poison` for one that was refused.
 
-        One that is missing is held, its job being locked: it is still queued, and comes again in a message of its own.
+        One that is missing is held, its job being locked or slow to update: it is still queued, and comes again in a
+        message of its own.
 
         Raises DatabaseUnavailable; `catch_up` has to succeed before anything else is settled.
         """
@@ -60,7 +61,7 @@ class Settler:
         began = time.perf_counter()
         try:
             settled = await self._ledger.apply_queued(limit)
-        except StatementRefused:
+        except (StatementRefused, DatabaseUnavailable):  # if it is away, the next call says so
             settled = await self._applied(await self._ledger.queued(limit))
         if settled:
             self._report(settled, len(settled), began)
@@ -70,25 +71,52 @@ class Settler:
         return len(settled)
 
     async def catch_up(self) -> None:
-        """Look whether the database answers, and settle what it was away for. Raises DatabaseUnavailable."""
-        await self._database.ping()
+        """Look whether the database can settle anything, then settle what it could not. Raises DatabaseUnavailable."""
+        await self._ledger.probe()
         if messages := self._unsettled:
             self._unsettled = []
             await self.settle(messages)
 
-    async def _applied(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled]:
+    async def _applied(self, messages: "Sequence[RetryMessage]", *, again: bool = False) -> dict[RetryId, Settled]:
+        """Settle what can be settled. `again`: it is what remains of a batch that has failed while a probe did not."""
         if not messages:
             return {}
+        fault: StatementRefused | DatabaseUnavailable
         try:
             return await self._ledger.apply(messages)
-        except StatementRefused as refusal:
-            if len(messages) == 1:
-                return await self._given_up(messages[0].id, refusal)
-        half = len(messages) // 2
-        return await self._applied(messages[:half]) | await self._applied(messages[half:])
+        except StatementRefused as refused:
+            fault, again = refused, True
+        except DatabaseUnavailable as failed:
+            fault = failed
+            await self._ledger.probe()  # raises, unless it is these messages that fail
+        if len(messages) > 1:
+            half = len(messages) // 2
+            return await self._applied(messages[:half], again=True) | await self._applied(messages[half:], again=True)
+        if not again:  # the database may have been away when it was asked, and back for the probe
+            return await self._applied(messages, again=True)
+        return await self._set_aside(messages[0], fault)
 
-    async def _given_up(self, request_id: RetryId, refusal: StatementRefused) -> dict[RetryId, Settled]:
-        log.warning("retry request refused by the database", request_id=str(request_id), sqlstate=str(refusal))
+    async def _set_aside(
+        self, message: "RetryMessage", fault: StatementRefused | DatabaseUnavailable
+    ) -> dict[RetryId, Settled]:
+        match fault:
+            case StatementRefused():
+                return await self._given_up(message.id, str(fault))
+            case DatabaseUnfit():  # though it is not, says the probe: a trigger's words
+                return await self._given_up(message.id, fault.sqlstate)
+            case DatabaseUnavailable():
+                return await self._held(message, fault)
+
+    async def _held(self, message: "RetryMessage", fault: DatabaseUnavailable) -> dict[RetryId, Settled]:
+        try:
+            await self._ledger.hold(message)
+        except StatementRefused as refused:
+            return await self._given_up(message.id, str(refused))
+        log.warning("retry request held", request_id=str(message.id), reason=str(fault))
+        return {}
+
+    async def _given_up(self, request_id: RetryId, sqlstate: str) -> dict[RetryId, Settled]:
+        log.warning("retry request refused by the database", request_id=str(request_id), sqlstate=sqlstate)
         settled = await self._ledger.dead_letter([request_id])
         return settled or {request_id: Settled(Outcome.POISON, None)}  # refused before it could be written down
 

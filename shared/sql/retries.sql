@@ -247,6 +247,28 @@ ORDER BY id
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
 
+-- name: hold
+-- Set requests aside that cannot be settled in time: each is queued, and comes again when nobody has asked for it for a
+-- second, or for a quarter of the time that it has waited, a minute at most. (That is longer than `apply` holds what is
+-- merely locked: the neighbours pay for each try, with the time that it takes.) One that some other program published is
+-- written down, and from then on brought by the relay. A row that is settled is left alone.
+-- $1 … $9 as for `adopt`
+INSERT INTO redrive.retry_requests AS r (
+    id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at, publish_lease_until
+)
+SELECT
+    id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, coalesce(requested_at, now()),
+    now() + interval '1 s'
+FROM unnest(
+    $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::int[], $7::text[], $8::text[],
+    $9::timestamptz[]
+) AS message (id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at)
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET
+    published_at = NULL,
+    publish_lease_until = now() + least(greatest((now() - r.requested_at) / 4, interval '1 s'), interval '1 min')
+    WHERE r.state = 'queued';
+
 -- name: apply
 -- retry_job for a batch: settle every request of $1 that is still queued, and those just adopted ($2), whatever their
 -- state. Answers what was settled; a request that is missing had been settled before, or is held: somebody keeps its job

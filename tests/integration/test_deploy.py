@@ -218,6 +218,26 @@ async def test_both_programs_work_under_their_own_users(users: Users) -> None:
         await exercised(jobs, api)
 
 
+@pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
+async def test_what_the_worker_lacks_the_rights_for_waits_until_it_has_them(
+    users: Users, amqp_url: str, dispatch: str
+) -> None:
+    broker = amqp_url if dispatch == "rabbitmq" else None
+    async with (
+        JobMaker.on(users.admin) as jobs,
+        serving(users.api, amqp_url=broker) as api,
+        a_worker(users.worker, broker) as worker,
+    ):
+        await jobs.pool.execute("REVOKE UPDATE ON control_plane.jobs FROM redrive_worker")
+        failed = await jobs.many_failed(10)
+        for job in failed:
+            assert (await api.post(f"/api/jobs/{job.id}/retry")).status == 202
+        await worker.sampled_at_least("redrive_sessions_total", 3, end="database_unavailable")
+        assert await jobs.queued() == len(failed)
+        await jobs.pool.execute(f"GRANT UPDATE ({', '.join(_RETRIED)}) ON control_plane.jobs TO redrive_worker")
+        await eventually(lambda: put_back_once(jobs, failed), within_s=20)
+
+
 _THEIR_TABLE = """
 CREATE ROLE jobs_owner LOGIN PASSWORD 'x';
 CREATE SCHEMA control_plane AUTHORIZATION jobs_owner;

@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
+from shared.errors import StatementRefused
+from shared.models import Outcome
 from shared.retries import RetryLedger
 from tests.api_server import serving
 from tests.eventually import eventually
@@ -106,3 +108,48 @@ async def test_another_program_s_message_for_a_locked_job_waits_for_it(
         await eventually(queues.drained)
 
     assert await jobs.effects_of(job) == 1
+
+
+async def test_another_program_s_message_for_a_job_that_is_locked_for_long_delays_no_other(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
+) -> None:
+    locked, *others = await jobs.many_failed(30)
+    theirs = a_message_for(locked)
+
+    async with serving(database_url, amqp_url=amqp_url), a_worker(database_url, amqp_url, db_timeout=0.3):
+
+        async def the_others_are_applied() -> bool:
+            return await jobs.effects(others) == [1] * len(others)
+
+        async with locking(database_url, [locked]):
+            await queues.publish_all([theirs, *map(a_message_for, others)])
+            await eventually(the_others_are_applied)
+            await eventually(lambda: jobs.ledger_row(theirs.id))
+            assert await jobs.queued() == 1
+        await eventually(lambda: jobs.effects_of(locked), within_s=20)  # the relay has brought it again
+    assert await jobs.outcome_of(theirs.id) == "applied"
+
+
+async def test_what_is_held_is_a_queued_request_and_there_is_one_for_a_job_at_most(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    job, done = await jobs.failed(), await jobs.failed()
+    held, second, settled = a_message_for(job), a_message_for(job), a_message_for(done)
+    await ledger.apply([settled])
+
+    for _ in range(2):
+        await ledger.hold(held)
+        await ledger.hold(settled)
+    with pytest.raises(StatementRefused):
+        await ledger.hold(second)
+
+    assert await jobs.queued() == 1
+    assert await jobs.ledger_row(second.id) is None
+    assert await jobs.outcome_of(settled.id) == "applied"
+    assert await ledger.publishable(1, lease_s=30, bulk=False) == []  # not yet
+
+    async def comes_again() -> bool:
+        return [each.message.id for each in await ledger.publishable(1, lease_s=30, bulk=False)] == [held.id]
+
+    await eventually(comes_again)
+    assert (await ledger.apply([held]))[held.id].outcome is Outcome.APPLIED

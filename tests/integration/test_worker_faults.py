@@ -154,12 +154,11 @@ async def test_a_worker_stops_within_its_grace_though_the_database_hangs(
     database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
 ) -> None:
     failed = await jobs.many_failed(10)
-    async with jobs.locked():
+    async with a_worker(database_url, amqp_url, db_timeout=2.5, shutdown_grace=1) as worker, jobs.locked():
         await queues.publish_all(map(a_message_for, failed))
-        async with a_worker(database_url, amqp_url, db_timeout=2.5, shutdown_grace=1) as worker:
-            await eventually(jobs.somebody_waits, what="a batch waits for the lock")
-            async with asyncio.timeout(1.5):
-                await worker.stop()
+        await eventually(jobs.somebody_waits, what="a batch waits for the lock")
+        async with asyncio.timeout(1.5):
+            await worker.stop()
     assert await queues.waiting() == len(failed)
     assert await jobs.all_effects() == 0
 

@@ -16,11 +16,14 @@ from tests.workers import a_worker
 
 _TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
-# The owner of the jobs table has rules of his own, which we learn of when he refuses an update.
+# The owner of the jobs table has rules of his own, which we learn of when he refuses an update: in codes of his own
+# making, or in some that also tell of a database that can settle nothing at all.
 _OWNERS_RULE = """
 CREATE FUNCTION control_plane.refuse() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    IF OLD.type = 'sealed' AND NEW.status = 'pending' THEN RAISE EXCEPTION 'sealed jobs stay as they are'; END IF;
+    IF OLD.type = 'sealed' AND NEW.status = 'pending' THEN
+        RAISE EXCEPTION 'sealed jobs stay as they are' USING ERRCODE = '{sqlstate}';
+    END IF;
     RETURN NEW;
 END
 $$;
@@ -117,10 +120,10 @@ async def test_what_cannot_be_dead_lettered_is_not_acknowledged(
     assert await jobs.effects_of(job) == 1
 
 
-@pytest.fixture
-async def refused(jobs: JobMaker, ledger: RetryLedger) -> RetryMessage:
+@pytest.fixture(params=["P0001", "JB001", "55000", "42501"])
+async def refused(jobs: JobMaker, ledger: RetryLedger, request: pytest.FixtureRequest) -> RetryMessage:
     """An accepted request for a job that its owner lets nobody put back."""
-    await jobs.pool.execute(_OWNERS_RULE)
+    await jobs.pool.execute(_OWNERS_RULE.replace("{sqlstate}", request.param))
     await ledger.accept(a_retry_of(await jobs.failed(kind="sealed")))
     (publishable,) = await ledger.publishable(1, lease_s=30, bulk=False)
     return publishable.message

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -16,15 +16,14 @@ from shared.retries import RetryLedger, Settled
 from worker.metrics import Metrics
 from worker.settling import Settler
 
-if TYPE_CHECKING:
-    from shared.database import Database
-
 
 class _Ledger:
-    """Refuses any batch that holds one of the `refused`; counts transactions."""
+    """Refuses a batch that holds one of the `refused`, has no time for one of the `slow`; counts transactions."""
 
     def __init__(self) -> None:
         self.refused: set[RetryId] = set()
+        self.slow: set[RetryId] = set()
+        self.held: set[RetryId] = set()
         self.away = False
         self.settled: dict[RetryId, Settled] = {}
         self.transactions = 0
@@ -35,6 +34,8 @@ class _Ledger:
             raise DatabaseUnavailable
         if any(message.id in self.refused and message.id not in self.settled for message in messages):
             raise StatementRefused("23514")
+        if any(message.id in self.slow for message in messages):
+            raise DatabaseUnavailable("QueryCanceledError")
         fresh = {message.id: Settled(Outcome.APPLIED, 0.1) for message in messages if message.id not in self.settled}
         self.settled |= fresh
         return {message.id: self.settled[message.id] for message in messages}
@@ -44,13 +45,16 @@ class _Ledger:
         self.settled |= {each: Settled(Outcome.POISON, 0.1) for each in ids}
         return {each: self.settled[each] for each in ids}
 
-    async def ping(self) -> None:
+    async def probe(self) -> None:
         if self.away:
             raise DatabaseUnavailable
 
+    async def hold(self, message: RetryMessage) -> None:
+        self.held.add(message.id)
+
 
 def _settler(ledger: _Ledger) -> Settler:
-    return Settler(cast("RetryLedger", ledger), cast("Database", ledger), Metrics(CollectorRegistry()))
+    return Settler(cast("RetryLedger", ledger), Metrics(CollectorRegistry()))
 
 
 def _messages(count: int) -> list[RetryMessage]:
@@ -61,16 +65,18 @@ def _messages(count: int) -> list[RetryMessage]:
 
 @settings(deadline=None)  # machines that are busy with servers
 @given(size=st.integers(1, 60), data=st.data())
-async def test_the_refused_are_given_up_and_all_others_applied(size: int, data: st.DataObject) -> None:
+async def test_the_refused_are_given_up_the_slow_held_and_all_others_applied(size: int, data: st.DataObject) -> None:
     messages = _messages(size)
     refused = {message.id for message in messages if data.draw(st.booleans())}
+    slow = {message.id for message in messages if data.draw(st.booleans())} - refused
     ledger = _Ledger()
-    ledger.refused = refused
+    ledger.refused, ledger.slow = refused, slow
     settled = await _settler(ledger).settle([*messages, *messages[:3]])  # some of them twice
     assert {key for key, value in settled.items() if value.outcome is Outcome.POISON} == refused
     assert {key for key, value in settled.items() if value.outcome is Outcome.APPLIED} == (
-        {message.id for message in messages} - refused
+        {message.id for message in messages} - refused - slow
     )
+    assert ledger.held == slow
 
 
 async def test_one_refused_in_two_hundred_costs_few_transactions() -> None:

@@ -1,0 +1,70 @@
+"""Jobs that a trigger of their owner's makes slow to update, slower than a worker waits: nobody else waits for them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+
+from shared.retries import RetryLedger
+from tests.api_server import serving
+from tests.eventually import eventually
+from tests.jobs import JobMaker, MadeJob, a_retry_of
+from tests.workers import RunningWorker, a_worker
+
+_SLOW = """
+CREATE FUNCTION control_plane.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_sleep(CASE OLD.type WHEN 'slow' THEN 60 WHEN 'slowish' THEN 0.01 ELSE 0 END);
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER dawdle BEFORE UPDATE ON control_plane.jobs FOR EACH ROW EXECUTE FUNCTION control_plane.dawdle();
+"""
+_TIMEOUT_S = 0.3
+
+
+@asynccontextmanager
+async def _working(database_url: str, broker: str | None) -> AsyncIterator[RunningWorker]:
+    """An api, whose relay brings again what is held, and a worker with little patience."""
+    async with serving(database_url, amqp_url=broker), a_worker(database_url, broker, db_timeout=_TIMEOUT_S) as worker:
+        yield worker
+
+
+async def _accepted(ledger: RetryLedger, jobs: Sequence[MadeJob]) -> None:
+    await asyncio.gather(*(ledger.accept(a_retry_of(job)) for job in jobs))
+
+
+async def _all_put_back(jobs: JobMaker, failed: Sequence[MadeJob]) -> bool:
+    return await jobs.effects(failed) == [1] * len(failed)
+
+
+@pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
+async def test_a_job_that_takes_too_long_delays_its_own_retry_and_no_other(
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, dispatch: str
+) -> None:
+    await jobs.pool.execute(_SLOW)
+    slow, others = await jobs.failed(kind="slow"), await jobs.many_failed(30)
+    await _accepted(ledger, [slow, *others])  # the slow one is the oldest
+
+    async with _working(database_url, amqp_url if dispatch == "rabbitmq" else None) as worker:
+        await eventually(lambda: _all_put_back(jobs, others), within_s=20)
+        assert (await jobs.queued(), await jobs.effects_of(slow)) == (1, 0)
+        await jobs.pool.execute("DROP TRIGGER dawdle ON control_plane.jobs")
+        await eventually(lambda: jobs.effects_of(slow), within_s=20)
+        await worker.sampled("redrive_sessions_total", 0, end="database_unavailable")
+
+    assert await _all_put_back(jobs, [slow, *others])
+
+
+@pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
+async def test_a_batch_that_takes_too_long_goes_through_in_parts(
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, dispatch: str
+) -> None:
+    await jobs.pool.execute(_SLOW)
+    failed = await jobs.make(60, status="failed", kind="slowish", last_error="it broke")
+    await _accepted(ledger, failed)  # all of them take twice the time that there is
+
+    async with _working(database_url, amqp_url if dispatch == "rabbitmq" else None):
+        await eventually(lambda: _all_put_back(jobs, failed), within_s=20)
+        assert await jobs.queued() == 0
