@@ -3,7 +3,7 @@
 -- chosen once, in an ARRAY, and found by their ids: joined to their choice they may, by a plan made while the table was
 -- empty, be what is read in full, with the choice made anew for each of them.
 -- Lock order, for every statement here: ledger rows by id, then jobs by id. Two batches can wait, never deadlock.
--- Nobody takes a queued request before its `publish_lease_until`: a relay is publishing it, or its job was locked.
+-- Nobody takes a queued request before its `publish_lease_until`: a relay is publishing it, or its job was locked or slow.
 
 -- name: accept
 -- Write down accepted requests. A job that has a queued request already gets no second one: its row is missing from
@@ -351,20 +351,28 @@ put_back AS (
         END
     FROM verdict
     WHERE j.id = verdict.job_id AND verdict.final_outcome = 'applied'
+    RETURNING j.id
+),
+done AS ( -- a trigger of the owner's may veto an update without a word: then the job is as it was
+    SELECT
+        verdict.*,
+        CASE WHEN final_outcome = 'applied' AND put_back.id IS NULL THEN 'poison' ELSE final_outcome END AS what_became
+    FROM verdict
+    LEFT JOIN put_back ON put_back.id = verdict.job_id
 )
 UPDATE redrive.retry_requests AS r
 SET
-    state = CASE WHEN verdict.final_outcome = 'applied' THEN 'applied' ELSE 'rejected' END,
-    outcome = verdict.final_outcome,
+    state = CASE done.what_became WHEN 'applied' THEN 'applied' WHEN 'poison' THEN 'dead_lettered' ELSE 'rejected' END,
+    outcome = done.what_became,
     published_at = CASE WHEN $3 THEN coalesce(r.published_at, now()) ELSE r.published_at END,
     processed_at = now(),
-    attempts_before = verdict.attempts,
-    max_attempts_before = verdict.max_attempts,
-    error_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.last_error END, -- only what was cleared
-    started_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.started_at END,
-    completed_at_before = CASE WHEN verdict.final_outcome = 'applied' THEN verdict.completed_at END
-FROM verdict
-WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id AND verdict.final_outcome <> 'held'
+    attempts_before = done.attempts,
+    max_attempts_before = done.max_attempts,
+    error_before = CASE WHEN done.what_became = 'applied' THEN done.last_error END, -- only what was cleared
+    started_at_before = CASE WHEN done.what_became = 'applied' THEN done.started_at END,
+    completed_at_before = CASE WHEN done.what_became = 'applied' THEN done.completed_at END
+FROM done
+WHERE r.id = ANY ($1::uuid[]) AND r.id = done.id AND done.what_became <> 'held'
 RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
 
 -- name: outcomes

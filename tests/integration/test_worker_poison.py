@@ -30,6 +30,12 @@ $$;
 CREATE TRIGGER refuse BEFORE UPDATE ON control_plane.jobs FOR EACH ROW EXECUTE FUNCTION control_plane.refuse();
 """
 
+_OWNERS_VETO = """
+CREATE FUNCTION control_plane.veto() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+CREATE TRIGGER veto BEFORE UPDATE ON control_plane.jobs FOR EACH ROW WHEN (OLD.type = 'sealed')
+    EXECUTE FUNCTION control_plane.veto();
+"""
+
 
 def _body(**fields: object) -> bytes:
     whole = {"v": 1, "request_id": str(uuid.uuid4()), "job_id": str(uuid.uuid4()), "project_id": "p1"}
@@ -164,6 +170,26 @@ async def test_a_request_that_the_database_refuses_does_not_block_the_line_witho
         assert await eventually(lambda: jobs.outcome_of(refused.id)) == "poison"
 
     assert await jobs.queued() == 0
+
+
+async def test_a_request_that_a_trigger_vetoes_without_a_word_is_dead_lettered_and_not_called_applied(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, ledger: RetryLedger
+) -> None:
+    await jobs.pool.execute(_OWNERS_VETO)
+    failed = await jobs.many_failed(10)
+    for job in [await jobs.failed(kind="sealed", last_error="it broke"), *failed]:
+        await ledger.accept(a_retry_of(job))
+    vetoed, *others = await ledger.queued(20)
+    await queues.publish_all([vetoed, *others])
+
+    async with a_worker(database_url, amqp_url):
+        letters = await _dead(queues, 1)
+        await eventually(lambda: _all_put_back(jobs, failed))
+
+    assert [letter.body for letter in letters] == [encoded(vetoed)]
+    row = await jobs.ledger_row(vetoed.id)
+    assert row is not None
+    assert (row["state"], row["outcome"], row["error_before"]) == ("dead_lettered", "poison", None)
 
 
 async def test_a_time_before_the_calendar_begins_spoils_nothing(
