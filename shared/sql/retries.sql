@@ -291,7 +291,7 @@ waited_for AS MATERIALIZED (
     SELECT id FROM control_plane.jobs
     WHERE id = ANY (ARRAY(SELECT job_id FROM request WHERE id = ANY ($2::uuid[])))
     ORDER BY id -- one lock order for all workers, so overlapping batches cannot deadlock
-    FOR UPDATE
+    FOR NO KEY UPDATE -- of other tables, rows that refer to a job neither wait for this nor are waited for
 ),
 job AS MATERIALIZED (
     SELECT
@@ -302,7 +302,7 @@ job AS MATERIALIZED (
         id = ANY (ARRAY(SELECT job_id FROM request))
         AND (SELECT count(*) FROM waited_for) IS NOT NULL -- first: whoever waits holds nothing out of order
     ORDER BY id
-    FOR UPDATE SKIP LOCKED
+    FOR NO KEY UPDATE SKIP LOCKED
 ),
 looked_at AS (
     SELECT

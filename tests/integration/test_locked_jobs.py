@@ -10,6 +10,7 @@ import pytest
 from shared.errors import StatementRefused
 from shared.models import Outcome
 from shared.retries import RetryLedger
+from shared.sql import statements
 from tests.api_server import serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
@@ -153,3 +154,23 @@ async def test_what_is_held_is_a_queued_request_and_there_is_one_for_a_job_at_mo
 
     await eventually(comes_again)
     assert (await ledger.apply([held]))[held.id].outcome is Outcome.APPLIED
+
+
+async def test_a_row_that_refers_to_a_job_neither_holds_up_its_retry_nor_is_held_up(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    await jobs.pool.execute("CREATE TABLE control_plane.attachments (job_id uuid REFERENCES control_plane.jobs (id))")
+    attach = "INSERT INTO control_plane.attachments VALUES ($1)"
+    first, second = await jobs.failed(), await jobs.failed()
+    async with jobs.pool.acquire() as theirs, theirs.transaction():
+        await theirs.execute(attach, first.id)
+        message = a_message_for(first)
+        assert (await ledger.apply([message]))[message.id].outcome is Outcome.APPLIED
+
+    retry = (await ledger.accept(a_retry_of(second))).retry
+    async with jobs.pool.acquire() as ours, ours.transaction():
+        adopted: list[object] = []
+        published = False
+        assert await ours.fetch(statements("retries")["apply"], [retry.id], adopted, published)
+        await jobs.pool.execute(attach, second.id, timeout=5)
+    assert await jobs.effects([first, second]) == [1, 1]
