@@ -295,7 +295,7 @@ async def _published(exchange: "AbstractExchange", key: str, row: "Publishable")
         key,
         encoded(row.message),
         content_type=CONTENT_TYPE,
-        headers={} if row.traceparent is None else {"traceparent": row.traceparent},
+        headers={topology.LEDGER_HEADER: True} | ({"traceparent": row.traceparent} if row.traceparent else {}),
         within_s=PUBLISH_TIMEOUT_S,
     )
 

@@ -48,8 +48,13 @@ class RetryMessage(msgspec.Struct, frozen=True, kw_only=True):
         return RetryId(self.request_id)
 
 
+class LedgerMessage(RetryMessage, frozen=True, kw_only=True):
+    """One that the relay published. A request that the ledger does not have is over, and not another program's."""
+
+
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(RetryMessage)
+_ledger_decoder = msgspec.json.Decoder(LedgerMessage)
 
 
 def encoded(message: RetryMessage) -> bytes:
@@ -57,12 +62,15 @@ def encoded(message: RetryMessage) -> bytes:
     return _encoder.encode(message)
 
 
-def decoded(body: bytes) -> RetryMessage:
-    """The message in `body`. Raises UnreadableMessage with a reason that holds nothing of the body."""
+def decoded(body: bytes, *, from_ledger: bool = False) -> RetryMessage:
+    """The message in `body`; a LedgerMessage where its headers say that the relay published it.
+
+    Raises UnreadableMessage with a reason that holds nothing of the body.
+    """
     if len(body) > MAX_BYTES:
         raise UnreadableMessage(f"over {MAX_BYTES} bytes")
     try:
-        message = _decoder.decode(body)
+        message = (_ledger_decoder if from_ledger else _decoder).decode(body)
     except msgspec.ValidationError as error:
         raise UnreadableMessage(_without_values(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -31,7 +31,7 @@ from shared.errors import (
 )
 from shared.failpoints import Failpoint, reach
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
-from shared.messages import VERSION, RetryMessage
+from shared.messages import VERSION, LedgerMessage, RetryMessage
 from shared.models import (
     BatchId,
     Job,
@@ -426,20 +426,24 @@ class RetryLedger:
         """Settle the requests that these messages carry, in one transaction: `retry_job` for a batch.
 
         Every distinct request id has its outcome in the answer; one that was settled before has its first outcome
-        again, and no second effect. A request id that the ledger does not know is written down first. Missing is only
-        what is held: somebody keeps the job locked, and the request, still queued, is to be published again.
+        again, and no second effect. A request that the ledger does not know is written down first, except that of a
+        LedgerMessage: it ended so long ago that it was pruned, and counts as superseded. Missing is only what is held:
+        somebody keeps the job locked, and the request, still queued, is to be published again.
 
         Raises DatabaseUnavailable: try all of it again later. Raises StatementRefused: one of the rows is at fault;
         nothing was settled.
         """
         by_id = {message.id: message for message in reversed(messages)}
         async with self._database.transaction() as session:
-            adopted = await self._adopt(session, list(by_id.values()))
+            theirs = [message for message in by_id.values() if not isinstance(message, LedgerMessage)]
+            adopted = await self._adopt(session, theirs)
             reach(Failpoint.IN_TRANSACTION)
             settled = await self._settle(session, list(by_id), adopted, published=True)
             if missing := by_id.keys() - settled.keys():
-                for row in await session.fetch(self._sql["outcomes"], list(missing)):
-                    settled[RetryId(row["id"])] = Settled(Outcome(row["outcome"]), None)
+                known = await self._outcomes(session, list(missing))
+                for each in missing:
+                    if (outcome := known.get(each, Outcome.SUPERSEDED)) is not None:
+                        settled[each] = Settled(outcome, None)
             reach(Failpoint.BEFORE_COMMIT)
         reach(Failpoint.AFTER_COMMIT)
         return settled
@@ -471,8 +475,8 @@ class RetryLedger:
         async with self._database.transaction() as session:
             rows = await session.fetch(self._sql["dead_letter"], ids)
             settled = {RetryId(row[0]): Settled(Outcome(row[1]), row[2]) for row in rows}
-            for row in await session.fetch(self._sql["outcomes"], [each for each in ids if each not in settled]):
-                settled[RetryId(row["id"])] = Settled(Outcome(row["outcome"]), None)
+            known = await self._outcomes(session, [each for each in ids if each not in settled])
+            settled |= {each: Settled(outcome, None) for each, outcome in known.items() if outcome is not None}
         return settled
 
     async def probe(self) -> None:
@@ -483,14 +487,18 @@ class RetryLedger:
     async def hold(self, message: RetryMessage) -> None:
         """Let a request that takes the database too long come again later, on its own: it stays queued until then.
 
-        One that the ledger does not know is written down; one that is settled stays so. Raises DatabaseUnavailable, and
+        One that `apply` would write down is written down; one that is settled stays so. Raises DatabaseUnavailable, and
         StatementRefused where it cannot be queued because another request for its job is.
         """
-        await self._database.fetch(self._sql["hold"], *_columns_of([message]))
+        await self._database.fetch(self._sql["hold"], *_columns_of([message]), not isinstance(message, LedgerMessage))
 
     async def _adopt(self, session: "Session", messages: Sequence[RetryMessage]) -> list[RetryId]:
         rows = await session.fetch(self._sql["adopt"], *_columns_of(messages))
         return [RetryId(row["id"]) for row in rows]
+
+    async def _outcomes(self, session: "Session", ids: Sequence[RetryId]) -> dict[RetryId, Outcome | None]:
+        rows = await session.fetch(self._sql["outcomes"], ids)
+        return {RetryId(row["id"]): None if row["outcome"] is None else Outcome(row["outcome"]) for row in rows}
 
     async def _settle(
         self, session: "Session", ids: Sequence[RetryId], adopted: Sequence[RetryId], *, published: bool

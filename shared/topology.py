@@ -24,6 +24,8 @@ KEY_RETRY: Final = "retry"
 KEY_BULK: Final = "retry.bulk"
 KEY_DEAD: Final = "retry.dead"
 REASON_HEADER: Final = "x-redrive-reason"
+LEDGER_HEADER: Final = "x-redrive-ledger"
+"""On what the relay publishes: the ledger has the request, or had it and it ended long ago."""
 DELIVERY_LIMIT: Final = 20
 
 _WORK_QUEUE: Final[dict[str, "FieldValue"]] = {

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pamqp.common import FieldTable
 
 _IN_FLIGHT: Final = 128  # a `multiple` confirm walks all that wait for theirs
-_KEPT_HEADERS: Final = ("traceparent", "tracestate")  # not all: CC and BCC, for two, would send copies elsewhere
+# Not all: CC and BCC, for two, would send copies elsewhere.
+_KEPT_HEADERS: Final = ("traceparent", "tracestate", topology.LEDGER_HEADER)
 
 
 class DeadLetter(NamedTuple):

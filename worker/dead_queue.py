@@ -121,7 +121,7 @@ def _letter_of(delivery: "DeliveredMessage") -> Letter:
     properties = delivery.header.properties
     headers: Mapping[str, FieldValue] = properties.headers or {}
     try:
-        message = decoded(delivery.body)
+        message = decoded(delivery.body, from_ledger=topology.LEDGER_HEADER in headers)
     except UnreadableMessage:
         message = None
     deliveries = headers.get("x-delivery-count", 0)

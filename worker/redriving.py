@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shared import topology
+from shared.messages import LedgerMessage
 from shared.models import RetryState
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ def _fate_of(letter: "Letter", standings: "dict[RetryId, Standing]", seen: set[s
             return Fate.SETTLED
         case (RetryState.DEAD_LETTERED, _, True):
             return Fate.RETRY_QUEUED
+        case None if isinstance(letter.message, LedgerMessage):
+            return Fate.SETTLED  # so long ago that the ledger has forgotten it
         case None | (RetryState.DEAD_LETTERED | RetryState.QUEUED, _, _):
             return Fate.REDRIVEN  # one that the ledger does not know is another program's: as it came, then
         case _:

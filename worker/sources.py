@@ -186,8 +186,9 @@ def _read(
     readable = []
     unreadable = []
     for delivery in batch:
+        from_ledger = topology.LEDGER_HEADER in (delivery.header.properties.headers or {})
         try:
-            readable.append((delivery, decoded(delivery.body)))
+            readable.append((delivery, decoded(delivery.body, from_ledger=from_ledger)))
         except UnreadableMessage as error:
             unreadable.append(DeadLetter(delivery, str(error)))
     return readable, unreadable

@@ -252,7 +252,7 @@ RETURNING id;
 -- second, or for a quarter of the time that it has waited, a minute at most. (That is longer than `apply` holds what is
 -- merely locked: the neighbours pay for each try, with the time that it takes.) One that some other program published is
 -- written down, and from then on brought by the relay. A row that is settled is left alone.
--- $1 … $9 as for `adopt`
+-- $1 … $9 as for `adopt`, $10 bool whether those that are not there are to be written down
 INSERT INTO redrive.retry_requests AS r (
     id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at, publish_lease_until
 )
@@ -263,6 +263,7 @@ FROM unnest(
     $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::int[], $7::text[], $8::text[],
     $9::timestamptz[]
 ) AS message (id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at)
+WHERE $10 OR id = ANY (ARRAY(SELECT known.id FROM redrive.retry_requests AS known WHERE known.id = ANY ($1::uuid[])))
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
     published_at = NULL,
@@ -376,6 +377,6 @@ WHERE r.id = ANY ($1::uuid[]) AND r.id = done.id AND done.what_became <> 'held'
 RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
 
 -- name: outcomes
--- What became of requests that are settled.
+-- What became of requests, NULL for one that is queued; an id that the ledger does not know is missing.
 -- $1 uuid[] request ids
-SELECT id, outcome FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]) AND outcome IS NOT NULL;
+SELECT id, outcome FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]);

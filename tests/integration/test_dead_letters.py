@@ -306,6 +306,22 @@ async def test_another_programs_letter_is_sent_as_it_came(jobs: JobMaker, queues
     assert (sent.body, sent.headers["traceparent"]) == (encoded(message), "00-x")
 
 
+async def test_a_letter_whose_request_is_gone_is_not_taken_for_another_programs(
+    jobs: JobMaker, queues: Queues, office: Office
+) -> None:
+    marked = {topology.LEDGER_HEADER: "1"}  # as the relay publishes
+    gone, dead = await dead_lettered(jobs, office.ledger, queues, 2)
+    assert len(await queues.take_dead()) == 2
+    await jobs.pool.execute("DELETE FROM redrive.retry_requests WHERE id = $1", gone.id)
+    for message in (gone, dead):
+        await queues.publish(message, key=topology.KEY_DEAD, headers=marked)
+    await eventually(lambda: _dead(queues, 2))
+
+    assert await office.redrive() == [Fate.SETTLED, Fate.REDRIVEN]
+    (sent,) = await queues.peek(topology.RETRIES)
+    assert (sent.body, sent.headers.get(topology.LEDGER_HEADER)) == (encoded(dead), "1")
+
+
 async def test_a_bulk_request_goes_back_to_the_bulk_queue(jobs: JobMaker, queues: Queues, office: Office) -> None:
     (message,) = await dead_lettered(jobs, office.ledger, queues)
     await jobs.pool.execute("UPDATE redrive.retry_requests SET batch_id = gen_random_uuid() WHERE id = $1", message.id)

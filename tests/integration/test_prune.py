@@ -10,7 +10,11 @@ from shared.database import Database
 from shared.pruning import Pruned, Pruning
 from shared.retries import RetryLedger
 from shared.sql import statements
+from tests.api_server import serving
+from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_retry_of
+from tests.queues import Queues
+from tests.workers import a_worker
 
 NINETY_DAYS = timedelta(days=90)
 
@@ -62,6 +66,26 @@ async def test_what_is_queued_stays_however_old_it_is(pruning: Pruning, jobs: Jo
 
     assert await pruning.prune(NINETY_DAYS) == Pruned(0, 0, 0)
     assert await left(jobs) == {queued}
+
+
+async def test_a_message_that_outlives_its_request_retries_nothing(
+    database_url: str, amqp_url: str, pruning: Pruning, jobs: JobMaker, queues: Queues
+) -> None:
+    job = await jobs.failed()
+    async with serving(database_url, amqp_url=amqp_url) as api:
+        answer = await api.post(f"/api/jobs/{job.id}/retry")
+        await eventually(queues.waiting)
+        assert (await api.call("DELETE", answer.headers["Location"])).status == 200
+    await aged(jobs, uuid.UUID(answer.data["id"]), days=91)
+    assert await pruning.prune(NINETY_DAYS) == Pruned(1, 0, 0)
+
+    async with a_worker(database_url, amqp_url) as worker:
+        await worker.sampled("redrive_batches_total", 1)
+        await worker.stop()
+
+    assert await queues.drained()
+    assert await jobs.effects_of(job) == 0
+    assert await left(jobs) == set()
 
 
 async def test_age_counts_from_when_a_request_was_settled(
