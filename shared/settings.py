@@ -160,7 +160,7 @@ class WorkerSettings(Settings):
     """What `redrive worker` needs."""
 
     ops_port: Port = 9091
-    worker_batch_size: Annotated[int, Field(ge=1, le=5_000)] = 200
+    worker_batch_size: Annotated[int, Field(ge=1, le=1_000)] = 200
     worker_batch_wait: Annotated[float, Field(ge=0, le=60)] = 0.02
 
 

@@ -357,9 +357,11 @@ put_back AS (
 done AS ( -- a trigger of the owner's may veto an update without a word: then the job is as it was
     SELECT
         verdict.*,
-        CASE WHEN final_outcome = 'applied' AND put_back.id IS NULL THEN 'poison' ELSE final_outcome END AS what_became
+        CASE
+            WHEN final_outcome = 'applied' AND job_id NOT IN (SELECT id FROM put_back) THEN 'poison'
+            ELSE final_outcome
+        END AS what_became
     FROM verdict
-    LEFT JOIN put_back ON put_back.id = verdict.job_id
 )
 UPDATE redrive.retry_requests AS r
 SET
