@@ -382,7 +382,9 @@ class RetryLedger:
                 self._sql["list_batch"], project_id, batch_id, state, actor, *place, limit
             )
         else:
-            rows = await self._database.fetch(self._sql["list_retries"], project_id, state, actor, *place, limit)
+            whole_trail = state is None or state is RetryState.APPLIED
+            name = "list_retries" if whole_trail else "list_retries_of_state"
+            rows = await self._database.fetch(self._sql[name], project_id, state, actor, *place, limit)
         return [_retry_of(row) for row in rows]
 
     async def backlog(self) -> Backlog:

@@ -93,6 +93,24 @@ WHERE
 ORDER BY requested_at DESC, id DESC
 LIMIT $6;
 
+-- name: list_retries_of_state
+-- The same of those in one state, but for 'applied': a statement of its own, as a plan that serves both could not use an
+-- index on it.
+-- $1 text project id, $2 text state, $3 text actor or NULL; $4 timestamptz and $5 uuid the place below which the page
+-- begins, $6 int how many
+SELECT
+    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
+    requested_at, processed_at, attempts_before, error_before
+FROM redrive.retry_requests
+WHERE
+    project_id = $1 AND state = $2
+    AND state <> 'applied' AND requested_at < 'infinity' -- what the index says of itself
+    AND (requested_at, id)
+        < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+    AND ($3::text IS NULL OR actor = $3)
+ORDER BY requested_at DESC, id DESC
+LIMIT $6;
+
 -- name: list_batch
 -- A page of a batch's requests, newest first. A batch is bounded, so it is read whole, by its own index, and sorted:
 -- along the project's index it may lie anywhere.

@@ -194,7 +194,7 @@ async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConne
         ("list_jobs_of_status", [*nothing, "NULL", "51", "'failed'"]),
         ("job_stats", ["NULL", "10001"]),
         ("match_failed", [*nothing, "0", "10001"]),
-        ("list_retries", ["'queued'", "'nobody'", "NULL", "NULL", "51"]),
+        ("list_retries", ["NULL", "'nobody'", "NULL", "NULL", "51"]),
     ):
         assert await buffers(large, name, "'p8'", *arguments) < 4 * 80 * 5, name  # it has 80 rows
 
@@ -212,6 +212,18 @@ async def test_the_trail_of_an_old_job_costs_a_few_pages(large: "PoolConnectionP
     )
 
     assert await buffers(large, "history", "'p1'", f"'{job_id}'", *["NULL"] * 5, "51") < 20
+
+
+async def test_a_state_that_is_rare_costs_a_few_pages_in_a_long_trail(
+    large: "PoolConnectionProxy[asyncpg.Record]", fresh: "PoolConnectionProxy[asyncpg.Record]"
+) -> None:
+    for state in ("rejected", "cancelled", "dead_lettered"):
+        assert await buffers(large, "list_retries_of_state", "'p1'", f"'{state}'", *["NULL"] * 3, "51") < 20
+    assert await buffers(large, "list_retries_of_state", "'p1'", "'queued'", *["NULL"] * 3, "51") < 51 * 5
+
+    taken = {name: nodes_of(await plan_of(fresh, sql)) for name, sql in SQL.items()}
+    along = {name for name, nodes in taken.items() for n in nodes if n.get("Index Name") == "retry_requests_state_idx"}
+    assert along == {"list_retries_of_state"}
 
 
 async def test_what_waits_unpublished_is_not_read_for_what_was_published(
