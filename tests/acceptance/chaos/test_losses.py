@@ -203,7 +203,7 @@ async def test_p8_a_database_in_trouble_is_told_in_time_and_the_throughput_comes
                 before_at = time.monotonic()
                 await asyncio.sleep(1.5)
                 good_before = _good(load.since(before_at)) / 1.5
-                assert good_before > 0.5 * (load.rate + load.reads), "there is no load worth measuring"
+                assert good_before > 0.25 * (load.rate + load.reads), "there is no load worth measuring"
                 began_at = time.monotonic()
                 await _trouble_for(stand, troubles[number % len(troubles)], 4)
                 healed_at = time.monotonic()
