@@ -33,9 +33,8 @@ LATEST_EXP: Final = 253_402_300_799
 """The last second of the year 9999: nothing is valid for longer, and no calendar of ours goes further."""
 
 PROJECT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
-_ACTOR: Final = re.compile(
-    rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ACTOR}}}"
-)  # a lone surrogate is no text to PostgreSQL
+# A lone surrogate is no text to PostgreSQL.
+_ACTOR: Final = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ACTOR}}}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 
 

@@ -145,7 +145,7 @@ def api(
         else:
             from api.app import run
 
-            signals.run(lambda stop: run(settings, stop=stop))
+            signals.run(lambda stop: run(settings, stop=stop), grace_s=settings.shutdown_grace)
 
 
 def _one_of_several(settings: "ApiSettings", ops_path: str) -> None:
@@ -162,7 +162,7 @@ def _one_of_several(settings: "ApiSettings", ops_path: str) -> None:
         watching.cancel()
 
     with StopSignals() as signals:
-        signals.run(program)
+        signals.run(program, grace_s=settings.shutdown_grace)
 
 
 @app.command(rich_help_panel=_PROGRAMS)
@@ -182,7 +182,7 @@ def worker() -> None:
     configure_logging(level=settings.log_level, json=settings.log_format == "json")
     require_free(settings.host, [Port(settings.ops_port, "the worker's ops port", "REDRIVE_OPS_PORT")])
     with StopSignals() as signals:
-        signals.run(lambda stop: run(settings, stop=stop))
+        signals.run(lambda stop: run(settings, stop=stop), grace_s=settings.shutdown_grace)
 
 
 @app.command(rich_help_panel=_SETTING_UP)

@@ -5,6 +5,7 @@ itself), so what comes within a second of the first counts as the same.
 """
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -12,9 +13,14 @@ from collections.abc import Callable, Coroutine
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
 
+import structlog
+
 from cli.failures import CommandFailed
 
+log = structlog.stdlib.get_logger(__name__)
+
 _SAME_WISH_S = 1.0
+_SHARE_OF_GRACE = 0.95
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 Program = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
@@ -23,7 +29,7 @@ Program = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
 class _Running(NamedTuple):
     loop: asyncio.AbstractEventLoop
-    stop: asyncio.Event
+    stop: Callable[[], None]
     task: "asyncio.Task[Any]"
 
 
@@ -52,24 +58,34 @@ class StopSignals:
             signal.signal(number, handler)
         return isinstance(error, _Asked)
 
-    def run(self, program: Program) -> None:
+    def run(self, program: Program, *, grace_s: float | None = None) -> None:
         """Run `program` until it ends, by itself or because a signal asked it to.
+
+        With `grace_s`, this process ends within so many seconds of the signal, and with status 0: the program has had
+        its time for what is in hand, and is now only taking leave of servers that do not answer.
 
         Raises CommandFailed when it had to be cut off, and whatever the program raises.
         """
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             try:
-                runner.run(self._run(program))
+                runner.run(self._run(program, grace_s))
             finally:
                 self._ending = True
 
-    async def _run(self, program: Program) -> None:
+    async def _run(self, program: Program, grace_s: float | None) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine that runs has a task
         stop = asyncio.Event()
-        self._running = _Running(asyncio.get_running_loop(), stop, task)
-        if self._asked_at is not None:
+        loop = asyncio.get_running_loop()
+
+        def ask_to_stop() -> None:
             stop.set()
+            if grace_s is not None:
+                loop.call_later(grace_s * _SHARE_OF_GRACE, _leave, grace_s)
+
+        self._running = _Running(loop, ask_to_stop, task)
+        if self._asked_at is not None:
+            ask_to_stop()
         try:
             await program(stop)
         except asyncio.CancelledError:
@@ -89,7 +105,7 @@ class StopSignals:
             case None:
                 pass
             case _Running(loop, stop, _) if first:
-                loop.call_soon_threadsafe(stop.set)
+                loop.call_soon_threadsafe(stop)
             case _Running(loop, _, task) if now - self._asked_at > _SAME_WISH_S:
                 loop.call_soon_threadsafe(task.cancel)
             case _Running():
@@ -98,6 +114,12 @@ class StopSignals:
 
 class _Asked(BaseException):
     """A signal came before anything ran; a BaseException, as KeyboardInterrupt is, so that nothing swallows it."""
+
+
+def _leave(grace_s: float) -> None:
+    log.warning("stopped without an answer to goodbye", within_s=grace_s)
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

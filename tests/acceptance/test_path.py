@@ -11,6 +11,8 @@ from tests.acceptance.programs import Deployment, Program
 from tests.eventually import eventually
 from tests.jobs import JobMaker
 from tests.logins import BrokerUsers, Logins, Users, broker_users
+from tests.servers.processes import free_port
+from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import PrivateRabbitmq, Rabbitmq
 from tests.tokens import SECRET
 
@@ -182,6 +184,28 @@ async def test_stopping_under_load_cuts_nobody_off_and_loses_nothing(
     assert answers.statuses[202] < 3000, "the load ended before the signal came"
     effects = await jobs.effects(made)
     assert (sum(effects), max(effects)) == (answers.statuses[202], 1)
+
+
+@pytest.mark.parametrize("command", ["api", "worker"])
+async def test_a_program_ends_within_its_grace_though_no_server_answers(
+    database_url: str, amqp_url: str, command: str
+) -> None:
+    async with (
+        Proxy.to(database_url) as database,
+        Proxy.to(amqp_url) as broker,
+        Program.started(
+            command,
+            DATABASE_URL=database.url_of(database_url),
+            AMQP_URL=broker.url_of(amqp_url),
+            SHUTDOWN_GRACE="3",
+            **({"PORT": str(free_port()), "JWT_SECRET": SECRET} if command == "api" else {}),
+        ) as program,
+    ):
+        await program.until_ready()
+        await asyncio.gather(database.black_hole(), broker.black_hole())
+        program.send(signal.SIGTERM)
+
+        assert await program.ended(within_s=4) == 0  # a busy machine may need a second more
 
 
 @pytest.mark.parametrize(

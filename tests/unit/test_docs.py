@@ -127,7 +127,7 @@ def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
 def events() -> Iterator[tuple[str, str]]:
     """Event and level of every log call of the programs, those for debugging aside."""
     modules = [path for folder in ("api", "worker", "shared") for path in (ROOT / folder).rglob("*.py")]
-    for path in [*modules, ROOT / "cli" / "processes.py"]:
+    for path in [*modules, ROOT / "cli" / "processes.py", ROOT / "cli" / "signals.py"]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             match node:
                 case ast.Call(
