@@ -140,14 +140,19 @@ async def run(
         await runner.setup()
         _calm_the_collector()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, settings.host, settings.port, backlog=1024, reuse_port=share_port or None).start()
+        site = web.TCPSite(runner, settings.host, settings.port, backlog=1024, reuse_port=share_port or None)
+        await site.start()
         log.info("api started", host=settings.host, port=settings.port, dispatch=_dispatch(app))
         if started is not None:
             started.set()
         await stop.wait()
         app[DOOR].closing = True
         await _let_go(app)
-        await asyncio.sleep(min(DRAIN_S, settings.shutdown_grace / 4))
+        drain_s = min(DRAIN_S, settings.shutdown_grace / 4)
+        await asyncio.sleep(drain_s)
+        await asyncio.sleep(0)  # one turn more: whoever stands in the queue comes in
+        await site.stop()
+        await asyncio.sleep(drain_s / 2)  # and has time to say what they came for, before what is idle is closed
     log.info("api stopped")
 
 

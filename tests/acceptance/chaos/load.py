@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -28,13 +29,32 @@ _DOUBTFUL = frozenset({0, 503})
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One HTTP exchange: when it began, how long it took, and the status; 0 where no answer came."""
+    """One HTTP exchange: when it began, how long it took, and the status; 0 where no answer came.
+
+    `reused`: whether it went over a connection that had carried another one before.
+    """
 
     method: str
     at: float
     took_s: float
     status: int
     error: str = ""
+    reused: bool = False
+
+
+class _Connection:
+    """What aiohttp's tracing tells of the connection that a request goes over."""
+
+    reused = False
+
+    @classmethod
+    def trace(cls) -> aiohttp.TraceConfig:
+        async def reused(_session: object, request: SimpleNamespace, _params: object) -> None:
+            request.trace_request_ctx.reused = True
+
+        config = aiohttp.TraceConfig()
+        config.on_connection_reuseconn.append(reused)
+        return config
 
 
 @dataclass(slots=True)
@@ -72,6 +92,7 @@ class Load:
             headers={"Authorization": f"Bearer {token(scope=SCOPES)}"},
             timeout=aiohttp.ClientTimeout(total=ANSWER_S),
             connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=IDLE_S),
+            trace_configs=[_Connection.trace()],
         ) as self._client:
             yield self
 
@@ -164,15 +185,18 @@ class Load:
         headers = {} if key is None else {"Idempotency-Key": key}
         began_at = time.monotonic()
         body: Any = None
-        status, error = 0, ""
+        status, error, connection = 0, "", _Connection()
         try:
             url = self.rng.choice(self.urls) + path
-            async with self._client.request(method, url, headers=headers, json=asked) as answer:
+            async with self._client.request(
+                method, url, headers=headers, json=asked, trace_request_ctx=connection
+            ) as answer:
                 body = await answer.json(content_type=None)
                 status = answer.status
         except (aiohttp.ClientError, OSError, TimeoutError) as doubt:
             error = type(doubt).__name__
-        self.calls.append(Call(method, began_at, time.monotonic() - began_at, status, error))
+        took_s = time.monotonic() - began_at
+        self.calls.append(Call(method, began_at, took_s, status, error, connection.reused))
         return status, body
 
     def since(self, at: float) -> list[Call]:
