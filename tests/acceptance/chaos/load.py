@@ -91,7 +91,8 @@ class Load:
         async with aiohttp.ClientSession(
             headers={"Authorization": f"Bearer {token(scope=SCOPES)}"},
             timeout=aiohttp.ClientTimeout(total=ANSWER_S),
-            connector=aiohttp.TCPConnector(limit=64, keepalive_timeout=IDLE_S),
+            # Without a limit: waiting for a connection of our own would count as waiting for an answer.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_S),
             trace_configs=[_Connection.trace()],
         ) as self._client:
             yield self
