@@ -18,7 +18,7 @@ run: ## install what is missing, then run all of Redrive on this machine (ARGS="
 test: sync ## install what the tests need, then linters, types and every test (TESTS="tests/unit -k limits" …)
 	@.ci/test-servers
 	@$(MAKE) --no-print-directory check
-	@$(BIN)/pytest -n 2 --dist loadgroup $(TESTS)
+	@$(BIN)/pytest -n 3 --dist loadgroup $(TESTS)
 
 # A new seed each time; REDRIVE_CHAOS_SEED=… replays one. Whatever fails, fails the run, tells its seed and reason at the
 # end, also of a run that takes too long, and leaves the old table. Three tests at a time, each with servers of its own:
