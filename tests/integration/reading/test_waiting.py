@@ -331,3 +331,29 @@ async def test_a_database_that_is_away_for_a_moment_does_not_end_the_waiting(dat
                         await asyncio.shield(answer)
             await complete(jobs, job)
         assert answer.result().data["status"] == "completed"
+
+
+async def test_who_has_just_connected_when_the_api_stops_listening_is_heard_out(database_url: str) -> None:
+    settings = read(ApiSettings, database_url=database_url, jwt_secret=SECRET, port=free_port())
+    started, stop = asyncio.Event(), asyncio.Event()
+
+    async def refused() -> bool:
+        try:
+            _, another = await asyncio.open_connection("127.0.0.1", settings.port)
+        except ConnectionError:  # refused, or, for who stood in the queue, reset
+            return True
+        another.transport.abort()
+        return False
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(run(settings, stop=stop, ops=False, started=started))
+        await started.wait()
+        reader, writer = await asyncio.open_connection("127.0.0.1", settings.port)
+        stop.set()
+        await eventually(refused, every_s=0.01)
+
+        writer.write(b"GET /api/jobs HTTP/1.1\r\nHost: a\r\n\r\n")
+        answer = Reply.parsed(await reader.read())
+        writer.close()
+
+    assert (answer.status, answer.headers["Connection"]) == (401, "close")
