@@ -267,7 +267,7 @@ def test_no_order_of_events_loses_a_request_or_doubles_it(database_url: str) -> 
             run_state_machine_as_test(
                 type("Machine", (LedgerMachine,), {"world": world}),
                 settings=settings(
-                    max_examples=scaled(15, full=2_000),
+                    max_examples=scaled(20, full=2_000),
                     stateful_step_count=25,
                     deadline=None,
                     database=None,
