@@ -169,7 +169,7 @@ class JobResource:
         if len(texts) > MAX_IDS:
             raise InvalidParameter
         keys = [JobKey(self._ids.parse(text), call.project_id) for text in texts]
-        found = await self._store.find_many(list(dict.fromkeys(keys)))
+        found = await self._store.find_these(list(dict.fromkeys(keys)))
         return Answer(
             _encoder.encode(
                 _Found(

@@ -6,12 +6,14 @@ listed with its reason. The requests themselves are ledger rows like any other, 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from uuid_utils.compat import uuid7
 
+from shared.coalesce import Coalescer
 from shared.errors import BatchNotFound, DatabaseUnavailable, TooManyMatches
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, ProjectId, RetryBlock
@@ -123,10 +125,12 @@ class RetryBatches:
         self._database = database
         self._sql = statements("batches")
         self._keys = IdempotencyKeys(database)
+        self._reading: Coalescer[BatchKey, Batch] = Coalescer(self.find_many)
 
     async def preview(self, request: BatchRequest) -> Preview:
         """What `accept` would do now; nothing is written. Counts at most MAX_BATCH + 1 jobs."""
-        blocks = await self._blocks(request, limit=MAX_BATCH + 1)
+        async with self._database.turn():
+            blocks = await self._blocks(request, limit=MAX_BATCH + 1)
         free = [job_id for job_id, block in blocks if block is None]
         counts = Counter(block for _, block in blocks if block is not None)
         return Preview(len(blocks), len(free), counts, tuple(free[:SAMPLE]))
@@ -140,14 +144,13 @@ class RetryBatches:
         for _ in range(_ROUNDS):
             if request.key is not None and (claim := await self._keys.find(request.key)) is not None:
                 return await self._replayed(claim)
-            blocks = await self._blocks(request, limit=request.maximum + 1)
-            if len(blocks) > request.maximum:
-                raise TooManyMatches
-            try:
-                async with self._database.transaction() as session:
-                    return await self._write(session, request, blocks)
-            except _Raced:
-                continue
+            async with self._database.turn():
+                blocks = await self._blocks(request, limit=request.maximum + 1)
+                if len(blocks) > request.maximum:
+                    raise TooManyMatches
+                with suppress(_Raced):
+                    async with self._database.transaction() as session:
+                        return await self._write(session, request, blocks)
         raise DatabaseUnavailable("others were faster, again and again")
 
     async def _blocks(self, request: BatchRequest, *, limit: int) -> list[tuple[JobId, str | None]]:
@@ -210,15 +213,16 @@ class RetryBatches:
     async def _replayed(self, claim: Claim) -> AcceptedBatch:
         if claim.batch_id is None:
             raise BatchNotFound
-        ((total, skipped),) = await self._database.fetch(self._sql["find_skipped"], claim.batch_id)
+        async with self._database.turn():
+            ((total, skipped),) = await self._database.fetch(self._sql["find_skipped"], claim.batch_id)
         return AcceptedBatch(claim.batch_id, total, msgspec.json.decode(skipped, type=list[Skipped]), replayed=True)
 
     async def get(self, key: BatchKey) -> Batch:
         """The batch with its counts as of now. Raises BatchNotFound, for foreign ones too, and DatabaseUnavailable."""
-        found = await self.find_many([key])
-        if key not in found:
+        batch = await self._reading.get(key)
+        if batch is None:
             raise BatchNotFound
-        return found[key]
+        return batch
 
     async def find_many(self, keys: Sequence[BatchKey]) -> Mapping[BatchKey, Batch]:
         """The batches behind distinct keys; one that matches nothing is missing."""

@@ -126,6 +126,10 @@ class Database:
     """A pool of connections to one server, to be used within `opened()`.
 
     `timeout_s` bounds each call, waiting for a connection included. `program` is what `pg_stat_activity` shows.
+
+    What is asked on behalf of many, gathered by a Coalescer or done by the program for itself, is asked at once: there
+    are never more than a few such calls. What a single client asks for waits for a `turn`. There is a turn less than
+    there are connections, so that whatever clients ask for, and however many do, status reads and retries go on.
     """
 
     def __init__(self, url: str, *, program: str, timeout_s: float, pool_size: int) -> None:
@@ -133,6 +137,7 @@ class Database:
         self._program = program
         self._timeout_s = timeout_s
         self._pool_size = pool_size
+        self._turns = asyncio.Semaphore(max(1, pool_size - 1))
         self._pool: Pool
 
     @asynccontextmanager
@@ -183,6 +188,25 @@ class Database:
             return await self._pool.acquire()
         except UNUSABLE_URL:
             raise DatabaseUnavailable("the URL cannot be used") from None  # their texts quote it
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Let what one client alone asks for be done within the block, when it is its turn; `in_time`, all of it.
+
+        Raises DatabaseUnavailable where that takes half of the timeout: then more is asked for than can
+        be done. Whoever were let in later would have no time left, and ask anew, to be let in as late as before: in the
+        end nobody would get an answer.
+        """
+        async with in_time():
+            try:
+                async with asyncio.timeout(self._timeout_s / 2):
+                    await self._turns.acquire()
+            except TimeoutError as error:
+                raise DatabaseUnavailable("too much is asked for at once") from error
+            try:
+                yield
+            finally:
+                self._turns.release()
 
     async def fetch(self, sql: str, *args: object) -> list[Row]:
         """All rows of one statement, in a transaction of its own.

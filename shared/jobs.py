@@ -98,6 +98,11 @@ class JobStore:
         """
         return await self._load(keys)
 
+    async def find_these(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
+        """The same for one client, in turn."""
+        async with self._database.turn():
+            return await self._load(keys)
+
     async def changed(self, seen: Mapping[JobKey, Job]) -> Sequence[JobKey]:
         """Which of the jobs are no longer as they were seen, deleted ones too. Raises DatabaseUnavailable."""
         rows = await self._database.fetch(
@@ -128,15 +133,17 @@ class JobStore:
             wanted.created_before,
             limit,
         ]
-        if wanted.status is None:
-            rows = await self._database.fetch(self._sql["list_jobs"], *arguments)
-        else:
-            rows = await self._database.fetch(self._sql["list_jobs_of_status"], *arguments, wanted.status)
+        async with self._database.turn():
+            if wanted.status is None:
+                rows = await self._database.fetch(self._sql["list_jobs"], *arguments)
+            else:
+                rows = await self._database.fetch(self._sql["list_jobs_of_status"], *arguments, wanted.status)
         return [_job_of(row) for row in rows]
 
     async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[JobStatus, StatusStats]:  # noqa: A002 - its name in the contract
         """How many jobs stand where; every status is there. Raises DatabaseUnavailable."""
-        rows = await self._database.fetch(self._sql["job_stats"], project_id, type, STATS_CAP + 1)
+        async with self._database.turn():
+            rows = await self._database.fetch(self._sql["job_stats"], project_id, type, STATS_CAP + 1)
         return {
             JobStatus(row["status"]): StatusStats(
                 jobs=min(row["jobs"], STATS_CAP),

@@ -251,7 +251,8 @@ class RetryLedger:
         if request.if_version is not None and job.version not in request.if_version:
             raise JobChanged
         if job.pending_retry is not None:
-            if request.key is not None and not await self._remember(request.key, job.pending_retry.id):
+            claim = Claim(job.pending_retry.id, deduplicated=True)
+            if request.key is not None and not await self._keys.remember(request.key, claim):
                 return None
             return Accepted(await self.get(RetryKey(job.pending_retry.id, job.project_id)), deduplicated=True)
         match blocked_by(job, extra_attempts=request.extra_attempts):
@@ -288,7 +289,7 @@ class RetryLedger:
         """Write all of these rows and their keys. Raises _Raced, with nothing written, where somebody was faster."""
         async with self._database.transaction() as session:
             # The keys first: whoever else holds one makes us wait here, before anything is written.
-            if await self._keys.claim(session, claims) < len(claims):
+            if len(await self._keys.claim(session, claims)) < len(claims):
                 raise _Raced
             written = await self._written(session, chosen)
             if len(written) < len(chosen):
@@ -313,11 +314,6 @@ class RetryLedger:
         retries = {retry.id: retry for retry in map(_retry_of, rows)}
         return {row: retries[row.id] for row in chosen if row.id in retries}
 
-    async def _remember(self, key: IdempotencyKey, retry_id: RetryId) -> bool:
-        """Let the key stand for a request that somebody else has queued; False when it stands for one already."""
-        async with self._database.transaction() as session:
-            return await self._keys.claim(session, [(key, Claim(retry_id, deduplicated=True))]) == 1
-
     async def _replayed(self, request: RetryRequest, claim: Claim) -> Accepted:
         """The first answer again: the request as it was then, whatever has become of it."""
         if claim.retry_id is None:
@@ -330,7 +326,8 @@ class RetryLedger:
 
     async def cancel(self, key: RetryKey) -> Retry:
         """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
-        rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id)
+        async with self._database.turn():
+            rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id)
         if not rows:
             await self.get(key)
             raise RetryAlreadySettled
@@ -373,18 +370,16 @@ class RetryLedger:
         state, job_id, batch_id, actor = wanted
         place = _parts_of(after)
         # Each along the index that holds the fewest: a plan is made once, and does not know what is asked for.
+        asked: tuple[object, ...]
         if job_id is not None:
-            rows = await self._database.fetch(
-                self._sql["history"], project_id, job_id, state, batch_id, actor, *place, limit
-            )
+            name, asked = "history", (project_id, job_id, state, batch_id, actor)
         elif batch_id is not None:
-            rows = await self._database.fetch(
-                self._sql["list_batch"], project_id, batch_id, state, actor, *place, limit
-            )
+            name, asked = "list_batch", (project_id, batch_id, state, actor)
         else:
             whole_trail = state is None or state is RetryState.APPLIED
-            name = "list_retries" if whole_trail else "list_retries_of_state"
-            rows = await self._database.fetch(self._sql[name], project_id, state, actor, *place, limit)
+            name, asked = "list_retries" if whole_trail else "list_retries_of_state", (project_id, state, actor)
+        async with self._database.turn():
+            rows = await self._database.fetch(self._sql[name], *asked, *place, limit)
         return [_retry_of(row) for row in rows]
 
     async def backlog(self) -> Backlog:

@@ -1,11 +1,15 @@
 -- Idempotency keys: which request a client's key stands for, for 24 hours.
 
--- name: find_key
--- What a key stands for. No row: nothing, or no longer.
--- $1 text project id, $2 text key
-SELECT fingerprint, retry_id, batch_id, deduplicated
-FROM redrive.idempotency_keys
-WHERE project_id = $1 AND key = $2 AND created_at > now() - interval '24 hours';
+-- name: find_keys
+-- What keys stand for. One that is missing from the answer stands for nothing, or no longer.
+-- $1 text[] project ids, $2 text[] keys; same length
+SELECT wanted.project_id, wanted.key, known.fingerprint, known.retry_id, known.batch_id, known.deduplicated
+FROM unnest($1::text[], $2::text[]) AS wanted (project_id, key)
+JOIN LATERAL (
+    SELECT k.fingerprint, k.retry_id, k.batch_id, k.deduplicated FROM redrive.idempotency_keys AS k
+    WHERE k.project_id = wanted.project_id AND k.key = wanted.key AND k.created_at > now() - interval '24 hours'
+    LIMIT 1
+) AS known ON true;
 
 -- name: claim_keys
 -- Let keys stand for requests. A key that stands for one already is missing from the answer, after waiting for whoever

@@ -21,8 +21,9 @@ from shared.errors import (
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.messages import RetryMessage
 from shared.models import JobId, Outcome, ProjectId, RetryId, RetryState, Version
-from shared.retries import Accepted, RetryKey, RetryLedger
+from shared.retries import Accepted, RetryKey, RetryLedger, RetryRequest
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.statements import statements_sent
 
 Making = Callable[[JobMaker], Awaitable[MadeJob]]
 
@@ -73,6 +74,37 @@ async def test_a_key_whose_request_is_applied_while_another_post_looks_still_get
 
     assert (second.retry, second.replayed) == (first[0].retry, True)
     assert await jobs.effects_of(job) == 1
+
+
+def keyed(job: MadeJob, key: str) -> RetryRequest:
+    return msgspec.structs.replace(a_retry_of(job), key=IdempotencyKey(job.project_id, key, b"the same request"))
+
+
+async def test_requests_at_once_take_a_few_statements_though_each_has_a_key(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    """Where each took its own, a crowd that asks anew would keep a database that was away from coming back."""
+    made = await jobs.many_failed(200)
+
+    with statements_sent() as sent:
+        accepted = await asyncio.gather(*(ledger.accept(keyed(job, str(job.id))) for job in made))
+
+    assert sent == {"find_keys": 1, "find_jobs": 1, "claim_keys": 1, "accept": 1}
+    assert {each.retry.job_id for each in accepted} == {job.id for job in made}
+
+
+async def test_requests_at_once_for_one_job_take_a_few_statements_though_each_has_a_key(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    job = await jobs.failed()
+
+    with statements_sent() as sent:
+        accepted = await asyncio.gather(*(ledger.accept(keyed(job, f"k{number // 2}")) for number in range(200)))
+
+    assert sent.total() < 15, sent
+    assert len({each.retry.id for each in accepted}) == 1
+    assert [each.deduplicated for each in accepted].count(False) == 2  # the first request, and its key again
+    assert [each.replayed for each in accepted].count(False) == 100  # each key is new once
 
 
 async def test_requests_in_parallel_for_one_job_are_one_row(jobs: JobMaker, ledger: RetryLedger) -> None:

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 MANY = 100_000
 IN_TIME_S = 3.0
 BACK_WITHIN_S = 10.0
+CROWD = 100.0
+"""So many a second begin to ask, and go on asking, while the database is away."""
+ANSWERED_WITHIN_S = 30.0
 
 
 def enough(seconds: float, rate: float = 40.0) -> int:
@@ -224,6 +227,26 @@ async def test_p8_a_database_in_trouble_is_told_in_time_and_the_throughput_comes
         assert {call.status for call in load.calls} <= {200, 202, 503}
         # A client and an api that each had to wait for a processor are not what is measured here.
         assert max(call.took_s for call in load.calls) < IN_TIME_S + 2 * load.lag_s
+
+
+async def test_p8_a_crowd_that_asks_again_and_again_is_answered_once_the_database_is_back(stand: Stand) -> None:
+    """Whoever was told 503 asks anew, and so do hundreds beside him: that must not keep the api from working."""
+    rounds, seconds = scaled(1, full=5), 3 if SCALE < 10 else 20
+    async with stand.trial("P8 a crowd that asks again and again") as trial:
+        answered_after: list[float] = []
+        for _ in range(rounds):
+            load = await trial.load(count=enough(seconds + 30, CROWD), rate=CROWD)
+            async with load.flowing():
+                await asyncio.sleep(1)
+                await stand.postgres.freeze()
+                await asyncio.sleep(seconds)
+                await stand.postgres.thaw()
+                thawed_at = time.monotonic()
+                assert 503 in {call.status for call in load.calls}, "the database was in no trouble"
+                trial.broken()
+            answered_after.append(time.monotonic() - thawed_at)
+        trial.tally.notes["answered_after_s"] = [round(each, 1) for each in answered_after]
+        assert max(answered_after) < ANSWERED_WITHIN_S
 
 
 def _good(calls: list[Call]) -> int:

@@ -550,7 +550,7 @@ async def test_ten_thousand_jobs_are_accepted_in_the_statements_that_ten_are(api
     answer = await eventually(accepted, within_s=30)
 
     assert (ten.data["accepted"], answer.data["accepted"]) == (10, 10_000)
-    assert few == many == {"find_key": 1, "match_failed": 1, "claim_keys": 1, "accept_batch": 1, "record_batch": 1}
+    assert few == many == {"find_keys": 1, "match_failed": 1, "claim_keys": 1, "accept_batch": 1, "record_batch": 1}
     assert await rows_for(jobs, *made) == 10_000
     with statements_sent() as counting:
         assert (await batch_of(api, answer, project="p-many"))["queued"] == 10_000

@@ -1,0 +1,63 @@
+"""Turns: however much single clients ask the database for, what is done for many goes on, and nobody waits for ever."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from shared.database import Database
+from shared.errors import DatabaseUnavailable
+from shared.jobs import JobStore
+from shared.models import JobKey
+from tests.jobs import JobMaker
+
+TIMEOUT_S = 2.0
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """Two connections, and so one turn."""
+    async with Database(database_url, program="test", timeout_s=TIMEOUT_S, pool_size=2).opened() as opened:
+        yield opened
+
+
+async def test_a_status_is_read_though_clients_ask_for_more_numbers_than_can_be_counted(
+    jobs: JobMaker, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, store = await jobs.failed(), JobStore(database)
+    monkeypatch.setattr(store, "_sql", {**store._sql, "job_stats": "SELECT pg_sleep(5), $1::text, $2::text, $3::int"})
+    counting = [asyncio.create_task(store.stats(job.project_id, type=None)) for _ in range(50)]
+    await asyncio.sleep(0)
+
+    for _ in range(3):
+        assert (await store.get(JobKey(job.id, job.project_id))).id == job.id
+    ends = await asyncio.gather(*counting, return_exceptions=True)
+
+    assert {type(end) for end in ends} == {DatabaseUnavailable}
+
+
+async def test_whoever_waits_for_a_turn_for_too_long_is_told_so_and_takes_none(database: Database) -> None:
+    async with database.turn():
+        with pytest.raises(DatabaseUnavailable, match="at once"):
+            async with database.turn():
+                pytest.fail("two at a time")
+
+    async with asyncio.timeout(TIMEOUT_S / 4), database.turn():
+        pass
+
+
+async def test_a_turn_is_given_back_by_whoever_leaves_or_fails(database: Database) -> None:
+    async def fail() -> None:
+        async with database.turn():
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await fail()
+    async with database.turn():
+        waiting = asyncio.create_task(fail())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    async with asyncio.timeout(TIMEOUT_S / 4), database.turn():
+        pass
