@@ -44,7 +44,7 @@ class StopSignals:
     def __init__(self) -> None:
         self._asked_at: float | None = None
         self._running: _Running | None = None
-        self._ending = False
+        self._raising = True
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -66,11 +66,9 @@ class StopSignals:
 
         Raises CommandFailed when it had to be cut off, and whatever the program raises.
         """
+        self._raising = False  # it would break off the making of the event loop; `_run` looks whether one has come
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            try:
-                runner.run(self._run(program, grace_s))
-            finally:
-                self._ending = True
+            runner.run(self._run(program, grace_s))
 
     async def _run(self, program: Program, grace_s: float | None) -> None:
         task = asyncio.current_task()
@@ -91,7 +89,6 @@ class StopSignals:
         except asyncio.CancelledError:
             raise CommandFailed("told to stop twice: stopped at once, before everything in hand was finished") from None
         finally:
-            self._ending = True
             self._running = None
 
     def _received(self, _number: int, _frame: FrameType | None) -> None:
@@ -100,7 +97,7 @@ class StopSignals:
         if self._asked_at is None:
             self._asked_at = now
         match self._running:
-            case None if first and not self._ending:
+            case None if first and self._raising:
                 raise _Asked
             case None:
                 pass

@@ -66,6 +66,26 @@ def test_before_the_program_runs_a_signal_leaves_the_block_and_closes_what_is_op
     assert steps == ["closed"]
 
 
+def test_a_signal_while_the_event_loop_is_made_is_the_program_s_and_breaks_nothing_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    new_loop, ended = signals._new_loop, []
+
+    def new_loop_and_signal() -> asyncio.AbstractEventLoop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return new_loop()
+
+    async def program(stop: asyncio.Event) -> None:
+        await stop.wait()
+        ended.append("in order")
+
+    monkeypatch.setattr(signals, "_new_loop", new_loop_and_signal)
+    with StopSignals() as stop_signals:
+        stop_signals.run(program)
+
+    assert ended == ["in order"]
+
+
 def test_while_everything_ends_a_signal_changes_nothing() -> None:
     async def program(_stop: asyncio.Event) -> None:
         pass
