@@ -76,6 +76,7 @@ def attack(promise: str, what: str, record: Record, *, random: bool = False) -> 
         facts = {
             "kind": "door", "promise": promise, "tried": attacked.tried, "wrong": len(attacked.wrong), "bound": bound,
             "seed": seed, "scale": SCALE, "seconds": seconds, "what": attacked.what,
+            "such_as": [str(each)[:1000] for each in attacked.wrong[:3]],
         }  # fmt: skip
         if _RESULTS:
             with Path(_RESULTS).open("a") as results:
