@@ -17,7 +17,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -52,7 +52,8 @@ class Forked(Program):
 
     def send(self, number: signal.Signals) -> None:
         if self.runs:
-            os.kill(self._pid, number)
+            with suppress(ProcessLookupError):  # it has just died at a failpoint, and we are about to hear of it
+                os.kill(self._pid, number)
 
     async def ended(self, *, within_s: float = 15) -> int:
         async with asyncio.timeout(within_s):
