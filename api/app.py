@@ -215,8 +215,9 @@ def _nobody_waits() -> None:
 def _calm_the_collector() -> None:
     """Let the cyclic collector leave alone what lives as long as the program, and look at the rest less often.
 
-    A request leaves few cycles behind, but makes hundreds of short-lived containers: with the default threshold, a
-    tenth of the time of a status read goes into looking for cycles among them.
+    A request leaves no cycles behind, however long it was held (there is a test), but makes hundreds of short-lived
+    containers: with the default threshold, a tenth of the time of a status read goes into looking for cycles among
+    them. What the collector is there for are requests that no resource is for, or that were broken off.
     """
     gc.collect()
     gc.freeze()

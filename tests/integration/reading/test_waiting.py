@@ -1,11 +1,13 @@
 """`Prefer: wait=N`: an answer that is held until there is something to say."""
 
 import asyncio
+import gc
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
+from aiohttp import web
 
 from api.app import WATCHES, run
 from shared.retries import RetryLedger
@@ -44,6 +46,23 @@ async def waiting(
             await task
     finally:
         task.cancel()
+
+
+@contextmanager
+def garbage() -> Iterator[list[object]]:
+    """What the block leaves behind that only the cyclic collector can free; known once the block has ended."""
+    found: list[object] = []
+    gc.collect()
+    gc.disable()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        yield found
+        gc.collect()
+        found += gc.garbage
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
 
 
 async def run_job(jobs: JobMaker, job: MadeJob) -> None:
@@ -357,3 +376,20 @@ async def test_who_has_just_connected_when_the_api_stops_listening_is_heard_out(
         writer.close()
 
     assert (answer.status, answer.headers["Connection"]) == (401, "close")
+
+
+@pytest.mark.parametrize("path", ["", "/events"])
+async def test_whoever_has_waited_leaves_nothing_for_the_cyclic_collector(api: Api, jobs: JobMaker, path: str) -> None:
+    """An api lets it look but seldom at what has lived for long (`api.app`); thousands who are held have."""
+    job, other = await jobs.pending(), await jobs.pending()
+
+    with garbage() as left:
+        async with waiting(api, path_of(job) + path):
+            await complete(jobs, job)
+        leaving = asyncio.create_task(waited_for(api, path_of(other) + path))
+        await eventually(lambda: api.counted("redrive_waiters") == 1)
+        leaving.cancel()
+        await eventually(lambda: api.counted("redrive_waiters") == 0)
+        await api.get(path_of(other))
+
+    assert not [each for each in left if isinstance(each, web.BaseRequest | web.RequestHandler)]
