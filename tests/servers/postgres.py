@@ -10,7 +10,7 @@ import subprocess
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -190,8 +190,10 @@ class LocalPostgres(PrivatePostgres):
         async with asyncio.timeout(within_s):
             while True:
                 process.check()
-                lines = pid_file.read_text().splitlines() if pid_file.exists() else []
-                # A crash leaves the file of the process before, which said "ready" too.
+                lines: list[str] = []
+                with suppress(FileNotFoundError):
+                    lines = pid_file.read_text().splitlines()
+                # A crash leaves the file of the process before, which said "ready" too, until this one makes its own.
                 if len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready":
                     return
                 await asyncio.sleep(0.02)
