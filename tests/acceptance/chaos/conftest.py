@@ -15,7 +15,7 @@ from tests.acceptance.chaos.tally import SCALE
 from tests.servers.postgres import PrivatePostgres
 from tests.servers.rabbitmq import PrivateRabbitmq
 
-_LONGEST_FIRST = ("test_p20_", "test_p6_", "test_p19_", "test_p1_", "test_p5_", "test_p2_")
+_LONGEST_FIRST = ("test_p20_", "test_p6_", "test_p19_", "test_no_order_of_events_", "test_p1_", "test_p5_", "test_p2_")
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the groups in its own turn
