@@ -215,7 +215,9 @@ def faults_of(answer: bytes) -> Iterator[str]:
     if reply.body:  # none to HEAD
         yield from _faults_of_problem(reply)
     # Of all that a client sends, an id for the request is told again, if it is one: damage has made one of the canary.
-    if CANARY.lower() in answer.lower().replace(reply.headers.get("X-Request-Id", "").lower().encode(), b""):
+    request_id = reply.headers.get("X-Request-Id", "").encode()
+    rest = answer.replace(b"X-Request-Id: " + request_id, b"").replace(b'"request_id":"' + request_id, b"")
+    if CANARY.lower() in rest.lower():
         yield "an echo"
 
 

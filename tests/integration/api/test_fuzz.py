@@ -76,10 +76,18 @@ OURS: Final = (
      (b"nosniff", b"canary", "an echo"), (b"no-store\r\n", b"no-store\r\nServer: x\r\n", "a banner"),
      (b"X-Request-Id: r\r\n", b"", "X-Request-Id is not there once"),
      (b"problem+json", b"json", "another content type"),
-     (b"bad-request", b"bad", "an unknown code"), (b"{", b"", "no JSON"), (b'"r"', b'"s"', "another request's id")],
+     (b"bad-request", b"bad", "an unknown code"), (b"{", b"", "no JSON"), (b'"r"', b'"s"', "another request's id"),
+     (b" r\r", b" canary\r", "another request's id")],
 )  # fmt: skip
 async def test_what_is_wrong_with_an_answer_is_seen(was: bytes, is_: bytes, fault: str | None) -> None:
     assert ([*faults_of(OURS.replace(was, is_, 1)), None])[0] == fault
+
+
+async def test_an_id_for_the_request_is_no_echo() -> None:
+    answer = OURS.replace(b"Id: r", b"Id: fucanary.example").replace(b'"r"', b'"fucanary.example"')
+
+    assert list(faults_of(answer)) == []
+    assert list(faults_of(answer + b"fucanary.example")) == ["no JSON", "an echo"]
 
 
 @pytest.mark.timeout(120 + COUNT / 20)
