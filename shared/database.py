@@ -129,7 +129,8 @@ class Database:
 
     What is asked on behalf of many, gathered by a Coalescer or done by the program for itself, is asked at once: there
     are never more than a few such calls. What a single client asks for waits for a `turn`. There is a turn less than
-    there are connections, so that whatever clients ask for, and however many do, status reads and retries go on.
+    there are connections, so that whatever clients ask for, and however many do, status reads and retries go on; with
+    a pool of one, all take turns at it.
     """
 
     def __init__(self, url: str, *, program: str, timeout_s: float, pool_size: int) -> None:
