@@ -25,7 +25,7 @@ test: sync ## install what the tests need, then linters, types and every test (T
 # most of the time is spent in waiting for servers to come back.
 chaos: export REDRIVE_CHAOS_SCALE ?= 100
 chaos: export REDRIVE_CHAOS_RESULTS := $(shell mktemp -u)
-chaos: sync ## break everything, again and again, for about 50 minutes on two free processors; writes docs/reliability.md (REDRIVE_CHAOS_SCALE=3 …)
+chaos: sync ## break everything, again and again, for 30 to 50 minutes on two free processors; writes docs/reliability.md (REDRIVE_CHAOS_SCALE=3 …)
 	@.ci/test-servers
 	@timeout --signal=INT --kill-after=60 4500 \
 		$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder -o timeout=3600 \
