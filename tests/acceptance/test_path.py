@@ -13,7 +13,7 @@ from tests.jobs import JobMaker
 from tests.logins import BrokerUsers, Logins, Users, broker_users
 from tests.servers.processes import free_port
 from tests.servers.proxy import Proxy
-from tests.servers.rabbitmq import PrivateRabbitmq, Rabbitmq
+from tests.servers.rabbitmq import KILLABLE_AFTER_S, PrivateRabbitmq, Rabbitmq
 from tests.tokens import SECRET
 
 
@@ -133,6 +133,7 @@ async def test_a_broker_that_goes_and_comes_back_costs_nothing_and_stops_no_requ
     made = await jobs.many_failed(150)
     ids: list[object] = [job.id for job in made]
     async with Deployment.running(users, on_own_broker) as redrive:
+        await asyncio.sleep(KILLABLE_AFTER_S)
         before = await redrive.retry_all(ids[:50])
         await private_rabbitmq.kill()
         await eventually(lambda: _degraded(redrive.api))  # missed though there is nothing to publish

@@ -7,10 +7,11 @@ import asyncpg
 import pytest
 from aio_pika.abc import DeliveryMode
 
+from shared import topology
 from tests.eventually import eventually
 from tests.servers.postgres import Postgres, PrivatePostgres
 from tests.servers.proxy import Proxy
-from tests.servers.rabbitmq import PrivateRabbitmq
+from tests.servers.rabbitmq import KILLABLE_AFTER_S, PrivateRabbitmq
 
 
 async def fetch(url: str, query: str) -> object:
@@ -92,7 +93,7 @@ async def test_a_private_rabbitmq_keeps_what_it_confirmed_over_a_power_cut(
         await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
         await channel.default_exchange.publish(message, routing_key="kept", timeout=5)
 
-    await asyncio.sleep(2)  # see PrivateRabbitmq.kill; nothing tells when it is safe
+    await asyncio.sleep(KILLABLE_AFTER_S)
     await private_rabbitmq.kill()
     with pytest.raises(OSError, match="Connect call failed"):
         await aio_pika.connect(private_amqp_url)
@@ -102,6 +103,23 @@ async def test_a_private_rabbitmq_keeps_what_it_confirmed_over_a_power_cut(
     async with connection, await connection.channel() as channel:
         queue = await channel.get_queue("kept")
         assert (await queue.get(timeout=5)).body == b"1"
+
+
+async def test_a_private_rabbitmq_that_was_killed_takes_the_queues_of_the_next_test(
+    private_rabbitmq: PrivateRabbitmq,
+) -> None:
+    async with private_rabbitmq.rabbitmq.vhost() as url:
+        await _declare(url)
+        await asyncio.sleep(KILLABLE_AFTER_S)
+        await private_rabbitmq.kill()
+        await private_rabbitmq.start()
+    async with private_rabbitmq.rabbitmq.vhost() as url:
+        await _declare(url)
+
+
+async def _declare(url: str) -> None:
+    async with await aio_pika.connect(url, timeout=5) as connection:
+        await topology.ensure(connection)
 
 
 async def test_a_rabbitmq_that_is_blocked_or_frozen_confirms_nothing_until_it_is_not(

@@ -14,7 +14,7 @@ from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for
 from tests.queues import Queues
 from tests.servers.postgres import PrivatePostgres
-from tests.servers.rabbitmq import PrivateRabbitmq
+from tests.servers.rabbitmq import KILLABLE_AFTER_S, PrivateRabbitmq
 from tests.workers import RunningWorker, a_worker
 from worker.consumers import Consumer
 
@@ -42,6 +42,7 @@ async def test_a_broker_that_is_restarted_loses_no_retry_and_no_worker(
         private_rabbitmq.rabbitmq.vhost() as amqp_url,
         a_worker(database_url, amqp_url, worker_batch_size=7) as worker,
     ):
+        await asyncio.sleep(KILLABLE_AFTER_S)
         async with Queues.on(amqp_url) as queues:
             await queues.publish_all(map(a_message_for, before))
         await private_rabbitmq.kill()

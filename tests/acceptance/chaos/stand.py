@@ -36,7 +36,7 @@ from tests.queues import Queues
 from tests.servers.postgres import PrivatePostgres
 from tests.servers.processes import free_port
 from tests.servers.proxy import Proxy
-from tests.servers.rabbitmq import PrivateRabbitmq
+from tests.servers.rabbitmq import KILLABLE_AFTER_S, PrivateRabbitmq
 from tests.tokens import SECRET
 
 WORKERS = 4
@@ -47,7 +47,6 @@ FAIL_AGAIN_EVERY_S = 0.5
 SETTLED_WITHIN_S = 90.0
 WELL_WITHIN_S = 60.0
 STARTED_WITHIN_S = 240.0  # the program is loaded for the first time, perhaps by several stands at once
-_KILLABLE_AFTER_S = 2.5  # RabbitMQ 3.10 may lose a quorum queue that is younger; see PrivateRabbitmq.kill
 _LOST_CONNECTION = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError)
 
 
@@ -242,7 +241,7 @@ class Stand:
 
     async def kill_broker(self) -> None:
         """Kill RabbitMQ, once it may be killed."""
-        await asyncio.sleep(max(0.0, self._declared_at + _KILLABLE_AFTER_S - time.monotonic()))
+        await asyncio.sleep(max(0.0, self._declared_at + KILLABLE_AFTER_S - time.monotonic()))
         await self.rabbitmq.kill()
 
 
