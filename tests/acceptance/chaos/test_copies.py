@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -74,7 +75,12 @@ async def test_p4_one_idempotency_key_has_one_effect(stand: Stand) -> None:
         async with load.opened():
             for number, job in enumerate(load.jobs):
                 post = load.post_bulk if number % 4 == 3 else load.post
-                await asyncio.gather(*(post(job, f"key-of-{job.id}") for _ in range(POSTS)))
+                posts = [post(job, f"key-of-{job.id}") for _ in range(POSTS)]
+                soon = POSTS // 2 if number % 3 else 1
+                await asyncio.gather(*posts[:soon])
+                await eventually(partial(stand.jobs.effects_of, job), within_s=30)
+                await stand.jobs.fail_all_again()  # a second effect is possible now
+                await asyncio.gather(*posts[soon:])
         trial.broken(keys * (POSTS - 1))
         assert len(load.acked) == keys
         # On a machine that stands still for a while some are told to come again, and do.

@@ -58,7 +58,7 @@ class Forger:
     def tokens(self, count: int) -> Iterator[str]:
         known = frozenset(self._good)
         while count:
-            made = self._rng.choice([self.damaged, self.spliced, self.promoted, self.resigned])()
+            made = self._rng.choice([self.damaged, self.respelled, self.spliced, self.promoted, self.resigned])()
             if made not in known and made == made.strip():  # spaces around a header's value are no part of it
                 yield made
                 count -= 1
@@ -72,6 +72,19 @@ class Forger:
             harms = (odd + behind, behind, odd + one + behind, one + one + behind, one.swapcase() + behind, "")
             made = before + self._rng.choice(harms) or "a"
         return made
+
+    def respelled(self) -> str:
+        """A good one, one part of which is written in another way that lenient decoders take for the same bytes."""
+        parts = self._rng.choice(self._good).split(".")
+        place = self._rng.randrange(3)
+        part = parts[place]
+        spare_bits = {2: 4, 3: 2}.get(len(part) % 4, 0)
+        if spare_bits:
+            last = ALPHABET.index(part[-1]) ^ self._rng.randrange(1, 1 << spare_bits)
+            parts[place] = part[:-1] + ALPHABET[last]
+        else:
+            parts[place] = part + self._rng.choice("=~")
+        return ".".join(parts)
 
     def spliced(self) -> str:
         """Parts of several, each of which is good where it belongs."""
