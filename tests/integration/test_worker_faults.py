@@ -145,7 +145,8 @@ async def test_a_worker_that_is_stopped_under_load_settles_what_is_in_hand_and_g
     settled = await jobs.effects(failed)
     assert set(settled) <= {0, 1}
     assert 10 <= sum(settled) < len(failed)
-    assert await queues.waiting() == len(failed) - sum(settled)  # each message is either acknowledged or back
+    # Each message is either acknowledged or back.
+    await eventually(lambda: _waiting(queues, len(failed) - sum(settled)))
 
     async with a_worker(database_url, amqp_url):
         await eventually(lambda: _all_put_back(jobs, failed))
@@ -160,8 +161,13 @@ async def test_a_worker_stops_within_its_grace_though_the_database_hangs(
         await eventually(jobs.somebody_waits, what="a batch waits for the lock")
         async with asyncio.timeout(1.5):
             await worker.stop()
-    assert await queues.waiting() == len(failed)
+    await eventually(lambda: _waiting(queues, len(failed)))
     assert await jobs.all_effects() == 0
+
+
+async def _waiting(queues: Queues, count: int) -> bool:
+    """What a worker that left had in hand comes back a moment after its connection has gone."""
+    return await queues.waiting() == count
 
 
 async def test_a_user_who_may_only_read_queues_and_write_the_exchange_is_enough(
