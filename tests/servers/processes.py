@@ -20,6 +20,7 @@ from tests.servers import trees
 from tests.servers.reaper import reaper
 
 T = TypeVar("T")
+ROOT = Path(__file__).parents[2]
 
 
 class ServerFailed(Exception):
@@ -84,14 +85,14 @@ _PORTS = _ports()
 def make_folder(name: str) -> Path:
     """Make a folder for one server; it is removed when its owner is done, or dead."""
     folder = Path(tempfile.mkdtemp(prefix=f"redrive-{name}-")).resolve()
-    reaper().tell("own", folder)
+    reaper().tell("adopt", folder, "folder")
     folder.chmod(0o711)  # mkdtemp lets nobody else in, the server's account included
     return folder
 
 
 def remove_folder(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    reaper().tell("disown", folder)
+    reaper().tell("release", folder, "folder")
 
 
 class Process:

@@ -22,10 +22,9 @@ import aio_pika
 import aiohttp
 from aio_pika.exceptions import AMQPError, ChannelClosed
 
-from tests.servers.docker import Container, docker_answers
+from tests.servers.docker import RABBITMQ, Container, uses_docker
 from tests.servers.processes import Process, ServerFailed, free_port, make_folder, remove_folder
 
-IMAGE = "rabbitmq:4-management"
 MISSING = (
     "the tests need a RabbitMQ: run `make test` as a user who may install packages, install rabbitmq-server, "
     "start Docker, or set REDRIVE_TEST_AMQP_URL"
@@ -327,7 +326,7 @@ class ContainerRabbitmq(PrivateRabbitmq):
     def __init__(self) -> None:
         port, management_port, password = free_port(), free_port(), uuid.uuid4().hex
         self._container = Container(
-            IMAGE,
+            RABBITMQ,
             ports={5672: port, 15672: management_port},
             env={"RABBITMQ_DEFAULT_USER": "redrive", "RABBITMQ_DEFAULT_PASS": password},
         )
@@ -385,4 +384,4 @@ class ContainerRabbitmq(PrivateRabbitmq):
 
 def private_rabbitmq() -> PrivateRabbitmq:
     """Return a broker of one's own, not started yet; `close` it in the end. Raises ServerFailed."""
-    return ContainerRabbitmq() if docker_answers() else LocalRabbitmq()
+    return ContainerRabbitmq() if uses_docker() else LocalRabbitmq()

@@ -1,7 +1,8 @@
 """The reaper: outlives the process that started servers just long enough to take them down.
 
-It reads lines from its standard input: `adopt <pid>`, `release <pid>`, `own <folder>`, `disown <folder>`. When the
-input ends, because its owner closed it or died in whatever way, it kills what is still adopted and removes the folders.
+It reads lines from its standard input, `adopt <kind> <subject>` and `release <kind> <subject>`, of three kinds: process
+(a pid), container (a name), folder (a path). When the input ends, because its owner closed it or died in whatever way,
+it kills and removes what is still adopted.
 """
 
 import contextlib
@@ -11,10 +12,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 from tests.servers import trees
 
 _ROOT = Path(__file__).parents[2]
+
+Kind = Literal["process", "container", "folder"]
 
 
 class Reaper:
@@ -28,9 +32,9 @@ class Reaper:
             start_new_session=True,  # Ctrl-C is for the tests; this one has to survive it
         )
 
-    def tell(self, order: str, subject: int | Path) -> None:
+    def tell(self, order: Literal["adopt", "release"], subject: int | str | Path, kind: Kind = "process") -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{order} {subject}\n".encode())
+        self._process.stdin.write(f"{order} {kind} {subject}\n".encode())
         self._process.stdin.flush()
 
 
@@ -41,27 +45,34 @@ def reaper() -> Reaper:
 
 
 def main() -> None:
-    processes: set[int] = set()
-    folders: set[Path] = set()
+    adopted: dict[str, set[str]] = {"process": set(), "container": set(), "folder": set()}
     for line in sys.stdin:
-        order, _, subject = line.rstrip("\n").partition(" ")
+        order, kind, subject = line.rstrip("\n").split(" ", 2)
         match order:
             case "adopt":
-                processes.add(int(subject))
+                adopted[kind].add(subject)
             case "release":
-                processes.discard(int(subject))
-            case "own":
-                folders.add(Path(subject))
-            case "disown":
-                folders.discard(Path(subject))
+                adopted[kind].discard(subject)
             case _:
                 raise ValueError(line)
-    for pid in processes:
+    for pid in map(int, adopted["process"]):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 0)
             trees.kill(pid)
-    for folder in folders:
+    if adopted["container"]:
+        _remove_containers(adopted["container"])
+    for folder in adopted["folder"]:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_containers(names: set[str]) -> None:
+    import docker  # slow to import, and needed here only
+    from docker.errors import DockerException
+
+    engine = docker.from_env(timeout=60)
+    for name in names:
+        with contextlib.suppress(DockerException, OSError):  # such as one that was never created
+            engine.containers.get(name).remove(force=True, v=True)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
+from tests.servers.docker import CHOICE, uses_docker
 from tests.servers.postgres import Postgres, PrivatePostgres, private_postgres
 from tests.servers.processes import ServerFailed, make_folder, remove_folder, run_apart
 from tests.servers.rabbitmq import PrivateRabbitmq, Rabbitmq, private_rabbitmq
 
 _PATIENCE_S = 100
+_DATABASE_URL, _AMQP_URL = "REDRIVE_TEST_DATABASE_URL", "REDRIVE_TEST_AMQP_URL"
 
 Report = Callable[[], Coroutine[Any, Any, Mapping[str, str | None]]]
 
@@ -33,16 +35,22 @@ class SharedServers:
         self._given: Postgres | None = None
 
     def start(self) -> None:
-        """Begin to start both and return at once; nothing the second time. Raises ServerFailed if one is missing."""
+        """Begin to start both, and return once it is known from where they come; nothing the second time.
+
+        Raises ServerFailed if one is missing.
+        """
         if self._threads:
             return
+        if not all(map(os.environ.get, (_DATABASE_URL, _AMQP_URL))):
+            os.environ[CHOICE] = "docker" if uses_docker() else "local"
+        self._tell("choice", {CHOICE: os.environ.get(CHOICE)})
         for name, report in (("postgres", self._postgres()), ("rabbitmq", self._rabbitmq())):
             self._threads.append(threading.Thread(target=self._run, args=(name, report), name=f"start {name}"))
         for thread in self._threads:
             thread.start()
 
     def _postgres(self) -> Report:
-        if given := os.environ.get("REDRIVE_TEST_DATABASE_URL"):
+        if given := os.environ.get(_DATABASE_URL):
             server, postgres = None, Postgres.at(given)
             self._given = postgres
         else:
@@ -59,7 +67,7 @@ class SharedServers:
         return report
 
     def _rabbitmq(self) -> Report:
-        given = os.environ.get("REDRIVE_TEST_AMQP_URL")
+        given = os.environ.get(_AMQP_URL)
         server = None if given else private_rabbitmq()
         if server:
             self._own.append(server)
@@ -109,6 +117,12 @@ def _facts_of(folder: Path, name: str) -> dict[str, str | None]:
     if error := facts.get("error"):
         raise ServerFailed(error)
     return facts
+
+
+def adopt_choice(folder: Path) -> None:
+    """Let this process's private servers come from where the shared ones come from, without asking again."""
+    if choice := _facts_of(folder, "choice")[CHOICE]:
+        os.environ[CHOICE] = choice
 
 
 def shared_postgres(folder: Path) -> Postgres:
