@@ -35,7 +35,7 @@ class Demo:
         async with self._database.transaction() as session:
             jobs = [row["id"] for row in await session.fetch(self._sql["seed"], PROJECT)]
             if jobs:
-                await session.fetch(self._sql["seed_history"], jobs, _OPERATOR, [uuid7() for _ in jobs])
+                await session.fetch(self._sql["seed_history"], jobs, _OPERATOR, [uuid7() for _ in jobs], PROJECT)
         return len(jobs)
 
     async def retryable(self) -> UUID:

@@ -69,11 +69,11 @@ RETURNING id;
 
 -- name: seed_history
 -- The retries that brought settled jobs to their second and later attempts, as the ledger would have them.
--- $1 uuid[] the jobs, $2 text the actor, $3 uuid[] ids for the requests, at least as many
+-- $1 uuid[] the jobs, $2 text the actor, $3 uuid[] ids for the requests, at least as many, $4 text project id
 WITH retried AS (
     SELECT id, project_id, attempts, max_attempts, started_at, completed_at, row_number() OVER (ORDER BY started_at, id) AS n
     FROM control_plane.jobs
-    WHERE id = ANY ($1::uuid[]) AND status IN ('failed', 'completed') AND attempts > 1
+    WHERE project_id = $4 AND id = ANY ($1::uuid[]) AND status IN ('failed', 'completed') AND attempts > 1
 )
 INSERT INTO redrive.retry_requests (
     id, project_id, job_id, state, outcome, actor, reason, requested_at, published_at, processed_at,
@@ -93,7 +93,10 @@ SELECT j.id FROM control_plane.jobs AS j
 WHERE
     j.project_id = $1 AND j.status = 'failed' AND coalesce(j.attempts, 0) < coalesce(j.max_attempts, 3)
     AND (j.payload -> 'demo' ->> 'error') IS NULL
-    AND NOT EXISTS (SELECT FROM redrive.retry_requests AS r WHERE r.job_id = j.id AND r.state = 'queued')
+    AND NOT EXISTS (
+        SELECT FROM redrive.retry_requests AS r
+        WHERE r.project_id = j.project_id AND r.job_id = j.id AND r.state = 'queued'
+    )
 ORDER BY j.created_at DESC, j.id DESC
 LIMIT 1;
 
@@ -114,40 +117,41 @@ RETURNING id;
 -- Complete or fail what has run for its time, 1 to 3 seconds unless the payload says otherwise. A first attempt in eight
 -- fails; a later one completes. All of it follows from the row, so a stand-in that was killed has nothing to remember.
 WITH run AS (
-    SELECT id, attempts, hashtext(id::text) & 1023 AS dice, payload -> 'demo' AS wanted, started_at
+    SELECT project_id, id, attempts, hashtext(id::text) & 1023 AS dice, payload -> 'demo' AS wanted, started_at
     FROM control_plane.jobs
     WHERE status = 'running'
 ),
 
 done AS (
     SELECT
+        j.project_id,
         j.id,
         CASE
             WHEN jsonb_typeof(run.wanted -> 'error') = 'string' THEN run.wanted ->> 'error'
             WHEN run.attempts = 1 AND run.dice % 8 = 0 THEN 'TimeoutError: no answer within 30 s'
         END AS error
     FROM control_plane.jobs AS j
-    JOIN run USING (id)
+    JOIN run USING (project_id, id)
     WHERE
         j.status = 'running'
         AND j.started_at + CASE
             WHEN jsonb_typeof(run.wanted -> 'takes_s') = 'number' THEN least((run.wanted ->> 'takes_s')::float8, 86400)
             ELSE 1 + 2 * run.dice / 1023.0
         END * interval '1 s' <= now()
-    ORDER BY j.id
+    ORDER BY j.project_id, j.id
     FOR UPDATE OF j SKIP LOCKED
 )
 
 UPDATE control_plane.jobs AS j
 SET status = CASE WHEN done.error IS NULL THEN 'completed' ELSE 'failed' END, last_error = done.error, completed_at = now()
 FROM done
-WHERE j.id = done.id;
+WHERE j.project_id = done.project_id AND j.id = done.id;
 
 -- name: start
 -- Take what is due, oldest first, and count the attempt.
 -- $1 int how many at most
 WITH due AS (
-    SELECT id FROM control_plane.jobs
+    SELECT project_id, id FROM control_plane.jobs
     WHERE status = 'pending' AND coalesce(scheduled_at, now()) <= now() AND coalesce(attempts, 0) < coalesce(max_attempts, 3)
     ORDER BY scheduled_at, id
     LIMIT $1
@@ -157,4 +161,4 @@ WITH due AS (
 UPDATE control_plane.jobs AS j
 SET status = 'running', attempts = coalesce(j.attempts, 0) + 1, started_at = now(), completed_at = NULL
 FROM due
-WHERE j.id = due.id;
+WHERE j.project_id = due.project_id AND j.id = due.id;

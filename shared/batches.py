@@ -143,7 +143,7 @@ class RetryBatches:
         """
         for _ in range(_ROUNDS):
             if request.key is not None and (claim := await self._keys.find(request.key)) is not None:
-                return await self._replayed(claim)
+                return await self._replayed(request.project_id, claim)
             async with self._database.turn():
                 blocks = await self._blocks(request, limit=request.maximum + 1)
                 if len(blocks) > request.maximum:
@@ -210,11 +210,11 @@ class RetryBatches:
         rows = await session.fetch(self._sql["look_at"], request.project_id, lost, request.extra_attempts)
         return {JobId(row["id"]): row["blocked_by"] or RetryBlock.RETRY_QUEUED for row in rows}
 
-    async def _replayed(self, claim: Claim) -> AcceptedBatch:
+    async def _replayed(self, project_id: ProjectId, claim: Claim) -> AcceptedBatch:
         if claim.batch_id is None:
             raise BatchNotFound
         async with self._database.turn():
-            ((total, skipped),) = await self._database.fetch(self._sql["find_skipped"], claim.batch_id)
+            ((total, skipped),) = await self._database.fetch(self._sql["find_skipped"], claim.batch_id, project_id)
         return AcceptedBatch(claim.batch_id, total, msgspec.json.decode(skipped, type=list[Skipped]), replayed=True)
 
     async def get(self, key: BatchKey) -> Batch:

@@ -270,7 +270,7 @@ class RetryLedger:
 
     async def _insert(self, rows: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
         """Write what can be written now; who is missing from the answer looks again."""
-        first_for_job = {row.request.job.id: row for row in reversed(rows)}
+        first_for_job = {(row.request.job.project_id, row.request.job.id): row for row in reversed(rows)}
         first_for_key = {row.request.key or row.id: row for row in first_for_job.values()}
         chosen = list(first_for_key.values())
         claims = [(row.request.key, Claim(row.id)) for row in chosen if row.request.key is not None]

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 # An effect is an update that puts a job back, be it one that is pending already. The table has no constraint that could
 # hide a second one, and the function runs as its owner, so that programs under roles of their own are counted, too.
 _EFFECTS = """
-CREATE TABLE public.test_effects (job_id uuid, at timestamptz DEFAULT clock_timestamp());
+CREATE TABLE public.test_effects (project_id text, job_id uuid, at timestamptz DEFAULT clock_timestamp());
 
 CREATE FUNCTION public.test_effect() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    INSERT INTO public.test_effects (job_id) VALUES (NEW.id);
+    INSERT INTO public.test_effects (project_id, job_id) VALUES (NEW.project_id, NEW.id);
     RETURN NULL;
 END
 $$;
@@ -91,20 +91,21 @@ class JobMaker:
         max_attempts: int | None = 3,
         last_error: str | None = None,
         payload: str = "{}",
+        job_id: "UUID | None" = None,
     ) -> list[MadeJob]:
-        """Jobs that differ in nothing but their ids."""
+        """Jobs that differ in nothing but their ids; `job_id` is the id of the only one."""
         rows = await self.pool.fetch(
             """
             INSERT INTO control_plane.jobs (
                 id, project_id, type, payload, status, attempts, max_attempts, last_error, started_at, completed_at
             )
-            SELECT gen_random_uuid(), $2, $3, $4::jsonb, $5::text, $6::int, $7::int, $8,
+            SELECT coalesce($9, gen_random_uuid()), $2, $3, $4::jsonb, $5::text, $6::int, $7::int, $8,
                 CASE WHEN $5::text <> 'pending' THEN now() END,
                 CASE WHEN $5::text IN ('failed', 'completed') THEN now() END
             FROM generate_series(1, $1::int)
             RETURNING id, project_id, xmin::text AS version
             """,
-            count, project_id, kind, payload, status, attempts, max_attempts, last_error,
+            count, project_id, kind, payload, status, attempts, max_attempts, last_error, job_id,
         )  # fmt: skip
         return [MadeJob(JobId(id_), ProjectId(project), Version(version)) for id_, project, version in rows]
 
@@ -116,6 +117,7 @@ class JobMaker:
         attempts: int | None = 1,
         max_attempts: int | None = 3,
         last_error: str = "it broke",
+        job_id: "UUID | None" = None,
     ) -> MadeJob:
         (job,) = await self.make(
             1,
@@ -125,6 +127,7 @@ class JobMaker:
             attempts=attempts,
             max_attempts=max_attempts,
             last_error=last_error,
+            job_id=job_id,
         )
         return job
 
@@ -146,7 +149,9 @@ class JobMaker:
     async def fail_again(self, job: MadeJob, *, last_error: str = "it broke again") -> MadeJob:
         """Let the job fail as the control plane would: a failure of another version."""
         version = await self.pool.fetchval(
-            "UPDATE control_plane.jobs SET status = 'failed', last_error = $2 WHERE id = $1 RETURNING xmin::text",
+            "UPDATE control_plane.jobs SET status = 'failed', last_error = $3 WHERE project_id = $1 AND id = $2"
+            " RETURNING xmin::text",
+            job.project_id,
             job.id,
             last_error,
         )
@@ -160,7 +165,9 @@ class JobMaker:
 
     async def row(self, job: MadeJob) -> asyncpg.Record:
         """The job's row as it is now, all columns."""
-        row = await self.pool.fetchrow("SELECT * FROM control_plane.jobs WHERE id = $1", job.id)
+        row = await self.pool.fetchrow(
+            "SELECT * FROM control_plane.jobs WHERE project_id = $1 AND id = $2", job.project_id, job.id
+        )
         assert row is not None
         return row
 
@@ -169,13 +176,18 @@ class JobMaker:
 
     async def effects_of(self, job: MadeJob) -> int:
         """How often the job was put back."""
-        return int(await self.pool.fetchval("SELECT count(*) FROM public.test_effects WHERE job_id = $1", job.id))
+        counted = await self.pool.fetchval(
+            "SELECT count(*) FROM public.test_effects WHERE project_id = $1 AND job_id = $2", job.project_id, job.id
+        )
+        return int(counted)
 
     async def effects(self, jobs: Sequence[MadeJob]) -> list[int]:
         """How often each job was put back, in the order asked."""
-        rows = await self.pool.fetch("SELECT job_id, count(*) FROM public.test_effects GROUP BY job_id")
-        counted = dict(map(tuple, rows))
-        return [counted.get(job.id, 0) for job in jobs]
+        rows = await self.pool.fetch(
+            "SELECT project_id, job_id, count(*) FROM public.test_effects GROUP BY project_id, job_id"
+        )
+        counted = {(project_id, job_id): effects for project_id, job_id, effects in rows}
+        return [counted.get((job.project_id, job.id), 0) for job in jobs]
 
     async def all_effects(self) -> int:
         """How often any job was put back."""

@@ -10,7 +10,7 @@ BEGIN
     CREATE SCHEMA IF NOT EXISTS control_plane;
 
     CREATE TABLE control_plane.jobs (
-        id uuid PRIMARY KEY DEFAULT gen_random_uuid(),
+        id uuid NOT NULL DEFAULT gen_random_uuid(),
         project_id text NOT NULL,
         type text NOT NULL,
         payload jsonb DEFAULT '{}',
@@ -26,6 +26,9 @@ BEGIN
     );
     CREATE INDEX jobs_pending_idx ON control_plane.jobs (scheduled_at) WHERE status = 'pending';
     CREATE INDEX jobs_project_created_idx ON control_plane.jobs (project_id, created_at DESC, id DESC);
+    -- Last: on a table that is known to be empty all indexes cost the same, and the planner takes the newest. Along any
+    -- other index a look-up by (project_id, id) reads all of the project; and plans are kept while the table grows.
+    ALTER TABLE control_plane.jobs ADD PRIMARY KEY (id);
 END
 $$;
 

@@ -5,7 +5,7 @@ DO $$
 DECLARE
     wanted text;
 BEGIN
-    FOREACH wanted IN ARRAY ARRAY['redrive_api', 'redrive_worker'] LOOP
+    FOREACH wanted IN ARRAY ARRAY['redrive_api', 'redrive_worker', 'redrive_scaler'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = wanted) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
@@ -17,10 +17,11 @@ BEGIN
 END
 $$;
 
-GRANT USAGE ON SCHEMA redrive TO redrive_api, redrive_worker;
+GRANT USAGE ON SCHEMA redrive TO redrive_api, redrive_worker, redrive_scaler;
 GRANT SELECT, INSERT, UPDATE ON redrive.retry_requests TO redrive_api, redrive_worker;
 GRANT SELECT, INSERT, UPDATE ON redrive.idempotency_keys TO redrive_api;
 GRANT SELECT, INSERT ON redrive.retry_batches TO redrive_api;
+GRANT SELECT ON redrive.backlog TO redrive_scaler;
 
 -- `redrive check` asks what is applied. Whoever runs these files by hand has no such table.
 DO $$

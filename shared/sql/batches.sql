@@ -14,8 +14,10 @@ SELECT
     END AS blocked_by
 FROM control_plane.jobs AS j
 LEFT JOIN LATERAL (
-    SELECT r.id, r.project_id FROM redrive.retry_requests AS r WHERE r.job_id = j.id AND r.state = 'queued' LIMIT 1
-) AS queued ON queued.project_id = j.project_id
+    SELECT r.id FROM redrive.retry_requests AS r
+    WHERE r.project_id = j.project_id AND r.job_id = j.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON true
 WHERE
     j.project_id = $1 AND j.status = 'failed'
     AND ($2::text IS NULL OR j.type = $2)
@@ -40,12 +42,14 @@ SELECT
 FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)
 LEFT JOIN LATERAL (
     SELECT jobs.id, jobs.project_id, jobs.status, jobs.attempts, jobs.max_attempts FROM control_plane.jobs
-    WHERE jobs.id = wanted.id
+    WHERE jobs.project_id = $1 AND jobs.id = wanted.id
     LIMIT 1
-) AS j ON j.project_id = $1
+) AS j ON true
 LEFT JOIN LATERAL (
-    SELECT r.id, r.project_id FROM redrive.retry_requests AS r WHERE r.job_id = j.id AND r.state = 'queued' LIMIT 1
-) AS queued ON queued.project_id = j.project_id
+    SELECT r.id FROM redrive.retry_requests AS r
+    WHERE r.project_id = j.project_id AND r.job_id = j.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON true
 ORDER BY wanted.position;
 
 -- name: accept_batch
@@ -62,12 +66,12 @@ SELECT
     CASE WHEN $9::int > 0 THEN now() + ($7::int + random() * $9::int) * interval '1 second' END
 FROM unnest($3::uuid[], $4::uuid[]) AS wanted (id, job_id)
 JOIN LATERAL (
-    SELECT jobs.id, jobs.project_id, jobs.status, jobs.xmin::text AS version FROM control_plane.jobs
-    WHERE jobs.id = wanted.job_id
+    SELECT jobs.id, jobs.status, jobs.xmin::text AS version FROM control_plane.jobs
+    WHERE jobs.project_id = $2 AND jobs.id = wanted.job_id
     LIMIT 1
-) AS j ON j.project_id = $2 AND j.status = 'failed'
+) AS j ON j.status = 'failed'
 ORDER BY j.id -- one order for all processes, so two batches cannot wait for each other in a ring
-ON CONFLICT (job_id) WHERE state = 'queued' DO NOTHING
+ON CONFLICT (project_id, job_id) WHERE state = 'queued' DO NOTHING
 RETURNING job_id;
 
 -- name: record_batch
@@ -86,10 +90,10 @@ SELECT
     count(*) FILTER (WHERE r.state = 'dead_lettered') AS dead_lettered
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN redrive.retry_batches AS b USING (id, project_id)
-LEFT JOIN redrive.retry_requests AS r ON r.batch_id = b.id
+LEFT JOIN redrive.retry_requests AS r ON r.project_id = b.project_id AND r.batch_id = b.id
 GROUP BY b.id;
 
 -- name: find_skipped
 -- Which jobs a batch left out, as it was first answered.
--- $1 uuid id
-SELECT total, skipped FROM redrive.retry_batches WHERE id = $1;
+-- $1 uuid id, $2 text project id
+SELECT total, skipped FROM redrive.retry_batches WHERE project_id = $2 AND id = $1;

@@ -27,8 +27,10 @@ WHERE id = ANY ($1::uuid[]) AND state = 'queued' AND published_at < now() - $2::
 -- $1 uuid[] request ids
 SELECT
     r.id, r.state, r.batch_id IS NOT NULL AS bulk,
-    EXISTS (SELECT FROM redrive.retry_requests AS q WHERE q.job_id = r.job_id AND q.state = 'queued' AND q.id <> r.id)
-        AS job_is_queued
+    EXISTS (
+        SELECT FROM redrive.retry_requests AS q
+        WHERE q.project_id = r.project_id AND q.job_id = r.job_id AND q.state = 'queued' AND q.id <> r.id
+    ) AS job_is_queued
 FROM redrive.retry_requests AS r
 WHERE r.id = ANY ($1::uuid[]);
 
@@ -48,15 +50,18 @@ LIMIT $1;
 -- keeps the relay from doing it, too, until it must have failed.
 -- $1 uuid[] request ids, $2 interval the lease
 WITH dead AS MATERIALIZED (
-    SELECT id, job_id FROM redrive.retry_requests
+    SELECT id, project_id, job_id FROM redrive.retry_requests
     WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered'
     ORDER BY id -- the workers' order
     FOR UPDATE
 ),
 chosen AS ( -- at most one request waits for a job
-    SELECT DISTINCT ON (job_id) id, job_id FROM dead
-    WHERE NOT EXISTS (SELECT FROM redrive.retry_requests AS q WHERE q.job_id = dead.job_id AND q.state = 'queued')
-    ORDER BY job_id, id
+    SELECT DISTINCT ON (project_id, job_id) id FROM dead
+    WHERE NOT EXISTS (
+        SELECT FROM redrive.retry_requests AS q
+        WHERE q.project_id = dead.project_id AND q.job_id = dead.job_id AND q.state = 'queued'
+    )
+    ORDER BY project_id, job_id, id
 )
 UPDATE redrive.retry_requests AS r
 SET

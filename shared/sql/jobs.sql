@@ -1,4 +1,6 @@
 -- Reading control_plane.jobs. Nothing in this file writes.
+-- (project_id, id) names a job: both stand in every look-up, so that ownership is part of the key, not a later check,
+-- and an index that begins with the project serves as well as one on the id alone.
 -- Rows that are looked up are LATERAL, with a LIMIT: one look-up by its index for each, whatever the planner believes.
 -- A plan is kept while the tables grow, and a join that was cheap when they were empty takes minutes when they are not.
 
@@ -16,14 +18,14 @@ JOIN LATERAL (
         jobs.id, jobs.project_id, jobs.type, jobs.status, jobs.attempts, jobs.max_attempts, jobs.last_error,
         jobs.scheduled_at, jobs.started_at, jobs.completed_at, jobs.created_at, jobs.xmin::text AS version, jobs.payload
     FROM control_plane.jobs
-    WHERE jobs.id = wanted.id
+    WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
     LIMIT 1
-) AS j ON j.project_id = wanted.project_id -- ownership is part of the key, not a later check
+) AS j ON true
 LEFT JOIN LATERAL (
-    SELECT r.id, r.project_id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.job_id = wanted.id AND r.state = 'queued'
+    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
+    WHERE r.project_id = wanted.project_id AND r.job_id = wanted.id AND r.state = 'queued'
     LIMIT 1
-) AS queued ON queued.project_id = wanted.project_id;
+) AS queued ON true;
 
 -- name: changed_jobs
 -- Which of the jobs are no longer as seen: another version, another queued retry, or gone.
@@ -31,13 +33,15 @@ LEFT JOIN LATERAL (
 SELECT wanted.id, wanted.project_id
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[]) AS wanted (id, project_id, version, pending_retry_id)
 LEFT JOIN LATERAL (
-    SELECT jobs.project_id, jobs.xmin::text AS version FROM control_plane.jobs WHERE jobs.id = wanted.id LIMIT 1
-) AS j ON j.project_id = wanted.project_id
-LEFT JOIN LATERAL (
-    SELECT r.id, r.project_id FROM redrive.retry_requests AS r
-    WHERE r.job_id = wanted.id AND r.state = 'queued'
+    SELECT jobs.xmin::text AS version FROM control_plane.jobs
+    WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
     LIMIT 1
-) AS queued ON queued.project_id = wanted.project_id
+) AS j ON true
+LEFT JOIN LATERAL (
+    SELECT r.id FROM redrive.retry_requests AS r
+    WHERE r.project_id = wanted.project_id AND r.job_id = wanted.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON true
 WHERE j.version IS DISTINCT FROM wanted.version OR queued.id IS DISTINCT FROM wanted.pending_retry_id;
 
 -- name: list_jobs
@@ -51,10 +55,10 @@ SELECT
     false, NULL::jsonb
 FROM control_plane.jobs AS j
 LEFT JOIN LATERAL (
-    SELECT r.id, r.project_id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.job_id = j.id AND r.state = 'queued'
+    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
+    WHERE r.project_id = j.project_id AND r.job_id = j.id AND r.state = 'queued'
     LIMIT 1
-) AS queued ON queued.project_id = j.project_id
+) AS queued ON true
 WHERE
     j.project_id = $1
     AND (j.created_at, j.id) < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
@@ -74,10 +78,10 @@ SELECT
     false, NULL::jsonb
 FROM control_plane.jobs AS j
 LEFT JOIN LATERAL (
-    SELECT r.id, r.project_id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.job_id = j.id AND r.state = 'queued'
+    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
+    WHERE r.project_id = j.project_id AND r.job_id = j.id AND r.state = 'queued'
     LIMIT 1
-) AS queued ON queued.project_id = j.project_id
+) AS queued ON true
 WHERE
     j.project_id = $1 AND j.status = $8
     AND (j.created_at, j.id) < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))

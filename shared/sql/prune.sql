@@ -21,7 +21,7 @@ WHERE id = ANY (ARRAY(
     SELECT b.id FROM redrive.retry_batches AS b
     WHERE
         b.requested_at < now() - $1::interval
-        AND NOT EXISTS (SELECT FROM redrive.retry_requests AS r WHERE r.batch_id = b.id)
+        AND NOT EXISTS (SELECT FROM redrive.retry_requests AS r WHERE r.project_id = b.project_id AND r.batch_id = b.id)
     LIMIT $2
 ))
 RETURNING id;

@@ -1,8 +1,10 @@
 -- The ledger, redrive.retry_requests: accepting, publishing and settling retry requests.
+-- (project_id, id) names a job: both stand in every look-up of a job, and of a request by its job. Two projects may have
+-- a job of the same id. A request's own id is unique over all projects; what a client asks for names its project, too.
 -- Rows are looked up one by one, LATERAL or behind an OFFSET, for the reason that jobs.sql gives. Rows to be written are
 -- chosen once, in an ARRAY, and found by their ids: joined to their choice they may, by a plan made while the table was
 -- empty, be what is read in full, with the choice made anew for each of them.
--- Lock order, for every statement here: ledger rows by id, then jobs by id. Two batches can wait, never deadlock.
+-- Lock order, for every statement here: ledger rows by id, then jobs by (project_id, id). Two batches can wait, never deadlock.
 -- Nobody takes a queued request before its `publish_lease_until`: a relay is publishing it, or its job was locked or slow.
 
 -- name: accept
@@ -25,8 +27,8 @@ FROM unnest(
     id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent,
     idempotency_key, idempotency_fingerprint
 )
-ORDER BY job_id -- one order for all processes, so two batches cannot wait for each other in a ring
-ON CONFLICT (job_id) WHERE state = 'queued' DO NOTHING
+ORDER BY project_id, job_id -- one order for all processes, so two batches cannot wait for each other in a ring
+ON CONFLICT (project_id, job_id) WHERE state = 'queued' DO NOTHING
 RETURNING
     id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
     requested_at, processed_at, attempts_before, error_before;
@@ -38,8 +40,11 @@ SELECT
     r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.reason, r.delay_seconds, r.extra_attempts,
     r.requested_at, r.processed_at, r.attempts_before, r.error_before
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
-JOIN LATERAL (SELECT * FROM redrive.retry_requests WHERE retry_requests.id = wanted.id LIMIT 1) AS r
-    ON r.project_id = wanted.project_id;
+JOIN LATERAL (
+    SELECT * FROM redrive.retry_requests
+    WHERE retry_requests.project_id = wanted.project_id AND retry_requests.id = wanted.id
+    LIMIT 1
+) AS r ON true;
 
 -- name: changed_retries
 -- Which of the requests are no longer as seen, or gone.
@@ -47,8 +52,10 @@ JOIN LATERAL (SELECT * FROM redrive.retry_requests WHERE retry_requests.id = wan
 SELECT wanted.id, wanted.project_id
 FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (id, project_id, state)
 LEFT JOIN LATERAL (
-    SELECT r.project_id, r.state FROM redrive.retry_requests AS r WHERE r.id = wanted.id LIMIT 1
-) AS r ON r.project_id = wanted.project_id
+    SELECT r.state FROM redrive.retry_requests AS r
+    WHERE r.project_id = wanted.project_id AND r.id = wanted.id
+    LIMIT 1
+) AS r ON true
 WHERE r.state IS DISTINCT FROM wanted.state;
 
 -- name: history
@@ -62,15 +69,14 @@ SELECT
 FROM (
     SELECT * FROM redrive.retry_requests
     WHERE
-        job_id = $2
+        project_id = $1 AND job_id = $2
         AND (requested_at, id)
             < (coalesce($6, 'infinity'::timestamptz), coalesce($7, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     ORDER BY requested_at DESC, id DESC
     OFFSET 0
 ) AS of_job
 WHERE
-    project_id = $1
-    AND ($3::text IS NULL OR state = $3)
+    ($3::text IS NULL OR state = $3)
     AND ($4::uuid IS NULL OR batch_id = $4)
     AND ($5::text IS NULL OR actor = $5)
 ORDER BY requested_at DESC, id DESC
@@ -121,12 +127,11 @@ WITH request AS MATERIALIZED (
         id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
         requested_at, processed_at, attempts_before, error_before
     FROM redrive.retry_requests
-    WHERE batch_id = $2
+    WHERE project_id = $1 AND batch_id = $2
 )
 SELECT * FROM request
 WHERE
-    project_id = $1
-    AND (requested_at, id)
+    (requested_at, id)
         < (coalesce($5, 'infinity'::timestamptz), coalesce($6, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     AND ($3::text IS NULL OR state = $3)
     AND ($4::text IS NULL OR actor = $4)
@@ -137,7 +142,7 @@ LIMIT $7;
 -- Take a queued request back. No row: it is settled, foreign or unknown.
 -- $1 uuid id, $2 text project id
 UPDATE redrive.retry_requests SET state = 'cancelled', outcome = 'cancelled', processed_at = now()
-WHERE id = $1 AND project_id = $2 AND state = 'queued'
+WHERE project_id = $2 AND id = $1 AND state = 'queued'
 RETURNING
     id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
     requested_at, processed_at, attempts_before, error_before;
@@ -307,29 +312,40 @@ WITH request AS MATERIALIZED (
     FOR UPDATE
 ),
 waited_for AS MATERIALIZED (
-    SELECT id FROM control_plane.jobs
-    WHERE id = ANY (ARRAY(SELECT job_id FROM request WHERE id = ANY ($2::uuid[])))
-    ORDER BY id -- one lock order for all workers, so overlapping batches cannot deadlock
-    FOR NO KEY UPDATE -- of other tables, rows that refer to a job neither wait for this nor are waited for
+    SELECT j.id
+    FROM (
+        SELECT DISTINCT project_id, job_id FROM request WHERE id = ANY ($2::uuid[])
+        ORDER BY project_id, job_id -- one lock order for all workers, so overlapping batches cannot deadlock
+    ) AS wanted
+    CROSS JOIN LATERAL (
+        SELECT id FROM control_plane.jobs
+        WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.job_id
+        FOR NO KEY UPDATE -- of other tables, rows that refer to a job neither wait for this nor are waited for
+    ) AS j
 ),
 job AS MATERIALIZED (
-    SELECT
-        id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
-        last_error, started_at, completed_at, xmin::text AS version
-    FROM control_plane.jobs
-    WHERE
-        id = ANY (ARRAY(SELECT job_id FROM request))
-        AND (SELECT count(*) FROM waited_for) IS NOT NULL -- first: whoever waits holds nothing out of order
-    ORDER BY id
-    FOR NO KEY UPDATE SKIP LOCKED
+    SELECT j.*
+    FROM (
+        SELECT DISTINCT project_id, job_id FROM request
+        WHERE (SELECT count(*) FROM waited_for) IS NOT NULL -- first: what waits holds nothing out of order
+        ORDER BY project_id, job_id
+    ) AS wanted
+    CROSS JOIN LATERAL (
+        SELECT
+            id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
+            last_error, started_at, completed_at, xmin::text AS version
+        FROM control_plane.jobs
+        WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.job_id
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS j
 ),
 looked_at AS (
     SELECT
-        request.id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
+        request.id, request.project_id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
         job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at,
         CASE
             WHEN job.id IS NULL AND EXISTS (
-                SELECT FROM control_plane.jobs AS j WHERE j.id = request.job_id AND j.project_id = request.project_id
+                SELECT FROM control_plane.jobs AS j WHERE j.project_id = request.project_id AND j.id = request.job_id
             ) THEN 'held'
             WHEN job.id IS NULL THEN 'job_not_found'
             WHEN job.version <> request.job_version THEN 'superseded'
@@ -339,13 +355,13 @@ looked_at AS (
             ELSE 'applied'
         END AS outcome
     FROM request
-    LEFT JOIN job ON job.id = request.job_id AND job.project_id = request.project_id
+    LEFT JOIN job ON job.project_id = request.project_id AND job.id = request.job_id
 ),
 verdict AS ( -- of several requests that would each be applied to one job, the first is; it moves the job on for the rest
     SELECT
         looked_at.*,
         CASE
-            WHEN outcome = 'applied' AND row_number() OVER (PARTITION BY job_id, outcome ORDER BY id) > 1
+            WHEN outcome = 'applied' AND row_number() OVER (PARTITION BY project_id, job_id, outcome ORDER BY id) > 1
                 THEN 'superseded'
             ELSE outcome
         END AS final_outcome
@@ -369,14 +385,15 @@ put_back AS (
             ELSE j.max_attempts
         END
     FROM verdict
-    WHERE j.id = verdict.job_id AND verdict.final_outcome = 'applied'
-    RETURNING j.id
+    WHERE j.project_id = verdict.project_id AND j.id = verdict.job_id AND verdict.final_outcome = 'applied'
+    RETURNING j.project_id, j.id
 ),
 done AS ( -- a trigger of the owner's may veto an update without a word: then the job is as it was
     SELECT
         verdict.*,
         CASE
-            WHEN final_outcome = 'applied' AND job_id NOT IN (SELECT id FROM put_back) THEN 'poison'
+            WHEN final_outcome = 'applied' AND (project_id, job_id) NOT IN (SELECT project_id, id FROM put_back)
+                THEN 'poison'
             ELSE final_outcome
         END AS what_became
     FROM verdict
