@@ -1,4 +1,4 @@
-"""`redrive batches`: what became of a bulk retry."""
+"""`redrive batches`: what became of bulk retries, and taking back what of one is still queued."""
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, refused
+from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, note, refused
 from cli.failures import CommandFailed
 from cli.filters import duration_of, id_of
 from cli.retries import COLUMNS, row_of
@@ -17,19 +17,65 @@ if TYPE_CHECKING:
 
     from redrive_client import Batch, Redrive
 
-app = typer.Typer(name="batches", help="How bulk retries stand.", no_args_is_help=True)
+app = typer.Typer(name="batches", help="How bulk retries stand, and taking them back.", no_args_is_help=True)
 
 BatchId = Annotated[str, typer.Argument(help="A batch's id.", metavar="ID", show_default=False)]
 _SHOWN = 20
 
 
+_COLUMNS = ("ID", "REQUESTED", "TOTAL", "QUEUED", "APPLIED", "REJECTED", "CANCELLED", "DEAD", "ACTOR", "REASON")
+
+
+@app.command("list")
+def list_(
+    *,
+    actor: Annotated[str | None, typer.Option(help="Only those that this actor asked for.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the newest bulk retries, and how they stand."""
+
+    async def work(redrive: "Redrive") -> None:
+        rows = []
+        async for batch in redrive.list_batches(actor=actor, page_size=min(limit, 200)):
+            if as_json:
+                print_json(batch)
+            counts = (batch.total, batch.queued, batch.applied, batch.rejected, batch.cancelled, batch.dead_lettered)
+            rows.append((batch.id, time_text(batch.requested_at), *counts, batch.actor, batch.reason or ""))
+            if len(rows) == limit:
+                break
+        if not as_json:
+            print_table(_COLUMNS, rows, wide="REASON")
+
+    ask(url, token_file, work)
+
+
 @app.command()
-def show(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+def get(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
     """Show how a bulk retry stands, and some of its retries that were rejected."""
     wanted = id_of(batch_id)
 
     async def work(redrive: "Redrive") -> None:
         await show_batch(redrive, await redrive.get_batch(wanted), as_json=as_json)
+
+    ask(url, token_file, work)
+
+
+@app.command()
+def cancel(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Take back what of a bulk retry is still queued, and show how it stands then.
+
+    What is applied stays applied: those jobs are back in line. With a delay, too, retries are applied at once.
+    """
+    wanted = id_of(batch_id)
+
+    async def work(redrive: "Redrive") -> None:
+        batch = await redrive.cancel_batch(wanted)
+        await show_batch(redrive, batch, as_json=as_json)
+        if not batch.cancelled:
+            note("none of it was queued any more: nothing was taken back")
 
     ask(url, token_file, work)
 
@@ -83,6 +129,10 @@ async def show_batch(redrive: "Redrive", batch: "Batch", *, as_json: bool) -> No
             ("id", batch.id),
             ("actor", batch.actor),
             ("reason", batch.reason),
+            (
+                "filter",
+                None if batch.filter is None else ",".join(f"{key}={value}" for key, value in batch.filter.items()),
+            ),
             ("requested", time_text(batch.requested_at)),
             ("total", batch.total),
             *((name, getattr(batch, name)) for name in ("queued", "applied", "rejected", "cancelled", "dead_lettered")),

@@ -1,9 +1,10 @@
 """How operators' commands reach the API, and what their failures say.
 
     --url          or REDRIVE_URL     where it is; this machine's, where neither is given
-    --token-file   or REDRIVE_TOKEN   who asks: a file that holds a token, or the token itself
+    --token-file   or REDRIVE_TOKEN_FILE, REDRIVE_TOKEN   who asks: a file that holds a token, or the token itself
 
-Neither is a setting of the programs. A token is never an argument: those can be read by everybody on the machine.
+Both variables at once are an error; the option goes before them. Neither is a setting of the programs. A token is never
+an argument: those can be read by everybody on the machine.
 """
 
 import asyncio
@@ -54,7 +55,7 @@ def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[
     token = _token(token_file)
     try:
         check_http_url(url)  # the client's parser may quote what it cannot read
-        redrive = Redrive(url, token=token, timeout_s=_TIMEOUT_S)
+        redrive = Redrive(url, token=token, timeout_s=_TIMEOUT_S, on_pause=_tell_pause)
     except ValueError as error:
         raise SettingsError([f"REDRIVE_URL: {error}"]) from None
 
@@ -70,6 +71,19 @@ def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[
         raise typer.Exit(status)
 
 
+def _tell_pause(reason: "RedriveError", pause_s: float) -> None:
+    """Say that a limit is being waited out, and how long: a command that only stands there looks broken."""
+    from redrive_client import RateLimited  # noqa: PLC0415 - likewise
+
+    if isinstance(reason, RateLimited):
+        note(f"the API limits how often it may be asked (429): waiting {max(1, round(pause_s))} s")
+
+
+def note(line: str) -> None:
+    """Say something that a person should know, beside what was asked for."""
+    typer.echo(f"redrive: note: {line}", err=True)
+
+
 def refused(line: str) -> int:
     """Say why a retry was refused; the exit status for it."""
     typer.echo(f"redrive: {line}", err=True)
@@ -78,13 +92,15 @@ def refused(line: str) -> int:
 
 def line_of_refusal(error: "RedriveError", url: str = "") -> str:
     """What the API said, in one line."""
-    from redrive_client import InvalidBody, RedriveProblem, Unauthenticated, Unreachable  # noqa: PLC0415 - likewise
+    from redrive_client import InvalidBody, RateLimited, RedriveProblem, Unauthenticated, Unreachable  # noqa: PLC0415 - likewise
 
     match error:
         case Unauthenticated():
             return f"{error} (the token is in --token-file or REDRIVE_TOKEN)"
         case InvalidBody() if error.errors:
             return "; ".join(f"{fault.pointer or 'the request'}: {fault.detail}" for fault in error.errors)
+        case RateLimited() if error.retry_after_s is not None:
+            return f"{error} [{error.code}, request {error.request_id}]; try again in {error.retry_after_s:.0f} s"
         case RedriveProblem():
             return f"{error} [{error.code}, request {error.request_id}]"
         case Unreachable():
@@ -99,6 +115,9 @@ def is_terminal() -> bool:
 
 
 def _token(file: Path | None) -> str:
+    variable = os.environ.get("REDRIVE_TOKEN_FILE")
+    if os.environ.get("REDRIVE_TOKEN") and variable and file == Path(variable):
+        raise SettingsError(["REDRIVE_TOKEN: and REDRIVE_TOKEN_FILE are both set, keep one"])
     if file is None:
         text, name = os.environ.get("REDRIVE_TOKEN", ""), "REDRIVE_TOKEN (or --token-file)"
     else:

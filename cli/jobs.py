@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.connection import LOCAL, AsJson, TokenFile, Url, ask
+from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, note
 from cli.failures import CommandFailed
 from cli.filters import duration_of, id_of, time_of
 from cli.tables import print_facts, print_json, print_table, printable, time_text
@@ -31,6 +31,8 @@ def stats(
 
     async def work(redrive: "Redrive") -> None:
         found = await redrive.stats(type=type_)
+        if type_ is not None and not any(getattr(found, name).count for name in found.__struct_fields__):
+            await note_unknown_type(redrive, type_)
         if as_json:
             print_json(found)
             return
@@ -84,6 +86,8 @@ def list_(
                 break
         if not as_json:
             print_table(("ID", "TYPE", "STATUS", "TRIES", "CREATED", "ERROR"), rows, wide="ERROR")
+        if not rows and type_ is not None:
+            await note_unknown_type(redrive, type_)
 
     ask(url, token_file, work)
 
@@ -134,6 +138,13 @@ def wait(
             raise CommandFailed(f"the job has failed: {printable(job.last_error)}")
 
     ask(url, token_file, work)
+
+
+async def note_unknown_type(redrive: "Redrive", type_: str) -> None:
+    """Say so where the project has no job of the type at all: it is misspelt, as a rule."""
+    async for _ in redrive.list(type=type_, page_size=1):
+        return
+    note(f"the project has no job of type {printable(type_)!r}, whatever its status")
 
 
 def _attempts(job: "Job") -> str:

@@ -8,6 +8,7 @@ A command imports what it needs when it runs, so that `redrive --help` does not 
 
 # ruff: noqa: PLC0415 - the imports within commands, for the reason above
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -41,7 +42,6 @@ app = typer.Typer(
         "3 a retry was refused or ended rejected."
     ),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -66,6 +66,13 @@ def _complain(first: str, *more: str) -> None:
     typer.echo("\n".join((f"redrive: {first}", *more)), err=True)
 
 
+def _colours() -> bool | None:
+    """Whether to print colours: None where a terminal decides it (https://no-color.org, https://force-color.org)."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return True if os.environ.get("FORCE_COLOR", "0") not in ("", "0") else None
+
+
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
     if wanted:
         typer.echo(f"redrive {version('redrive')}")
@@ -74,12 +81,13 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
 
 @app.callback()
 def _redrive(
+    context: typer.Context,
     *,
     _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    context.color = _colours()
 
 
 @app.command(rich_help_panel=_ONE_MACHINE)

@@ -70,7 +70,8 @@ class _Child:
     async def _started(self) -> "Process":
         self._socket.unlink(missing_ok=True)
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cli.main", "api", "--one-of-several", str(self._socket),
+            # -P: the current folder may hold an api.py of its own, and -m would look there first.
+            sys.executable, "-P", "-m", "cli.main", "api", "--one-of-several", str(self._socket),
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is for us; what we make of it reaches the others
         )  # fmt: skip

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(name="retries", help="Who retried what, why, and what became of it.", no_args_is_help=True)
 
 RetryId = Annotated[str, typer.Argument(help="A retry's id.", metavar="ID", show_default=False)]
-COLUMNS = ("ID", "JOB", "STATE", "OUTCOME", "REQUESTED", "ACTOR", "REASON")
+COLUMNS = ("ID", "JOB", "STATE", "OUTCOME", "REQUESTED", "BATCH", "ACTOR", "REASON")
 
 
 def row_of(retry: "Retry") -> tuple[object, ...]:
@@ -27,6 +27,7 @@ def row_of(retry: "Retry") -> tuple[object, ...]:
         retry.state,
         retry.outcome or "",
         time_text(retry.requested_at),
+        retry.batch_id or "",
         retry.actor,
         retry.reason or "",
     )
@@ -81,7 +82,7 @@ def show(retry_id: RetryId, *, url: Url = LOCAL, token_file: TokenFile = None, a
 
 @app.command()
 def cancel(retry_id: RetryId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Take a queued retry back. Status 1 if it has been settled already."""
+    """Take a queued retry back. Status 1 if it has been settled already, as one with a delay is at once."""
     wanted = id_of(retry_id)
 
     async def work(redrive: "Redrive") -> None:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cli.batches import settled, show_batch, status_of
-from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, is_terminal, line_of_refusal, refused
+from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, is_terminal, line_of_refusal, note, refused
 from cli.failures import CommandFailed
 from cli.filters import duration_of, failed_filter_of, id_of
+from cli.jobs import note_unknown_type
 from cli.retries import show_retry
 from cli.tables import print_facts, print_json, print_table, printable
 
@@ -47,14 +48,21 @@ def retry(
         list[str] | None,
         typer.Option(
             "--filter",
-            help="type=…,created_after=…,created_before=…,error_contains=…; times may be 3h for so long ago.",
+            help="Which failed jobs: NAME=VALUE, comma between several; the names are above.",
+            metavar="NAME=VALUE,…",
         ),
     ] = None,
     maximum: Annotated[
         int, typer.Option("--max", min=1, max=10_000, help="With --filter: how many at most, or none at all.")
     ] = DEFAULT_MAX,
     reason: Annotated[str | None, typer.Option(help="Why, for the audit trail; required with --filter.")] = None,
-    delay: Annotated[str, typer.Option(help="Let the jobs run only after so long: 90s, 5m.")] = "0",
+    delay: Annotated[
+        str,
+        typer.Option(
+            help="Let the jobs run only after so long: 90s, 5m. The retry is applied at once all the same, and can "
+            "then not be cancelled."
+        ),
+    ] = "0",
     extra_attempts: Annotated[
         int | None, typer.Option(min=1, max=10, help="Raise each job's cap so that so many attempts are left.")
     ] = None,
@@ -68,6 +76,9 @@ def retry(
     as_json: AsJson = False,
 ) -> None:
     """Put failed jobs back in line: these, or all that a filter matches.
+
+    --filter takes type=TYPE, created_after=TIME, created_before=TIME and error_contains=TEXT, such as
+    --filter type=email,created_after=3h. A TIME is 2026-11-23T04:00:00Z, or 3h for three hours ago.
 
     A filter first shows what would happen, and asks. A retry that is accepted is looked at again when it is applied:
     status 3 says that one was refused or ended rejected.
@@ -127,7 +138,7 @@ async def _retry_one(redrive: "Redrive", job_id: "UUID", order: Order) -> int:
             print_json({name: getattr(error, name) for name in ("title", "status", "code", "request_id")})
         return refused(line_of_refusal(error))
     if accepted.deduplicated:
-        typer.echo(f"redrive: note: {printable(accepted.retry.actor)} had asked for it before", err=True)
+        note(f"{printable(accepted.retry.actor)} had asked for it before")
     retry: Retry = accepted.retry
     if order.wait:
         try:
@@ -173,6 +184,8 @@ async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Orde
     goes_on = not order.dry_run and preview.retryable > 0 and preview.matched <= order.maximum
     if not (goes_on and order.as_json):  # a program gets one document: of what was done, where something is
         _show_preview(preview, as_json=order.as_json)
+    if not preview.matched and wanted.type is not None:
+        await note_unknown_type(redrive, wanted.type)
     if order.dry_run:
         return 0
     if preview.matched > order.maximum:

@@ -1,11 +1,18 @@
-"""What operators read: tables and facts on stdout, progress on stderr; or JSON.
+"""What commands print: tables and facts for people, JSON for programs.
 
-Texts come from jobs and their owners. Nothing in them reaches the terminal as a command: what is not printable is
-shown as a dot.
+A table on a terminal is fitted into its width. Ids, statuses, numbers and times are always whole; types, actors and
+projects, and the one column named `wide`, are cut with an ellipsis to what is left. Where too little is left, columns
+move to a second line of their row. A table in a pipe is never cut: a line of headings, then a line for each row. Two
+blanks or more stand between cells, never within one, and a cell that would be empty is a dash: `awk -F '  +'` reads it.
+
+What the rows hold was written by others: what would command a terminal is shown as a dot.
 """
 
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -14,7 +21,25 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_PIPE_WIDTH: Final = 200
+_CUT: Final = frozenset({"TYPE", "ACTOR", "PROJECT", "FILTER"})
+"""Columns that are cut, if they must be, beside `wide`."""
+_CUT_LEAST: Final = 16
+_CUT_MOST: Final = 40
+_WIDE_LEAST: Final = 24
+_GAP: Final = 2
+_INDENT: Final = 2
+_COLOURS: Final = {
+    "completed": typer.colors.GREEN,
+    "applied": typer.colors.GREEN,
+    "running": typer.colors.CYAN,
+    "pending": typer.colors.CYAN,
+    "queued": typer.colors.CYAN,
+    "failed": typer.colors.RED,
+    "rejected": typer.colors.RED,
+    "dead_lettered": typer.colors.RED,
+    "cancelled": typer.colors.YELLOW,
+}
+"""The words that are coloured, wherever a cell or a fact is nothing but that word."""
 
 
 def printable(text: object) -> str:
@@ -28,21 +53,77 @@ def time_text(at: datetime | None) -> str:
     return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, wide: str = "") -> None:
-    """Print rows under headings; the column `wide` is cut where the others leave it too little room."""
-    from rich.console import Console  # noqa: PLC0415 - not for `redrive --help`
-    from rich.table import Table  # noqa: PLC0415 - likewise
-    from rich.text import Text  # noqa: PLC0415 - likewise
+@dataclass(slots=True)
+class _Column:
+    """A column's place in the rows, and how wide it is: at least, as it came, and as it will be."""
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=_PIPE_WIDTH)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column == wide else None)
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console.print(table)
+    place: int
+    least: int
+    natural: int
+    width: int
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, wide: str = "") -> None:
+    """Print rows under headings; of what may be cut, the column `wide` gets what the others leave."""
+    cells = [[printable(cell) or "-" for cell in row] for row in rows]
+    lines = _layout(columns, cells, wide, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
+    for number, row in enumerate((columns, *cells)):
+        for indent, line in zip((0, *[_INDENT] * len(lines)), lines, strict=False):
+            parts = [_padded(row[column.place], column.width, heading=number == 0) for column in line]
+            typer.echo(" " * indent + (" " * _GAP).join(parts).rstrip())
+
+
+def _layout(columns: Sequence[str], cells: Sequence[Sequence[str]], wide: str, room: int | None) -> list[list[_Column]]:
+    """The columns, line by line in their order, with widths that fit `room` where what must be whole allows it.
+
+    With no bound to the room all stand on one line, as wide as they are.
+    """
+    if room is None:
+        room = sys.maxsize
+    lines: list[list[_Column]] = []
+    for place, name in enumerate(columns):
+        natural = max(map(_cells_of, (name, *(row[place] for row in cells))))
+        least = min(natural, _WIDE_LEAST if name == wide else _CUT_LEAST if name in _CUT else natural)
+        column = _Column(place, least, natural, least)
+        if not lines or _width(lines[-1]) + _GAP + least > room - (_INDENT if len(lines) > 1 else 0):
+            lines.append([])
+        lines[-1].append(column)
+    for number, line in enumerate(lines):
+        # The others first, up to a measure; the wide one next; what is still left is for very long types.
+        narrow = [column for column in line if columns[column.place] != wide]
+        for group, most in ((narrow, _CUT_MOST), (line, None)):
+            for column in sorted(group, key=lambda each: columns[each.place] != wide):
+                left = room - (_INDENT if number else 0) - _width(line)
+                wanted = column.natural if most is None else min(column.natural, most)
+                column.width = max(column.width, min(wanted, column.width + left))
+    return lines
+
+
+def _width(line: Sequence[_Column]) -> int:
+    return sum(column.width for column in line) + _GAP * (len(line) - 1)
+
+
+def _cells_of(text: str) -> int:
+    """How many places of a terminal's line the text takes: a Chinese character takes two."""
+    from rich.cells import cell_len  # noqa: PLC0415 - not for `redrive --help`
+
+    return cell_len(text)
+
+
+def _padded(text: str, width: int, *, heading: bool) -> str:
+    """The text in exactly so many places, cut with an ellipsis if it has more."""
+    from rich.cells import set_cell_size  # noqa: PLC0415 - likewise
+
+    if _cells_of(text) > width:
+        text = f"{set_cell_size(text, width - 1)}…"
+    padding = " " * (width - _cells_of(text))
+    return f"{typer.style(text, bold=True) if heading else coloured(text)}{padding}"
+
+
+def coloured(text: str) -> str:
+    """The text, in its colour where it is the name of a status; `typer.echo` drops colours where none are wanted."""
+    colour = _COLOURS.get(text)
+    return text if colour is None else typer.style(text, fg=colour)
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
@@ -50,14 +131,23 @@ def print_facts(facts: Sequence[tuple[str, object]]) -> None:
     width = max(len(name) for name, _ in facts)
     for name, fact in facts:
         if fact is not None:
-            typer.echo(f"{name:<{width}}  {printable(fact)}")
+            typer.echo(f"{name:<{width}}  {coloured(printable(fact))}")
 
 
 def print_json(value: object) -> None:
-    """Print one JSON document on a line."""
+    """Print one JSON document on a line; in it, too, nothing commands a terminal."""
     import msgspec  # noqa: PLC0415 - likewise
 
-    typer.echo(msgspec.json.encode(value).decode())
+    text = msgspec.json.encode(value).decode()
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else _escaped(each) for each in text)
+    typer.echo(text)
+
+
+def _escaped(character: str) -> str:
+    """A character as a JSON string may hold it: in code units of UTF-16."""
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 @contextmanager

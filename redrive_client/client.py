@@ -44,7 +44,7 @@ from redrive_client.resources import (
     retry_at,
     text_of,
 )
-from redrive_client.transport import Answer, Backoff, Request, Token, Transport
+from redrive_client.transport import Answer, Backoff, OnPause, Request, Token, Transport
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -60,14 +60,23 @@ class Redrive:
 
     `token` is a bearer token, or a coroutine function that gives one that is good now, asked before each request.
     `project_id` names another project than the token's, for tokens with the scope `jobs:admin`. `timeout_s` bounds
-    every call that does not wait for something, repetitions included.
+    every call that does not wait for something, repetitions included. `on_pause` is told why a request is going to be
+    sent again, and after how many seconds.
 
     Any method may raise RedriveProblem (its subclasses tell why), Unreachable and UnexpectedAnswer. Raises ValueError
     for a URL that cannot be one.
     """
 
-    def __init__(self, url: str, *, token: Token, project_id: str | None = None, timeout_s: float = 30) -> None:
-        self._transport = Transport(url, token=token, project_id=project_id)
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: Token,
+        project_id: str | None = None,
+        timeout_s: float = 30,
+        on_pause: OnPause | None = None,
+    ) -> None:
+        self._transport = Transport(url, token=token, project_id=project_id, on_pause=on_pause)
         self._timeout_s = timeout_s
 
     def __repr__(self) -> str:
@@ -341,6 +350,19 @@ class Redrive:
         """How a bulk retry stands. Raises NotFound."""
         resource = batch_at(batch_id)
         return resource.read(await self._answer(Request("GET", resource.path)))
+
+    async def list_batches(self, *, actor: str | None = None, page_size: int = 50) -> AsyncIterator[Batch]:
+        """Yield the project's bulk retries, newest first; only those that one actor asked for, if it is given."""
+        async for batch in self._listed("/api/retry-batches", {"actor": actor, "limit": str(page_size)}, Page[Batch]):
+            yield batch
+
+    async def cancel_batch(self, batch_id: UUID | str) -> Batch:
+        """Take back what of a bulk retry is still queued; the batch as it then stands. Raises NotFound.
+
+        Sent again after a loss: what is taken back already, or settled, stays as it is.
+        """
+        resource = batch_at(batch_id)
+        return resource.read(await self._answer(Request("DELETE", resource.path)))
 
     async def wait_batch(self, batch_id: UUID | str, *, timeout_s: float) -> Batch:
         """The batch once all of its requests are settled. Raises WaitTimeout, with the batch as it was last seen."""

@@ -159,11 +159,15 @@ class AcceptedBatch(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A bulk retry, and how its requests stand; the counts add up to `total`."""
+    """A bulk retry, and how its requests stand; the counts add up to `total`.
+
+    `filter` is what was asked with, its times as text; None where the jobs were chosen by their ids.
+    """
 
     id: UUID
     actor: str
     reason: str | None
+    filter: dict[str, object] | None = None
     requested_at: datetime
     total: int
     queued: int

@@ -22,6 +22,8 @@ from yarl import URL
 from redrive_client.problems import RedriveError, UnexpectedAnswer, Unreachable, problem_of
 
 Token = str | Callable[[], Awaitable[str]]
+OnPause = Callable[[RedriveError, float], None]
+"""Is told, before a request is sent again, why, and after how many seconds."""
 
 TRIES: Final = 6
 FOREVER: Final = math.inf
@@ -83,7 +85,7 @@ class Backoff:
 class Transport:
     """A session with one server, on behalf of whoever holds the token."""
 
-    def __init__(self, url: str, *, token: Token, project_id: str | None) -> None:
+    def __init__(self, url: str, *, token: Token, project_id: str | None, on_pause: OnPause | None = None) -> None:
         base = URL(url)
         if base.scheme not in ("http", "https") or not base.host:
             raise ValueError("the URL must begin with https:// or http://, and name a host")
@@ -91,6 +93,7 @@ class Transport:
             raise ValueError("the URL must not hold a user or a password: the token says who asks")
         self.base = str(base.with_query(None).with_fragment(None)).rstrip("/")
         self._token = token
+        self._on_pause = on_pause
         self._query = {} if project_id is None else {"project_id": project_id}
         self._session: aiohttp.ClientSession
 
@@ -117,6 +120,8 @@ class Transport:
             pause_s = backoff.pause_s(at_least_s)
             if backoff.tries >= tries or asyncio.get_running_loop().time() + pause_s >= deadline:
                 raise outcome
+            if self._on_pause is not None:
+                self._on_pause(outcome, pause_s)
             await sleep(pause_s)
 
     async def _tried(self, request: Request, deadline: float) -> tuple[Answer | RedriveError, float | None]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.namesakes import folder_of_namesakes
+
 COMMAND = Path(sys.executable).with_name("redrive")
 
 
@@ -32,6 +34,7 @@ async def commanded(*args: str, **settings: str) -> Done:
         str(COMMAND),
         *args,
         env=kept | {f"REDRIVE_{name}": value for name, value in settings.items()},
+        cwd=folder_of_namesakes(),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -14,6 +14,7 @@ import aiohttp
 from tests.acceptance.up import COMMAND, environment
 from tests.eventually import eventually
 from tests.logins import BrokerUsers, Users
+from tests.namesakes import folder_of_namesakes
 from tests.servers.processes import free_port
 from tests.servers.reaper import reaper
 from tests.tokens import SECRET, token
@@ -37,6 +38,7 @@ class Program:
             COMMAND,
             *command,
             env=environment(**{"OPS_PORT": str(ops_port), **settings}),
+            cwd=folder_of_namesakes(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from tests.eventually import eventually
+from tests.namesakes import folder_of_namesakes
 from tests.servers import trees
 from tests.servers.processes import free_port
 from tests.servers.reaper import reaper
@@ -46,6 +47,7 @@ class Up:
             *("up", "--data-dir", str(folder), "--port", str(port)),
             *args,
             env=environment(**settings),
+            cwd=folder_of_namesakes(),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from cli.filters import FIELDS
 from cli.main import main
+from tests.commands import commanded
 from tests.servers.processes import free_port
 
 SECRET = "not-a-secret-but-long-enough-to-be-one"
@@ -68,6 +70,52 @@ def test_every_command_explains_itself(redrive: Redrive, command: str) -> None:
 
     assert answer.status == 0
     assert f"Usage: redrive {command}" in answer.out
+
+
+COMMANDS = [
+    *("", "up", "api", "worker", "migrate", "check", "token", "prune", "retry"),
+    *("jobs", "jobs list", "jobs get", "jobs wait", "jobs stats"),
+    *("retries", "retries list", "retries show", "retries cancel"),
+    *("batches", "batches list", "batches get", "batches wait", "batches cancel"),
+    *("dead", "dead list", "dead show", "dead redrive", "dead purge"),
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_80_columns_and_nothing_of_it_is_cut(
+    redrive: Redrive, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    def words(width: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        out = redrive(*command.split(), "--help").out
+        assert max(map(len, out.splitlines())) <= width
+        return sorted(re.sub("[─│╭╮╰╯]", " ", out).split())
+
+    assert words(80) == words(200)
+
+
+def test_the_help_of_retry_names_every_field_of_a_filter(redrive: Redrive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = redrive("retry", "--help").out
+    for field in FIELDS:
+        assert f"{field}=" in out, field
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(redrive: Redrive, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    monkeypatch.setenv("_REDRIVE_COMPLETE", f"source_{shell}")
+    script = redrive().out
+    assert "_REDRIVE_COMPLETE" in script
+    assert "redrive" in script
+
+    monkeypatch.setenv("_REDRIVE_COMPLETE", f"complete_{shell}")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "redrive retr")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    monkeypatch.setenv("COMP_WORDS", "redrive retr")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    found = redrive().out
+    assert "retry" in found
+    assert "retries" in found
 
 
 def test_the_version_is_that_of_the_distribution(redrive: Redrive) -> None:
@@ -264,3 +312,10 @@ def test_up_without_its_database_says_what_to_install(
 
     assert answer.status == 1
     assert re.fullmatch(r"redrive: .*install redrive\[embedded\].*\n", answer.err)
+
+
+async def test_files_of_the_current_folder_are_never_imported() -> None:
+    """`commanded` runs in a folder of files that are named as our packages are, and as Python's own."""
+    done = await commanded("token", "--project", "p1", JWT_SECRET=SECRET)
+    assert (done.status, done.err) == (0, "")
+    assert claims_of(done.out.strip())["project_id"] == "p1"

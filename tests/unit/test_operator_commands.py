@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,12 +12,14 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
+from rich.cells import cell_len
 
 from cli import filters, retrying
 from cli.main import main
 
 JOB = "8386e689-d8b4-4ed4-91aa-7511b7751106"
 RETRY = "01a20749-906d-7433-a393-3683f379119b"
+BATCH = "01a2075a-2ede-75dc-9d1d-e0d032b2b7bc"
 TOKEN = "a.canary.token"
 
 
@@ -79,6 +82,8 @@ def api() -> Iterator[Api]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(encoded)))
             self.send_header("ETag", f'"{len(api.asked)}"')
+            if status == 429:
+                self.send_header("Retry-After", "3")
             self.end_headers()
             self.wfile.write(encoded)
 
@@ -188,6 +193,16 @@ def test_what_jobs_say_cannot_command_the_terminal(api: Api, redrive: Redrive) -
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out)
 
 
+def test_a_document_cannot_command_the_terminal_and_means_the_same(api: Api, redrive: Redrive) -> None:
+    payload = {"text": "\x9b2J \u202e \U000e0001 \x7f \x1b é 障"}
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job(payload=payload)})
+    out = redrive("jobs", "get", JOB, "--payload", "--json").out
+
+    assert json.loads(out)["payload"] == payload
+    assert out.removesuffix("\n").isprintable()
+    assert "é 障" in out
+
+
 def test_jobs_are_listed_for_programs_one_a_line(api: Api, redrive: Redrive) -> None:
     api.on("GET /api/jobs", {"data": [a_job()] * 2, "next_cursor": "c"}, {"data": [a_job()] * 2, "next_cursor": None})
     answer = redrive("jobs", "list", "--json", "--limit", "3")
@@ -232,6 +247,23 @@ def test_waiting_for_a_job_ends_by_how_it_ended(api: Api, redrive: Redrive) -> N
     answer = redrive("jobs", "wait", JOB, "--timeout", "0")
     assert answer.status == 1
     assert "was not done within 0" in answer.err
+
+
+@pytest.mark.parametrize(("found", "said"), [([], True), ([a_job("completed")], False)])
+def test_a_type_that_no_job_has_is_told_from_one_with_no_such_job(
+    api: Api, redrive: Redrive, found: list[object], *, said: bool
+) -> None:
+    nothing: dict[str, object] = {"data": [], "next_cursor": None}
+    types = {"data": found, "next_cursor": None}
+    api.on("GET /api/jobs", nothing, types)
+    listed = redrive("jobs", "list", "--status", "failed", "--type", "emial")
+    api.on("GET /api/jobs", types)
+    previews(api, matched=0, retryable=0)
+    retried = redrive("retry", "--filter", "type=emial", "--reason", "back", "--yes")
+
+    line = "redrive: note: the project has no job of type 'emial', whatever its status\n"
+    assert (listed.status, listed.err) == (0, line if said else "")
+    assert (retried.status, retried.err) == (0, (line if said else "") + "redrive: nothing to retry\n")
 
 
 # -- one retry
@@ -388,7 +420,7 @@ def test_a_batch_of_which_some_is_rejected_is_status_3(api: Api, redrive: Redriv
     assert "superseded" in answer.out
     assert f"GET /api/retries?state=rejected&batch_id={RETRY}&limit=20" in api.paths
     assert redrive("batches", "wait", RETRY).status == 3
-    assert redrive("batches", "show", RETRY).status == 0
+    assert redrive("batches", "get", RETRY).status == 0
 
 
 def test_ids_of_which_some_are_left_out_are_status_3(api: Api, redrive: Redrive) -> None:
@@ -404,13 +436,84 @@ def test_ids_of_which_some_are_left_out_are_status_3(api: Api, redrive: Redrive)
     assert api.asked[0].body == {"ids": [JOB, RETRY]}
 
 
+# -- tables and facts, on terminals
+
+
+LONG = "webhook.deliver " + "E" * 150
+TABLES: dict[str, tuple[str, list[object], list[str]]] = {
+    "jobs list": (
+        "GET /api/jobs",
+        [a_job(type=LONG, last_error=LONG), a_job(last_error="\x1b[2J障\nb")],
+        [JOB, "failed", "1/3", "2026-11-23 04:00:00Z"],
+    ),
+    "retries list": (
+        "GET /api/retries",
+        [a_retry("dead_lettered", "poison", actor=LONG, reason=LONG, batch_id=BATCH)],
+        [RETRY, JOB, BATCH, "dead_lettered", "poison", "2026-11-23 04:00:00Z"],
+    ),
+    "batches list": (
+        "GET /api/retry-batches",
+        [a_batch(queued=1, applied=10_000, rejected=17) | {"actor": LONG, "reason": LONG}],
+        [RETRY, "2026-11-23 04:00:00Z", "10018", "10000", "17"],
+    ),
+}
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize("command", TABLES)
+def test_a_list_fits_a_terminal_and_keeps_ids_states_and_times(
+    api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch, command: str, width: int
+) -> None:
+    path, data, whole = TABLES[command]
+    api.on(path, {"data": data, "next_cursor": None})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    out = redrive(*command.split(), COLUMNS=str(width)).out
+
+    assert max(map(cell_len, out.splitlines())) <= width
+    for cell in whole:
+        assert re.search(rf"(^|  ){re.escape(cell)}(  |$)", out, re.MULTILINE), (cell, out)
+    assert "webhook.deliver" in out
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_a_list_in_a_pipe_is_a_line_for_each_row_and_uncut(api: Api, redrive: Redrive, command: str) -> None:
+    path, data, whole = TABLES[command]
+    api.on(path, {"data": data, "next_cursor": None})
+    out = redrive(*command.split(), COLUMNS="80").out
+
+    heading, *rows = (re.split("  +", line) for line in out.splitlines())
+    assert [len(row) for row in rows] == [len(heading)] * len(data)
+    assert set(whole) <= set(rows[0])
+    assert LONG in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        ({}, False),
+        ({"FORCE_COLOR": "1"}, True),
+        ({"FORCE_COLOR": "0"}, False),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_a_status_has_a_colour_where_colours_are_wanted(
+    api: Api, redrive: Redrive, environment: dict[str, str], *, coloured: bool
+) -> None:
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job()})
+    out = redrive("jobs", "get", JOB, **{"NO_COLOR": "", "TERM": "xterm", **environment}).out
+
+    assert ("\x1b[31mfailed\x1b[0m" in out) == coloured
+    assert ("\x1b" in out) == coloured
+    assert redrive("jobs", "get", JOB, "--json", **{"NO_COLOR": "", **environment}).out.startswith('{"id"')
+
+
 # -- retries
 
 
 def test_the_audit_trail_is_listed(api: Api, redrive: Redrive) -> None:
     api.on("GET /api/retries", {"data": [a_retry("applied", "applied")], "next_cursor": None})
     answer = redrive("retries", "list", "--actor", "ana", "--job", JOB)
-    assert re.search(rf"{RETRY}\s+{JOB}\s+applied\s+applied\s+2026-11-23 04:00:00Z\s+ana\s+again", answer.out)
+    assert re.search(rf"{RETRY}\s+{JOB}\s+applied\s+applied\s+2026-11-23 04:00:00Z\s+-\s+ana\s+again", answer.out)
     assert api.paths == [f"GET /api/retries?job_id={JOB}&actor=ana&limit=20"]
 
 
@@ -430,6 +533,47 @@ def test_a_retry_is_taken_back_or_was_settled(api: Api, redrive: Redrive) -> Non
     assert "[retry-already-settled, request r-1]" in answer.err
 
 
+# -- batches
+
+
+def test_a_bulk_retry_is_taken_back(api: Api, redrive: Redrive) -> None:
+    batch = a_batch(applied=2, cancelled=3) | {"filter": {"type": "email", "created_after": "2026-11-23T00:00:00Z"}}
+    api.on(f"DELETE /api/retry-batches/{RETRY}", {"data": batch})
+    answer = redrive("batches", "cancel", RETRY)
+
+    assert (answer.status, answer.err) == (0, "")
+    assert re.search(r"^cancelled +3$", answer.out, re.MULTILINE)
+    assert re.search(r"^filter +type=email,created_after=2026-11-23T00:00:00Z$", answer.out, re.MULTILINE)
+    assert json.loads(redrive("batches", "cancel", RETRY, "--json").out)["cancelled"] == 3
+    assert api.paths == [f"DELETE /api/retry-batches/{RETRY}"] * 2
+
+
+def test_a_bulk_retry_that_was_settled_before_says_that_nothing_was_taken_back(api: Api, redrive: Redrive) -> None:
+    api.on(f"DELETE /api/retry-batches/{RETRY}", {"data": a_batch(applied=5)})
+    answer = redrive("batches", "cancel", RETRY)
+    assert answer.status == 0
+    assert answer.err == "redrive: note: none of it was queued any more: nothing was taken back\n"
+
+
+def test_a_bulk_retry_that_is_unknown_is_status_1(api: Api, redrive: Redrive) -> None:
+    for method, command in (("DELETE", "cancel"), ("GET", "get")):
+        api.problem(f"{method} /api/retry-batches/{RETRY}", 404, "not-found")
+        answer = redrive("batches", command, RETRY)
+        assert (answer.status, answer.err) == (1, "redrive: No: Not so. [not-found, request r-1]\n")
+
+
+def test_bulk_retries_are_listed_page_after_page(api: Api, redrive: Redrive) -> None:
+    page = {"data": [a_batch(applied=1)] * 2, "next_cursor": "c"}
+    api.on("GET /api/retry-batches", page, {**page, "next_cursor": None})
+    out = redrive("batches", "list", "--actor", "ana", "--limit", "3", "--json").out
+
+    assert [json.loads(line)["applied"] for line in out.splitlines()] == [1] * 3
+    assert api.paths == [
+        "GET /api/retry-batches?actor=ana&limit=3",
+        "GET /api/retry-batches?actor=ana&limit=3&cursor=c",
+    ]
+
+
 # -- whoever asks, and how
 
 
@@ -441,6 +585,47 @@ def test_the_token_comes_from_a_file_as_up_leaves_it_or_bare(api: Api, redrive: 
         redrive("jobs", "get", JOB, "--token-file", str(file))
     redrive("jobs", "get", JOB)
     assert [asked.token for asked in api.asked] == ["Bearer a.file.token"] * 2 + [f"Bearer {TOKEN}"]
+
+
+def test_two_tokens_are_status_2_unless_one_is_an_option(api: Api, redrive: Redrive, tmp_path: Path) -> None:
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job()})
+    (tmp_path / "auth").write_text("a.file.token\n")
+    (tmp_path / "other").write_text("another.file.token\n")
+    both = {"REDRIVE_TOKEN": TOKEN, "REDRIVE_TOKEN_FILE": str(tmp_path / "auth")}
+
+    answer = redrive("jobs", "get", JOB, **both)
+    assert (answer.status, answer.out, api.asked) == (2, "", [])
+    assert "  REDRIVE_TOKEN: and REDRIVE_TOKEN_FILE are both set, keep one\n" in answer.err
+
+    assert redrive("jobs", "get", JOB, "--token-file", str(tmp_path / "other"), **both).status == 0
+    assert redrive("jobs", "get", JOB, REDRIVE_TOKEN_FILE="").status == 0
+    assert [asked.token for asked in api.asked] == ["Bearer another.file.token", f"Bearer {TOKEN}"]
+
+
+def test_a_limit_that_is_waited_out_says_so_and_for_how_long(
+    api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def no_pause(_pause_s: float) -> None: ...
+
+    monkeypatch.setattr("redrive_client.transport.sleep", no_pause)
+    path = f"GET /api/jobs/{JOB}"
+    api.problem(path, 429, "rate-limited")
+    api.answers[path].append((200, {"data": a_job()}))
+    answer = redrive("jobs", "get", JOB)
+
+    assert answer.status == 0
+    assert answer.err == "redrive: note: the API limits how often it may be asked (429): waiting 3 s\n"
+
+
+def test_a_limit_that_would_last_too_long_says_when_to_come_back(
+    api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cli.connection._TIMEOUT_S", 2.0)
+    api.problem(f"GET /api/jobs/{JOB}", 429, "rate-limited")
+    answer = redrive("jobs", "get", JOB)
+
+    assert answer.status == 1
+    assert answer.err == "redrive: No: Not so. [rate-limited, request r-1]; try again in 3 s\n"
 
 
 @pytest.mark.parametrize("token", ["", " ", "two words", "caf\u00e9", "a\x1bb"])
@@ -503,6 +688,8 @@ def test_what_the_api_refuses_is_one_line_and_status_1(api: Api, redrive: Redriv
         ["retries", "list", "--state", "lost"],
         ["retries", "show", "x"],
         ["batches", "wait", "x"],
+        ["batches", "cancel", "x"],
+        ["batches", "list", "--limit", "0"],
         ["dead", "redrive"],
         ["dead", "redrive", "--max", "0"],
         ["dead", "purge"],
