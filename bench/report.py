@@ -77,9 +77,9 @@ def write(results: Results, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PAGE).write_text("\n".join(_page(results)))
     if results.reading is not None:
-        (folder / READING_PLOT).write_text(_reading_plot(results.reading))
+        (folder / READING_PLOT).write_bytes(_reading_plot(results.reading))
     if results.growth is not None:
-        (folder / GROWTH_PLOT).write_text(_growth_plot(results.growth))
+        (folder / GROWTH_PLOT).write_bytes(_growth_plot(results.growth))
 
 
 def _page(results: Results) -> Iterator[str]:
@@ -271,7 +271,7 @@ def _circumstances(machine: Machine, runs: dict[str, Run]) -> Iterator[str]:
         yield f"`{MORE}` after a commit: with changes that were not committed yet.\n"
 
 
-def _reading_plot(reading: Reading) -> str:
+def _reading_plot(reading: Reading) -> bytes:
     connections = sorted({read.connections for read in reading.reads})
     groups = {
         f"{count} connections": {
@@ -284,7 +284,7 @@ def _reading_plot(reading: Reading) -> str:
     return plot.bars("GET one job: requests per second", groups)
 
 
-def _growth_plot(growth: Growth) -> str:
+def _growth_plot(growth: Growth) -> bytes:
     rows = sorted({call.rows for call in growth.calls})
     series = {
         name: [
