@@ -1,7 +1,12 @@
-"""Whom PostgreSQL runs as where we are root: it refuses to run as root itself.
+"""Running PostgreSQL where we are root, which it refuses to be, without changing anything of the machine.
 
-The account must be able to reach the program and its data. Only what is missing for that is granted: walking through a
-folder (o+x), never listing it. What had to be changed outside our own folder is told to the caller, to be said aloud.
+It runs as `nobody`, an account that is there already; no account is made. Two things must be within its reach:
+
+    its data       its working directory, entered by us before we become `nobody`; it is told that its data is
+                   `/proc/self/cwd`, which leads there whatever the folders above allow
+    its programs   used where they are if `nobody` can run them there, else from a copy in a temporary folder
+
+So no folder is opened to others, root's home and the virtual environment least of all.
 """
 
 import os
@@ -9,14 +14,20 @@ import pwd
 import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypedDict
 
 from cli.failures import CommandFailed
+from cli.folder import DataFolder
 
-NAME = "pgserver"
-"""The wheel's own word for it, so both use one account."""
+NAME: Final = "nobody"
+WORKING_DIRECTORY: Final = Path("/proc/self/cwd")
+_ANSWER_S: Final = 20
+_ADVICE: Final = "run `redrive up` as an ordinary user"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +37,24 @@ class Account:
     uid: int
     gid: int
 
-    @property
-    def name(self) -> str:
-        """Its name, for messages."""
-        return pwd.getpwuid(self.uid).pw_name
+
+class Identity(TypedDict, total=False):
+    """What `subprocess` is given to run a program as somebody else; empty for ourselves."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def identity_of(account: Account | None) -> Identity:
+    """How to run a program as the account."""
+    return {} if account is None else {"user": account.uid, "group": account.gid, "extra_groups": []}
 
 
 def account_for(cluster: Path) -> Account | None:
-    """Who runs the server on `cluster`: None for ourselves; for root, the owner of what is there, else `pgserver`.
+    """Who runs the server on `cluster`: None for ourselves; for root, the owner of what is there, else `nobody`.
 
-    Makes `pgserver` where it is missing. Raises CommandFailed when it cannot.
+    Raises CommandFailed where there is no such account.
     """
     if os.geteuid() != 0:
         return None
@@ -44,45 +63,86 @@ def account_for(cluster: Path) -> Account | None:
     try:
         entry = pwd.getpwnam(NAME)
     except KeyError:
-        entry = _made()
+        raise CommandFailed(
+            f"PostgreSQL does not run as root, and there is no account {NAME!r} that it could run as: {_ADVICE}"
+        ) from None
     return Account(entry.pw_uid, entry.pw_gid)
 
 
-def _made() -> pwd.struct_passwd:
-    program = shutil.which("useradd") or shutil.which("useradd", path="/usr/sbin:/sbin")
-    if program is not None:
-        command = [program, "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", NAME]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own arguments
-        if done.returncode == 0:
-            return pwd.getpwnam(NAME)
+@contextmanager
+def programs_within_reach(programs: Path, account: Account | None, folder: DataFolder) -> Iterator[Path]:
+    """The folder of programs, or of a copy that the account can run; a copy is removed when the block ends.
+
+    A copy that a killed `up` has left behind is removed first. Raises CommandFailed where no copy can be run, either.
+    """
+    _remove_copy(folder)
+    if account is None or _can_run(programs, account):
+        yield programs
+        return
+    try:
+        for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp's parents
+            _remove_copy(folder)
+            with suppress(OSError):
+                copy = _copy(programs.parent, Path(parent), folder)
+                if _can_run(copy / programs.name, account):
+                    yield copy / programs.name
+                    return
+    finally:
+        _remove_copy(folder)
     raise CommandFailed(
-        f"PostgreSQL does not run as root, and the account {NAME!r} for it cannot be made: "
-        "make it, or run `redrive up` as an ordinary user"
+        f"PostgreSQL does not run as root, and {NAME!r} can run it neither from {programs} nor from a copy: {_ADVICE}"
     )
 
 
-def make_reachable(folder: Path) -> list[Path]:
-    """Let everybody walk through the parents of `folder`; returns those that had to be changed, as a rule none."""
-    changed = []
-    for parent in folder.absolute().parents:
-        mode = parent.stat().st_mode
-        if not mode & stat.S_IXOTH:
-            parent.chmod(stat.S_IMODE(mode) | stat.S_IXOTH)
-            changed.append(parent)
-    return changed
+def _can_run(programs: Path, account: Account) -> bool:
+    """Whether the account gets as far as the libraries: asked by doing it, as modes do not tell all."""
+    try:
+        done = subprocess.run(  # noqa: S603 - our own program
+            [programs / "postgres", "--version"],
+            cwd="/",
+            env={},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_ANSWER_S,
+            check=False,
+            **identity_of(account),
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return done.returncode == 0
 
 
-def make_readable(tree: Path) -> None:
-    """Let everybody read `tree` and run what can be run in it; a strict umask may have been at work on it."""
-    for path in (tree, *_within(tree)):
-        mode = path.stat().st_mode
-        wanted = stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
-        if mode & wanted != wanted:
-            path.chmod(stat.S_IMODE(mode) | wanted)
+def _copy(install: Path, parent: Path, folder: DataFolder) -> Path:
+    """Copy what PostgreSQL runs on into a new folder within `parent`, readable for all; returns the copy of `install`.
+
+    By hard links where that can be done. The place is written down first, so that it is removed whatever happens.
+    """
+    top = Path(tempfile.mkdtemp(prefix="redrive-postgres-", dir=parent))
+    folder.copy_note.write_text(f"{top}\n", "utf-8")
+    copy = top / install.parent.name / install.name
+    shutil.copytree(install, copy, symlinks=True, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("include"))
+    libraries = install.parent.with_name(f"{install.parent.name}.libs")  # where wheels keep what they link to
+    if libraries.exists():
+        shutil.copytree(libraries, top / libraries.name, symlinks=True, copy_function=_link_or_copy)
+    for path, _, _ in os.walk(top):
+        Path(path).chmod(0o755)
+    return copy
 
 
-def _within(tree: Path) -> Iterator[Path]:
-    for folder, names, files in os.walk(tree):
-        for name in (*names, *files):
-            if not (path := Path(folder, name)).is_symlink():
-                yield path
+def _link_or_copy(source: str, target: str) -> None:
+    mode = Path(source).stat().st_mode
+    wanted = stat.S_IROTH | (stat.S_IXOTH if mode & stat.S_IXUSR else 0)
+    if mode & wanted == wanted:  # else the original's mode would have to change
+        with suppress(OSError):  # on another file system, as a rule
+            os.link(source, target)
+            return
+    shutil.copyfile(source, target)
+    Path(target).chmod(stat.S_IMODE(mode) | wanted)
+
+
+def _remove_copy(folder: DataFolder) -> None:
+    with suppress(FileNotFoundError):
+        top = Path(folder.copy_note.read_text("utf-8").strip())
+        if top.name.startswith("redrive-postgres-"):
+            shutil.rmtree(top, ignore_errors=True)
+        folder.copy_note.unlink()

@@ -1,7 +1,8 @@
 """PostgreSQL for one machine: the wheel's programs, run on our data folder, for as long as a block lasts.
 
 The wheel's Python side is left alone: it opens all parent folders to everybody and writes lock files when imported.
-Nothing listens on TCP; the socket lies in the folder of the data, which only its account may enter.
+Nothing listens on TCP; the socket lies in the folder of the data, which only its account may enter. Nothing of the
+machine outside the data folder is changed, for root neither (see cli/accounts.py).
 
 A server left behind by an `up` that was killed is stopped, then started anew: one way to start, whatever went before.
 """
@@ -14,12 +15,12 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from cli.accounts import Account, account_for, make_reachable, make_readable
+from cli.accounts import WORKING_DIRECTORY, Account, account_for, identity_of, programs_within_reach
 from cli.failures import CommandFailed
 from cli.folder import DataFolder
 from cli.postmaster import ENDINGS, end_leftover, pid_lines
@@ -45,18 +46,19 @@ class EmbeddedPostgres:
 
 
 @contextmanager
-def embedded_postgres(folder: DataFolder, *, warn: Callable[[str], None]) -> Iterator[EmbeddedPostgres]:
+def embedded_postgres(folder: DataFolder) -> Iterator[EmbeddedPostgres]:
     """Run PostgreSQL on the folder's data, made when it is missing; stop it in order when the block ends.
 
-    `warn` gets a line for anything that had to be changed outside the folder. Raises CommandFailed.
+    Raises CommandFailed.
     """
-    programs = _programs()
     account = account_for(folder.cluster)
-    if account is not None:
-        _open_to(account, programs, folder, warn)
     end_leftover(folder.cluster)
-    _initialise(programs, folder.cluster, account)
-    with _socket_folder(folder.cluster, account) as sockets, folder.log.open("ab") as log:
+    with (
+        programs_within_reach(_programs(), account, folder) as programs,
+        _socket_folder(folder.cluster, account) as sockets,
+        folder.log.open("ab") as log,
+    ):
+        _initialise(programs, folder.cluster, account)
         process = _started(programs, folder.cluster, sockets, account, log.fileno())
         try:
             server = EmbeddedPostgres(
@@ -85,17 +87,9 @@ def _programs() -> Path:
     return releases[max(releases)] / "bin"
 
 
-def _open_to(account: Account, programs: Path, folder: DataFolder, warn: Callable[[str], None]) -> None:
-    """Let the account reach the programs and the data: it is not us."""
-    install = programs.parent
-    libraries = install.parent.with_name(f"{install.parent.name}.libs")  # where wheels keep what they link to
-    for tree in (install, libraries):
-        if tree.exists():
-            make_readable(tree)
-    changed = {path: None for target in (programs, libraries, folder.cluster) for path in make_reachable(target)}
-    for path in changed:
-        if path != folder.path:
-            warn(f"{path}: made traversable (o+x), so that PostgreSQL can run as {account.name} instead of root")
+def _seen_by(account: Account | None, folder: Path) -> Path:
+    """The path by which a program that starts in `folder` gets there."""
+    return WORKING_DIRECTORY if account is not None and WORKING_DIRECTORY.exists() else folder
 
 
 def _environment() -> dict[str, str]:
@@ -112,16 +106,14 @@ def _initialise(programs: Path, cluster: Path, account: Account | None) -> None:
         os.chown(new, account.uid, account.gid)
     options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions"]
     done = subprocess.run(  # noqa: S603 - our own programs, our own arguments
-        [programs / "initdb", "-D", new, *options],
+        [programs / "initdb", "-D", _seen_by(account, new), *options],
         env=_environment(),
         cwd=new,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=False,
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
+        **identity_of(account),
     )
     if done.returncode != 0:
         raise CommandFailed(f"PostgreSQL could not make its data folder: {_last_line(done.stderr)}")
@@ -130,7 +122,10 @@ def _initialise(programs: Path, cluster: Path, account: Account | None) -> None:
 
 @contextmanager
 def _socket_folder(cluster: Path, account: Account | None) -> Iterator[Path]:
-    """Where the socket goes: beside the data, or into a temporary folder where the path cannot be a socket's."""
+    """Where the socket is found: beside the data, or in a temporary folder where that path cannot be a socket's.
+
+    Another account's server puts it beside the data in any case; the temporary folder then has a shorter path to it.
+    """
     if _can_hold_socket(cluster):
         yield cluster
         return
@@ -141,7 +136,8 @@ def _socket_folder(cluster: Path, account: Account | None) -> Iterator[Path]:
                 f"neither {cluster} nor {folder} is short enough for a socket: choose another --data-dir"
             )
         if account is not None:
-            os.chown(folder, account.uid, account.gid)
+            folder = folder / "d"
+            folder.symlink_to(cluster)
         yield folder
 
 
@@ -153,19 +149,22 @@ def _can_hold_socket(folder: Path) -> bool:
 def _started(
     programs: Path, cluster: Path, sockets: Path, account: Account | None, log: int
 ) -> "subprocess.Popen[bytes]":
-    quoted = str(sockets).replace('"', '""')
+    quoted = str(sockets if account is None else _seen_by(account, cluster)).replace('"', '""')
     settings = {"listen_addresses": "", "unix_socket_directories": f'"{quoted}"', "log_checkpoints": "off"}
     return subprocess.Popen(  # noqa: S603 - our own programs, our own arguments
-        [programs / "postgres", "-D", cluster, *(f"--{name}={value}" for name, value in settings.items())],
+        [
+            programs / "postgres",
+            "-D",
+            _seen_by(account, cluster),
+            *(f"--{name}={value}" for name, value in settings.items()),
+        ],
         env=_environment(),
         cwd=cluster,
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
         start_new_session=True,  # Ctrl-C is for us; the database ends last
-        user=account.uid if account else None,
-        group=account.gid if account else None,
-        extra_groups=[] if account else None,
+        **identity_of(account),
     )
 
 

@@ -5,6 +5,8 @@
     auth          the last printed token as an HTTP header, for `curl -H @…/auth`; mode 600
     postgres/     the database's files
     postgres.log  what the database says
+    env           what the commands need to work on it, for a shell to source; mode 600
+    copy          while there is one: where the copy of PostgreSQL is that it runs from; see cli/accounts.py
 
 Deleting the folder, with nothing running on it, deletes all of it.
 """
@@ -16,9 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
 
 from cli.failures import CommandFailed
 from shared.settings import MIN_SECRET_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +44,40 @@ class DataFolder:
         """Where the database's log goes."""
         return self.path / "postgres.log"
 
+    @property
+    def copy_note(self) -> Path:
+        """Names the copy of PostgreSQL's programs that is in use, or was left behind."""
+        return self.path / "copy"
+
+    @property
+    def secret_file(self) -> Path:
+        """Where `secret` is kept."""
+        return self.path / "jwt-secret"
+
     def secret(self) -> str:
         """The folder's own secret for tokens: made when first asked for, the same ever after."""
-        path = self.path / "jwt-secret"
+        path = self.secret_file
         if path.exists() and len(kept := path.read_text("ascii").strip()) >= MIN_SECRET_BYTES:
             return kept
         secret = secrets.token_urlsafe(48)
         _write_private(path, f"{secret}\n")
         return secret
 
+    @property
+    def header_file(self) -> Path:
+        """Where `keep_header` keeps it."""
+        return self.path / "auth"
+
     def keep_header(self, token: str) -> Path:
         """Keep `token` as the header that sends it; returns the file, which curl reads."""
-        path = self.path / "auth"
+        path = self.header_file
         _write_private(path, f"Authorization: Bearer {token}\n")
+        return path
+
+    def keep_environment(self, variables: "Mapping[str, str]") -> Path:
+        """Keep variables in the words of a shell; returns the file, to be sourced."""
+        path = self.path / "env"
+        _write_private(path, "".join(f"export {name}={quote(value)}\n" for name, value in variables.items()))
         return path
 
 
@@ -58,8 +86,7 @@ def data_folder(path: Path) -> Iterator[DataFolder]:
     """Make the folder where it is missing, and hold it. Raises CommandFailed when another process holds it."""
     path = path.expanduser().absolute()
     try:
-        # Root's database runs under another account, which has to walk through here; listing stays root's.
-        path.mkdir(mode=0o711 if os.geteuid() == 0 else 0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # The kernel lets go of the lock when the process dies, however it dies; a database left behind has none.
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -94,6 +121,6 @@ def _write_private(path: Path, text: str) -> None:
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
     new.replace(path)

@@ -102,18 +102,23 @@ def up(
     port: Annotated[
         int | None, typer.Option(min=1, max=65_535, help="Where the API listens.", show_default="REDRIVE_PORT or 8080")
     ] = None,
+    ops_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65_535, help="Where health and metrics are.", show_default="REDRIVE_OPS_PORT or 9090"),
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=16, help="How many workers run.")] = 1,
 ) -> None:
     """Run all of Redrive here: PostgreSQL, API, workers and a demo. Ctrl-C stops it.
 
-    Prints the API's URL, a token, and three curl lines to paste. Needs no Docker and no RabbitMQ; with REDRIVE_AMQP_URL
-    set, retries travel through RabbitMQ. A second start finds the data of the first.
+    Prints the API's URL, a token, three curl lines to paste, and the database's URL; `. .redrive/env` lets a shell's
+    commands work on all of it. Needs no Docker and no RabbitMQ; with REDRIVE_AMQP_URL set, retries travel through
+    RabbitMQ. A second start finds the data of the first. Nothing outside the data folder is changed.
     """
     began_at = time.monotonic()  # loading the programs is part of starting them
     from cli.up import Plan, run_up
 
     run_up(
-        Plan(data_dir=data_dir, port=port, workers=workers, demo=demo, began_at=began_at),
+        Plan(data_dir=data_dir, port=port, ops_port=ops_port, workers=workers, demo=demo, began_at=began_at),
         say=typer.echo,
         warn=lambda text: _complain(f"note: {text}"),
     )

@@ -21,7 +21,9 @@ from cli.folder import DataFolder, data_folder
 from cli.ports import Port, require_free
 from cli.signals import StopSignals
 from cli.tokens import ONE_PROJECT, token_for
-from cli.welcome import TOKEN_TTL_S, Welcome
+from cli.welcome import TOKEN_TTL_S, Welcome, api_url
+from shared import topology
+from shared.broker import connected, translated
 from shared.database import open_database
 from shared.errors import SettingsError
 from shared.migrations import migrate
@@ -41,10 +43,11 @@ _OWN_SECRET: Final = ("REDRIVE_JWT_SECRET", "REDRIVE_JWT_SECRET_FILE")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `redrive up` was asked for, and when on the monotonic clock; `port` None leaves it to the settings."""
+    """What `redrive up` was asked for, and when on the monotonic clock; a port of None is left to the settings."""
 
     data_dir: Path
     port: int | None
+    ops_port: int | None
     workers: int
     demo: bool
     began_at: float
@@ -64,10 +67,12 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
             configured.host,
             [
                 Port(configured.port, "the API", "--port"),
-                Port(configured.ops_port, "its ops port", "REDRIVE_OPS_PORT"),
+                Port(configured.ops_port, "its ops port", "--ops-port or REDRIVE_OPS_PORT"),
             ],
         )
-        with embedded_postgres(folder, warn=warn) as server:
+        if configured.amqp_url is not None:
+            asyncio.run(_check_broker(configured.amqp_url.get_secret_value()))
+        with embedded_postgres(folder) as server:
             migrate(server.url)
             settings, worker_settings = _settings(known, server.url)
             stack = _Stack(plan, settings, worker_settings, server)
@@ -80,6 +85,8 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
                     folder=folder.path,
                     token=token,
                     header_file=folder.keep_header(token),
+                    environment_file=folder.keep_environment(_variables(settings, folder, server.url)),
+                    database_url=server.url,
                     took_s=time.monotonic() - plan.began_at,
                 )
                 say(welcome.text(example))
@@ -99,11 +106,34 @@ def _check_environment(warn: Callable[[str], None]) -> None:
         warn(f"{name} is set, but `redrive up` brings its own database: ignored")
 
 
+async def _check_broker(url: str) -> None:
+    """Raise BrokerUnavailable where retries could not travel: better said now than by retries that stay queued."""
+    async with connected(url, name="redrive up") as connection:
+        with translated():
+            await topology.ensure(connection)
+
+
+def _variables(settings: ApiSettings, folder: DataFolder, database_url: str) -> dict[str, str]:
+    """What the commands need to work on what runs here, by name."""
+    variables = {
+        "REDRIVE_URL": api_url(settings),
+        "REDRIVE_TOKEN_FILE": str(folder.header_file),
+        "REDRIVE_DATABASE_URL": database_url,
+    }
+    if settings.amqp_url is not None:
+        variables["REDRIVE_AMQP_URL"] = settings.amqp_url.get_secret_value()
+    if not any(os.environ.get(name) for name in _OWN_SECRET):
+        variables["REDRIVE_JWT_SECRET_FILE"] = str(folder.secret_file)
+    return variables
+
+
 def _known(plan: Plan, folder: DataFolder) -> "Mapping[str, object]":
     """What is settled without the environment, or was not set there."""
     known: dict[str, object] = {"database_read_url": None}
     if plan.port is not None:
         known["port"] = plan.port
+    if plan.ops_port is not None:
+        known["ops_port"] = plan.ops_port
     if not any(os.environ.get(name) for name in _OWN_SECRET):
         known["jwt_secret"] = folder.secret()
     calm = {"log_level": "WARNING", "log_format": "console"}  # what is printed is to stay readable

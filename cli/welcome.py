@@ -21,11 +21,13 @@ class Welcome:
     folder: Path
     token: str
     header_file: Path
+    environment_file: Path
+    database_url: str
     took_s: float
 
     def text(self, example: str | None) -> str:
         """All of it; `example` is a failed job's id, None where there are no demo jobs."""
-        url = f"http://{_reachable(self.settings.host)}:{self.settings.port}"
+        url = api_url(self.settings)
         # curl reads the token from the file, so that a line can be read by people too.
         curl = f"curl -sS -H @{shlex.quote(str(self.header_file))}"
         dispatch = "through RabbitMQ" if self.settings.amqp_url else "through the ledger (no RabbitMQ)"
@@ -35,6 +37,7 @@ class Welcome:
             f"  API    {url}",
             f"  ops    http://{_reachable(self.settings.host)}:{self.settings.ops_port}/readyz",
             f"  data   {self.folder}",
+            f"  SQL    {self.database_url}",
             f"  retry  {dispatch}",
             "",
             f'A token for project "{PROJECT}", good for {TOKEN_TTL_S // 3600} hours:',
@@ -54,7 +57,21 @@ class Welcome:
             if example
             else ["The table control_plane.jobs is empty and yours to fill:", "", f"  {curl} {url}/api/jobs"]
         )
-        return "\n".join([*facts, *lines, "", "Ctrl-C stops all of it; a second start finds its data again."])
+        commands = [
+            "",
+            "Operators' commands, in another terminal:",
+            "",
+            f"  . {shlex.quote(str(self.environment_file))}",
+            "  redrive jobs stats",
+        ]
+        return "\n".join(
+            [*facts, *lines, *commands, "", "Ctrl-C stops all of it; a second start finds its data again."]
+        )
+
+
+def api_url(settings: ApiSettings) -> str:
+    """Where the API is for a client on this machine."""
+    return f"http://{_reachable(settings.host)}:{settings.port}"
 
 
 def _reachable(host: str) -> str:

