@@ -41,6 +41,7 @@ _Context = Callable[[web.Application], AsyncIterator[None]]
 DATABASE: Final = web.AppKey("database", Database)
 REPLICA: Final = web.AppKey("replica", Database)
 DOOR: Final = web.AppKey("door", Door)
+KEYS: Final = web.AppKey("keys", KeySet)
 RELAY: Final = web.AppKey("relay", Relay)
 WATCHES: Final = web.AppKey("watches", Watches)
 
@@ -89,6 +90,8 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         app[REPLICA] = reading
         app.cleanup_ctx.append(_opened(reading))
     if isinstance(keys, KeySet):
+        app[KEYS] = keys
+        metrics.watch_keys(keys)
         app.cleanup_ctx.append(_fetching(keys))
     if relay is not None:
         app[RELAY] = relay
@@ -159,11 +162,14 @@ async def run(
 async def _readiness(app: web.Application) -> Readiness:
     """Ready while the database answers, and the replica where there is one: all reading of jobs is done there.
 
-    A broker that is away only delays retries, so it degrades.
+    Without keys every request is refused; once fetched, they stay good while their issuer is away. A broker that is
+    away only delays retries, so it degrades.
     """
     databases = {"database": app[DATABASE]} | ({"replica": app[REPLICA]} if REPLICA in app else {})
     standings = await asyncio.gather(*map(_standing, databases.values()))
     checks = dict(zip(databases, standings, strict=True))
+    if (keys := app.get(KEYS)) is not None:
+        checks["keys"] = Status.OK if keys.ready else Status.UNAVAILABLE
     if (relay := app.get(RELAY)) is not None:
         checks["broker"] = Status.OK if relay.connected else Status.DEGRADED
     if app[DOOR].closing:

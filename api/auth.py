@@ -1,32 +1,35 @@
 """Who is asking: a bearer token, verified, becomes a Principal.
 
 Every failure is the same InvalidToken: which part did not hold is nobody's business. PyJWT checks the signature and the
-registered claims; their types are checked here, for it is lenient about them (an `exp` may be a numeric string there).
+registered claims; their types are checked here, for it is lenient about some (an `exp` may be a numeric string there)
+and strict about others (a `jti`, which we never look at, must be a string).
 
 Tokens that were good are remembered by their digest, until they expire or the keys change.
 """
 
+import math
 import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from enum import StrEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import jwt
 
-from api.problems import AuthenticationRequired, InsufficientScope, InvalidToken
+from api.problems import AuthenticationRequired, InsufficientScope, InvalidToken, KeysUnavailable
+from shared.claims import claim_path, value_at
 from shared.models import ProjectId
 
 if TYPE_CHECKING:
     from api.keys import Keys
     from shared.settings import ApiSettings
 
-MAX_TOKEN_BYTES: Final = 4096
+MAX_TOKEN_BYTES: Final = 8000
 MAX_ACTOR: Final = 255
 MAX_REMEMBERED: Final = 10_000
-LEEWAY_S: Final = 10
 LATEST_EXP: Final = 253_402_300_799
 """The last second of the year 9999: nothing is valid for longer, and no calendar of ours goes further."""
 
@@ -41,7 +44,7 @@ _REFUSALS: Final = (
     jwt.PyJWTError,
     ValueError,
     TypeError,
-    KeyError,
+    LookupError,
     AttributeError,
     OverflowError,
     RecursionError,
@@ -84,7 +87,8 @@ class Authenticator:
         self._keys = keys
         self._issuer = settings.jwt_issuer
         self._audience = settings.jwt_audience
-        self._project_claim = settings.jwt_project_claim
+        self._project_path = claim_path(settings.jwt_project_claim)
+        self._leeway_s = settings.jwt_leeway
         self._unscoped: frozenset[str] = frozenset() if settings.require_scopes else UNSCOPED
         self._known: OrderedDict[bytes, Principal] = OrderedDict()
         self._known_generation = keys.generation
@@ -92,11 +96,13 @@ class Authenticator:
     def authenticate(self, authorization: Sequence[str]) -> Principal:
         """The principal behind the request's `Authorization` headers.
 
-        Raises AuthenticationRequired where there is none, InvalidToken for anything but one good bearer token.
+        Raises AuthenticationRequired where there is none, InvalidToken for anything but one good bearer token, and
+        KeysUnavailable while there are no keys to tell a good one by.
         """
         if not authorization:
             raise AuthenticationRequired
         scheme, _, token = authorization[0].partition(" ")
+        token = token.lstrip(" ")  # one space or more (RFC 9110, 11.4)
         if len(authorization) > 1 or scheme.lower() != "bearer" or len(token) > MAX_TOKEN_BYTES:
             raise InvalidToken
         if self._known_generation != self._keys.generation:
@@ -107,7 +113,7 @@ class Authenticator:
         if principal is None:
             principal = self._verified(token)
             self._remember(digest, principal)
-        elif time.time() >= principal.expires_at + LEEWAY_S:
+        elif time.time() >= principal.expires_at + self._leeway_s:
             del self._known[digest]
             raise InvalidToken
         return principal
@@ -122,36 +128,49 @@ class Authenticator:
             raise InvalidToken
         try:
             header = jwt.get_unverified_header(token)
-            kid = header.get("kid")
-            key = self._keys.find(kid if isinstance(kid, str) else None)
-            if key is None or "crit" in header:
+            if "crit" in header:
                 raise InvalidToken
-            claims = jwt.decode(
-                token,
-                key.key,
-                algorithms=key.algorithms,
-                issuer=self._issuer,
-                audience=self._audience,
-                leeway=LEEWAY_S,
-                options={
-                    "require": ["exp"],
-                    "verify_aud": self._audience is not None,
-                    "enforce_minimum_key_length": True,
-                },
-            )
-            return self._principal(claims)
+            if not self._keys.ready:
+                raise KeysUnavailable
+            return self._principal(self._claims_of(token, header))
         except _REFUSALS as error:
             raise InvalidToken from error
 
+    def _claims_of(self, token: str, header: dict[str, Any]) -> dict[str, Any]:
+        """The claims of a token that one of our keys has signed. The header only chooses among what a key allows."""
+        kid, algorithm = header.get("kid"), header.get("alg")
+        for key in self._keys.find(kid if isinstance(kid, str) else None):
+            if algorithm in key.algorithms:
+                with suppress(jwt.InvalidSignatureError):  # of another key that shares the id, perhaps
+                    return jwt.decode(
+                        token,
+                        key.key,
+                        algorithms=key.algorithms,
+                        issuer=self._issuer,
+                        audience=self._audience,
+                        leeway=self._leeway_s,
+                        options={
+                            "require": ["exp"],
+                            "verify_aud": self._audience is not None,
+                            "verify_sub": False,
+                            "verify_jti": False,
+                            "enforce_minimum_key_length": True,
+                        },
+                    )
+        raise InvalidToken
+
     def _principal(self, claims: dict[str, Any]) -> Principal:
-        project_id, expires_at = claims[self._project_claim], claims["exp"]
-        actor = claims.get("sub", f"project:{project_id}")
+        for name in ("nbf", "iat"):
+            if name in claims:
+                _seconds(claims[name])
+        project_id, expires_at = value_at(self._project_path, claims), _seconds(claims["exp"])
+        actor = _subject(claims.get("sub"))
+        if actor is None:
+            actor = f"project:{project_id}"
         if not (
-            type(expires_at) is int
-            and expires_at <= LATEST_EXP
+            expires_at <= LATEST_EXP
             and isinstance(project_id, str)
             and PROJECT_ID.fullmatch(project_id)
-            and isinstance(actor, str)
             and _ACTOR.fullmatch(actor)
         ):
             raise InvalidToken
@@ -160,7 +179,31 @@ class Authenticator:
     def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
         if "scope" not in claims and "scp" not in claims:
             return self._unscoped
-        spaced, listed = claims.get("scope", ""), claims.get("scp", [])
-        if not (isinstance(spaced, str) and isinstance(listed, list) and all(isinstance(one, str) for one in listed)):
-            raise InvalidToken
-        return frozenset([*spaced.split(), *listed])
+        return frozenset([*_words(claims.get("scope", "")), *_words(claims.get("scp", ""))])
+
+
+def _seconds(value: object) -> int:
+    """A time of a token in whole seconds since the epoch, its fraction cut. Raises InvalidToken."""
+    if type(value) is int:  # a bool is none
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return int(value)
+    raise InvalidToken
+
+
+def _subject(value: object) -> str | None:
+    """The text that `sub` is, or its decimal digits where it is an integer. Raises InvalidToken."""
+    if value is None or isinstance(value, str):
+        return value
+    if type(value) is int:
+        return str(value)
+    raise InvalidToken
+
+
+def _words(value: object) -> Sequence[str]:
+    """The scopes in a claim: a text, separated by spaces, or an array of texts. Raises InvalidToken."""
+    if isinstance(value, str):
+        return value.split()
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        return value
+    raise InvalidToken

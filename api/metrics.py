@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from aiohttp import web
     from prometheus_client import CollectorRegistry
 
+    from api.keys import KeySet
     from api.watch import Waiters
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 60.0)
@@ -77,11 +78,20 @@ class Metrics:
             "redrive_relay_connected", "Whether the relay has a working channel (0 or 1).", registry=registry
         )
         self._waiting = Gauge("redrive_waiters", "Clients held until something changes.", registry=registry)
+        self._jwks_age = Gauge(
+            "redrive_jwks_age_seconds",
+            "Time since the issuer's keys were last fetched, or since the start while there are none.",
+            registry=registry,
+        )
         self._known: dict[tuple[object, str, int], _Tally] = {}
 
     def watch(self, waiters: "Waiters") -> None:
         """Show how many clients wait for a change."""
         self._waiting.set_function(lambda: waiters.count)
+
+    def watch_keys(self, keys: "KeySet") -> None:
+        """Show how old the issuer's keys are."""
+        self._jwks_age.set_function(lambda: keys.age_s)
 
     def answered(self, request: "web.Request", status: int, seconds: float) -> None:
         """Count one answer."""

@@ -66,6 +66,12 @@ class InvalidToken(RedriveError):
     code = "invalid-token"
 
 
+class KeysUnavailable(RedriveError):
+    """The keys to tell a good token by were never fetched, so this one is neither good nor bad. Try again later."""
+
+    code = "unavailable"
+
+
 class InsufficientScope(RedriveError):
     """The token is good, and not for this."""
 
@@ -150,6 +156,8 @@ class Problem(NamedTuple):
     retryable: bool = False
 
 
+_UNAVAILABLE = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", "Try again after Retry-After.", retryable=True)
+
 PROBLEMS: dict[type[RedriveError], Problem] = {
     BadRequest: Problem(HTTPStatus.BAD_REQUEST, "Bad request", "The request could not be read as HTTP."),
     InvalidJobId: Problem(
@@ -210,9 +218,8 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     RateLimited: Problem(
         HTTPStatus.TOO_MANY_REQUESTS, "Rate limited", "Too many requests; come back after Retry-After.", retryable=True
     ),
-    DatabaseUnavailable: Problem(
-        HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", "Try again after Retry-After.", retryable=True
-    ),
+    KeysUnavailable: _UNAVAILABLE,
+    DatabaseUnavailable: _UNAVAILABLE,
     RedriveError: Problem(
         HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", "Something went wrong here; it has been logged."
     ),
@@ -249,7 +256,7 @@ def problem_answer(error: RedriveError, request_id: str) -> Answer:
             errors = tuple(fault._asdict() for fault in error.faults)
         case RateLimited():
             headers["Retry-After"] = str(error.retry_after_s)
-        case DatabaseUnavailable():
+        case DatabaseUnavailable() | KeysUnavailable():
             headers["Retry-After"] = str(UNAVAILABLE_RETRY_AFTER_S)
         case MethodNotAllowed():
             headers["Allow"] = error.allow

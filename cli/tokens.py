@@ -8,6 +8,7 @@ import time
 from api.auth import LATEST_EXP, MAX_TOKEN_BYTES, PROJECT_ID, Authenticator, Scope
 from api.keys import keys_of, signed
 from api.problems import InvalidToken
+from shared.claims import claim_path, claims_with
 from shared.errors import SettingsError
 from shared.settings import ApiSettings
 
@@ -52,7 +53,8 @@ def token_for(
     if settings.jwt_secret is None:
         raise SettingsError(["REDRIVE_JWT_SECRET: is what tokens are signed with; a public key can only check them"])
     now = int(time.time())
-    claims: dict[str, object] = {"iat": now, "exp": now + ttl_s, settings.jwt_project_claim: project}
+    claims: dict[str, object] = {"iat": now, "exp": now + ttl_s}
+    claims |= claims_with(claim_path(settings.jwt_project_claim), project)
     optional = {"sub": subject, "scope": scope, "iss": settings.jwt_issuer, "aud": settings.jwt_audience}
     claims |= {name: value for name, value in optional.items() if value is not None}
     return signed(settings.jwt_secret.get_secret_value(), claims=claims)

@@ -1,9 +1,10 @@
-"""Public keys that tokens may be verified with: which kinds are good enough, and the one algorithm that each is for.
+"""Public keys that tokens may be verified with: which kinds are good enough, and the algorithms that each is for.
 
-The settings look at their key with this before anything starts; the api verifies with it.
+The settings look at their key with this before anything starts; the api verifies with it. The algorithms follow from
+the key, never from a token (RFC 8725, 3.1).
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple, Self
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -11,23 +12,31 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+MIN_RSA_BITS: Final = 2048
+_RSA: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512")
+_OF_CURVE: Final = {"secp256r1": ("ES256",), "secp384r1": ("ES384",), "secp521r1": ("ES512",)}
+
 
 class PublicKey(NamedTuple):
-    """A key with the one algorithm that is its kind's."""
+    """A key with the algorithms that it may be used with, one or more."""
 
     key: RSAPublicKey | EllipticCurvePublicKey | Ed25519PublicKey
-    algorithm: str
+    algorithms: tuple[str, ...]
+
+    def narrowed_to(self, algorithm: object) -> Self | None:
+        """The same key for this algorithm alone; None where it is not one of the key's."""
+        return self._replace(algorithms=(algorithm,)) if algorithm in self.algorithms else None
 
 
 def usable(key: object) -> PublicKey | None:
-    """The key with its algorithm; None for other kinds, and for RSA of less than 2048 bits."""
+    """The key with its algorithms; None for other kinds and curves, and for RSA of less than 2048 bits."""
     match key:
-        case RSAPublicKey() if key.key_size >= 2048:
-            return PublicKey(key, "RS256")
-        case EllipticCurvePublicKey() if key.curve.name == "secp256r1":
-            return PublicKey(key, "ES256")
+        case RSAPublicKey() if key.key_size >= MIN_RSA_BITS:
+            return PublicKey(key, _RSA)
+        case EllipticCurvePublicKey() if key.curve.name in _OF_CURVE:
+            return PublicKey(key, _OF_CURVE[key.curve.name])
         case Ed25519PublicKey():
-            return PublicKey(key, "EdDSA")
+            return PublicKey(key, ("EdDSA",))
         case _:
             return None
 
@@ -39,5 +48,5 @@ def public_key_of(pem: str) -> PublicKey:
     except (ValueError, UnsupportedAlgorithm):
         found = None
     if found is None:
-        raise ValueError("must be an RSA (2048 bits or more), P-256 or Ed25519 public key in PEM")
+        raise ValueError("must be an RSA (2048 bits or more), P-256, P-384, P-521 or Ed25519 public key in PEM")
     return found

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from shared.claims import claim_path
 from shared.errors import SettingsError
 from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
@@ -87,6 +88,11 @@ def _usable_key(pem: SecretStr) -> SecretStr:
     return pem
 
 
+def _claim(text: str) -> str:
+    claim_path(text)
+    return text
+
+
 OptionalLimit = Annotated[Limit | None, NoDecode, BeforeValidator(_limit)]
 PostgresUrl = Annotated[SecretStr, _url(check_postgres_url)]
 AmqpUrl = Annotated[SecretStr, _url(check_amqp_url)]
@@ -132,7 +138,8 @@ class ApiSettings(Settings):
     jwks_url: Annotated[HttpUrl | None, Field(validate_default=True)] = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
-    jwt_project_claim: str = "project_id"
+    jwt_project_claim: Annotated[str, AfterValidator(_claim)] = "project_id"
+    jwt_leeway: Annotated[int, Field(ge=0, le=120)] = 10
     require_scopes: bool = False
     read_only: bool = False
     limit_ip: OptionalLimit = Limit(1200, 60)

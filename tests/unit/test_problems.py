@@ -14,6 +14,7 @@ from api.problems import (
     Fault,
     InvalidBody,
     InvalidToken,
+    KeysUnavailable,
     MethodNotAllowed,
     RateLimited,
     problem_answer,
@@ -113,6 +114,7 @@ def test_no_list_of_faults_where_there_are_none() -> None:
     [
         (RateLimited(7), "Retry-After", "7"),
         (DatabaseUnavailable(), "Retry-After", "1"),
+        (KeysUnavailable(), "Retry-After", "1"),
         (MethodNotAllowed("GET, POST"), "Allow", "GET, POST"),
         (AuthenticationRequired(), "WWW-Authenticate", "Bearer"),
         (InvalidToken(), "WWW-Authenticate", "Bearer"),
