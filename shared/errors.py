@@ -89,6 +89,10 @@ class BrokerUnavailable(RedriveError):
     code = "unavailable"
 
 
+class TopologyMissing(BrokerUnavailable):
+    """RabbitMQ answers, but the exchange, a queue or a binding is not there. Declaring them may help."""
+
+
 class StatementRefused(RedriveError):
     """The database refused a statement for what is in it: a constraint or trigger of the table's owner, as a rule.
 

@@ -174,7 +174,7 @@ def test_a_wrong_value_is_one_problem_that_names_its_variable(
         ("DATABASE_URL", "postgresql:///x?host=/run/a,/run/b&port=5432,5433&user=a@b"),
         ("DATABASE_URL", "postgresql://%2Frun%2Fpostgresql/x"),
         ("AMQP_URL", "amqp://mq"),
-        ("AMQP_URL", "amqps://user:%2F%23%40@[::1]:5671/%2F?heartbeat=5&cafile=/etc/ca.crt"),
+        ("AMQP_URL", "amqps://user:%2F%23%40@[::1]:5671/%2F?heartbeat=5&cafile=" + __file__),
         ("AMQP_URL", "amqp://user:p@ss@mq/vhost"),
     ],
 )
@@ -298,3 +298,30 @@ def test_every_variable_is_listed_with_the_files_of_secrets() -> None:
     )
     assert "REDRIVE_PORT_FILE" not in variables(ApiSettings)
     assert "REDRIVE_JWT_SECRET" not in variables(WorkerSettings)
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("ca_certs=/etc/ca.crt", "has the parameter ca_certs="),
+        ("sslmode=require", "has the parameter sslmode="),
+        ("cafile=/nowhere/ca.crt", "cafile= names a file that cannot be read: /nowhere/ca.crt"),
+        ("cacertfile=/nowhere/ca.crt", "cacertfile= names a file that cannot be read: /nowhere/ca.crt"),
+        ("verify=verify_never", "verify= must be verify_peer or verify_none"),
+        ("heartbeat=soon", "heartbeat= must be a whole number"),
+        ("p%2Fssw0rd@mq", "has a parameter that is not known"),
+    ],
+)
+def test_a_parameter_that_the_broker_s_url_cannot_have_is_named(
+    monkeypatch: pytest.MonkeyPatch, query: str, named: str
+) -> None:
+    monkeypatch.setenv("REDRIVE_DATABASE_URL", "postgresql://db/app")
+    monkeypatch.setenv("REDRIVE_AMQP_URL", f"amqps://user:canary@mq/vhost?{query}")
+
+    with pytest.raises(SettingsError) as error:
+        read(WorkerSettings)
+
+    (problem,) = error.value.problems
+    assert problem.startswith(f"REDRIVE_AMQP_URL: {named}")
+    assert "canary" not in problem
+    assert "ssw0rd" not in problem
