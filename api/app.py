@@ -55,10 +55,10 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     metrics = Metrics(registry)
     database = _database_of(settings, settings.database_url)
     reading = database if settings.database_read_url is None else _database_of(settings, settings.database_read_url)
-    jobs = JobStore(database)
+    jobs = JobStore(database, final_statuses=settings.final_statuses)
     stores = Stores(
         jobs=jobs,
-        readable_jobs=jobs if reading is database else JobStore(reading),
+        readable_jobs=jobs if reading is database else JobStore(reading, final_statuses=settings.final_statuses),
         ledger=RetryLedger(database, jobs),
         batches=RetryBatches(database),
     )

@@ -1,8 +1,8 @@
 """Conditional reading (RFC 9110, section 13): entity tags, what they are compared with, and when to come back.
 
-A job's tag is its version, and the queued retry's id where there is one:
+A job's tag is its version, the queued retry's id where there is one, and where the payload is with it, a hash of that:
 
-    "7741"   "7741-0193c9a8-…"   "7741+payload"
+    "7741"   "7741-0193c9a8-…"   "7741+3f9c01ab77d2e410"
 
 Nothing else goes into its body, so two bodies are equal exactly when their tags are.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _TAG = re.compile(r'(W/)?"([^"\x00-\x1f\x7f]*)"')
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|\Z))*")
-_VERSION = re.compile(r"(\d+)(?:-[0-9a-f-]{36})?(?:\+payload)?")
+_VERSION = re.compile(r"(\d+)(?:-[0-9a-f-]{36})?(?:\+[0-9a-f]{16})?")
 
 MAX_SCHEDULED_WAIT_S = 300
 MAX_GUESSED_WAIT_S = 30
@@ -48,9 +48,9 @@ def _tags_in(text: str) -> list[tuple[str, str]]:
 
 
 def etag_of_job(job: Job) -> str:
-    """The tag of the job as it is read: its version, the queued retry, and whether the payload is with it."""
+    """The tag of the job as it is read: its version, the queued retry, and the payload's hash where it is with it."""
     pending = "" if job.pending_retry is None else f"-{job.pending_retry.id}"
-    return f'"{job.version}{pending}{"" if job.payload is None else "+payload"}"'
+    return f'"{job.version}{pending}{"" if job.payload is None else f"+{job.payload.hash}"}"'
 
 
 def etag_of_retry(retry: Retry) -> str:

@@ -77,18 +77,25 @@ class EventResource:
             with self._watch.place() as placed:
                 await _sent(stream.prepare(request))
                 come_back = b"" if placed or job.done else _COME_BACK
-                await _sent(stream.write(come_back + _event_of(job)))
+                await _sent(stream.write(come_back + await self._event_of(key, job)))
                 while placed and not job.done:
                     changed = await self._next(stream, request, key, job, ends_at)
                     if changed is None:
                         break
                     job = changed
-                    await _sent(stream.write(_event_of(job)))
+                    await _sent(stream.write(await self._event_of(key, job)))
                 await _sent(stream.write_eof())
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
         return stream
+
+    async def _event_of(self, key: JobKey, job: Job) -> bytes:
+        """The job as one event, whole: what is held between events is light. Raises as JobStore.get does."""
+        if (rest := self._store.rest_of(key, job)) is None:
+            return _event_of(job)
+        async with rest as whole:
+            return _event_of(whole)
 
     async def _next(
         self, stream: web.StreamResponse, request: web.Request, key: JobKey, job: Job, ends_at: float

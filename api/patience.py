@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -61,7 +62,8 @@ class Reader(Generic[K, V]):
     """Answers a GET of one resource.
 
     `get` reads it, and raises where there is none; `etag_of` tells two states of it apart; `retry_after_of` says when
-    to come back, given the time; `encoded` renders it.
+    to come back, given the time; `encoded` renders it. What `get` reads may be light, for holding: `rest_of` then reads
+    the whole of it, which is rendered within the block; it answers None for what is whole.
     """
 
     def __init__(
@@ -72,16 +74,21 @@ class Reader(Generic[K, V]):
         etag_of: Callable[[V], str],
         retry_after_of: Callable[[V, datetime], int | None],
         encoded: Callable[[V], bytes],
+        rest_of: Callable[[K, V], AbstractAsyncContextManager[V] | None] | None = None,
     ) -> None:
         self._get = get
         self._watch = watch
         self._etag_of = etag_of
         self._retry_after_of = retry_after_of
         self._encoded = encoded
+        self._rest_of = rest_of
         self._rendered: _Rendered[V] | None = None
 
     async def answer(self, call: "Call", key: K) -> Answer:
-        """200, or 304 where the client has it already; held for a change where the client prefers so."""
+        """200, or 304 where the client has it already; held for a change where the client prefers so.
+
+        What is held is light, and what the client has already is not read further.
+        """
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         value = await self._get(key)
@@ -90,6 +97,7 @@ class Reader(Generic[K, V]):
         known = condition_of(headers)
         wait_s = wait_of(field_of(headers, _PREFER))
         if wait_s is None or self._watch.full:  # a wish that cannot be granted; nobody is told that it was
+            wait_s = None
             rendered = self._rendered_once(value)
             fields = rendered.headers
         else:
@@ -99,9 +107,24 @@ class Reader(Generic[K, V]):
             fields = {**self._headers_of(value, rendered.etag), "Preference-Applied": f"wait={wait_s}"}
         if matches(known, rendered.etag):
             return Answer(None, status=304, headers=fields)
+        if self._rest_of is not None and (rest := self._rest_of(key, value)) is not None:
+            return await self._whole_answer(rest, known, wait_s)
         if rendered.body is None:
             rendered.body = self._encoded(value)
         return Answer(rendered.body, headers=fields)
+
+    async def _whole_answer(
+        self, rest: AbstractAsyncContextManager[V], known: str | None, wait_s: int | None
+    ) -> Answer:
+        """The answer with all of the value, as it is once it is read anew. Not remembered: it may be large."""
+        async with rest as whole:
+            etag = self._etag_of(whole)
+            fields = self._headers_of(whole, etag)
+            if wait_s is not None:
+                fields["Preference-Applied"] = f"wait={wait_s}"
+            if matches(known, etag):
+                return Answer(None, status=304, headers=fields)
+            return Answer(self._encoded(whole), headers=fields)
 
     def _rendered_once(self, value: V) -> "_Rendered[V]":
         """The value rendered: once for all who are answered from one look.

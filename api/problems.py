@@ -17,6 +17,7 @@ from shared.errors import (
     JobChanged,
     JobNotFailed,
     JobNotFound,
+    JobUnreadable,
     RedriveError,
     RetryAlreadySettled,
     RetryNotFound,
@@ -184,6 +185,11 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     BatchNotFound: Problem(HTTPStatus.NOT_FOUND, "Not found", "There is no such batch of retries in this project."),
     MethodNotAllowed: Problem(
         HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", "See the Allow header for what is possible here."
+    ),
+    JobUnreadable: Problem(
+        HTTPStatus.CONFLICT,
+        "Job unreadable",
+        "The job is there, but its row holds something that cannot be shown; its owner can mend it.",
     ),
     JobNotFailed: Problem(HTTPStatus.CONFLICT, "Job not failed", "Only a failed job can be retried."),
     AttemptsExhausted: Problem(

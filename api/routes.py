@@ -117,6 +117,7 @@ def _job_reader(stores: Stores, watches: Watches) -> Reader[JobKey, Job]:
         etag_of=etag_of_job,
         retry_after_of=retry_after_of_job,
         encoded=jobs_api.encoded,
+        rest_of=stores.readable_jobs.rest_of,
     )
 
 

@@ -18,6 +18,12 @@ class JobNotFound(RedriveError):
     code = "job-not-found"
 
 
+class JobUnreadable(RedriveError):
+    """The job is there, and its row holds something that cannot be shown. Only the table's owner can mend that."""
+
+    code = "job-unreadable"
+
+
 class JobNotFailed(RedriveError):
     """The job exists; when looked at, it was not failed, so there is nothing to retry."""
 

@@ -336,8 +336,8 @@ async def test_a_client_that_does_not_read_its_answers_is_cut_off(
         lost.set()
 
     monkeypatch.setattr(server._Protocol, "connection_lost", seen)
-    (large,) = await jobs.make(1, status="failed", last_error="x" * 20_000_000)
-    request = f"GET /api/jobs/{large.id} HTTP/1.1\r\n".encode() + BEARER + b"Host: a\r\n\r\n"
+    (large,) = await jobs.make(1, status="failed", payload=f'"{"x" * 20_000_000}"')
+    request = f"GET /api/jobs/{large.id}?include=payload HTTP/1.1\r\n".encode() + BEARER + b"Host: a\r\n\r\n"
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         sock.settimeout(0)
@@ -357,10 +357,10 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_answer(
     api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "UNREAD_S", 0.2)
-    (large,) = await jobs.make(1, status="failed", last_error="x" * 8_000_000)
+    (large,) = await jobs.make(1, status="failed", payload=f'"{"x" * 8_000_000}"')
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port, limit=4096)
     began_at = time.monotonic()
-    writer.write(f"GET /api/jobs/{large.id} HTTP/1.1\r\n".encode() + BEARER + END)
+    writer.write(f"GET /api/jobs/{large.id}?include=payload HTTP/1.1\r\n".encode() + BEARER + END)
     received = 0
     while chunk := await reader.read(200_000):
         received += len(chunk)

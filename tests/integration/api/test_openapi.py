@@ -13,6 +13,8 @@ from uuid import uuid4
 import pytest
 
 from api import door
+from shared.database import Database, Row
+from shared.errors import StatementRefused
 from tests.api_server import NO_TOKEN, Api, Reply, serving
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker, MadeJob
@@ -312,6 +314,22 @@ async def too_many_matches(world: World, _: Operation, __: pytest.MonkeyPatch) -
     return [await Request("POST", "/api/jobs/retry", "dry_run=false", body=body).to(world.api)]
 
 
+async def job_unreadable(world: World, operation: Operation, monkeypatch: pytest.MonkeyPatch) -> list[Reply]:
+    good = await world.good(operation)
+    fetch = Database.fetch
+    by_row = ("left(jobs.last_error", "jobs.created_at IS NULL", "counted.jobs")
+
+    async def refused(self: Database, sql: str, *args: object) -> list[Row]:
+        of_no_row = any(value in ([], 0) for value in args)
+        if "j.status::text <> 'failed'" in sql or (any(part in sql for part in by_row) and not of_no_row):
+            raise StatementRefused("22012")
+        return await fetch(self, sql, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "fetch", refused)
+        return [await good.to(world.api)]
+
+
 async def job_changed(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
     return [await replace(await world.good(operation), headers={"If-Match": '"1"'}).to(world.api)]
 
@@ -378,7 +396,7 @@ REFUSALS: Final[dict[str, Provoking]] = {
     "invalid-cursor": invalid_cursor, "authentication-required": authentication_required,
     "invalid-token": invalid_token, "insufficient-scope": insufficient_scope, "read-only": read_only,
     "not-found": not_found, "job-not-found": not_found, "retry-not-found": not_found,
-    "job-not-failed": job_not_failed, "attempts-exhausted": attempts_exhausted,
+    "job-unreadable": job_unreadable, "job-not-failed": job_not_failed, "attempts-exhausted": attempts_exhausted,
     "retry-already-settled": retry_already_settled, "too-many-matches": too_many_matches, "job-changed": job_changed,
     "payload-too-large": payload_too_large, "unsupported-media-type": unsupported_media_type,
     "expectation-failed": expectation_failed, "invalid-json": invalid_json, "invalid-body": invalid_body,
