@@ -279,7 +279,7 @@ def token(
         check_ttl(ttl)
         settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
         signed = token_for(project, settings, subject=sub, scope=scope, ttl_s=ttl)
-        check_token(signed, settings)
+        check_token(signed, settings, subject=sub)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     typer.echo(signed)

@@ -48,6 +48,7 @@ def test_little_is_needed_and_the_rest_is_as_documented() -> None:
     assert found.job_id_versions == {4}
     assert found.trusted_proxies == ()
     assert (found.amqp_url, found.jwt_project_claim) == (None, "project_id")
+    assert found.jwt_leeway == 10
 
 
 def test_a_worker_needs_no_key(environment: pytest.MonkeyPatch) -> None:
@@ -67,6 +68,10 @@ def test_a_worker_needs_no_key(environment: pytest.MonkeyPatch) -> None:
          (ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("127.0.0.1"))),
         ("JOB_ID_VERSIONS", "4,7", "job_id_versions", {4, 7}),
         ("REQUIRE_SCOPES", "true", "require_scopes", True),
+        ("JWT_PROJECT_CLAIM", "https://example.com/a~2", "jwt_project_claim", "https://example.com/a~2"),
+        ("JWT_PROJECT_CLAIM", "/a~1b/c", "jwt_project_claim", "/a~1b/c"),
+        ("JWT_LEEWAY", "0", "jwt_leeway", 0),
+        ("JWT_LEEWAY", "120", "jwt_leeway", 120),
         ("READ_ONLY", "1", "read_only", True),
         ("PORT", "0", "port", 0),
         ("HOST", "", "host", "127.0.0.1"),
@@ -121,6 +126,11 @@ def test_a_setting_is_read_from_its_variable(
         ("JWKS_URL", "canary"),
         ("JWKS_URL", "https:///canary"),
         ("JWKS_URL", "https://canary:65536/keys"),
+        ("JWT_PROJECT_CLAIM", "/canary~2"),
+        ("JWT_PROJECT_CLAIM", "/canary~"),
+        ("JWT_LEEWAY", "-1"),
+        ("JWT_LEEWAY", "121"),
+        ("JWT_LEEWAY", "canary"),
         ("PORT", "canary"),
         ("PORT", "-1"),
         ("PORT", "65536"),
