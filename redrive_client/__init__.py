@@ -29,7 +29,6 @@ from redrive_client.models import (
     Skipped,
     Stats,
     StatusStats,
-    UnreadableJob,
 )
 from redrive_client.problems import (
     BadRequest,
@@ -87,6 +86,5 @@ __all__ = [
     "Unavailable",
     "UnexpectedAnswer",
     "Unreachable",
-    "UnreadableJob",
     "WaitTimeout",
 ]

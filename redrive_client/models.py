@@ -6,14 +6,13 @@ None for what came in a list.
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Final
 from uuid import UUID
 
 import msgspec
 
 
 class JobStatus(StrEnum):
-    """Where the control plane says a job stands; it may have other words of its own."""
+    """Where the control plane says a job stands."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -58,23 +57,15 @@ class PendingRetry(msgspec.Struct, frozen=True):
     requested_at: datetime
 
 
-_STATUSES: Final[dict[str, JobStatus]] = {str(status): status for status in JobStatus}
-
-
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job stands. `payload` is decoded JSON; None where it was not asked for.
-
-    `status` is a JobStatus, or another word, as text, where the control plane has one. `last_error_truncated` says
-    whether the error is longer than what the server shows of it.
-    """
+    """How a job stands. `payload` is decoded JSON; None where it was not asked for."""
 
     id: UUID
     type: str
-    status: str
+    status: JobStatus
     attempts: int
     max_attempts: int
     last_error: str | None
-    last_error_truncated: bool = False
     scheduled_at: datetime | None
     started_at: datetime | None
     completed_at: datetime | None
@@ -85,16 +76,6 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     pending_retry: PendingRetry | None
     payload: object = None
     etag: str | None = None
-
-    def __post_init__(self) -> None:
-        msgspec.structs.force_setattr(self, "status", _STATUSES.get(self.status, self.status))
-
-
-class UnreadableJob(msgspec.Struct, frozen=True):
-    """What stands in a list for a job whose row the server cannot show; `get` of it raises Conflict."""
-
-    id: UUID
-    unreadable: bool
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -215,15 +196,10 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     running: StatusStats
     failed: StatusStats
     completed: StatusStats
-    other: StatusStats = StatusStats(count=0, capped=False, oldest_at=None)
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The jobs that were asked for by id, in the order asked; the ids that nothing is behind; and those not shown.
-
-    `unreadable`: the ids of jobs whose rows the server cannot show.
-    """
+    """The jobs that were asked for by id, in the order asked, and the ids that nothing is behind."""
 
     jobs: tuple[Job, ...]
     not_found: tuple[UUID, ...]
-    unreadable: tuple[UUID, ...] = ()
