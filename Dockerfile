@@ -20,21 +20,27 @@ COPY cli cli
 COPY redrive_client redrive_client
 COPY shared shared
 COPY worker worker
+# uv's lock file is writable for all, and of no use any more.
 RUN --mount=type=cache,target=/root/.cache/uv \
-    python3 .ci/uv sync --locked --no-dev --no-editable
+    python3 .ci/uv sync --locked --no-dev --no-editable && rm -f /opt/redrive/.lock
 
 FROM ${PYTHON}
-LABEL org.opencontainers.image.title="Redrive" \
-      org.opencontainers.image.description="Job status and exactly-once retries beside a PostgreSQL jobs table" \
-      org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/redrive /opt/redrive
-COPY deploy/health /opt/redrive/health
+COPY --chmod=755 deploy/health /opt/redrive/health
 # Both programs on one ops port: a container holds one of them, and the health check need not ask which.
 ENV PATH=/opt/redrive/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     REDRIVE_HOST=0.0.0.0 \
     REDRIVE_OPS_PORT=9090
+# At the end, because the revision is another one each time. The version is pyproject.toml's.
+ARG VERSION=0.1.0
+ARG REVISION
+LABEL org.opencontainers.image.title="Redrive" \
+      org.opencontainers.image.description="Job status and exactly-once retries beside a PostgreSQL jobs table" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION:-unknown}"
 # A number, so that Kubernetes can see that it is not root.
 USER 10001:10001
 WORKDIR /tmp

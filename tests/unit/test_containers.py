@@ -196,6 +196,46 @@ def test_only_the_api_is_published_and_on_this_machine_alone(services: dict[str,
     }
 
 
+def bytes_of(text: str) -> int:
+    """A size as RabbitMQ and Compose write it, 1024 to the kilobyte."""
+    number, unit = re.fullmatch(r"(\d+)([kmg]?)(?:i?b)?", text.lower()).groups()  # type: ignore[union-attr]
+    return int(number) * {"": 1, "k": 2**10, "m": 2**20, "g": 2**30}[unit]
+
+
+def test_rabbitmq_stops_publishers_well_before_its_container_has_no_memory_left(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    conf = (ROOT / "deploy" / "rabbitmq" / "rabbitmq.conf").read_text("utf-8")
+    advanced = (ROOT / "deploy" / "rabbitmq" / "advanced.config").read_text("utf-8")
+    settings = dict(re.findall(r"^([a-z._]+) = (.*)$", conf, re.MULTILINE))
+    limit = bytes_of(services["rabbitmq"]["deploy"]["resources"]["limits"]["memory"])
+
+    assert bytes_of(settings["vm_memory_high_watermark.absolute"]) <= limit / 2
+    logs = re.findall(r"\bwal_max_size_bytes, (\d+)|\bquorum_wal_max_size_bytes, (\d+)", advanced)
+    assert len(logs) == 2
+    assert all(int(before or since) <= limit / 16 for before, since in logs)
+
+
+def test_health_is_asked_often_while_a_container_starts_and_seldom_afterwards(
+    services: dict[str, dict[str, Any]],
+) -> None:
+    for check in (service["healthcheck"] for name, service in services.items() if name != "migrate"):
+        assert int(check["interval"].removesuffix("s")) >= 15
+        assert check["start_interval"] == "1s"
+        assert check["start_period"] == "1m"
+
+
+def test_the_image_says_which_version_it_is() -> None:
+    labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', dockerfile()))
+    arguments = instructions("ARG")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert labels["version"] == "${VERSION}"
+    assert labels["revision"] == "${REVISION:-unknown}"
+    assert f"VERSION={project['version']}" in arguments
+    assert "REVISION" in arguments
+
+
 def test_every_file_that_a_container_is_given_is_there(services: dict[str, dict[str, Any]]) -> None:
     for service in services.values():
         for volume in service.get("volumes", []):
@@ -204,7 +244,7 @@ def test_every_file_that_a_container_is_given_is_there(services: dict[str, dict[
 
 
 def test_the_image_is_pinned_and_not_run_by_root() -> None:
-    (base,) = instructions("ARG")
+    base = instructions("ARG")[0]
 
     assert re.fullmatch(r"PYTHON=python:\d+\.\d+[\w.]*-slim-\w+(@sha256:[0-9a-f]{64})?", base)
     assert {line.split()[0] for line in instructions("FROM")} == {"${PYTHON}"}
@@ -228,7 +268,8 @@ def test_the_image_has_all_that_the_wheel_is_made_of() -> None:
         *project["project"]["license-files"],
         *project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"],
     }
-    copied = {source for line in instructions("COPY") if "--from" not in line for source in line.split()[:-1]}
+    words = [line.split() for line in instructions("COPY") if "--from" not in line]
+    copied = {word for each in words for word in each[:-1] if not word.startswith("--")}
     kept = set(re.findall(r"^!(.*)$", (ROOT / ".dockerignore").read_text("utf-8"), re.MULTILINE))
 
     assert needed <= copied
