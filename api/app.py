@@ -55,10 +55,10 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     metrics = Metrics(registry)
     database = _database_of(settings, settings.database_url)
     reading = database if settings.database_read_url is None else _database_of(settings, settings.database_read_url)
-    jobs = JobStore(database)
+    jobs = JobStore(database, final_statuses=settings.final_statuses)
     stores = Stores(
         jobs=jobs,
-        readable_jobs=jobs if reading is database else JobStore(reading),
+        readable_jobs=jobs if reading is database else JobStore(reading, final_statuses=settings.final_statuses),
         ledger=RetryLedger(database, jobs),
         batches=RetryBatches(database),
     )
@@ -104,7 +104,6 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         watches,
         ids=JobIds(settings.job_id_versions),
         cursors=Cursors(_cursor_secret(settings)),
-        max_wait_s=settings.max_wait,
         poke=_nobody_waits if relay is None else relay.poke,
         poke_bulk=_nobody_waits if relay is None else relay.poke_bulk,
     )
@@ -129,12 +128,7 @@ async def run(
     """
     registry = metrics_registry()
     app = create_app(settings, registry)
-    runner = Runner(
-        app,
-        app[DOOR],
-        keepalive_timeout_s=settings.keepalive_timeout,
-        shutdown_timeout_s=max(0.1, (settings.shutdown_grace - DRAIN_S) / 4),
-    )
+    runner = Runner(app, shutdown_timeout_s=max(0.1, (settings.shutdown_grace - DRAIN_S) / 4))
     async with AsyncExitStack() as stack:
         if ops:
             await stack.enter_async_context(

@@ -5,8 +5,7 @@
     data: {"id": …}
 
 The job as it is, then at each change. A change that another follows within one tick may be skipped: what is sent is
-always the newest. A client of the standard connects again after the end, for ever; where the job is done and the client
-has had its last event (`Last-Event-ID`), it is answered 204, which stops it.
+always the newest.
 
 A stream has one place among those who wait, for as long as it lasts. Where all are taken it is one event, with the time
 after which a client of the standard connects again:
@@ -22,9 +21,7 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
-from multidict import istr
 
-from api.answers import Answer
 from api.conditional import etag_of_job
 from api.door import PASSAGE
 from api.jobs import encoded_bare
@@ -39,7 +36,6 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
 COME_BACK_S: Final = 10
-_LAST_EVENT_ID: Final = istr("Last-Event-ID")
 _KEEP_ALIVE: Final = b": keep-alive\n\n"
 _COME_BACK: Final = b"retry: %d\n" % (1000 * COME_BACK_S)
 
@@ -64,15 +60,13 @@ class EventResource:
         self._watch = watch
 
     async def get_events(self, call: "Call") -> web.StreamResponse:
-        """Stream until the job is done, the token expires, the client leaves, or we stop; 204 for what is known.
+        """Stream until the job is done, the token expires, the client leaves, or we stop.
 
         A client that does not read is cut off after 10 s, and has cost no more than the socket's buffers.
         """
         key = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
         job = await self._store.get(key)
         request = call.request
-        if job.done and request.headers.get(_LAST_EVENT_ID) == _event_id_of(job):
-            return Answer(None, status=204)
         stream = _Stream()
         request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
@@ -83,18 +77,25 @@ class EventResource:
             with self._watch.place() as placed:
                 await _sent(stream.prepare(request))
                 come_back = b"" if placed or job.done else _COME_BACK
-                await _sent(stream.write(come_back + _event_of(job)))
+                await _sent(stream.write(come_back + await self._event_of(key, job)))
                 while placed and not job.done:
                     changed = await self._next(stream, request, key, job, ends_at)
                     if changed is None:
                         break
                     job = changed
-                    await _sent(stream.write(_event_of(job)))
+                    await _sent(stream.write(await self._event_of(key, job)))
                 await _sent(stream.write_eof())
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
         return stream
+
+    async def _event_of(self, key: JobKey, job: Job) -> bytes:
+        """The job as one event, whole: what is held between events is light. Raises as JobStore.get does."""
+        if (rest := self._store.rest_of(key, job)) is None:
+            return _event_of(job)
+        async with rest as whole:
+            return _event_of(whole)
 
     async def _next(
         self, stream: web.StreamResponse, request: web.Request, key: JobKey, job: Job, ends_at: float
@@ -124,11 +125,6 @@ async def _sent(writing: Awaitable[object]) -> None:
         await writing
 
 
-def _event_id_of(job: Job) -> str:
-    """The text of the job's tag."""
-    return etag_of_job(job)[1:-1]
-
-
 def _event_of(job: Job) -> bytes:
     """The job as one event; JSON has no line break in it, so neither has the event."""
-    return b"event: job\nid: %b\ndata: %b\n\n" % (_event_id_of(job).encode(), encoded_bare(job))
+    return b"event: job\nid: %b\ndata: %b\n\n" % (etag_of_job(job).strip('"').encode(), encoded_bare(job))

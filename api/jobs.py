@@ -8,10 +8,10 @@ import msgspec
 
 from api.answers import Answer
 from api.auth import Scope
-from api.pages import page_of, text_of, time_of
+from api.pages import fitting, page_of, text_of, time_of
 from api.problems import InvalidParameter
-from shared.jobs import JobFilter
-from shared.models import Job, JobKey, JobStatus, PendingRetry, Place, RetryBlock
+from shared.jobs import OTHER, JobFilter
+from shared.models import Job, JobKey, JobStatus, PendingRetry, RetryBlock, UnreadableJob
 
 if TYPE_CHECKING:
     from api.door import Call
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from shared.jobs import JobStore, StatusStats
 
 MAX_IDS: Final = 100
+MAX_STATUS: Final = 100
 
 
 class _Links(msgspec.Struct, frozen=True):
@@ -37,6 +38,7 @@ class _JobBody(msgspec.Struct, frozen=True):
     attempts: int
     max_attempts: int
     last_error: str | None
+    last_error_truncated: bool
     scheduled_at: datetime | None
     started_at: datetime | None
     completed_at: datetime | None
@@ -53,13 +55,20 @@ class _Envelope(msgspec.Struct, frozen=True):
     data: _JobBody
 
 
+class _Unreadable(msgspec.Struct, frozen=True):
+    """What stands in a list for a row that cannot be shown."""
+
+    id: UUID
+    unreadable: bool = True
+
+
 class _Page(msgspec.Struct, frozen=True):
-    data: list[_JobBody]
+    data: list[msgspec.Raw]
     next_cursor: str | None
 
 
 class _Found(msgspec.Struct, frozen=True):
-    data: list[_JobBody]
+    data: list[_JobBody | _Unreadable]
     not_found: list[UUID]
 
 
@@ -75,7 +84,7 @@ class _FailedStats(_Stats, frozen=True):
 
 
 class _StatsEnvelope(msgspec.Struct, frozen=True):
-    data: dict[JobStatus, _Stats]
+    data: dict[str, _Stats]
 
 
 _encoder = msgspec.json.Encoder()
@@ -91,6 +100,7 @@ def _body_of(job: Job) -> _JobBody:
         job.attempts,
         job.max_attempts,
         job.last_error,
+        job.last_error_truncated,
         job.scheduled_at,
         job.started_at,
         job.completed_at,
@@ -100,8 +110,12 @@ def _body_of(job: Job) -> _JobBody:
         blocked_by,
         job.pending_retry,
         _Links(path, f"{path}/retry", f"{path}/retries", f"{path}/events"),
-        msgspec.UNSET if job.payload is None else job.payload,
+        msgspec.UNSET if job.payload is None or job.payload.json is None else job.payload.json,
     )
+
+
+def _listed(job: Job | UnreadableJob) -> _JobBody | _Unreadable:
+    return _body_of(job) if isinstance(job, Job) else _Unreadable(job.id)
 
 
 def encoded(job: Job) -> bytes:
@@ -114,8 +128,8 @@ def encoded_bare(job: Job) -> bytes:
     return _encoder.encode(_body_of(job))
 
 
-def _stats_of(status: JobStatus, stats: "StatusStats") -> _Stats:
-    if status is not JobStatus.FAILED:
+def _stats_of(status: str, stats: "StatusStats") -> _Stats:
+    if status != JobStatus.FAILED:
         return _Stats(stats.jobs, stats.capped, stats.oldest_at)
     return _FailedStats(
         stats.jobs, stats.capped, stats.oldest_at, retryable=stats.jobs - stats.exhausted, exhausted=stats.exhausted
@@ -141,39 +155,44 @@ class JobResource:
         return await self._reader.answer(call, JobKey(job_id, call.project_id, with_payload))
 
     async def get_jobs(self, call: "Call") -> Answer:
-        """A page of the project's jobs, newest first; or, with `ids`, just these. Raises as `page_of` does."""
+        """A page of the project's jobs, newest first; or, with `ids`, just these. Raises as `page_of` does.
+
+        It ends early, with a cursor, where it would be larger than an answer may be.
+        """
         if "ids" in call.parameters:
             return await self._get_these(call)
         page = page_of(call, self._cursors, path="/api/jobs")
         wanted = JobFilter(
-            status=_status_of(page.filters.get("status")),
-            type=text_of(page.filters, "type"),
-            created_after=time_of(page.filters, "created_after"),
-            created_before=time_of(page.filters, "created_before"),
+            status=text_of(page.filters.get("status"), longest=MAX_STATUS),
+            type=text_of(page.filters.get("type")),
+            created_after=time_of(page.filters.get("created_after")),
+            created_before=time_of(page.filters.get("created_before")),
         )
-        # One more than asked tells whether there is a next page.
-        jobs = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
-        shown = jobs[: page.limit]
-        more = len(jobs) > page.limit
-        cursor = self._cursors.encoded(Place(shown[-1].created_at, shown[-1].id), page.scope) if more else None
+        found = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit)
+        shown = fitting(_encoder.encode(_listed(job)) for job in found.jobs)
+        more = found.more or len(shown) < len(found.jobs)
+        cursor = self._cursors.encoded(found.places[len(shown) - 1], page.scope) if more else None
         return Answer(
-            _encoder.encode(_Page([_body_of(job) for job in shown], cursor)),
+            _encoder.encode(_Page(shown, cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},
         )
 
     async def _get_these(self, call: "Call") -> Answer:
-        """The jobs of these ids, in the order asked. Raises InvalidParameter, InvalidJobId."""
-        if others := [name for name in call.parameters if name != "ids"]:
-            raise InvalidParameter(others[0])
+        """The jobs of these ids, in the order asked. Raises InvalidParameter, InvalidJobId.
+
+        A hundred jobs with all that a list shows of each are a quarter of what an answer may be.
+        """
+        if len(call.parameters) > 1:
+            raise InvalidParameter
         texts = call.parameters["ids"].split(",")
         if len(texts) > MAX_IDS:
-            raise InvalidParameter("ids")
+            raise InvalidParameter
         keys = [JobKey(self._ids.parse(text), call.project_id) for text in texts]
         found = await self._store.find_these(list(dict.fromkeys(keys)))
         return Answer(
             _encoder.encode(
                 _Found(
-                    [_body_of(found[key]) for key in keys if key in found],
+                    [_listed(found[key]) for key in keys if key in found],
                     [key.id for key in keys if key not in found],
                 )
             )
@@ -181,17 +200,12 @@ class JobResource:
 
     async def get_stats(self, call: "Call") -> Answer:
         """How many of the project's jobs stand where. Raises InvalidParameter."""
-        stats = await self._store.stats(call.project_id, type=text_of(call.parameters, "type"))
+        stats = await self._store.stats(call.project_id, type=text_of(call.parameters.get("type")))
         return Answer(
-            _encoder.encode(_StatsEnvelope({status: _stats_of(status, stats[status]) for status in JobStatus}))
+            _encoder.encode(
+                _StatsEnvelope({status: _stats_of(status, stats[status]) for status in (*JobStatus, OTHER)})
+            )
         )
-
-
-def _status_of(text: str | None) -> JobStatus | None:
-    try:
-        return None if text is None else JobStatus(text)
-    except ValueError as error:
-        raise InvalidParameter("status") from error
 
 
 def _includes_payload(call: "Call") -> bool:
@@ -199,6 +213,6 @@ def _includes_payload(call: "Call") -> bool:
     if include is None:
         return False
     if include != "payload":
-        raise InvalidParameter("include")
+        raise InvalidParameter
     call.principal.require(Scope.PAYLOAD)
     return True

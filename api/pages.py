@@ -7,10 +7,9 @@ with, or is used under other filters, is refused. It grants nothing; whose rows 
 
 import binascii
 import hmac
-import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from urllib.parse import urlencode
 from uuid import UUID
@@ -18,6 +17,7 @@ from uuid import UUID
 import msgspec
 
 from api.problems import InvalidCursor, InvalidParameter
+from shared.database import wire_of
 from shared.models import Place
 
 if TYPE_CHECKING:
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 MAX_PAGE: Final = 200
 DEFAULT_PAGE: Final = 50
 MAX_FILTER: Final = 200
+MAX_PAGE_BYTES: Final = 8 * 2**20
 
-_SPACED_OFFSET: Final = re.compile(r" ([0-9]{2}:[0-9]{2})\Z")
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_BESIDES_BYTES: Final = 1024
+"""What an answer has around its rows, and more."""
+_NO_TIME: Final = -(2**63) + 1
+"""Stands in a cursor for a row without a time: no time of PostgreSQL's."""
 _PLACE_BYTES: Final = 24
 _MAC_BYTES: Final = 16
 
@@ -41,8 +44,7 @@ class Cursors:
 
     def encoded(self, place: Place, scope: tuple[str, ...]) -> str:
         """The cursor for what follows `place` in the list that `scope` names."""
-        micros = (place.at - _EPOCH) // timedelta(microseconds=1)
-        body = micros.to_bytes(8, "big", signed=True) + place.id.bytes
+        body = _wire_of(place.at).to_bytes(8, "big", signed=True) + place.id.bytes
         return urlsafe_b64encode(body + self._mac(body, scope)).decode().rstrip("=")
 
     def decoded(self, text: str, scope: tuple[str, ...]) -> Place:
@@ -56,12 +58,29 @@ class Cursors:
             raise InvalidCursor
         if urlsafe_b64encode(raw).decode().rstrip("=") != text:
             raise InvalidCursor  # another spelling of the same bytes
-        return Place(
-            _EPOCH + timedelta(microseconds=int.from_bytes(body[:8], "big", signed=True)), UUID(bytes=body[8:])
-        )
+        at = int.from_bytes(body[:8], "big", signed=True)
+        return Place(None if at == _NO_TIME else at, UUID(bytes=body[8:]))
 
     def _mac(self, body: bytes, scope: tuple[str, ...]) -> bytes:
         return hmac.digest(self._key, msgspec.json.encode(scope) + body, "sha256")[:_MAC_BYTES]
+
+
+def _wire_of(at: datetime | int | None) -> int:
+    if at is None:
+        return _NO_TIME
+    return at if isinstance(at, int) else wire_of(at)
+
+
+def fitting(rows: Iterable[bytes]) -> list[msgspec.Raw]:
+    """The first rows of a page, each as JSON: as many as fit into MAX_PAGE_BYTES, and one at least."""
+    shown: list[msgspec.Raw] = []
+    left = MAX_PAGE_BYTES - _BESIDES_BYTES
+    for row in rows:
+        left -= len(row) + 1
+        if left < 0 and shown:
+            break
+        shown.append(msgspec.Raw(row))
+    return shown
 
 
 class _Time(msgspec.Struct):
@@ -106,34 +125,33 @@ def limit_of(text: str | None) -> int:
     if text is None:
         return DEFAULT_PAGE
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= MAX_PAGE):
-        raise InvalidParameter("limit")
+        raise InvalidParameter
     return int(text)
 
 
-def time_of(parameters: Mapping[str, str], name: str) -> datetime | None:
-    """A time, RFC 3339 with its offset; a `+` before the offset may have come as a space. Raises InvalidParameter."""
-    if (text := parameters.get(name)) is None:
+def time_of(text: str | None) -> datetime | None:
+    """A time, RFC 3339 with its offset. Raises InvalidParameter."""
+    if text is None:
         return None
     try:
-        return msgspec.convert({"at": _SPACED_OFFSET.sub(r"+\1", text)}, _Time).at
+        return msgspec.convert({"at": text}, _Time).at
     except (msgspec.ValidationError, OverflowError) as error:
-        raise InvalidParameter(name) from error
+        raise InvalidParameter from error
 
 
-def text_of(parameters: Mapping[str, str], name: str, *, longest: int = MAX_FILTER) -> str | None:
+def text_of(text: str | None, *, longest: int = MAX_FILTER) -> str | None:
     """A word to compare with: 1 to `longest` characters, without NUL, which PostgreSQL's text cannot hold."""
-    text = parameters.get(name)
     if text is not None and not (0 < len(text) <= longest and "\x00" not in text):
-        raise InvalidParameter(name)
+        raise InvalidParameter
     return text
 
 
-def flag_of(parameters: Mapping[str, str], name: str) -> bool | None:
-    """`true` or `false`; None where it is not there. Raises InvalidParameter."""
-    match parameters.get(name):
+def flag_of(text: str | None, *, default: bool) -> bool:
+    """`true` or `false`. Raises InvalidParameter."""
+    match text:
         case None:
-            return None
-        case "true" | "false" as text:
+            return default
+        case "true" | "false":
             return text == "true"
         case _:
-            raise InvalidParameter(name)
+            raise InvalidParameter

@@ -7,6 +7,7 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -21,17 +22,9 @@ if TYPE_CHECKING:
     from api.door import Call
     from api.watch import StatusWatch
 
-LONGEST_S: Final = 60
+MAX_WAIT_S: Final = 60
 _PREFER: Final = istr("Prefer")
-_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105 - RFC 9110's word for a word
-_VALUE: Final = rf'(?:{_TOKEN}|"(?:[^"\\]|\\.)*+")'
-_BLANK: Final = r"[ \t]*+"
-_PREFERENCE: Final = re.compile(
-    rf"[ \t,]*+({_TOKEN}){_BLANK}(?:={_BLANK}({_VALUE})?{_BLANK})?"
-    rf"(?:;{_BLANK}(?:{_TOKEN}{_BLANK}(?:={_BLANK}{_VALUE}?{_BLANK})?)?)*+(?:,|\Z)"
-)
-"""One preference of a list, with its parameters (RFC 7240, 2): the name, and the value where there is one."""
-_SECONDS: Final = re.compile(r'("?)0*(\d{1,2})\1', re.ASCII)
+_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*("?)(\d{1,3})\1\s*(?=[,;]|$)', re.ASCII | re.IGNORECASE)
 
 
 class Settleable(Protocol):
@@ -46,19 +39,11 @@ V = TypeVar("V", bound=Settleable)
 
 
 def wait_of(prefer: str | None) -> int | None:
-    """The seconds of `wait=N`, 0 to 60; None where there is none that we take, which is no error (RFC 7240, 2).
-
-    Where a preference is named more than once, the first counts. What cannot be read ends the list.
-    """
+    """The seconds of `wait=N`; None where there is none that we take: a preference is a wish (RFC 7240, 2)."""
     if prefer is None:
         return None
-    at = 0
-    while (preference := _PREFERENCE.match(prefer, at)) is not None:
-        if preference[1].lower() == "wait":
-            seconds = _SECONDS.fullmatch(preference[2] or "")
-            return int(seconds[2]) if seconds is not None and int(seconds[2]) <= LONGEST_S else None
-        at = preference.end()
-    return None
+    found = _WAIT.search(prefer)
+    return int(found[2]) if found is not None and int(found[2]) <= MAX_WAIT_S else None
 
 
 class _Rendered(Generic[V]):
@@ -77,7 +62,8 @@ class Reader(Generic[K, V]):
     """Answers a GET of one resource.
 
     `get` reads it, and raises where there is none; `etag_of` tells two states of it apart; `retry_after_of` says when
-    to come back, given the time; `encoded` renders it. `max_wait_s` is how long an answer is held at the most.
+    to come back, given the time; `encoded` renders it. What `get` reads may be light, for holding: `rest_of` then reads
+    the whole of it, which is rendered within the block; it answers None for what is whole.
     """
 
     def __init__(
@@ -88,18 +74,21 @@ class Reader(Generic[K, V]):
         etag_of: Callable[[V], str],
         retry_after_of: Callable[[V, datetime], int | None],
         encoded: Callable[[V], bytes],
-        max_wait_s: int,
+        rest_of: Callable[[K, V], AbstractAsyncContextManager[V] | None] | None = None,
     ) -> None:
         self._get = get
         self._watch = watch
         self._etag_of = etag_of
         self._retry_after_of = retry_after_of
         self._encoded = encoded
-        self._max_wait_s = max_wait_s
+        self._rest_of = rest_of
         self._rendered: _Rendered[V] | None = None
 
     async def answer(self, call: "Call", key: K) -> Answer:
-        """200, or 304 where the client has it already; held for a change where the client prefers so."""
+        """200, or 304 where the client has it already; held for a change where the client prefers so.
+
+        What is held is light, and what the client has already is not read further.
+        """
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         value = await self._get(key)
@@ -108,19 +97,34 @@ class Reader(Generic[K, V]):
         known = condition_of(headers)
         wait_s = wait_of(field_of(headers, _PREFER))
         if wait_s is None or self._watch.full:  # a wish that cannot be granted; nobody is told that it was
+            wait_s = None
             rendered = self._rendered_once(value)
             fields = rendered.headers
         else:
-            wait_s = min(wait_s, self._max_wait_s)
             value = await self._held(call, key, value, known, wait_s, read_s=read_s)
             rendered = self._rendered_once(value)
             # It may have been read, and rendered, a minute ago: when to come back is to be thought over.
             fields = {**self._headers_of(value, rendered.etag), "Preference-Applied": f"wait={wait_s}"}
         if matches(known, rendered.etag):
             return Answer(None, status=304, headers=fields)
+        if self._rest_of is not None and (rest := self._rest_of(key, value)) is not None:
+            return await self._whole_answer(rest, known, wait_s)
         if rendered.body is None:
             rendered.body = self._encoded(value)
         return Answer(rendered.body, headers=fields)
+
+    async def _whole_answer(
+        self, rest: AbstractAsyncContextManager[V], known: str | None, wait_s: int | None
+    ) -> Answer:
+        """The answer with all of the value, as it is once it is read anew. Not remembered: it may be large."""
+        async with rest as whole:
+            etag = self._etag_of(whole)
+            fields = self._headers_of(whole, etag)
+            if wait_s is not None:
+                fields["Preference-Applied"] = f"wait={wait_s}"
+            if matches(known, etag):
+                return Answer(None, status=304, headers=fields)
+            return Answer(self._encoded(whole), headers=fields)
 
     def _rendered_once(self, value: V) -> "_Rendered[V]":
         """The value rendered: once for all who are answered from one look.

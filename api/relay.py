@@ -21,11 +21,12 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from shared import broker, topology
-from shared.broker import CALL_S, connected, translated
-from shared.errors import BrokerUnavailable, RedriveError
+from shared import broker
+from shared.broker import connected, translated
+from shared.errors import BrokerUnavailable, RedriveError, TopologyMissing
 from shared.failpoints import Failpoint, reach
 from shared.messages import CONTENT_TYPE, encoded
+from shared.topology import KEY_BULK, KEY_RETRY, LEDGER_HEADER, Topology, publishing_on
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -63,8 +64,9 @@ class Relay:
 
     def __init__(self, ledger: "RetryLedger", amqp_url: str, metrics: "Metrics") -> None:
         self._metrics = metrics
+        topology = Topology.of(amqp_url)
         self._singles, self._bulk = self._lanes = [
-            _Lane(ledger, amqp_url, metrics, bulk=bulk, changed=self._show) for bulk in (False, True)
+            _Lane(ledger, amqp_url, metrics, topology, bulk=bulk, changed=self._show) for bulk in (False, True)
         ]
 
     @property
@@ -106,6 +108,7 @@ class _Lane:
         ledger: "RetryLedger",
         amqp_url: str,
         metrics: "Metrics",
+        topology: Topology,
         *,
         bulk: bool,
         changed: "Callable[[], None]",
@@ -113,8 +116,10 @@ class _Lane:
         self._ledger = ledger
         self._url = amqp_url
         self._metrics = metrics
+        self._topology = topology
+        self._missing = False
         self._bulk = bulk
-        self._key = topology.KEY_BULK if bulk else topology.KEY_RETRY
+        self._key = KEY_BULK if bulk else KEY_RETRY
         self._changed = changed
         self._news = asyncio.Event()
         self._stopping = False
@@ -145,6 +150,7 @@ class _Lane:
                     longest_s = _LONGEST_PAUSE_S
                     await self._publish_until_stopped(channel, exchange)
             except Exception as error:
+                self._missing = isinstance(error, TopologyMissing)  # a queue or its binding: declared by the next
                 self._metrics.publish_failures.inc()
                 if type(error) is not self._trouble:
                     # A server that is away is no news of ours; anything else is a mistake of ours, with its trace.
@@ -180,10 +186,10 @@ class _Lane:
     async def _session(self) -> "AsyncIterator[tuple[AbstractChannel, AbstractExchange]]":
         with translated():
             async with connected(self._url, name=f"redrive api: relay, {self._key}") as connection:
-                async with asyncio.timeout(CALL_S):
-                    await topology.ensure(connection)
-                    channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                    exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
+                if self._missing:
+                    await self._topology.mend(connection)
+                    self._missing = False
+                channel, exchange = await self._topology.needed_by(connection, lambda: publishing_on(connection))
                 channel.close_callbacks.add(self._look_up)
                 self._set_connected(connected=True)
                 if self._trouble is None:
@@ -295,7 +301,7 @@ async def _published(exchange: "AbstractExchange", key: str, row: "Publishable")
         key,
         encoded(row.message),
         content_type=CONTENT_TYPE,
-        headers={topology.LEDGER_HEADER: True} | ({"traceparent": row.traceparent} if row.traceparent else {}),
+        headers={LEDGER_HEADER: True} | ({"traceparent": row.traceparent} if row.traceparent else {}),
         within_s=PUBLISH_TIMEOUT_S,
     )
 

@@ -4,17 +4,15 @@ import difflib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
-from enum import StrEnum
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 from uuid import UUID
 
-from aio_pika.exceptions import ChannelPreconditionFailed
-
+from cli.broker_check import broker_findings
 from cli.failures import CommandFailed, line_of
-from shared import migrations, topology
-from shared.broker import connected, translated
+from cli.findings import Finding, Verdict
+from shared import migrations
 from shared.database import Database, open_database
-from shared.errors import BrokerUnavailable, DatabaseUnavailable, JobNotFound, SettingsError
+from shared.errors import DatabaseUnavailable, JobNotFound, SettingsError
 from shared.jobs import JobStore
 from shared.models import JobId, JobKey, ProjectId
 from shared.retries import RetryLedger
@@ -34,22 +32,6 @@ _INDEXES: Final = {
 Program = Literal["api", "worker"]
 _SETTINGS: Final[dict[Program, type[Settings]]] = {"api": ApiSettings, "worker": WorkerSettings}
 _ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT", "REDRIVE_URL", "REDRIVE_TOKEN")
-
-
-class Verdict(StrEnum):
-    """What a look at something came to."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAILED = "failed"
-
-
-class Finding(NamedTuple):
-    """One line of the report; `of_settings` where it is for the environment to be mended."""
-
-    verdict: Verdict
-    text: str
-    of_settings: bool = False
 
 
 async def findings(program: Program | None) -> AsyncIterator[Finding]:
@@ -74,7 +56,9 @@ async def findings(program: Program | None) -> AsyncIterator[Finding]:
     if settings[0].amqp_url is None:
         yield Finding(Verdict.OK, "broker: none, retries are dispatched through the ledger")
     else:
-        yield await _of_broker(settings[0].amqp_url.get_secret_value())
+        programs = tuple(_SETTINGS) if program is None else (program,)
+        async for finding in broker_findings(settings[0].amqp_url.get_secret_value(), programs):
+            yield finding
 
 
 def unknown_variables() -> Iterator[Finding]:
@@ -143,23 +127,6 @@ async def _missing_indexes(database: Database) -> AsyncIterator[str]:
     for wanted, slow in _INDEXES.items():
         if not any(tuple(row["columns"][: len(wanted)]) == wanted for row in found):
             yield f"control_plane.jobs has no index on ({', '.join(wanted)}), which is for {slow}"
-
-
-async def _of_broker(url: str) -> Finding:
-    try:
-        async with connected(url, name="redrive check") as connection:
-            with translated():
-                if await topology.ensure(connection):
-                    return Finding(Verdict.OK, "broker: answers, exchange and queues are as expected")
-                missing = await topology.missing(connection)
-    except BrokerUnavailable as error:
-        if isinstance(error.__cause__, ChannelPreconditionFailed):
-            return Finding(Verdict.FAILED, "broker: a queue or the exchange is there already, with other arguments")
-        return Finding(Verdict.FAILED, f"broker: {line_of(error)}")
-    if missing:
-        names = ", ".join(missing)
-        return Finding(Verdict.FAILED, f"broker: missing, and this user may not declare them: {names}")
-    return Finding(Verdict.OK, "broker: answers, exchange and queues are there")
 
 
 async def report(program: Program | None, say: Callable[[Finding], None]) -> int:

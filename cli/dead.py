@@ -53,6 +53,7 @@ async def _opened() -> AsyncIterator[_Servers]:
     from shared.retries import RetryLedger
     from shared.settings import WorkerSettings, read
     from shared.telemetry import configure_logging
+    from shared.topology import Topology
     from worker.dead_queue import DeadQueue
 
     settings = read(WorkerSettings)
@@ -68,8 +69,9 @@ async def _opened() -> AsyncIterator[_Servers]:
         )
         queue = None
         if settings.amqp_url is not None:
+            url = settings.amqp_url.get_secret_value()
             queue = await stack.enter_async_context(
-                DeadQueue.opened(settings.amqp_url.get_secret_value(), name="redrive dead")
+                DeadQueue.opened(url, name="redrive dead", topology=Topology.of(url))
             )
         yield _Servers(DeadLetters(database), RetryLedger(database, JobStore(database)), queue)
 
@@ -83,7 +85,7 @@ def list_(
     async def work() -> None:
         async with _opened() as servers:
             facts = [_facts_of(*each) async for each in _seen(servers, limit)]
-            left = 0 if servers.queue is None else max(0, await servers.queue.count() - len(facts))
+            left = 0 if servers.queue is None else servers.queue.left
         if as_json:
             for each in facts:
                 print_json(each)
@@ -173,6 +175,7 @@ def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
                 )
             count = await servers.queue.count()
             if count and not yes and not typer.confirm(f"Throw {count} dead letters away for good?", err=True):
+                await servers.queue.give_back()
                 raise CommandFailed("nothing was thrown away")
             purged = await purge(servers.queue, servers.letters, servers.ledger)
         if as_json:

@@ -12,7 +12,7 @@ from cli.filters import duration_of, id_of, time_of
 from cli.tables import print_facts, print_json, print_table, printable, time_text
 
 if TYPE_CHECKING:
-    from redrive_client import Job, Redrive, StatusStats
+    from redrive_client import Job, Redrive, StatusStats, UnreadableJob
 
 app = typer.Typer(name="jobs", help="How jobs stand: in numbers, in a list, one by one.", no_args_is_help=True)
 
@@ -38,7 +38,7 @@ def stats(
             return
         rows = [
             (name, _count(each), time_text(each.oldest_at), *_failed_counts(each))
-            for name in ("pending", "running", "failed", "completed")
+            for name in ("pending", "running", "failed", "completed", "other")
             for each in (getattr(found, name),)
         ]
         print_table(("STATUS", "JOBS", "OLDEST", "RETRYABLE", "EXHAUSTED"), rows)
@@ -57,7 +57,9 @@ def _failed_counts(stats: "StatusStats") -> tuple[object, object]:
 @app.command("list")
 def list_(
     *,
-    status: Annotated[str | None, typer.Option(help="pending, running, failed or completed.")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="pending, running, failed, completed, or another word that the table has.")
+    ] = None,
     type_: Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")] = None,
     created_after: Annotated[str | None, typer.Option(help="A time, or 3h for three hours ago.")] = None,
     created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None,
@@ -69,8 +71,6 @@ def list_(
     """List the newest jobs, with the errors of those that failed."""
     from redrive_client import JobStatus
 
-    if status is not None and status not in list(JobStatus):
-        raise typer.BadParameter(f"a status is one of {', '.join(JobStatus)}")
     after, before = time_of(created_after), time_of(created_before)
 
     async def work(redrive: "Redrive") -> None:
@@ -81,11 +81,13 @@ def list_(
         async for job in jobs:
             if as_json:
                 print_json(job)
-            rows.append((job.id, job.type, job.status, _attempts(job), time_text(job.created_at), job.last_error or ""))
+            rows.append(_listed(job))
             if len(rows) == limit:
                 break
         if not as_json:
             print_table(("ID", "TYPE", "STATUS", "TRIES", "CREATED", "ERROR"), rows, wide="ERROR")
+        if not rows and status is not None and status not in list(JobStatus):
+            note(f"no job of these has the status '{printable(status)}'")
         if not rows and type_ is not None:
             await note_unknown_type(redrive, type_)
 
@@ -119,7 +121,7 @@ def wait(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Wait until a job is done, and show it. Status 1 if it has failed then, or is not done in time."""
+    """Wait until a job is done, and show it. Status 1 if it is not completed then, or not done in time."""
     from rich.console import Console
 
     from redrive_client import JobStatus, WaitTimeout
@@ -136,6 +138,8 @@ def wait(
         _show(job, as_json=as_json)
         if job.status is JobStatus.FAILED:
             raise CommandFailed(f"the job has failed: {printable(job.last_error)}")
+        if job.status is not JobStatus.COMPLETED:
+            raise CommandFailed(f"the job has ended: it is {printable(job.status)}")
 
     ask(url, token_file, work)
 
@@ -145,6 +149,14 @@ async def note_unknown_type(redrive: "Redrive", type_: str) -> None:
     async for _ in redrive.list(type=type_, page_size=1):
         return
     note(f"the project has no job of type {printable(type_)!r}, whatever its status")
+
+
+def _listed(job: "Job | UnreadableJob") -> tuple[object, ...]:
+    from redrive_client import UnreadableJob
+
+    if isinstance(job, UnreadableJob):
+        return (job.id, "-", "unreadable", "-", "-", "the server cannot show this row of the table")
+    return (job.id, job.type, job.status, _attempts(job), time_text(job.created_at), job.last_error or "")
 
 
 def _attempts(job: "Job") -> str:
@@ -165,7 +177,7 @@ def _show(job: "Job", *, as_json: bool) -> None:
             ("type", job.type),
             ("status", job.status),
             ("attempts", _attempts(job)),
-            ("error", job.last_error),
+            ("error", f"{job.last_error} …" if job.last_error_truncated else job.last_error),
             ("created", time_text(job.created_at)),
             ("scheduled", time_text(job.scheduled_at)),
             ("started", time_text(job.started_at)),

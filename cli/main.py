@@ -232,14 +232,21 @@ def check(
     """
     import asyncio
 
-    from cli.check import Finding, Verdict, report
+    from cli.check import report
+    from cli.findings import INDENT, Finding, Verdict, wrapped
     from shared.telemetry import configure_logging
 
     configure_logging(level="ERROR", json=False)  # what the libraries would warn of is in the findings
-    colours = {Verdict.OK: typer.colors.GREEN, Verdict.WARNING: typer.colors.YELLOW, Verdict.FAILED: typer.colors.RED}
+    colours = {
+        Verdict.OK: typer.colors.GREEN,
+        Verdict.NOTE: typer.colors.BLUE,
+        Verdict.WARNING: typer.colors.YELLOW,
+        Verdict.FAILED: typer.colors.RED,
+    }
 
     def say(finding: Finding) -> None:
-        typer.echo(f"{typer.style(f'{finding.verdict:<8}', fg=colours[finding.verdict])} {finding.text}")
+        text = wrapped(finding.text, is_terminal=sys.stdout.isatty())
+        typer.echo(f"{typer.style(f'{finding.verdict:<{INDENT - 1}}', fg=colours[finding.verdict])} {text}")
 
     if status := asyncio.run(report(program, say)):
         _complain("not ready: see the lines that say failed")
@@ -272,7 +279,7 @@ def token(
         check_ttl(ttl)
         settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
         signed = token_for(project, settings, subject=sub, scope=scope, ttl_s=ttl)
-        check_token(signed, settings)
+        check_token(signed, settings, subject=sub)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
     typer.echo(signed)

@@ -35,26 +35,31 @@ def check_ttl(ttl_s: int) -> None:
         raise ValueError("a token is good until the year 9999 at most")
 
 
-def check_token(token: str, settings: ApiSettings) -> None:
-    """Raise ValueError for a token that the API would refuse, by its own check."""
+def check_token(token: str, settings: ApiSettings, *, subject: str | None) -> None:
+    """Raise ValueError for a token that the API would refuse, by its own check, or take for another subject's."""
     try:
-        Authenticator(settings, keys_of(settings)).authenticate([f"Bearer {token}"])
+        principal = Authenticator(settings, keys_of(settings)).authenticate([f"Bearer {token}"])
     except InvalidToken:
         raise ValueError(
             "the API would refuse this token: its subject must be 1 to 255 characters without control characters, "
             f"and all of it at most {MAX_TOKEN_BYTES} bytes"
         ) from None
+    if subject not in (None, principal.actor):
+        raise ValueError(f"REDRIVE_JWT_PROJECT_CLAIM is {settings.jwt_project_claim}: the project is the subject")
 
 
 def token_for(
     project: str, settings: ApiSettings, *, subject: str | None = None, scope: str | None = None, ttl_s: int
 ) -> str:
-    """A token that the API accepts under these settings. Raises SettingsError where they hold no secret."""
+    """A token that the API accepts under these settings. Raises SettingsError where they hold no secret.
+
+    The project is where the settings look for it: where that is `sub`, the project is the subject.
+    """
     if settings.jwt_secret is None:
         raise SettingsError(["REDRIVE_JWT_SECRET: is what tokens are signed with; a public key can only check them"])
     now = int(time.time())
     claims: dict[str, object] = {"iat": now, "exp": now + ttl_s}
-    claims |= claims_with(claim_path(settings.jwt_project_claim), project)
     optional = {"sub": subject, "scope": scope, "iss": settings.jwt_issuer, "aud": settings.jwt_audience}
     claims |= {name: value for name, value in optional.items() if value is not None}
+    claims |= claims_with(claim_path(settings.jwt_project_claim), project)
     return signed(settings.jwt_secret.get_secret_value(), claims=claims)

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Final
 
 import api.app
 import worker.app
+from cli.broker_check import broker_findings
 from cli.demo import PROJECT, Demo
 from cli.embedded import EmbeddedPostgres, embedded_postgres
+from cli.failures import CommandFailed
+from cli.findings import Verdict
 from cli.folder import DataFolder, data_folder
 from cli.ports import Port, require_free
 from cli.signals import StopSignals
 from cli.tokens import ONE_PROJECT, token_for
 from cli.welcome import TOKEN_TTL_S, Welcome, api_url
-from shared import topology
-from shared.broker import connected, translated
 from shared.database import open_database
 from shared.errors import SettingsError
 from shared.migrations import migrate
@@ -107,10 +108,10 @@ def _check_environment(warn: Callable[[str], None]) -> None:
 
 
 async def _check_broker(url: str) -> None:
-    """Raise BrokerUnavailable where retries could not travel: better said now than by retries that stay queued."""
-    async with connected(url, name="redrive up") as connection:
-        with translated():
-            await topology.ensure(connection)
+    """Raise CommandFailed where retries could not travel: better said now than by retries that stay queued."""
+    async for finding in broker_findings(url, ("api", "worker")):
+        if finding.verdict is Verdict.FAILED:
+            raise CommandFailed(f"REDRIVE_AMQP_URL: {finding.text}")
 
 
 def _variables(settings: ApiSettings, folder: DataFolder, database_url: str) -> dict[str, str]:

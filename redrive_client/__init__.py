@@ -29,6 +29,7 @@ from redrive_client.models import (
     Skipped,
     Stats,
     StatusStats,
+    UnreadableJob,
 )
 from redrive_client.problems import (
     BadRequest,
@@ -86,5 +87,6 @@ __all__ = [
     "Unavailable",
     "UnexpectedAnswer",
     "Unreachable",
+    "UnreadableJob",
     "WaitTimeout",
 ]

@@ -26,6 +26,7 @@ from redrive_client.models import (
     Retry,
     RetryState,
     Stats,
+    UnreadableJob,
 )
 from redrive_client.patience import changes, settled
 from redrive_client.problems import Conflict, RateLimited, Unavailable, Unreachable
@@ -41,6 +42,7 @@ from redrive_client.resources import (
     decoded,
     given,
     job_at,
+    listed_job,
     retry_at,
     text_of,
 )
@@ -100,7 +102,7 @@ class Redrive:
         return resource.read(await self._answer(Request("GET", resource.path, query)))
 
     async def wait(self, job_id: UUID | str, *, timeout_s: float) -> Job:
-        """The job once it is done: completed, or failed with no retry queued.
+        """The job once it is done: completed, failed with no retry queued, or in a status that is final there.
 
         Raises WaitTimeout, with the job as it was last seen; a server that is away meanwhile is waited for, too.
         """
@@ -145,8 +147,12 @@ class Redrive:
         created_after: datetime | None = None,
         created_before: datetime | None = None,
         page_size: int = 50,
-    ) -> AsyncIterator[Job]:
-        """Yield the project's jobs, newest first, page after page for as long as they are asked for."""
+    ) -> AsyncIterator[Job | UnreadableJob]:
+        """Yield the project's jobs, newest first, page after page for as long as they are asked for.
+
+        `status` may be a word of the control plane's own. For a job whose row the server cannot show there is an
+        UnreadableJob.
+        """
         query = {
             "status": status,
             "type": type,
@@ -154,19 +160,22 @@ class Redrive:
             "created_before": text_of(created_before),
             "limit": str(page_size),
         }
-        async for job in self._listed("/api/jobs", query, Page[Job]):
-            yield job
+        async for row in self._listed("/api/jobs", query, Page[msgspec.Raw]):
+            yield listed_job(row)
 
     async def get_many(self, job_ids: Sequence[UUID | str]) -> Found:
         """The jobs behind any number of ids, in the order asked."""
         jobs: tuple[Job, ...] = ()
         not_found: tuple[UUID, ...] = ()
+        unreadable: tuple[UUID, ...] = ()
         for start in range(0, len(job_ids), IDS_AT_ONCE):
             ids = ",".join(str(each) for each in job_ids[start : start + IDS_AT_ONCE])
             found = decoded((await self._answer(Request("GET", "/api/jobs", {"ids": ids}))).body, FoundBody)
-            jobs += tuple(found.data)
+            rows = [listed_job(row) for row in found.data]
+            jobs += tuple(row for row in rows if isinstance(row, Job))
+            unreadable += tuple(row.id for row in rows if isinstance(row, UnreadableJob))
             not_found += tuple(found.not_found)
-        return Found(jobs, not_found)
+        return Found(jobs, not_found, unreadable)
 
     async def stats(self, *, type: str | None = None) -> Stats:  # noqa: A002 - its name in the contract
         """How many of the project's jobs stand where; of one type, if it is given."""

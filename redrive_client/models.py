@@ -6,13 +6,14 @@ None for what came in a list.
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 from uuid import UUID
 
 import msgspec
 
 
 class JobStatus(StrEnum):
-    """Where the control plane says a job stands."""
+    """Where the control plane says a job stands; it may have other words of its own."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -57,15 +58,23 @@ class PendingRetry(msgspec.Struct, frozen=True):
     requested_at: datetime
 
 
+_STATUSES: Final[dict[str, JobStatus]] = {str(status): status for status in JobStatus}
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """How a job stands. `payload` is decoded JSON; None where it was not asked for."""
+    """How a job stands. `payload` is decoded JSON; None where it was not asked for.
+
+    `status` is a JobStatus, or another word, as text, where the control plane has one. `last_error_truncated` says
+    whether the error is longer than what the server shows of it.
+    """
 
     id: UUID
     type: str
-    status: JobStatus
+    status: str
     attempts: int
     max_attempts: int
     last_error: str | None
+    last_error_truncated: bool = False
     scheduled_at: datetime | None
     started_at: datetime | None
     completed_at: datetime | None
@@ -76,6 +85,16 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     pending_retry: PendingRetry | None
     payload: object = None
     etag: str | None = None
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "status", _STATUSES.get(self.status, self.status))
+
+
+class UnreadableJob(msgspec.Struct, frozen=True):
+    """What stands in a list for a job whose row the server cannot show; `get` of it raises Conflict."""
+
+    id: UUID
+    unreadable: bool
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,10 +215,15 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     running: StatusStats
     failed: StatusStats
     completed: StatusStats
+    other: StatusStats = StatusStats(count=0, capped=False, oldest_at=None)
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The jobs that were asked for by id, in the order asked, and the ids that nothing is behind."""
+    """The jobs that were asked for by id, in the order asked; the ids that nothing is behind; and those not shown.
+
+    `unreadable`: the ids of jobs whose rows the server cannot show.
+    """
 
     jobs: tuple[Job, ...]
     not_found: tuple[UUID, ...]
+    unreadable: tuple[UUID, ...] = ()

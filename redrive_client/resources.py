@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import hdrs
 
-from redrive_client.models import Batch, FailedFilter, Job, Retry, Skipped
+from redrive_client.models import Batch, FailedFilter, Job, Retry, Skipped, UnreadableJob
 from redrive_client.problems import UnexpectedAnswer
 from redrive_client.transport import Answer
 
@@ -32,7 +32,7 @@ class Envelope(msgspec.Struct, Generic[T], frozen=True):
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
-    """A part of a list, and the cursor of the part that follows."""
+    """A part of a list, and the cursor of the part that follows. Jobs are raw, to be read by `listed_job`."""
 
     data: list[T]
     next_cursor: str | None
@@ -46,9 +46,9 @@ class AcceptedBody(msgspec.Struct, frozen=True):
 
 
 class FoundBody(msgspec.Struct, frozen=True):
-    """The answer to a list of ids."""
+    """The answer to a list of ids; each job is read by `listed_job`."""
 
-    data: list[Job]
+    data: list[msgspec.Raw]
     not_found: list[UUID]
 
 
@@ -93,6 +93,14 @@ def decoded(body: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise UnexpectedAnswer("the answer is not what this client expects") from error
+
+
+def listed_job(row: msgspec.Raw) -> Job | UnreadableJob:
+    """A job in a list, or what stands for one that the server cannot show. Raises UnexpectedAnswer."""
+    try:
+        return msgspec.json.decode(row, type=Job)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return decoded(bytes(row), UnreadableJob)
 
 
 def body_of(**fields: object) -> bytes:

@@ -14,13 +14,13 @@ import msgspec
 from uuid_utils.compat import uuid7
 
 from shared.coalesce import Coalescer
-from shared.errors import BatchNotFound, DatabaseUnavailable, TooManyMatches
+from shared.errors import BatchNotFound, DatabaseUnavailable, JobUnreadable, StatementRefused, TooManyMatches
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, ProjectId, RetryBlock
 from shared.sql import statements
 
 if TYPE_CHECKING:
-    from shared.database import Database, Session
+    from shared.database import Database, Row, Session
 
 MAX_BATCH: Final = 10_000
 SAMPLE: Final = 20
@@ -154,16 +154,31 @@ class RetryBatches:
         raise DatabaseUnavailable("others were faster, again and again")
 
     async def _blocks(self, request: BatchRequest, *, limit: int) -> list[tuple[JobId, str | None]]:
-        """The chosen jobs, each with what stands against retrying it."""
+        """The chosen jobs, each with what stands against retrying it.
+
+        Raises JobUnreadable where the database refuses to look at one of them.
+        """
         chosen = request.chosen
-        if isinstance(chosen, FailedFilter):
-            rows = await self._database.fetch(
-                self._sql["match_failed"], request.project_id, *chosen, request.extra_attempts, limit
-            )
-        else:
-            ids = list(dict.fromkeys(chosen))
-            rows = await self._database.fetch(self._sql["look_at"], request.project_id, ids, request.extra_attempts)
+        try:
+            if isinstance(chosen, FailedFilter):
+                rows = await self._match(request, chosen, limit)
+            else:
+                ids = list(dict.fromkeys(chosen))
+                rows = await self._database.fetch(self._sql["look_at"], request.project_id, ids, request.extra_attempts)
+        except StatementRefused as error:
+            raise JobUnreadable from error
         return [(JobId(row["id"]), row["blocked_by"]) for row in rows]
+
+    async def _match(self, request: BatchRequest, chosen: FailedFilter, limit: int) -> "Sequence[Row]":
+        arguments = (request.project_id, *chosen, request.extra_attempts)
+        try:
+            return await self._database.fetch(self._sql["match_failed"], *arguments, limit)
+        except StatementRefused:
+            try:
+                await self._database.fetch(self._sql["match_failed"], *arguments, 0)
+            except StatementRefused:  # a text that this database cannot hold: no job has it
+                return []
+            raise
 
     async def _write(
         self, session: "Session", request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]

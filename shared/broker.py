@@ -9,65 +9,95 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import aio_pika
-from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
 from pamqp.commands import Basic
 from yarl import URL
 
-from shared.errors import BrokerUnavailable
+from shared.errors import BrokerUnavailable, TopologyMissing
+from shared.refusals import CLOSED, is_unroutable, words_of
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection, AbstractExchange, HeadersType
 
 CALL_S: Final = 5.0
 """How long the broker may take for one answer."""
+_PROBE_KEY: Final = "redrive.probe"
+"""No queue is bound to it: a mandatory message with it comes back."""
 _CLOSE_S: Final = 2.0
 _NO_CONNECTION: Final = ("> closed", "Connection was not opened", "Connection is not ready")
 _HEARTBEAT_S: Final = 10  # a dead link is noticed after about 33 s; the default takes 183 s
 
 
 @contextmanager
-def translated() -> Iterator[None]:
-    """Turn whatever goes wrong between us and the broker into BrokerUnavailable."""
+def translated(*, connecting: bool = False) -> Iterator[None]:
+    """Turn whatever goes wrong between us and the broker into BrokerUnavailable, with its reason in words.
+
+    Raises TopologyMissing where the exchange, a queue or a binding is not there.
+    """
     try:
         yield
-    except (AMQPError, ChannelInvalidStateError, OSError, TimeoutError) as error:
-        raise BrokerUnavailable(type(error).__name__) from error
-    except StopAsyncIteration as error:
-        # aiormq's word for a connection that ended before it was read from. An async generator would turn it into a
-        # RuntimeError on its way to whoever waits for the broker.
-        raise BrokerUnavailable("the connection was closed") from error
+    except (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, StopAsyncIteration) as error:
+        # StopAsyncIteration is aiormq's word for a connection that ended before it was read from. An async generator
+        # would turn it into a RuntimeError on its way to whoever waits for the broker.
+        is_missing = isinstance(error, ChannelNotFoundEntity) or is_unroutable(error)
+        kind = TopologyMissing if is_missing else BrokerUnavailable
+        raise kind(words_of(error, connecting=connecting)) from error
     except RuntimeError as error:
         # What both libraries raise, with no class of its own, for a channel on a connection that has just been lost.
         if not str(error).endswith(_NO_CONNECTION):
             raise
-        raise BrokerUnavailable("the connection was closed") from error
+        raise BrokerUnavailable(CLOSED) from error
     except asyncio.CancelledError as error:
         # aiormq cancels what waits on a connection that closes. Where nobody has cancelled us, that is a loss like any
         # other, and passing it on would end this task without a word.
         if (task := asyncio.current_task()) is None or task.cancelling():
             raise
-        raise BrokerUnavailable("the connection was closed") from error
+        raise BrokerUnavailable(CLOSED) from error
 
 
 @asynccontextmanager
 async def connected(url: str, *, name: str) -> "AsyncIterator[AbstractConnection]":
     """Connect, and close within two seconds. `name` is what RabbitMQ's operators see. Raises BrokerUnavailable."""
     try:
-        target = URL(url)
-        if "heartbeat" not in target.query:
-            target = target.update_query(heartbeat=_HEARTBEAT_S)
-        with translated():
+        target = _as_aiormq_reads(URL(url))
+        with translated(connecting=True):
             async with asyncio.timeout(CALL_S):
                 connection = await aio_pika.connect(target, client_properties={"connection_name": name})
     except ValueError:
         raise BrokerUnavailable("the URL cannot be used") from None  # its text quotes it
     try:
         yield connection
+    except BrokerUnavailable as error:
+        # The server said why it closed the connection, to the connection alone; what waited on it knows only that.
+        if (words := _last_words(connection)) and str(error) == CLOSED:
+            raise BrokerUnavailable(words) from error
+        raise
     finally:
         # What could not be said in two seconds will not be heard: a frozen broker must not hold the exit.
         with suppress(BrokerUnavailable), translated():
             async with asyncio.timeout(_CLOSE_S):
                 await connection.close()
+
+
+def _as_aiormq_reads(url: URL) -> URL:
+    """The URL with RabbitMQ's own names of parameters in the library's spelling; see shared/urls.py."""
+    query = dict(url.query)
+    if "cacertfile" in query:
+        query["cafile"] = query.pop("cacertfile")
+    if query.pop("verify", None) == "verify_none":
+        query["no_verify_ssl"] = "1"
+    query.setdefault("heartbeat", str(_HEARTBEAT_S))
+    return url.with_query(query)
+
+
+def _last_words(connection: "AbstractConnection") -> str | None:
+    """What the server closed the connection with, if it said anything."""
+    transport = connection.transport
+    closing = None if transport is None else transport.connection.closing
+    if closing is None or not closing.done() or closing.cancelled() or (error := closing.exception()) is None:
+        return None
+    words = words_of(error)
+    return words if " - " in words else None
 
 
 async def publish(
@@ -88,7 +118,26 @@ async def publish(
         body, content_type=content_type, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, headers=headers
     )  # no message_id: aiormq tells returned messages apart by one of its own making
     with translated():
-        async with asyncio.timeout(within_s):  # publish(timeout=) would not cover a blocked connection
-            answer = await exchange.publish(message, key, mandatory=True)
+        try:
+            async with asyncio.timeout(within_s):  # publish(timeout=) would not cover a blocked connection
+                answer = await exchange.publish(message, key, mandatory=True)
+        except TimeoutError as error:
+            raise BrokerUnavailable(
+                f"a message was not confirmed within {within_s:g} s: RabbitMQ is short of memory or disk, or too slow"
+            ) from error
     if not isinstance(answer, Basic.Ack):
         raise BrokerUnavailable("not confirmed")
+
+
+async def probe(exchange: "AbstractExchange") -> None:
+    """Prove that `exchange` is there and may be published to, with a message that no queue gets.
+
+    Raises TopologyMissing, or BrokerUnavailable with what the server refuses. The channel as for `publish`.
+    """
+    with translated():
+        try:
+            async with asyncio.timeout(CALL_S):
+                await exchange.publish(aio_pika.Message(b""), _PROBE_KEY, mandatory=True)
+        except DeliveryError as error:
+            if not is_unroutable(error):
+                raise

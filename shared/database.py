@@ -62,6 +62,9 @@ def _translated() -> "Iterator[None]":
         if sqlstate.startswith(_UNFIT):
             raise DatabaseUnfit(f"{type(error).__name__}: {error}", sqlstate=sqlstate) from error
         raise StatementRefused(sqlstate) from error
+    except (UnicodeDecodeError, OverflowError) as error:
+        # A row that this program cannot hold: bytes that are no UTF-8, of a database with the encoding SQL_ASCII.
+        raise StatementRefused(type(error).__name__) from error
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise DatabaseUnavailable(type(error).__name__) from error
 
@@ -108,13 +111,19 @@ def _time_of(wire: tuple[int]) -> datetime:
         return _FIRST if wire[0] < 0 else _LAST
 
 
-def _wire_of(time: datetime) -> tuple[int]:
-    return ((time - _EPOCH) // _MICROSECOND,)
+def wire_of(time: datetime) -> int:
+    """The time as PostgreSQL sends and takes it: microseconds since 2000."""
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def _encoded(time: datetime | int) -> tuple[int]:
+    """A timestamptz: a time, or one that was kept as PostgreSQL sent it, as no datetime holds it."""
+    return (time if isinstance(time, int) else wire_of(time),)
 
 
 async def _prepare(connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
     await connection.set_type_codec(
-        "timestamptz", schema="pg_catalog", format="tuple", encoder=_wire_of, decoder=_time_of
+        "timestamptz", schema="pg_catalog", format="tuple", encoder=_encoded, decoder=_time_of
     )
 
 

@@ -51,6 +51,10 @@ class DeadLetters:
         rows = await self._database.fetch(self._sql["overdue_among"], ids, timedelta(seconds=age_s))
         return [RetryId(row["id"]) for row in rows]
 
+    async def republish(self, ids: Sequence[RetryId]) -> set[RetryId]:
+        """Let these requests be published again, with their second chance whole; answers those that are queued."""
+        return {RetryId(row["id"]) for row in await self._database.fetch(self._sql["republish"], ids)}
+
     async def standings(self, ids: Sequence[RetryId]) -> dict[RetryId, Standing]:
         """How these requests stand; one that the ledger does not know is missing."""
         rows = await self._database.fetch(self._sql["standings"], ids)

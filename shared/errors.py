@@ -18,6 +18,12 @@ class JobNotFound(RedriveError):
     code = "job-not-found"
 
 
+class JobUnreadable(RedriveError):
+    """The job is there, and its row holds something that cannot be shown. Only the table's owner can mend that."""
+
+    code = "job-unreadable"
+
+
 class JobNotFailed(RedriveError):
     """The job exists; when looked at, it was not failed, so there is nothing to retry."""
 
@@ -87,6 +93,10 @@ class BrokerUnavailable(RedriveError):
     """RabbitMQ is away, blocked or too slow, or it did not take a message. The ledger still has the request."""
 
     code = "unavailable"
+
+
+class TopologyMissing(BrokerUnavailable):
+    """RabbitMQ answers, but the exchange, a queue or a binding is not there. Declaring them may help."""
 
 
 class StatementRefused(RedriveError):

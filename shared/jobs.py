@@ -2,57 +2,68 @@
 
 Single reads go through a Coalescer: however many clients poll, the database sees a few queries at a time, each for all
 the keys that have gathered.
+
+What is read first, watched and held for those who wait is light: MAX_LISTED_ERROR characters of the error, and of the
+payload its hash and size. The whole of a job (`whole`) is read when it is about to be sent, a few at a time. A row that
+cannot be shown (a NULL where the contract has none, an error of the database's for this row alone) is refused by
+itself, as JobUnreadable; in a list it is an UnreadableJob.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 
 import msgspec
 
-from shared.coalesce import Coalescer
-from shared.errors import JobNotFound
-from shared.models import Job, JobId, JobKey, JobStatus, PendingRetry, Place, ProjectId, RetryId, Version
+from shared.allowance import Allowance
+from shared.coalesce import Coalescer, Splitter
+from shared.database import in_time, wire_of
+from shared.errors import DatabaseUnfit, JobNotFound, JobUnreadable, RedriveError, StatementRefused
+from shared.models import (
+    FINAL_STATUSES,
+    MAX_ERROR,
+    MAX_LISTED_ERROR,
+    Job,
+    JobId,
+    JobKey,
+    JobStatus,
+    Payload,
+    PendingRetry,
+    Place,
+    ProjectId,
+    RetryId,
+    UnreadableJob,
+    Version,
+)
 from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database, Row
 
 
-# Not JobStatus(…): a row with any other status would fail the query of everybody who is read together with it.
+# Not JobStatus(…): the owner may have other words.
 _STATUSES: Final = {str(status): status for status in JobStatus}
 
-
-def _job_of(row: "Row") -> Job:
-    """A row of `find_jobs` or of a list, by position: names would cost a dictionary look-up each."""
-    (
-        job_id, project_id, kind, status, attempts, max_attempts, last_error,
-        scheduled_at, started_at, completed_at, created_at, version,
-        pending_id, pending_at, _, payload,
-    ) = row  # fmt: skip
-    return Job(
-        id=JobId(job_id),
-        project_id=ProjectId(project_id),
-        type=kind,
-        status=_STATUSES.get(status, status),
-        attempts=attempts,
-        max_attempts=max_attempts,
-        last_error=last_error,
-        scheduled_at=scheduled_at,
-        started_at=started_at,
-        completed_at=completed_at,
-        created_at=created_at,
-        version=Version(version),
-        pending_retry=None if pending_id is None else PendingRetry(RetryId(pending_id), pending_at),
-        payload=None if payload is None else msgspec.Raw(payload.encode()),
-    )
-
+_HASH_DIGITS: Final = 16
 
 LATE_S: Final = 0.02
 """A look-up of jobs by their ids takes a millisecond or two; one that takes so long holds nobody up any more."""
 
-PAYLOADS: Final = 8
-"""So many jobs are read with their payloads at a time: one may have a megabyte, and is held three times meanwhile."""
+IN_HAND_BYTES: Final = 16 * 2**20
+"""So much of payloads is in hand at a time, between the database and the answer, some four times over."""
+
+WHOLE_AT_ONCE: Final = 8
+"""So many jobs are read whole in one query: one may have a megabyte, and is held three times meanwhile."""
+
+_LIMIT: Final = 6
+"""Where `list_jobs` takes how many."""
+
+_BEFORE_ALL: Final = -(2**63)
+"""-infinity, as PostgreSQL has it."""
+
+_LOWEST: Final = UUID(int=0)
 
 STATS_CAP: Final = 10_000
 """Where counting stops: what a person wants to know beyond it is that it is many."""
@@ -61,10 +72,22 @@ STATS_CAP: Final = 10_000
 class JobFilter(NamedTuple):
     """Which jobs of a project; None leaves a question open. The times are exclusive."""
 
-    status: JobStatus | None = None
+    status: str | None = None
     type: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+
+
+class JobPage(NamedTuple):
+    """A part of a list, newest first, and the place of each; `more`: the list goes on after it."""
+
+    jobs: Sequence[Job | UnreadableJob]
+    places: Sequence[Place]
+    more: bool
+
+
+OTHER: Final = "other"
+"""Where jobs are counted whose status is none of the four."""
 
 
 class StatusStats(NamedTuple):
@@ -77,79 +100,262 @@ class StatusStats(NamedTuple):
 
 
 class JobStore:
-    """Jobs as they stand."""
+    """Jobs as they stand. `final_statuses` are the owner's words that stand for an end."""
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", *, final_statuses: frozenset[str] = FINAL_STATUSES) -> None:
         self._database = database
+        self._final = final_statuses
         self._sql = statements("jobs")
-        self._coalescer: Coalescer[JobKey, Job] = Coalescer(self._load, late_s=LATE_S)
-        self._with_payload: Coalescer[JobKey, Job] = Coalescer(self._load, max_batch=PAYLOADS, late_s=LATE_S)
+        self._coalescer: Coalescer[JobKey, Job] = Coalescer(
+            self._load, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
+        )
+        self._with_payload: Coalescer[JobKey, Job] = Coalescer(
+            self._load_hashed, max_batch=WHOLE_AT_ONCE, late_s=LATE_S, probe=self._probe_payload, refusal=JobUnreadable
+        )
+        self._whole: Coalescer[JobKey, Job] = Coalescer(
+            self._load_whole, max_batch=WHOLE_AT_ONCE, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
+        )
+        self._whole_with_payload: Coalescer[JobKey, Job] = Coalescer(
+            self._load_payload, max_batch=1, late_s=LATE_S, probe=self._probe_payload, refusal=JobUnreadable
+        )
+        self._splitter: Splitter[JobKey, Job] = Splitter(self._load_any, probe=self._probe, refusal=JobUnreadable)
+        self._in_hand = Allowance(IN_HAND_BYTES)
+        self._changes: Splitter[_Seen, bool] = Splitter(self._load_changed, probe=self._probe)
 
-    async def _load(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
-        ids, projects, payloads = zip(*keys, strict=True)
-        rows = await self._database.fetch(self._sql["find_jobs"], ids, projects, payloads)
-        jobs = ((_job_of(row), row["with_payload"]) for row in rows)
-        return {JobKey(job.id, job.project_id, with_payload): job for job, with_payload in jobs}
+    def _job_of(self, row: "Row | tuple[Any, ...]", most: int = MAX_LISTED_ERROR) -> Job:
+        """A row, by position: names would cost a dictionary look-up each. Raises JobUnreadable.
+
+        Of an error, one character more than `most` was read where there is more.
+        """
+        (
+            job_id, project_id, kind, status, attempts, max_attempts, last_error,
+            scheduled_at, started_at, completed_at, created_at, version, pending_id, pending_at,
+        ) = row  # fmt: skip
+        if kind is None or status is None or created_at is None:
+            raise JobUnreadable
+        truncated = last_error is not None and len(last_error) > most
+        return Job(
+            id=JobId(job_id),
+            project_id=ProjectId(project_id),
+            type=kind,
+            status=_STATUSES.get(status, status),
+            attempts=attempts,
+            max_attempts=max_attempts,
+            last_error=last_error[:most] if truncated else last_error,
+            last_error_truncated=truncated,
+            scheduled_at=scheduled_at,
+            started_at=started_at,
+            completed_at=completed_at,
+            created_at=created_at,
+            version=Version(version),
+            pending_retry=None if pending_id is None else PendingRetry(RetryId(pending_id), pending_at),
+            final=status in self._final,
+        )
+
+    async def _probe(self) -> None:
+        """Look for no job at all: what is wrong with the statement, and not with a row, shows here."""
+        await self._database.fetch(self._sql["find_jobs"], [], [], 1)
+
+    async def _probe_payload(self) -> None:
+        await self._database.fetch(self._sql["find_jobs_with_payload"], [], [], 1, True)  # noqa: FBT003 - SQL's
+
+    async def _load(self, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR) -> dict[JobKey, Job | RedriveError]:
+        ids, projects, _ = zip(*keys, strict=True)
+        found: dict[JobKey, Job | RedriveError] = {}
+        for row in await self._database.fetch(self._sql["find_jobs"], ids, projects, most + 1):
+            key = JobKey(row[0], row[1])
+            try:
+                found[key] = self._job_of(row, most)
+            except JobUnreadable as error:
+                found[key] = error
+        return found
+
+    async def _load_hashed(
+        self, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR, *, whole: bool = False
+    ) -> dict[JobKey, Job | RedriveError]:
+        ids, projects, _ = zip(*keys, strict=True)
+        found: dict[JobKey, Job | RedriveError] = {}
+        for row in await self._database.fetch(self._sql["find_jobs_with_payload"], ids, projects, most + 1, whole):
+            *columns, hashed, payload = row
+            key = JobKey(row[0], row[1], with_payload=True)
+            try:
+                job = self._job_of(tuple(columns), most)
+            except JobUnreadable as error:
+                found[key] = error
+                continue
+            raw = None if payload is None else msgspec.Raw(payload.encode())
+            found[key] = msgspec.structs.replace(
+                job, payload=Payload(hashed[:_HASH_DIGITS], int(hashed[_HASH_DIGITS:]), raw)
+            )
+        return found
+
+    async def _load_whole(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
+        return await self._load(keys, MAX_ERROR)
+
+    async def _load_payload(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
+        return await self._load_hashed(keys, MAX_ERROR, whole=True)
+
+    async def _load_any(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
+        """The jobs behind keys of both kinds, light: one query for each kind."""
+        plain = [key for key in keys if not key.with_payload]
+        hashed = [key for key in keys if key.with_payload]
+        found = await self._load(plain) if plain else {}
+        return found | (await self._load_hashed(hashed) if hashed else {})
 
     async def find_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
-        """The jobs behind up to some thousand distinct keys, in one query; a key that matches nothing is missing.
+        """The jobs behind up to some thousand distinct keys, light, in one query.
+
+        A key that matches nothing, or a row that cannot be shown, is missing. Raises DatabaseUnavailable.
+        """
+        found = await self._splitter.load(keys)
+        return {key: job for key, job in found.items() if isinstance(job, Job)}
+
+    async def find_these(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job | UnreadableJob]:
+        """The same for one client, in turn; with the rows that cannot be shown."""
+        async with self._database.turn():
+            return await self._find_listed(keys)
+
+    async def _find_listed(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | UnreadableJob]:
+        found = await self._splitter.load(keys)
+        return {key: job if isinstance(job, Job) else UnreadableJob(key.id) for key, job in found.items()}
+
+    async def changed(self, seen: Mapping[JobKey, Job]) -> Sequence[JobKey]:
+        """Which of the jobs are no longer as they were seen, deleted ones too, and those of which that cannot be told.
 
         Raises DatabaseUnavailable.
         """
-        return await self._load(keys)
+        changed = await self._changes.load(
+            [
+                _Seen(key, job.version, None if job.pending_retry is None else job.pending_retry.id)
+                for key, job in seen.items()
+            ]
+        )
+        return [one.key for one in changed]
 
-    async def find_these(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
-        """The same for one client, in turn."""
-        async with self._database.turn():
-            return await self._load(keys)
-
-    async def changed(self, seen: Mapping[JobKey, Job]) -> Sequence[JobKey]:
-        """Which of the jobs are no longer as they were seen, deleted ones too. Raises DatabaseUnavailable."""
+    async def _load_changed(self, seen: Sequence["_Seen"]) -> dict["_Seen", bool | RedriveError]:
         rows = await self._database.fetch(
             self._sql["changed_jobs"],
-            [key.id for key in seen],
-            [key.project_id for key in seen],
-            [job.version for job in seen.values()],
-            [None if job.pending_retry is None else job.pending_retry.id for job in seen.values()],
+            [one.key.id for one in seen],
+            [one.key.project_id for one in seen],
+            [one.version for one in seen],
+            [one.pending_id for one in seen],
         )
         changed = {(row["id"], row["project_id"]) for row in rows}
-        return [key for key in seen if (key.id, key.project_id) in changed]
+        return {one: True for one in seen if (one.key.id, one.key.project_id) in changed}
 
     async def get(self, key: JobKey) -> Job:
-        """The job as of now. Raises JobNotFound, for foreign jobs too, and DatabaseUnavailable."""
+        """The job as of now, light. Raises JobNotFound, for foreign jobs too, JobUnreadable and DatabaseUnavailable."""
         job = await (self._with_payload if key.with_payload else self._coalescer).get(key)
         if job is None:
             raise JobNotFound
         return job
 
-    async def page(self, project_id: ProjectId, wanted: JobFilter, *, after: Place | None, limit: int) -> list[Job]:
-        """Up to `limit` jobs of the project that follow `after`, newest first. Raises DatabaseUnavailable."""
-        arguments = [
+    def rest_of(self, key: JobKey, job: Job) -> AbstractAsyncContextManager[Job] | None:
+        """The job anew, with all that is shown of it, to be sent within the block; None where `job` is whole already.
+
+        How many bytes of payloads are in hand at once is bounded; one waits for that in time. Raises as `get` does.
+        """
+        return None if job.whole else self._read_whole(key, 0 if job.payload is None else job.payload.bytes)
+
+    @asynccontextmanager
+    async def _read_whole(self, key: JobKey, payload_bytes: int) -> AsyncIterator[Job]:
+        async with in_time(), self._in_hand.taken(MAX_ERROR + payload_bytes):
+            yield await self._get_whole(key)
+
+    async def _get_whole(self, key: JobKey) -> Job:
+        job = await (self._whole_with_payload if key.with_payload else self._whole).get(key)
+        if job is None:
+            raise JobNotFound
+        return job
+
+    async def page(self, project_id: ProjectId, wanted: JobFilter, *, after: Place | None, limit: int) -> JobPage:
+        """Up to `limit` jobs of the project that follow `after`, newest first.
+
+        Raises JobUnreadable where not even their ids can be read, and DatabaseUnavailable.
+        """
+        before, timeless = wanted.created_before, after is not None and after.at is None
+        arguments: list[object] = [
             project_id,
             wanted.type,
-            wanted.created_after,
-            None if after is None else after.at,
-            None if after is None else after.id,
-            wanted.created_before,
-            limit,
+            None if wanted.created_after is None else wire_of(wanted.created_after) + 1,
+            None if after is None else (_BEFORE_ALL if timeless else after.at),
+            None if after is None else (_LOWEST if timeless else after.id),
+            None if before is None else wire_of(before) - 1,
+            limit + 1,  # one more than asked tells whether there is a next page
         ]
+        below = after.id if after is not None and timeless else None
         async with self._database.turn():
-            if wanted.status is None:
-                rows = await self._database.fetch(self._sql["list_jobs"], *arguments)
+            try:
+                if wanted.status is None:
+                    rows = await self._database.fetch(self._sql["list_jobs"], *arguments, below)
+                else:
+                    rows = await self._database.fetch(
+                        self._sql["list_jobs_of_status"], *arguments, wanted.status, below
+                    )
+            except (StatementRefused, DatabaseUnfit):
+                listed = await self._list_apart(project_id, [*arguments, below, wanted.status])
             else:
-                rows = await self._database.fetch(self._sql["list_jobs_of_status"], *arguments, wanted.status)
-        return [_job_of(row) for row in rows]
+                listed = [self._listed_of(row) for row in rows]
+        shown = listed[:limit]
+        return JobPage([job for job, _ in shown], [place for _, place in shown], more=len(listed) > limit)
 
-    async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[JobStatus, StatusStats]:  # noqa: A002 - its name in the contract
-        """How many jobs stand where; every status is there. Raises DatabaseUnavailable."""
+    def _listed_of(self, row: "Row") -> tuple[Job | UnreadableJob, Place]:
+        *columns, at = row
+        place = Place(at, row[0])
+        try:
+            return self._job_of(tuple(columns)), place
+        except JobUnreadable:
+            return UnreadableJob(row[0]), place
+
+    async def _list_apart(
+        self, project_id: ProjectId, arguments: list[object]
+    ) -> list[tuple[Job | UnreadableJob, Place]]:
+        """The same page, of which a row could not be read: the ids first, then the jobs behind them."""
+        await self._probe()
+        try:
+            await self._database.fetch(self._sql["list_places"], *arguments[:_LIMIT], 0, *arguments[_LIMIT + 1 :])
+        except StatementRefused:
+            return []  # a text to filter by that this database cannot hold: no job has it
+        try:
+            rows = await self._database.fetch(self._sql["list_places"], *arguments)
+        except (StatementRefused, DatabaseUnfit) as error:
+            raise JobUnreadable from error
+        places = {JobKey(row["id"], project_id): Place(row["place"], row["id"]) for row in rows}
+        found = await self._find_listed(list(places))
+        return [(found[key], place) for key, place in places.items() if key in found]
+
+    async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[str, StatusStats]:  # noqa: A002 - its name in the contract
+        """How many jobs stand where; every status is there, and OTHER.
+
+        Raises JobUnreadable where a row cannot even be counted, and DatabaseUnavailable.
+        """
         async with self._database.turn():
-            rows = await self._database.fetch(self._sql["job_stats"], project_id, type, STATS_CAP + 1)
+            rows = await self._count(project_id, type)
         return {
-            JobStatus(row["status"]): StatusStats(
+            row["status"]: StatusStats(
                 jobs=min(row["jobs"], STATS_CAP),
-                capped=row["jobs"] > STATS_CAP,
+                capped=row["looked_at"] > STATS_CAP,
                 oldest_at=row["oldest_at"],
                 exhausted=min(row["exhausted"], STATS_CAP),
             )
             for row in rows
         }
+
+    async def _count(self, project_id: ProjectId, kind: str | None) -> "Sequence[Row]":
+        sql = self._sql["job_stats"]
+        try:
+            return await self._database.fetch(sql, project_id, kind, STATS_CAP + 1)
+        except (StatementRefused, DatabaseUnfit) as error:
+            try:
+                await self._database.fetch(sql, project_id, kind, 0)
+            except StatementRefused:  # a type that this database cannot hold: no job has it
+                return await self._database.fetch(sql, project_id, None, 0)
+            raise JobUnreadable from error
+
+
+class _Seen(NamedTuple):
+    """What was seen of a job last."""
+
+    key: JobKey
+    version: Version
+    pending_id: RetryId | None

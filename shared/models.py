@@ -21,6 +21,15 @@ Version = NewType("Version", str)
 DEFAULT_MAX_ATTEMPTS = 3
 """What a NULL in `max_attempts` means."""
 
+FINAL_STATUSES = frozenset({"cancelled"})
+"""The owner's own words that stand for an end, where the settings name no others."""
+
+MAX_ERROR = 65_536
+"""So many characters of an error are shown where one thing is asked for by its id."""
+
+MAX_LISTED_ERROR = 2_000
+"""So many are shown everywhere else, and held for those who wait."""
+
 
 class JobStatus(StrEnum):
     """Where the control plane says a job stands."""
@@ -70,9 +79,13 @@ class JobKey(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A row's place in a list that runs from new to old."""
+    """A row's place in a list that runs from new to old.
 
-    at: datetime
+    `at` is a time, or one as PostgreSQL has it (microseconds since 2000), as no datetime holds infinity; None for a row
+    without one, which come last.
+    """
+
+    at: datetime | int | None
     id: UUID
 
 
@@ -83,11 +96,23 @@ class PendingRetry(msgspec.Struct, frozen=True):
     requested_at: datetime
 
 
+class Payload(msgspec.Struct, frozen=True):
+    """A job's payload as it is stored: a hash of it (16 hexadecimal digits), its size in bytes, and perhaps its JSON.
+
+    `json` is unparsed, and None where only the hash was read.
+    """
+
+    hash: str
+    bytes: int
+    json: msgspec.Raw | None = None
+
+
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `control_plane.jobs` as one query saw it, with the retry that is queued for it.
 
-    `payload` is the stored JSON, unparsed; None where it was not asked for. `status` is a word of the owner's own where
-    he has broken his promise that it is one of the four: such a job is neither done nor to be retried.
+    `status` is one of the four, or a word of the owner's own: such a job is not to be retried, and done where the
+    settings call the word final, which is what `final` says. `last_error` is cut where `last_error_truncated` says so.
+    `payload` is None where it was not asked for.
     """
 
     id: JobId
@@ -97,13 +122,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     attempts: int
     max_attempts: int
     last_error: str | None
+    last_error_truncated: bool = False
     scheduled_at: datetime | None
     started_at: datetime | None
     completed_at: datetime | None
     created_at: datetime
     version: Version
     pending_retry: PendingRetry | None = None
-    payload: msgspec.Raw | None = None
+    payload: Payload | None = None
+    final: bool = False
 
     @property
     def retry_blocked_by(self) -> RetryBlock | None:
@@ -118,10 +145,23 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def done(self) -> bool:
-        """Whether nothing more happens to the job unless somebody asks: completed, or failed with no retry queued."""
+        """Whether nothing more happens to the job by itself: it has ended, and no retry is queued for it."""
         if self.status is JobStatus.FAILED:
             return self.pending_retry is None
-        return self.status is JobStatus.COMPLETED
+        return self.final or self.status is JobStatus.COMPLETED
+
+    @property
+    def whole(self) -> bool:
+        """Whether all is here that is shown of the one job; else the error is shorter, or the payload left out."""
+        if self.last_error_truncated and len(self.last_error or "") < MAX_ERROR:
+            return False
+        return self.payload is None or self.payload.json is not None
+
+
+class UnreadableJob(NamedTuple):
+    """A row of a list that cannot be shown."""
+
+    id: JobId
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):

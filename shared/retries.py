@@ -168,7 +168,7 @@ def _retry_of(row: "Row") -> Retry:
     )
 
 
-def _parts_of(place: Place | None) -> tuple[datetime | None, UUID | None]:
+def _parts_of(place: Place | None) -> tuple[datetime | int | None, UUID | None]:
     return (None, None) if place is None else (place.at, place.id)
 
 

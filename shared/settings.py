@@ -16,10 +16,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.claims import claim_path
 from shared.errors import SettingsError
+from shared.models import FINAL_STATUSES, JobStatus
 from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
 PREFIX = "REDRIVE_"
 MIN_SECRET_BYTES = 32
+MAX_STATUS = 100
+_NEVER_FINAL = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.FAILED})
 
 
 class Limit(NamedTuple):
@@ -61,6 +64,15 @@ def _networks(value: object) -> object:
         return tuple(ip_network(word) for word in _words(value))  # type: ignore[attr-defined]
     except ValueError:
         raise ValueError("must be addresses or networks, such as 10.0.0.0/8, separated by commas") from None
+
+
+def _statuses(value: object) -> object:
+    words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
+    if not isinstance(words, tuple | frozenset) or not all(1 <= len(word) <= MAX_STATUS for word in words):
+        raise ValueError("must be statuses, such as cancelled,expired")
+    if wrong := _NEVER_FINAL.intersection(words):
+        raise ValueError(f"must be the owner's own words; {', '.join(sorted(wrong))} never stands for an end")
+    return frozenset(words)
 
 
 def _versions(value: object) -> object:
@@ -133,7 +145,6 @@ class ApiSettings(Settings):
     ops_port: Port = 9090
     database_read_url: PostgresUrl | None = None
     port: Port = 8080
-    keepalive_timeout: Annotated[float, Field(gt=0, le=3600)] = 75.0
     jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] | None = None
     jwt_public_key: Annotated[SecretStr, AfterValidator(_usable_key)] | None = None
     jwks_url: Annotated[HttpUrl | None, Field(validate_default=True)] = None
@@ -149,8 +160,8 @@ class ApiSettings(Settings):
     limit_bulk: OptionalLimit = Limit(6, 60)
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)] = ()
     job_id_versions: Annotated[frozenset[int], NoDecode, BeforeValidator(_versions)] = frozenset({4})
+    final_statuses: Annotated[frozenset[str], NoDecode, BeforeValidator(_statuses)] = FINAL_STATUSES
     max_waiters: Annotated[int, Field(ge=0)] = 20_000
-    max_wait: Annotated[int, Field(ge=0, le=60)] = 55
     watch_interval: Annotated[float, Field(ge=0.05, le=60)] = 0.5
 
     @field_validator("jwks_url")

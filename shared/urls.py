@@ -4,6 +4,7 @@ The clients raise whatever comes for a URL that they cannot read, and quote part
 a `/` or `#` in it. Here it is said before anything starts, and without any of the URL.
 """
 
+import os
 import re
 from typing import Final
 from urllib.parse import SplitResult, parse_qs, urlsplit
@@ -14,6 +15,16 @@ _ENCODED: Final = "with special characters in user and password percent-encoded 
 _POSTGRES: Final = f"must be a URL such as postgresql://user:password@host:5432/database, {_ENCODED}"
 _AMQP: Final = f"must be a URL such as amqp://user:password@host:5672/vhost, {_ENCODED}"
 _HTTP: Final = "must be a URL that begins with https:// or http://, and names a host"
+
+AMQP_PARAMETERS: Final = frozenset(
+    {"cafile", "cacertfile", "capath", "cadata", "certfile", "keyfile", "verify", "no_verify_ssl"}
+    | {"heartbeat", "timeout", "name", "happy_eyeballs_delay", "interleave"}
+)
+"""What the URL of a broker may ask for: aiormq's and aio-pika's parameters, and RabbitMQ's names for two of them."""
+_AMQP_FILES: Final = frozenset({"cafile", "cacertfile", "capath", "certfile", "keyfile"})
+_AMQP_NUMBERS: Final = frozenset({"heartbeat", "timeout"})
+_NUMBER: Final = re.compile(r"\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-4]", re.ASCII)
+_PARAMETER_NAME: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 
 _PORT: Final = re.compile(r"\d{1,5}", re.ASCII)
 _HOST: Final = re.compile(r"/.*|(?:\[[^]]+\]|[^][/@:]+)(?::(\d{1,5})?)?", re.ASCII)
@@ -38,10 +49,29 @@ def check_postgres_url(url: str) -> None:
 
 
 def check_amqp_url(url: str) -> None:
-    """Raise ValueError for what aio-pika cannot connect to."""
+    """Raise ValueError for what aio-pika cannot connect to, and for parameters that it would ignore."""
     _parts(url, "amqp", "amqps", otherwise=_AMQP)
     if not _names_a_host(url, "amqp", "amqps"):
         raise ValueError(_AMQP)
+    query = URL(url).query
+    for name, value in query.items():
+        if name not in AMQP_PARAMETERS:
+            raise ValueError(_unknown_parameter(name))
+        if name in _AMQP_FILES and not os.access(value, os.R_OK):
+            raise ValueError(f"{name}= names a file that cannot be read: {value}")
+        if name in _AMQP_NUMBERS and not _NUMBER.fullmatch(value):
+            raise ValueError(f"{name}= must be a whole number of seconds from 0 to 65534")
+    if query.get("verify", "verify_peer") not in {"verify_peer", "verify_none"}:
+        raise ValueError("verify= must be verify_peer or verify_none")
+    if {"cafile", "cacertfile"} <= query.keys():
+        raise ValueError("cafile= and cacertfile= are one parameter: keep one")
+
+
+def _unknown_parameter(name: str) -> str:
+    known = f"the known ones are {', '.join(sorted(AMQP_PARAMETERS))}"
+    if not _PARAMETER_NAME.fullmatch(name):
+        return f"has a parameter that is not known; {known}"  # a piece of a password, where one has a `?` in it
+    return f"has the parameter {name}=, which is not known; {known}"
 
 
 def check_http_url(url: str) -> None:

@@ -17,6 +17,7 @@ from shared.jobs import JobStore
 from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
 from shared.retries import RetryLedger
 from shared.telemetry import metrics_registry
+from shared.topology import Topology
 from worker.dead_watch import DeadWatch
 from worker.metrics import Metrics
 from worker.sessions import keep
@@ -49,7 +50,8 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
         pool_size=settings.db_pool_size,
     )
     ledger = RetryLedger(database, JobStore(database))
-    sources = _sources(settings, ledger, metrics)
+    topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
+    sources = _sources(settings, ledger, metrics, topology)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(database.opened())
         if ops:
@@ -59,8 +61,10 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
             )
         async with asyncio.TaskGroup() as tasks:
             watching = [tasks.create_task(_watch_backlog(ledger, metrics))]
-            if settings.amqp_url is not None:
-                dead = DeadWatch(settings.amqp_url.get_secret_value(), ledger, DeadLetters(database), metrics)
+            if settings.amqp_url is not None and topology is not None:
+                queues = [source for source in sources if isinstance(source, QueueSource)]
+                url = settings.amqp_url.get_secret_value()
+                dead = DeadWatch(url, ledger, DeadLetters(database), metrics, topology=topology, sources=queues)
                 watching.append(tasks.create_task(dead.watch(stop=stop)))
             working = [tasks.create_task(keep(source, metrics, stop=stop)) for source in sources]
             log.info("worker started", sources=[source.name for source in sources])
@@ -71,8 +75,10 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
     log.info("worker stopped")
 
 
-def _sources(settings: "WorkerSettings", ledger: RetryLedger, metrics: Metrics) -> "Sequence[Source]":
-    if settings.amqp_url is None:
+def _sources(
+    settings: "WorkerSettings", ledger: RetryLedger, metrics: Metrics, topology: Topology | None
+) -> "Sequence[Source]":
+    if settings.amqp_url is None or topology is None:
         return [LedgerSource(Settler(ledger, metrics), batch_size=settings.worker_batch_size)]
     return [
         QueueSource(
@@ -80,6 +86,7 @@ def _sources(settings: "WorkerSettings", ledger: RetryLedger, metrics: Metrics) 
             queue,
             Settler(ledger, metrics),
             metrics,
+            topology,
             batch_size=settings.worker_batch_size,
             batch_wait_s=settings.worker_batch_wait,
         )

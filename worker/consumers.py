@@ -7,14 +7,16 @@ leader that is lost), fails the inbox, and with it the session.
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from pamqp.commands import Basic
+
 from shared.broker import CALL_S, translated
 from shared.errors import BrokerUnavailable
+from shared.refusals import CLOSED, words_of
 from worker.batches import Inbox
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import AbstractChannel, DeliveredMessage
-    from pamqp.commands import Basic
 
 _TAG: Final = "redrive"
 
@@ -22,7 +24,8 @@ _TAG: Final = "redrive"
 class Consumer:
     """A consumer on a channel of its own, and the inbox that it is delivered to."""
 
-    def __init__(self, channel: "AbstractChannel", queue: str) -> None:
+    def __init__(self, connection: "AbstractConnection", channel: "AbstractChannel", queue: str) -> None:
+        self._connection = connection
         self._channel = channel
         self._queue = queue
         self.inbox: Inbox[DeliveredMessage] = Inbox()
@@ -35,7 +38,7 @@ class Consumer:
             # aiormq's channel, beneath aio-pika's: a task less for each message, and a message whose properties make
             # no sense reaches us, instead of failing on the way and being acknowledged with its neighbours.
             channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
-            consumer = cls(channel, queue)
+            consumer = cls(connection, channel, queue)
             channel.closing.add_done_callback(consumer._closed)
             channel.on_consumer_cancel_callbacks.add(consumer._cancelled)
             await channel.basic_qos(prefetch_count=prefetch)
@@ -45,17 +48,28 @@ class Consumer:
     async def _delivered(self, message: "DeliveredMessage") -> None:
         self.inbox.put(message)
 
-    def _closed(self, _closing: "asyncio.Future[None]") -> None:
-        self.inbox.fail(BrokerUnavailable("the channel was closed"))
+    def _closed(self, closing: "asyncio.Future[None]") -> None:
+        error = None if closing.cancelled() else closing.exception()
+        self.inbox.fail(BrokerUnavailable(CLOSED if error is None else words_of(error)))
 
-    async def _cancelled(self, _frame: "Basic.Cancel") -> None:
-        self.inbox.fail(BrokerUnavailable("the broker cancelled the consumer"))
+    async def _cancelled(self, _frame: Basic.Cancel) -> None:
+        self.inbox.fail(BrokerUnavailable("RabbitMQ cancelled the consumer: its queue was deleted, or lost its leader"))
 
-    async def is_passed_over(self) -> bool:
-        """Whether the queue has messages and nobody gets them, or does not know of any consumer."""
+    async def is_starved(self) -> bool:
+        """Whether a message waits in the queue that nobody delivers to us, though we have room for it.
+
+        Taken and given back on a channel of its own: tags on the consumer's are acknowledged up to the last.
+        """
         async with asyncio.timeout(CALL_S):
-            state = await self._channel.queue_declare(self._queue, passive=True)
-        return bool(state.message_count) or not state.consumer_count
+            channel = await (await self._connection.channel(publisher_confirms=False)).get_underlay_channel()
+            try:
+                taken = await channel.basic_get(self._queue)
+                if taken.delivery_tag is not None and not isinstance(taken.delivery, Basic.GetEmpty):
+                    await channel.basic_nack(taken.delivery_tag, requeue=True)
+                    return True
+            finally:
+                await channel.close()
+        return False
 
     async def ack(self, batch: "list[DeliveredMessage]") -> None:
         """Acknowledge a batch, and with it everything delivered before: there must be no other batch in hand."""

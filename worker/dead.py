@@ -8,8 +8,10 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from shared import broker, topology
+from shared import broker
 from shared.broker import connected, translated
+from shared.errors import TopologyMissing
+from shared.topology import EXCHANGE, KEY_DEAD, LEDGER_HEADER, REASON_HEADER, Topology
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractExchange
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 _IN_FLIGHT: Final = 128  # a `multiple` confirm walks all that wait for theirs
 # Not all: CC and BCC, for two, would send copies elsewhere.
-_KEPT_HEADERS: Final = ("traceparent", "tracestate", topology.LEDGER_HEADER)
+_KEPT_HEADERS: Final = ("traceparent", "tracestate", LEDGER_HEADER)
 
 
 class DeadLetter(NamedTuple):
@@ -28,7 +30,7 @@ class DeadLetter(NamedTuple):
     reason: str
 
 
-async def publish(url: str, letters: Sequence[DeadLetter]) -> None:
+async def publish(url: str, letters: Sequence[DeadLetter], topology: Topology) -> None:
     """Publish to the dead-letter queue; every letter is on disk there once this returns.
 
     On a connection of its own, opened when there is something to publish: the broker stops reading from a connection
@@ -37,20 +39,29 @@ async def publish(url: str, letters: Sequence[DeadLetter]) -> None:
     Raises BrokerUnavailable, after which some of them may have been published.
     """
     async with connected(url, name="redrive worker: dead letters") as connection:
-        with translated():
+
+        async def publish_all() -> None:
             async with asyncio.timeout(broker.CALL_S):
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
-                exchange = await channel.get_exchange(topology.EXCHANGE, ensure=False)
+                exchange = await channel.get_exchange(EXCHANGE, ensure=False)
             for start in range(0, len(letters), _IN_FLIGHT):
                 await asyncio.gather(*(_publish(exchange, each) for each in letters[start : start + _IN_FLIGHT]))
+
+        with translated():
+            try:
+                with translated():
+                    await publish_all()
+            except TopologyMissing:
+                await topology.mend(connection)
+                await publish_all()
 
 
 async def _publish(exchange: "AbstractExchange", letter: DeadLetter) -> None:
     properties = letter.delivery.header.properties
-    headers: FieldTable = {topology.REASON_HEADER: letter.reason}
+    headers: FieldTable = {REASON_HEADER: letter.reason}
     for name in _KEPT_HEADERS:
         if properties.headers and name in properties.headers:
             headers[name] = properties.headers[name]
     await broker.publish(
-        exchange, topology.KEY_DEAD, letter.delivery.body, content_type=properties.content_type, headers=headers
+        exchange, KEY_DEAD, letter.delivery.body, content_type=properties.content_type, headers=headers
     )

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
-from shared import topology
-from shared.broker import CALL_S, connected, translated
+from shared.broker import connected, translated
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, UnreadableMessage
 from shared.failpoints import Failpoint, reach
 from shared.messages import RetryMessage, decoded
 from shared.models import Outcome
 from shared.telemetry import traceparent_of
+from shared.topology import LEDGER_HEADER, RETRIES, RETRIES_BULK
 from worker import dead
 from worker.consumers import Consumer
 from worker.dead import DeadLetter
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 
     from aiormq.abc import DeliveredMessage
 
+    from shared.topology import Topology
     from worker.metrics import Metrics
     from worker.settling import Settler
 
 log = structlog.stdlib.get_logger(__name__)
 
-QUEUES: Final = (topology.RETRIES, topology.RETRIES_BULK)
+QUEUES: Final = (RETRIES, RETRIES_BULK)
 POLL_S: Final = 0.1
 WATCHDOG_S: Final = 15.0
 CAREFUL_MESSAGES: Final = 50
@@ -90,11 +91,13 @@ class QueueSource:
         queue: str,
         settler: "Settler",
         metrics: "Metrics",
+        topology: "Topology",
         *,
         batch_size: int,
         batch_wait_s: float,
     ) -> None:
         self.name = queue
+        self._topology = topology
         self._url = url
         self.settler = settler
         self._metrics = metrics
@@ -102,6 +105,14 @@ class QueueSource:
         self._batch_wait_s = batch_wait_s
         self._consumer: Consumer | None = None
         self._careful = False
+        self._idle_since: float | None = None
+
+    @property
+    def idle_s(self) -> float:
+        """For how long the queue has delivered nothing, though it could; 0 while there is work, or no consumer."""
+        if self._consumer is None or self._idle_since is None:
+            return 0.0
+        return asyncio.get_running_loop().time() - self._idle_since
 
     @property
     def live(self) -> bool:
@@ -117,9 +128,10 @@ class QueueSource:
         size = 1 if careful else self._batch_size
         with translated():
             async with connected(self._url, name=f"redrive worker: {self.name}") as connection:
-                async with asyncio.timeout(CALL_S):
-                    await topology.ensure(connection)
-                consumer = await Consumer.on(connection, self.name, prefetch=1 if careful else 2 * size)
+                prefetch = 1 if careful else 2 * size
+                consumer = await self._topology.needed_by(
+                    connection, lambda: Consumer.on(connection, self.name, prefetch=prefetch)
+                )
                 if stop.is_set():
                     return
                 self._consumer = consumer
@@ -149,13 +161,17 @@ class QueueSource:
     async def _next_batch(self, consumer: "Consumer", size: int) -> "list[DeliveredMessage]":
         """The next batch; empty at the end. A silent queue is asked now and then whether it has forgotten us."""
         suspicious = False
+        self._idle_since = asyncio.get_running_loop().time()
         while True:
             try:
-                return await consumer.inbox.batch(max_size=size, max_wait_s=self._batch_wait_s, patience_s=WATCHDOG_S)
+                batch = await consumer.inbox.batch(max_size=size, max_wait_s=self._batch_wait_s, patience_s=WATCHDOG_S)
             except TimeoutError:
-                was_suspicious, suspicious = suspicious, await consumer.is_passed_over()
+                was_suspicious, suspicious = suspicious, await consumer.is_starved()
                 if was_suspicious and suspicious:  # twice: what arrives just as we look is not held against it
                     raise BrokerUnavailable("messages wait, but none is delivered") from None
+            else:
+                self._idle_since = None
+                return batch
 
     async def _settle(self, batch: "list[DeliveredMessage]") -> None:
         readable, letters = _read(batch)
@@ -167,7 +183,7 @@ class QueueSource:
             if message.id in settled and settled[message.id].outcome is Outcome.POISON
         ]
         if letters:
-            await dead.publish(self._url, letters)
+            await dead.publish(self._url, letters, self._topology)
             self._metrics.unreadable.inc(unreadable)
             reasons = sorted({letter.reason for letter in letters})
             log.warning("messages dead-lettered", queue=self.name, messages=len(letters), reasons=reasons)
@@ -186,7 +202,7 @@ def _read(
     readable = []
     unreadable = []
     for delivery in batch:
-        from_ledger = topology.LEDGER_HEADER in (delivery.header.properties.headers or {})
+        from_ledger = LEDGER_HEADER in (delivery.header.properties.headers or {})
         try:
             readable.append((delivery, decoded(delivery.body, from_ledger=from_ledger)))
         except UnreadableMessage as error:

@@ -19,11 +19,11 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS queued ON true
 WHERE
-    j.project_id = $1 AND j.status = 'failed'
-    AND ($2::text IS NULL OR j.type = $2)
+    j.project_id = $1 AND j.status::text = 'failed'
+    AND ($2::text IS NULL OR j.type::text = $2)
     AND j.created_at > coalesce($3, '-infinity'::timestamptz)
     AND j.created_at < coalesce($4, 'infinity'::timestamptz)
-    AND ($5::text IS NULL OR position($5 IN j.last_error) > 0)
+    AND ($5::text IS NULL OR position($5 IN j.last_error::text) > 0)
 ORDER BY j.created_at DESC, j.id DESC
 LIMIT $7;
 
@@ -35,7 +35,7 @@ SELECT
     CASE
         WHEN j.id IS NULL THEN 'job_not_found'
         WHEN queued.id IS NOT NULL THEN 'retry_queued'
-        WHEN j.status <> 'failed' THEN 'not_failed'
+        WHEN j.status::text <> 'failed' THEN 'not_failed'
         WHEN coalesce(j.attempts, 0) >= greatest(coalesce(j.max_attempts, 3), coalesce(j.attempts, 0) + $3::int)
             THEN 'attempts_exhausted'
     END AS blocked_by

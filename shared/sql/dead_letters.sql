@@ -21,6 +21,18 @@ SELECT EXISTS (
 SELECT id FROM redrive.retry_requests
 WHERE id = ANY ($1::uuid[]) AND state = 'queued' AND published_at < now() - $2::interval;
 
+-- name: republish
+-- Let requests be published again whose message RabbitMQ put aside before a worker had it: it expired, or its queue was
+-- full. One that is settled is left alone.
+-- $1 uuid[] request ids
+UPDATE redrive.retry_requests SET published_at = NULL, publish_lease_until = NULL
+WHERE id = ANY (ARRAY(
+    SELECT aside.id FROM redrive.retry_requests AS aside WHERE id = ANY ($1::uuid[]) AND state = 'queued'
+    ORDER BY id -- the workers' order: they may be settling the same rows
+    FOR UPDATE
+))
+RETURNING id;
+
 -- name: standings
 -- How requests stand, and whether another one is queued for the same job. An id that the ledger does not know is
 -- missing.

@@ -3,24 +3,61 @@
 -- and an index that begins with the project serves as well as one on the id alone.
 -- Rows that are looked up are LATERAL, with a LIMIT: one look-up by its index for each, whatever the planner believes.
 -- A plan is kept while the tables grow, and a join that was cheap when they were empty takes minutes when they are not.
+-- Columns are cast to the contract's types, which costs nothing where they have them, so that an enum, a varchar or a
+-- timestamp without time zone (UTC) reads as well. Texts are cut here: what is not shown is not fetched.
 
 -- name: find_jobs
 -- The jobs behind (id, project) pairs; a pair that matches nothing is missing from the answer.
--- $1 uuid[] ids, $2 text[] project ids, $3 bool[] whether to read the payload; same length
+-- $1 uuid[] ids, $2 text[] project ids, same length; $3 int how many characters of an error to read
 SELECT
-    j.id, j.project_id, j.type, j.status, coalesce(j.attempts, 0), coalesce(j.max_attempts, 3), j.last_error,
+    j.id, wanted.project_id, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
     j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
-    queued.id, queued.requested_at,
-    wanted.with_payload, CASE WHEN wanted.with_payload THEN coalesce(j.payload, '{}') END
-FROM unnest($1::uuid[], $2::text[], $3::bool[]) AS wanted (id, project_id, with_payload)
+    queued.id, queued.requested_at
+FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT
-        jobs.id, jobs.project_id, jobs.type, jobs.status, jobs.attempts, jobs.max_attempts, jobs.last_error,
-        jobs.scheduled_at, jobs.started_at, jobs.completed_at, jobs.created_at, jobs.xmin::text AS version, jobs.payload
+        jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
+        coalesce(jobs.attempts, 0)::bigint AS attempts, coalesce(jobs.max_attempts, 3)::bigint AS max_attempts,
+        left(jobs.last_error::text, $3) AS last_error,
+        jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+        jobs.created_at::timestamptz, jobs.xmin::text AS version
     FROM control_plane.jobs
     WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
     LIMIT 1
 ) AS j ON true
+LEFT JOIN LATERAL (
+    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
+    WHERE r.project_id = wanted.project_id AND r.job_id = wanted.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON true;
+
+-- name: find_jobs_with_payload
+-- The same, with the payload's hash (16 hexadecimal digits) and its size in bytes, in one text; and the payload itself,
+-- where it is wanted. What is no JSON, or not such as every reader of JSON takes (jsonb is), is an error.
+-- $1 uuid[] ids, $2 text[] project ids, same length; $3 int how many characters of an error to read, $4 bool whether to
+-- read the payload itself
+SELECT
+    j.id, wanted.project_id, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
+    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
+    queued.id, queued.requested_at,
+    lpad(to_hex(hashtextextended(stored.payload, 0)), 16, '0') || octet_length(stored.payload),
+    CASE WHEN $4 AND (j.is_jsonb OR stored.payload::jsonb IS NOT NULL) THEN stored.payload END
+FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
+JOIN LATERAL (
+    SELECT
+        jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
+        coalesce(jobs.attempts, 0)::bigint AS attempts, coalesce(jobs.max_attempts, 3)::bigint AS max_attempts,
+        left(jobs.last_error::text, $3) AS last_error,
+        jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+        jobs.created_at::timestamptz, jobs.xmin::text AS version,
+        pg_typeof(jobs.payload) = 'jsonb'::regtype AS is_jsonb, jobs.payload
+    FROM control_plane.jobs
+    WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
+    LIMIT 1
+) AS j ON true
+CROSS JOIN LATERAL (
+    SELECT coalesce(j.payload::text, '{}') AS payload OFFSET 0 -- once, not for each use of it
+) AS stored
 LEFT JOIN LATERAL (
     SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
     WHERE r.project_id = wanted.project_id AND r.job_id = wanted.id AND r.state = 'queued'
@@ -45,64 +82,171 @@ LEFT JOIN LATERAL (
 WHERE j.version IS DISTINCT FROM wanted.version OR queued.id IS DISTINCT FROM wanted.pending_retry_id;
 
 -- name: list_jobs
--- A page of a project's jobs, newest first. The place to start from is always there, so that it bounds the index scan.
--- $1 text project id, $2 text type or NULL, $3 timestamptz created after, $4 timestamptz and $5 uuid the place below
--- which the page begins, $6 timestamptz created before, $7 int how many
+-- A page of a project's jobs, newest first; those without a time last, of which nothing but the id is shown. The place
+-- to start from is always there, so that it bounds the index scan. `place` is the time as the server has it, in
+-- microseconds since 2000, be it infinity or a year that no calendar of Python's has. UNION ALL reads its second part
+-- only where the first has not filled the page.
+-- $1 text project id, $2 text type or NULL, $3 timestamptz created at or after, $4 timestamptz and $5 uuid the place
+-- below which the page begins, $6 timestamptz created at or before, $7 int how many, $8 uuid below which those without
+-- a time begin
 SELECT
-    j.id, j.project_id, j.type, j.status, coalesce(j.attempts, 0), coalesce(j.max_attempts, 3), j.last_error,
-    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.xmin::text,
+    j.id, $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
+    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
     queued.id, queued.requested_at,
-    false, NULL::jsonb
-FROM control_plane.jobs AS j
+    j.place
+FROM (
+    (
+        SELECT
+            jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
+            coalesce(jobs.attempts, 0)::bigint AS attempts, coalesce(jobs.max_attempts, 3)::bigint AS max_attempts,
+            left(jobs.last_error::text, 2001) AS last_error,
+            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+            jobs.created_at::timestamptz, jobs.xmin::text AS version,
+            ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+        FROM control_plane.jobs
+        WHERE
+            jobs.project_id = $1
+            AND (jobs.created_at, jobs.id)
+                < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+            AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
+            AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
+            AND ($2::text IS NULL OR jobs.type::text = $2)
+        ORDER BY jobs.created_at DESC, jobs.id DESC
+        LIMIT $7
+    )
+    UNION ALL
+    (
+        SELECT
+            jobs.id, NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::text,
+            NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::text, NULL::bigint
+        FROM control_plane.jobs
+        WHERE
+            jobs.project_id = $1 AND jobs.created_at IS NULL
+            AND jobs.id < coalesce($8, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+            AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
+            AND ($2::text IS NULL OR jobs.type::text = $2)
+        ORDER BY jobs.id DESC
+        LIMIT $7
+    )
+    LIMIT $7
+) AS j
 LEFT JOIN LATERAL (
     SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.project_id = j.project_id AND r.job_id = j.id AND r.state = 'queued'
+    WHERE r.project_id = $1 AND r.job_id = j.id AND r.state = 'queued'
     LIMIT 1
 ) AS queued ON true
-WHERE
-    j.project_id = $1
-    AND (j.created_at, j.id) < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-    AND j.created_at < coalesce($6, 'infinity'::timestamptz)
-    AND j.created_at > coalesce($3, '-infinity'::timestamptz)
-    AND ($2::text IS NULL OR j.type = $2)
-ORDER BY j.created_at DESC, j.id DESC
-LIMIT $7;
+ORDER BY j.place DESC NULLS LAST, j.id DESC;
 
 -- name: list_jobs_of_status
 -- The same of those with one status: a statement of its own, as a plan that serves both could not use an index on it.
--- $1 to $7 as above, $8 text status
+-- $1 to $7 as above, $8 text status, $9 uuid below which those without a time begin
 SELECT
-    j.id, j.project_id, j.type, j.status, coalesce(j.attempts, 0), coalesce(j.max_attempts, 3), j.last_error,
-    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.xmin::text,
+    j.id, $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
+    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
     queued.id, queued.requested_at,
-    false, NULL::jsonb
-FROM control_plane.jobs AS j
+    j.place
+FROM (
+    (
+        SELECT
+            jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
+            coalesce(jobs.attempts, 0)::bigint AS attempts, coalesce(jobs.max_attempts, 3)::bigint AS max_attempts,
+            left(jobs.last_error::text, 2001) AS last_error,
+            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+            jobs.created_at::timestamptz, jobs.xmin::text AS version,
+            ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+        FROM control_plane.jobs
+        WHERE
+            jobs.project_id = $1 AND jobs.status::text = $8
+            AND (jobs.created_at, jobs.id)
+                < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+            AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
+            AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
+            AND ($2::text IS NULL OR jobs.type::text = $2)
+        ORDER BY jobs.created_at DESC, jobs.id DESC
+        LIMIT $7
+    )
+    UNION ALL
+    (
+        SELECT
+            jobs.id, NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::text,
+            NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::text, NULL::bigint
+        FROM control_plane.jobs
+        WHERE
+            jobs.project_id = $1 AND jobs.created_at IS NULL AND jobs.status::text = $8
+            AND jobs.id < coalesce($9, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+            AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
+            AND ($2::text IS NULL OR jobs.type::text = $2)
+        ORDER BY jobs.id DESC
+        LIMIT $7
+    )
+    LIMIT $7
+) AS j
 LEFT JOIN LATERAL (
     SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.project_id = j.project_id AND r.job_id = j.id AND r.state = 'queued'
+    WHERE r.project_id = $1 AND r.job_id = j.id AND r.state = 'queued'
     LIMIT 1
 ) AS queued ON true
-WHERE
-    j.project_id = $1 AND j.status = $8
-    AND (j.created_at, j.id) < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-    AND j.created_at < coalesce($6, 'infinity'::timestamptz)
-    AND j.created_at > coalesce($3, '-infinity'::timestamptz)
-    AND ($2::text IS NULL OR j.type = $2)
-ORDER BY j.created_at DESC, j.id DESC
-LIMIT $7;
+ORDER BY j.place DESC NULLS LAST, j.id DESC;
+
+-- name: list_places
+-- The ids and places of such a page alone: where a row of it cannot be read, the others are then looked up one by one.
+-- $1 to $8 as for list_jobs, $9 text status or NULL
+SELECT j.id, j.place
+FROM (
+    (
+        SELECT jobs.id, ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+        FROM control_plane.jobs
+        WHERE
+            jobs.project_id = $1 AND ($9::text IS NULL OR jobs.status::text = $9)
+            AND (jobs.created_at, jobs.id)
+                < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+            AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
+            AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
+            AND ($2::text IS NULL OR jobs.type::text = $2)
+        ORDER BY jobs.created_at DESC, jobs.id DESC
+        LIMIT $7
+    )
+    UNION ALL
+    (
+        SELECT jobs.id, NULL::bigint
+        FROM control_plane.jobs
+        WHERE
+            jobs.project_id = $1 AND jobs.created_at IS NULL AND ($9::text IS NULL OR jobs.status::text = $9)
+            AND jobs.id < coalesce($8, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+            AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
+            AND ($2::text IS NULL OR jobs.type::text = $2)
+        ORDER BY jobs.id DESC
+        LIMIT $7
+    )
+    LIMIT $7
+) AS j
+ORDER BY j.place DESC NULLS LAST, j.id DESC;
 
 -- name: job_stats
 -- For each status, how many of a project's jobs have it, counted from the oldest and not beyond $3, and the oldest.
+-- `other`: of the project's newest $3 jobs, those with any other word, or none. `looked_at`: how many were looked at.
 -- $1 text project id, $2 text type or NULL, $3 int where counting stops
-SELECT s.status, counted.jobs, counted.oldest_at, counted.exhausted
+SELECT s.status, counted.jobs, counted.oldest_at, counted.exhausted, counted.jobs AS looked_at
 FROM unnest(ARRAY['pending', 'running', 'failed', 'completed']) AS s (status)
 CROSS JOIN LATERAL (
-    SELECT count(*) AS jobs, min(created_at) AS oldest_at, count(*) FILTER (WHERE used_up) AS exhausted
+    SELECT count(*) AS jobs, min(created_at)::timestamptz AS oldest_at, count(*) FILTER (WHERE used_up) AS exhausted
     FROM (
         SELECT j.created_at, coalesce(j.attempts, 0) >= coalesce(j.max_attempts, 3) AS used_up
         FROM control_plane.jobs AS j
-        WHERE j.project_id = $1 AND j.status = s.status AND ($2::text IS NULL OR j.type = $2)
+        WHERE j.project_id = $1 AND j.status::text = s.status AND ($2::text IS NULL OR j.type::text = $2)
         ORDER BY j.created_at, j.id
         LIMIT $3
     ) AS oldest
-) AS counted;
+) AS counted
+UNION ALL
+SELECT
+    'other', count(*) FILTER (WHERE other), min(created_at) FILTER (WHERE other)::timestamptz, 0, count(*)
+FROM (
+    SELECT
+        j.created_at,
+        coalesce(j.status::text NOT IN ('pending', 'running', 'failed', 'completed'), true) AS other
+    FROM control_plane.jobs AS j
+    WHERE j.project_id = $1 AND ($2::text IS NULL OR j.type::text = $2)
+    ORDER BY j.created_at DESC, j.id DESC
+    LIMIT $3
+) AS newest;

@@ -57,7 +57,7 @@ async def least_privileged_amqp_url(amqp_url: str, queues: Queues, rabbitmq: Rab
     user = f"user-of-{parts.path[1:]}"
     await rabbitmq.manage("PUT", f"/api/users/{user}", {"password": "secret", "tags": ""})
     try:
-        rights = {"configure": "^$", "write": "^redrive$", "read": r"^redrive\.retries(\.bulk)?$"}
+        rights = {"configure": "^$", "write": "^redrive$", "read": r"^redrive\.retries(\.bulk|\.dead)?$"}
         await rabbitmq.manage("PUT", f"/api/permissions/{parts.path[1:]}/{user}", rights)
         yield parts._replace(netloc=f"{user}:secret@{parts.hostname}:{parts.port}").geturl()
     finally:

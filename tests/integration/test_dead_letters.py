@@ -2,8 +2,9 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
@@ -22,6 +23,7 @@ from tests.commands import commanded
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
 from tests.queues import Queues
+from tests.servers.rabbitmq import Rabbitmq
 from tests.workers import a_worker
 from worker.dead_queue import MOST_DELIVERIES, DeadQueue, Letter
 from worker.dead_watch import DeadWatch
@@ -29,6 +31,8 @@ from worker.metrics import Metrics
 from worker.redriving import Fate, Redriving, purge
 
 if TYPE_CHECKING:
+    from pamqp.common import FieldValue
+
     from shared.models import RetryId
 
 
@@ -39,7 +43,7 @@ def letters(database: Database) -> DeadLetters:
 
 @pytest.fixture
 async def watch(amqp_url: str, ledger: RetryLedger, letters: DeadLetters) -> DeadWatch:
-    return DeadWatch(amqp_url, ledger, letters, Metrics(CollectorRegistry()))
+    return DeadWatch(amqp_url, ledger, letters, Metrics(CollectorRegistry()), topology=topology.Topology())
 
 
 class Office(NamedTuple):
@@ -63,12 +67,17 @@ async def office(amqp_url: str, queues: Queues, letters: DeadLetters, ledger: Re
 
 
 async def published(
-    ledger: RetryLedger, queues: Queues, job: MadeJob, *, key: str = topology.KEY_RETRY
+    ledger: RetryLedger,
+    queues: Queues,
+    job: MadeJob,
+    *,
+    key: str = topology.KEY_RETRY,
+    headers: Mapping[str, str] | None = None,
 ) -> RetryMessage:
     """An accepted request, as the relay publishes it."""
     await ledger.accept(a_retry_of(job))
     (row,) = await ledger.publishable(1, lease_s=30, bulk=False)
-    await queues.publish(row.message, key=key)
+    await queues.publish(row.message, key=key, headers=headers)
     await ledger.mark_published([row.lease])
     return row.message
 
@@ -143,7 +152,9 @@ async def test_a_request_that_is_not_overdue_keeps_its_second_chance(
     watch: DeadWatch, jobs: JobMaker, ledger: RetryLedger, queues: Queues
 ) -> None:
     fresh = await published(ledger, queues, await jobs.failed(), key=topology.KEY_DEAD)
-    overdue = await published(ledger, queues, await jobs.failed(), key=topology.KEY_DEAD)
+    overdue = await published(
+        ledger, queues, await jobs.failed(), key=topology.KEY_DEAD, headers={topology.REASON_HEADER: "refused"}
+    )
     await long_ago(jobs, overdue.id)
     await eventually(lambda: _dead(queues, 2))
 
@@ -151,6 +162,60 @@ async def test_a_request_that_is_not_overdue_keeps_its_second_chance(
 
     assert await state_of(jobs, fresh.id) == "queued"
     assert await state_of(jobs, overdue.id) == "dead_lettered"
+
+
+@pytest.mark.parametrize(
+    "limit", [{"message-ttl": 50}, {"max-length": 0, "overflow": "drop-head"}], ids=["expired", "maxlen"]
+)
+async def test_what_expired_or_was_dropped_is_published_again_and_its_letter_removed(  # noqa: PLR0917 - fixtures
+    watch: DeadWatch,
+    jobs: JobMaker,
+    ledger: RetryLedger,
+    queues: Queues,
+    rabbitmq: Rabbitmq,
+    amqp_url: str,
+    limit: dict[str, object],
+) -> None:
+    assert rabbitmq.management_url is not None
+    vhost = urlsplit(amqp_url).path[1:]
+    message, neighbour = [await published(ledger, queues, await jobs.failed()) for _ in range(2)]
+    async with await aio_pika.connect(amqp_url) as connection:  # such a queue as an operator's policy makes of ours
+        channel = await connection.channel(publisher_confirms=True)
+        arguments: dict[str, FieldValue] = {
+            "x-dead-letter-exchange": "redrive",
+            "x-dead-letter-routing-key": "retry.dead",
+        }
+        await channel.declare_queue("limited", durable=True, arguments=arguments)
+        policy = {"pattern": "^limited$", "definition": limit, "apply-to": "queues"}
+        await rabbitmq.manage("PUT", f"/api/policies/{vhost}/limited", policy)
+        await asyncio.sleep(0.1)
+        await channel.default_exchange.publish(aio_pika.Message(encoded(message)), "limited")
+    await eventually(lambda: _dead(queues, 1))
+    await long_ago(jobs, message.id, neighbour.id)
+
+    await watch.look()
+
+    assert await state_of(jobs, message.id) == "queued"
+    assert [row.message.id for row in await ledger.publishable(9, lease_s=30, bulk=False)] == [message.id]
+    await eventually(lambda: _dead(queues, 0))
+
+
+async def test_what_is_in_no_queue_any_more_is_published_again_by_a_worker_that_waits_for_it(
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.dead_watch.LOST_S", 0.2)
+    monkeypatch.setattr("worker.dead_watch.EVERY_S", 0.1)
+    await ledger.accept(a_retry_of(await jobs.failed()))
+    (row,) = await ledger.publishable(1, lease_s=30, bulk=False)
+    await ledger.mark_published([row.lease])
+    await long_ago(jobs, row.message.id)
+
+    async def is_unpublished() -> bool:
+        found = await jobs.ledger_row(row.message.id)
+        return found is not None and found["published_at"] is None
+
+    async with a_worker(database_url, amqp_url):
+        await eventually(is_unpublished)
 
 
 async def test_a_letter_of_a_settled_request_changes_nothing(

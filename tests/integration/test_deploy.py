@@ -375,7 +375,8 @@ async def test_check_is_content_with_these_rights(program: str, users: Users, br
     done = await commanded("check", program, **settings)
 
     assert done.status == 0, done
-    assert "ok       broker: answers, exchange and queues are there" in done.out
+    can = {"api": "publish to the exchange", "worker": "publish to the exchange and read the queues"}[program]
+    assert f"ok       broker: answers, and this user may {can}\n" in done.out
 
 
 async def test_retries_travel_through_the_broker_with_these_rights(users: Users, broker: BrokerUsers) -> None:

@@ -119,7 +119,7 @@ async def test_a_private_rabbitmq_that_was_killed_takes_the_queues_of_the_next_t
 
 async def _declare(url: str) -> None:
     async with await aio_pika.connect(url, timeout=5) as connection:
-        await topology.ensure(connection)
+        await topology.Topology().mend(connection)
 
 
 async def test_a_rabbitmq_that_is_blocked_or_frozen_confirms_nothing_until_it_is_not(

@@ -182,18 +182,18 @@ async def test_a_user_who_may_only_read_queues_and_write_the_exchange_is_enough(
         await worker.sampled("redrive_sessions_total", 0, end="broker_unavailable")
 
 
-async def test_a_silent_queue_is_asked_whether_it_passes_us_over_and_a_session_that_is_begins_anew(
+async def test_a_silent_queue_is_asked_for_a_message_and_a_session_that_is_starved_begins_anew(
     database_url: str, least_privileged_amqp_url: str, queues: Queues, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers: list[bool] = []
     lying = False
 
     async def look(consumer: Consumer) -> bool:
-        answers.append(await is_passed_over(consumer))
+        answers.append(await is_starved(consumer))
         return lying
 
-    is_passed_over = Consumer.is_passed_over
-    monkeypatch.setattr(Consumer, "is_passed_over", look)
+    is_starved = Consumer.is_starved
+    monkeypatch.setattr(Consumer, "is_starved", look)
     monkeypatch.setattr("worker.sources.WATCHDOG_S", 0.02)
     async with a_worker(database_url, least_privileged_amqp_url) as worker:
         await eventually(lambda: len(answers) > 20)
@@ -216,7 +216,7 @@ async def test_a_connection_that_is_lost_before_its_first_channel_is_a_broker_th
             async with connected(amqp_url, name="test") as connection:
                 assert connection.transport is not None
                 await connection.transport.connection.close()  # as a broker does that is starting, or going
-                await topology.ensure(connection)
+                await topology.Topology().mend(connection)
 
     with pytest.raises(BrokerUnavailable):
         await lost()

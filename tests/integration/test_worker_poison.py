@@ -109,12 +109,12 @@ async def _all_put_back(jobs: JobMaker, failed: list[MadeJob]) -> bool:
 
 
 async def test_what_cannot_be_dead_lettered_is_not_acknowledged(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
+    database_url: str, least_privileged_amqp_url: str, jobs: JobMaker, queues: Queues
 ) -> None:
     job = await jobs.failed()
     await queues.publish(a_message_for(job))
     await queues.publish(b"poison")
-    async with a_worker(database_url, amqp_url, worker_batch_wait=0.5) as worker:
+    async with a_worker(database_url, least_privileged_amqp_url, worker_batch_wait=0.5) as worker:
         await queues.unbind(topology.RETRIES_DEAD, topology.KEY_DEAD)
         await worker.sampled_at_least("redrive_sessions_total", 1, end="broker_unavailable")
         assert await jobs.effects_of(job) == 1  # the neighbour

@@ -72,11 +72,16 @@ class Postgres:
         await self._execute(f'DROP DATABASE IF EXISTS "{self.template}" WITH (FORCE)')
 
     @asynccontextmanager
-    async def database(self, *, migrated: bool = True) -> AsyncIterator[str]:
-        """Give a fresh database's URL; drop the database afterwards, whoever is still connected."""
+    async def database(self, *, migrated: bool = True, encoding: str | None = None) -> AsyncIterator[str]:
+        """Give a fresh database's URL; drop the database afterwards, whoever is still connected.
+
+        One with an `encoding` of its own is empty.
+        """
         name = f"redrive_test_{uuid.uuid4().hex[:12]}"
         # A copy of few files: faster than writing each page to the log, the default for templates.
         source = f'TEMPLATE "{self.template}" STRATEGY file_copy' if migrated else "TEMPLATE template0"
+        if encoding is not None:
+            source = f"TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
         await self._execute(f'CREATE DATABASE "{name}" {source}')
         try:
             yield self.url_of(name)

@@ -245,6 +245,32 @@ def test_a_token_carries_what_was_asked_for_and_what_the_settings_check(redrive:
     }
 
 
+@pytest.mark.parametrize(
+    ("claim", "held"),
+    [
+        ("https://example.com/project_id", {"https://example.com/project_id": "p1", "sub": "ana"}),
+        ("/app_metadata/project_id", {"app_metadata": {"project_id": "p1"}, "sub": "ana"}),
+        ("/projects/0", {"projects": {"0": "p1"}, "sub": "ana"}),
+    ],
+)
+def test_a_token_has_its_project_where_the_settings_look_for_it(
+    redrive: Redrive, claim: str, held: dict[str, object]
+) -> None:
+    answer = redrive("token", "--project", "p1", "--sub", "ana", JWT_SECRET=SECRET, JWT_PROJECT_CLAIM=claim)
+
+    claims = claims_of(answer.out.strip())
+    assert {name: value for name, value in claims.items() if name not in {"iat", "exp"}} == held
+
+
+def test_a_token_whose_subject_is_its_project_has_no_other_one(redrive: Redrive) -> None:
+    good = redrive("token", "--project", "p1", JWT_SECRET=SECRET, JWT_PROJECT_CLAIM="sub")
+    bad = redrive("token", "--project", "p1", "--sub", "ana", JWT_SECRET=SECRET, JWT_PROJECT_CLAIM="sub")
+
+    assert claims_of(good.out.strip())["sub"] == "p1"
+    assert (bad.status, bad.out) == (2, "")
+    assert "the project is the subject" in bad.err
+
+
 def test_a_token_is_not_signed_without_a_secret(redrive: Redrive) -> None:
     answer = redrive("token", "--project", "p1", JWKS_URL="https://keys.example/jwks.json")
 

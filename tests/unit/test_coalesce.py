@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.coalesce import Coalescer
-from shared.errors import DatabaseUnavailable, StatementRefused
+from shared.coalesce import SUSPECTS, Coalescer
+from shared.errors import DatabaseUnavailable, DatabaseUnfit, JobUnreadable, RedriveError, StatementRefused
 
 
 class Loads:
@@ -181,11 +181,11 @@ async def test_a_load_that_fails_fails_for_each_of_its_callers_and_no_other(load
     await loads.begun(1)
     good = await many(coalescer, "a")
     await loads.begun(2)
-    loads.end(0, StatementRefused("23514"))
+    loads.end(0, DatabaseUnavailable("gone"))
     loads.end(1)
 
     errors = await asyncio.gather(*failing, return_exceptions=True)
-    assert [str(error) for error in errors if isinstance(error, StatementRefused)] == ["23514"] * 3
+    assert [str(error) for error in errors if isinstance(error, DatabaseUnavailable)] == ["gone"] * 3
     assert len({id(error) for error in errors}) == 3  # one each, or their tracebacks grow together
     assert await asyncio.gather(*good) == [0]
 
@@ -295,3 +295,104 @@ def test_whoever_asks_whenever_gets_what_was_true_after_asking(
                 await asyncio.sleep(0)
 
     asyncio.run(run())
+
+
+# -- one key that is refused
+
+
+class Table:
+    """A load that is refused for some keys, or for all; it counts what it was asked."""
+
+    def __init__(self, *bad: str, error: type[RedriveError] = StatementRefused) -> None:
+        self.bad = set(bad)
+        self.error = error
+        self.unfit = False
+        self.batches: list[list[str]] = []
+
+    async def load(self, keys: Sequence[str]) -> Mapping[str, int | RedriveError]:
+        self.batches.append(list(keys))
+        await asyncio.sleep(0)
+        if self.unfit or self.bad.intersection(keys):
+            raise self.error("22012")
+        return {key: len(key) for key in keys if key != "missing"}
+
+    async def probe(self) -> None:
+        await self.load([])
+
+    def coalescer(self) -> Coalescer[str, int]:
+        return Coalescer(self.load, probe=self.probe, refusal=JobUnreadable)
+
+
+@pytest.mark.parametrize("error", [StatementRefused, DatabaseUnfit])
+@pytest.mark.parametrize("bad", [["k0"], ["k63"], ["k7", "k8"], ["k0", "k31", "k32", "k63"]], ids=str)
+async def test_a_key_that_is_refused_fails_alone(bad: list[str], error: type[RedriveError]) -> None:
+    table = Table(*bad, error=error)
+    coalescer = table.coalescer()
+    keys = [f"k{number}" for number in range(64)]
+
+    answers = await asyncio.gather(*(coalescer.get(key) for key in [*keys, "missing"]), return_exceptions=True)
+
+    assert [key for key, answer in zip(keys, answers, strict=False) if isinstance(answer, JobUnreadable)] == bad
+    assert [answer for answer in answers if isinstance(answer, int)] == [len(key) for key in keys if key not in bad]
+    assert answers[-1] is None
+    assert len(table.batches) <= 2 + 14 * len(bad)
+
+
+async def test_a_key_that_was_refused_does_not_hold_up_the_others_again() -> None:
+    table = Table("bad")
+    coalescer = table.coalescer()
+    await asyncio.gather(coalescer.get("bad"), coalescer.get("good"), return_exceptions=True)
+    table.batches.clear()
+
+    answers = await asyncio.gather(coalescer.get("bad"), coalescer.get("good"), return_exceptions=True)
+
+    assert isinstance(answers[0], JobUnreadable)
+    assert answers[1] == 4
+    assert ["good"] in table.batches
+    assert not [batch for batch in table.batches if {"bad", "good"} <= set(batch)]
+
+
+async def test_a_key_that_was_refused_is_answered_once_its_row_is_mended() -> None:
+    table = Table("bad")
+    coalescer = table.coalescer()
+    await asyncio.gather(coalescer.get("bad"), coalescer.get("good"), return_exceptions=True)
+    table.bad.clear()
+
+    assert await coalescer.get("bad") == 3
+    table.batches.clear()
+    assert list(await asyncio.gather(coalescer.get("bad"), coalescer.get("good"))) == [3, 4]
+    assert table.batches == [["bad", "good"]]
+
+
+async def test_a_statement_that_is_unfit_is_not_taken_apart() -> None:
+    table = Table(error=DatabaseUnfit)
+    table.unfit = True
+
+    answers = await asyncio.gather(*(table.coalescer().get(key) for key in "abcd"), return_exceptions=True)
+    coalescer = table.coalescer()
+    table.batches.clear()
+    together = await asyncio.gather(*(coalescer.get(key) for key in "abcd"), return_exceptions=True)
+
+    assert {type(answer) for answer in [*answers, *together]} == {DatabaseUnfit}
+    assert table.batches == [["a", "b", "c", "d"], []]
+
+
+async def test_an_error_in_place_of_a_value_is_that_key_s_alone() -> None:
+    async def load(keys: Sequence[str]) -> Mapping[str, int | RedriveError]:
+        return {key: JobUnreadable() if key == "bad" else 1 for key in keys}
+
+    coalescer = Coalescer(load)
+    answers = await asyncio.gather(*(coalescer.get(key) for key in ("a", "bad", "b")), return_exceptions=True)
+
+    assert (answers[0], answers[2]) == (1, 1)
+    assert isinstance(answers[1], JobUnreadable)
+
+
+async def test_the_keys_that_are_remembered_as_refused_are_bounded() -> None:
+    keys = [f"k{number}" for number in range(SUSPECTS + 100)]
+    coalescer = Table(*keys).coalescer()
+
+    for start in range(0, len(keys), 100):
+        await asyncio.gather(*(coalescer.get(key) for key in keys[start : start + 100]), return_exceptions=True)
+
+    assert len(coalescer._suspects) == SUSPECTS

@@ -48,6 +48,7 @@ def test_little_is_needed_and_the_rest_is_as_documented() -> None:
     assert found.job_id_versions == {4}
     assert found.trusted_proxies == ()
     assert (found.amqp_url, found.jwt_project_claim) == (None, "project_id")
+    assert found.jwt_leeway == 10
 
 
 def test_a_worker_needs_no_key(environment: pytest.MonkeyPatch) -> None:
@@ -67,6 +68,10 @@ def test_a_worker_needs_no_key(environment: pytest.MonkeyPatch) -> None:
          (ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("127.0.0.1"))),
         ("JOB_ID_VERSIONS", "4,7", "job_id_versions", {4, 7}),
         ("REQUIRE_SCOPES", "true", "require_scopes", True),
+        ("JWT_PROJECT_CLAIM", "https://example.com/a~2", "jwt_project_claim", "https://example.com/a~2"),
+        ("JWT_PROJECT_CLAIM", "/a~1b/c", "jwt_project_claim", "/a~1b/c"),
+        ("JWT_LEEWAY", "0", "jwt_leeway", 0),
+        ("JWT_LEEWAY", "120", "jwt_leeway", 120),
         ("READ_ONLY", "1", "read_only", True),
         ("PORT", "0", "port", 0),
         ("HOST", "", "host", "127.0.0.1"),
@@ -121,6 +126,11 @@ def test_a_setting_is_read_from_its_variable(
         ("JWKS_URL", "canary"),
         ("JWKS_URL", "https:///canary"),
         ("JWKS_URL", "https://canary:65536/keys"),
+        ("JWT_PROJECT_CLAIM", "/canary~2"),
+        ("JWT_PROJECT_CLAIM", "/canary~"),
+        ("JWT_LEEWAY", "-1"),
+        ("JWT_LEEWAY", "121"),
+        ("JWT_LEEWAY", "canary"),
         ("PORT", "canary"),
         ("PORT", "-1"),
         ("PORT", "65536"),
@@ -174,7 +184,7 @@ def test_a_wrong_value_is_one_problem_that_names_its_variable(
         ("DATABASE_URL", "postgresql:///x?host=/run/a,/run/b&port=5432,5433&user=a@b"),
         ("DATABASE_URL", "postgresql://%2Frun%2Fpostgresql/x"),
         ("AMQP_URL", "amqp://mq"),
-        ("AMQP_URL", "amqps://user:%2F%23%40@[::1]:5671/%2F?heartbeat=5&cafile=/etc/ca.crt"),
+        ("AMQP_URL", "amqps://user:%2F%23%40@[::1]:5671/%2F?heartbeat=5&cafile=" + __file__),
         ("AMQP_URL", "amqp://user:p@ss@mq/vhost"),
     ],
 )
@@ -298,3 +308,30 @@ def test_every_variable_is_listed_with_the_files_of_secrets() -> None:
     )
     assert "REDRIVE_PORT_FILE" not in variables(ApiSettings)
     assert "REDRIVE_JWT_SECRET" not in variables(WorkerSettings)
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("ca_certs=/etc/ca.crt", "has the parameter ca_certs="),
+        ("sslmode=require", "has the parameter sslmode="),
+        ("cafile=/nowhere/ca.crt", "cafile= names a file that cannot be read: /nowhere/ca.crt"),
+        ("cacertfile=/nowhere/ca.crt", "cacertfile= names a file that cannot be read: /nowhere/ca.crt"),
+        ("verify=verify_never", "verify= must be verify_peer or verify_none"),
+        ("heartbeat=soon", "heartbeat= must be a whole number"),
+        ("p%2Fssw0rd@mq", "has a parameter that is not known"),
+    ],
+)
+def test_a_parameter_that_the_broker_s_url_cannot_have_is_named(
+    monkeypatch: pytest.MonkeyPatch, query: str, named: str
+) -> None:
+    monkeypatch.setenv("REDRIVE_DATABASE_URL", "postgresql://db/app")
+    monkeypatch.setenv("REDRIVE_AMQP_URL", f"amqps://user:canary@mq/vhost?{query}")
+
+    with pytest.raises(SettingsError) as error:
+        read(WorkerSettings)
+
+    (problem,) = error.value.problems
+    assert problem.startswith(f"REDRIVE_AMQP_URL: {named}")
+    assert "canary" not in problem
+    assert "ssw0rd" not in problem

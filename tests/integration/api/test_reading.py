@@ -2,13 +2,14 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from uuid import UUID, uuid4
 
 import pytest
 
-from shared.jobs import PAYLOADS, JobStore
-from shared.models import Job, JobKey
+from shared.errors import RedriveError
+from shared.jobs import WHOLE_AT_ONCE, JobStore
+from shared.models import MAX_LISTED_ERROR, Job, JobKey
 from tests.api_server import Api, Reply, serving
 from tests.jobs import JobMaker, MadeJob
 from tests.tokens import token
@@ -16,8 +17,8 @@ from tests.tokens import token
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FIELDS = {
-    "id", "type", "status", "attempts", "max_attempts", "last_error", "scheduled_at", "started_at", "completed_at",
-    "created_at", "done", "retryable", "retry_blocked_by", "pending_retry", "links",
+    "id", "type", "status", "attempts", "max_attempts", "last_error", "last_error_truncated", "scheduled_at",
+    "started_at", "completed_at", "created_at", "done", "retryable", "retry_blocked_by", "pending_retry", "links",
 }  # fmt: skip
 SAME_ON_304 = {"ETag", "Cache-Control", "X-Content-Type-Options", "X-Request-Id", "Retry-After"}
 
@@ -122,24 +123,27 @@ async def test_the_payload_has_a_scope_of_its_own(api: Api, jobs: JobMaker) -> N
     assert (await api.get(path, token=token(scope="jobs:read jobs:payload"))).status == 200
 
 
-async def test_no_query_reads_more_than_a_few_payloads(
+async def test_no_query_reads_more_than_one_payload(
     database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_at_once: list[int] = []
-    load = JobStore._load
+    read_at_once: list[tuple[int, bool]] = []
+    load = JobStore._load_hashed
 
-    async def counted(store: JobStore, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
-        read_at_once.append(sum(key.with_payload for key in keys))
-        return await load(store, keys)
+    async def counted(
+        store: JobStore, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR, *, whole: bool = False
+    ) -> dict[JobKey, Job | RedriveError]:
+        read_at_once.append((len(keys), whole))
+        return await load(store, keys, most, whole=whole)
 
-    monkeypatch.setattr(JobStore, "_load", counted)
+    monkeypatch.setattr(JobStore, "_load_hashed", counted)
     made = await jobs.make(50, status="pending", attempts=0)
     async with serving(database_url) as api:
         answers = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}?include=payload") for job in made))
 
     assert {answer.status for answer in answers} == {200}
-    assert sum(read_at_once) == 50
-    assert max(read_at_once) <= PAYLOADS
+    assert sum(keys for keys, whole in read_at_once if whole) == 50
+    assert max(keys for keys, whole in read_at_once if whole) == 1
+    assert max(keys for keys, whole in read_at_once) <= WHOLE_AT_ONCE
 
 
 async def test_an_id_may_be_written_in_either_case(api: Api, jobs: JobMaker) -> None:
@@ -277,7 +281,7 @@ async def test_a_list_is_the_newest_of_the_project(api: Api, jobs: JobMaker) -> 
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=201", "limit=-1", "limit=1e1", "limit=%D9%A1", "limit=", "limit=0x1", "limit=1&limit=2",
-     "status=FAILED", "status=", "status=%00", "colour=blue", "status[]=failed", "%FF=1", "=", "limit",
+     "status=", "status=" + "x" * 101, "status=%00", "colour=blue", "status[]=failed", "%FF=1", "=", "limit",
      "token=abc", "include=payload", "created_after=yesterday", "cursor=abc", "cursor=", "type=%00"],
 )  # fmt: skip
 async def test_a_parameter_that_is_unknown_doubled_or_out_of_range_is_refused(api: Api, query: str) -> None:

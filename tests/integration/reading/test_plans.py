@@ -178,7 +178,7 @@ async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnect
         )
         assert place is not None
         thousandth = [f"'{place[0]}'", f"'{place[1]}'"]
-        rest = ["NULL", "51"] if name == "list_jobs" else ["51"]
+        rest = ["NULL", "51", "NULL"] if name == "list_jobs" else ["51"]
 
         first = await buffers(large, name, "'p1'", *filters, "NULL", "NULL", *rest)
         later = await buffers(large, name, "'p1'", *filters, *thousandth, *rest)
@@ -190,8 +190,9 @@ async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnect
 async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     nothing = ["NULL"] * 4
     for name, arguments in (
-        ("list_jobs", ["'rare'", *nothing, "51"]),
-        ("list_jobs_of_status", [*nothing, "NULL", "51", "'failed'"]),
+        ("list_jobs", ["'rare'", *nothing, "51", "NULL"]),
+        ("list_jobs_of_status", [*nothing, "NULL", "51", "'failed'", "NULL"]),
+        ("list_places", ["'rare'", *nothing, "51", "NULL", "'failed'"]),
         ("job_stats", ["NULL", "10001"]),
         ("match_failed", [*nothing, "0", "10001"]),
         ("list_retries", ["NULL", "'nobody'", "NULL", "NULL", "51"]),
@@ -241,7 +242,7 @@ async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProx
     few = {
         "job_stats": ["'p1'", "NULL", "51"],
         "match_failed": ["'p1'", *["NULL"] * 4, "0", "51"],
-        "list_jobs_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'"],
+        "list_jobs_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
     }
     change = large.transaction()
     await change.start()
