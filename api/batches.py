@@ -8,22 +8,23 @@ import msgspec
 from aiohttp import hdrs
 
 from api.answers import Answer
-from api.auth import Scope
+from api.auth import MAX_ACTOR, Scope
 from api.bodies import body_of
 from api.ids import retry_id_of
-from api.pages import flag_of
+from api.pages import flag_of, page_of, text_of
 from api.problems import Fault, InvalidBody
 from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of
 from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, FailedFilter, Preview, Skipped
 from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
-from shared.models import BatchId
+from shared.models import BatchId, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from api.door import Call
     from api.ids import JobIds
+    from api.pages import Cursors
     from api.patience import Reader
     from shared.batches import RetryBatches
     from shared.models import JobId
@@ -59,6 +60,7 @@ class _PreviewBody(msgspec.Struct, frozen=True):
     retryable: int
     skipped: dict[str, int]
     sample: list[UUID]
+    truncated: bool
 
 
 class _PreviewEnvelope(msgspec.Struct, frozen=True):
@@ -79,6 +81,7 @@ class _BatchBody(msgspec.Struct, frozen=True):
     id: UUID
     actor: str
     reason: str | None
+    filter: msgspec.Raw | None
     requested_at: datetime
     total: int
     queued: int
@@ -93,29 +96,35 @@ class _Envelope(msgspec.Struct, frozen=True):
     data: _BatchBody
 
 
+class _Page(msgspec.Struct, frozen=True):
+    data: list[_BatchBody]
+    next_cursor: str | None
+
+
 _encoder = msgspec.json.Encoder()
 _order_decoder = msgspec.json.Decoder(_BatchOrder)
 
 
+def _body_of(batch: Batch) -> _BatchBody:
+    return _BatchBody(
+        id=batch.id,
+        actor=batch.actor,
+        reason=batch.reason,
+        filter=batch.filter,
+        requested_at=batch.requested_at,
+        total=batch.total,
+        queued=batch.queued,
+        applied=batch.applied,
+        rejected=batch.rejected,
+        cancelled=batch.cancelled,
+        dead_lettered=batch.dead_lettered,
+        done=batch.done,
+    )
+
+
 def encoded(batch: Batch) -> bytes:
     """The batch as `{"data": …}`."""
-    return _encoder.encode(
-        _Envelope(
-            _BatchBody(
-                id=batch.id,
-                actor=batch.actor,
-                reason=batch.reason,
-                requested_at=batch.requested_at,
-                total=batch.total,
-                queued=batch.queued,
-                applied=batch.applied,
-                rejected=batch.rejected,
-                cancelled=batch.cancelled,
-                dead_lettered=batch.dead_lettered,
-                done=batch.done,
-            )
-        )
-    )
+    return _encoder.encode(_Envelope(_body_of(batch)))
 
 
 class BatchResource:
@@ -127,11 +136,13 @@ class BatchResource:
         batches: "RetryBatches",
         ids: "JobIds",
         reader: "Reader[BatchKey, Batch]",
+        cursors: "Cursors",
         poke: "Callable[[], None]",
     ) -> None:
         self._batches = batches
         self._ids = ids
         self._reader = reader
+        self._cursors = cursors
         self._poke = poke
 
     async def post_batch(self, call: "Call") -> Answer:
@@ -172,11 +183,32 @@ class BatchResource:
 
     async def get_batch(self, call: "Call") -> Answer:
         """How a bulk retry stands. Raises BatchNotFound, for foreign ones too."""
-        try:
-            batch_id = BatchId(retry_id_of(call.request.match_info["id"]))
-        except RetryNotFound as error:
-            raise BatchNotFound from error
-        return await self._reader.answer(call, BatchKey(batch_id, call.project_id))
+        return await self._reader.answer(call, _key_of(call))
+
+    async def get_batches(self, call: "Call") -> Answer:
+        """The project's bulk retries, newest first, of one actor where `actor` names it. Raises InvalidParameter."""
+        page = page_of(call, self._cursors, path="/api/retry-batches")
+        actor = text_of(page.filters.get("actor"), longest=MAX_ACTOR)
+        batches, more = await self._batches.page(call.project_id, actor=actor, after=page.after, limit=page.limit)
+        last = batches[-1] if more else None
+        cursor = None if last is None else self._cursors.encoded(Place(last.requested_at, last.id), page.scope)
+        return Answer(
+            _encoder.encode(_Page([_body_of(batch) for batch in batches], cursor)),
+            headers={} if cursor is None else {"Link": page.link_of(cursor)},
+        )
+
+    async def delete_batch(self, call: "Call") -> Answer:
+        """Take back what is still queued of a bulk retry. Raises BatchNotFound, for foreign ones too."""
+        async with in_time():
+            batch = await self._batches.cancel(_key_of(call), actor=call.principal.actor)
+        return Answer(encoded(batch))
+
+
+def _key_of(call: "Call") -> BatchKey:
+    try:
+        return BatchKey(BatchId(retry_id_of(call.request.match_info["id"])), call.project_id)
+    except RetryNotFound as error:
+        raise BatchNotFound from error
 
 
 def _check(order: _BatchOrder) -> None:
@@ -197,7 +229,7 @@ def _check(order: _BatchOrder) -> None:
 
 def _preview_answer(preview: Preview) -> Answer:
     skipped = {"attempts_exhausted": 0, "retry_queued": 0, **preview.skipped}
-    body = _PreviewBody(preview.matched, preview.retryable, skipped, list(preview.sample))
+    body = _PreviewBody(preview.matched, preview.retryable, skipped, list(preview.sample), preview.truncated)
     return Answer(_encoder.encode(_PreviewEnvelope(body)))
 
 

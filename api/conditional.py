@@ -54,9 +54,9 @@ def etag_of_job(job: Job) -> str:
 
 
 def etag_of_retry(retry: Retry) -> str:
-    """The tag of a retry: its state, and when it came to that."""
-    at = "" if retry.processed_at is None else f"-{int(retry.processed_at.timestamp() * 1_000_000)}"
-    return f'"{retry.state}{at}"'
+    """The tag of a retry: its state, and when it came to that; and when it was last redriven."""
+    times = (at for at in (retry.redriven_at, retry.processed_at) if at is not None)
+    return f'"{retry.state}{"".join(f"-{int(at.timestamp() * 1_000_000)}" for at in times)}"'
 
 
 def etag_of_batch(batch: Batch) -> str:

@@ -20,7 +20,9 @@ from shared.errors import (
     JobUnreadable,
     RedriveError,
     RetryAlreadySettled,
+    RetryNotDeadLettered,
     RetryNotFound,
+    RetryQueued,
     TooManyMatches,
 )
 
@@ -200,6 +202,10 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     RetryAlreadySettled: Problem(
         HTTPStatus.CONFLICT, "Retry already settled", "The retry is no longer queued; it cannot be taken back."
     ),
+    RetryNotDeadLettered: Problem(
+        HTTPStatus.CONFLICT, "Retry not dead-lettered", "Only a dead-lettered retry can be redriven."
+    ),
+    RetryQueued: Problem(HTTPStatus.CONFLICT, "Retry queued", "Another retry is queued for the job."),
     TooManyMatches: Problem(
         HTTPStatus.CONFLICT, "Too many matches", "The filter matches more jobs than max allows; nothing was retried."
     ),

@@ -48,6 +48,10 @@ class _RetryOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     extra_attempts: ExtraAttempts | None = None
 
 
+class _Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of what takes no fields."""
+
+
 class _Links(msgspec.Struct, frozen=True):
     self: str
     job: str
@@ -60,13 +64,20 @@ class _RetryBody(msgspec.Struct, frozen=True):
     state: RetryState
     outcome: Outcome | None
     actor: str
+    cancelled_by: str | None
+    redriven_by: str | None
+    redriven_at: datetime | None
     reason: str | None
     delay_seconds: int
     extra_attempts: int
     requested_at: datetime
     processed_at: datetime | None
     attempts_before: int | None
+    max_attempts_before: int | None
+    started_at_before: datetime | None
+    completed_at_before: datetime | None
     error_before: str | None
+    error_before_truncated: bool
     done: bool
     links: _Links
 
@@ -96,6 +107,7 @@ class _Page(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _order_decoder = msgspec.json.Decoder(_RetryOrder)
+_nothing_decoder = msgspec.json.Decoder(_Nothing)
 
 
 def _path_of(retry_id: RetryId) -> str:
@@ -110,13 +122,20 @@ def _body_of(retry: Retry) -> _RetryBody:
         state=retry.state,
         outcome=retry.outcome,
         actor=retry.actor,
+        cancelled_by=retry.cancelled_by,
+        redriven_by=retry.redriven_by,
+        redriven_at=retry.redriven_at,
         reason=retry.reason,
         delay_seconds=retry.delay_seconds,
         extra_attempts=retry.extra_attempts,
         requested_at=retry.requested_at,
         processed_at=retry.processed_at,
         attempts_before=retry.attempts_before,
+        max_attempts_before=retry.max_attempts_before,
+        started_at_before=retry.started_at_before,
+        completed_at_before=retry.completed_at_before,
         error_before=retry.error_before,
+        error_before_truncated=retry.error_before_truncated,
         done=retry.done,
         links=_Links(_path_of(retry.id), f"/api/jobs/{retry.job_id}"),
     )
@@ -147,7 +166,10 @@ def idempotency_key_of(call: "Call", path: str, order: msgspec.Struct) -> Idempo
 
 
 class RetryResource:
-    """`/api/retries`, and the retries of one job. `poke` tells the relay that there is something to publish."""
+    """`/api/retries`, and the retries of one job.
+
+    `poke` and `poke_bulk` tell the relay that there is something to publish.
+    """
 
     def __init__(
         self,
@@ -158,6 +180,7 @@ class RetryResource:
         reader: "Reader[RetryKey, Retry]",
         cursors: "Cursors",
         poke: "Callable[[], None]",
+        poke_bulk: "Callable[[], None]",
     ) -> None:
         self._ledger = ledger
         self._jobs = jobs
@@ -165,6 +188,7 @@ class RetryResource:
         self._reader = reader
         self._cursors = cursors
         self._poke = poke
+        self._poke_bulk = poke_bulk
 
     async def post_retry(self, call: "Call") -> Answer:
         """Accept a retry: 202 means the ledger holds the request, not that the job runs.
@@ -209,13 +233,25 @@ class RetryResource:
 
     async def get_retry(self, call: "Call") -> Answer:
         """What became of one request. Raises RetryNotFound, for foreign ones too."""
-        return await self._reader.answer(call, RetryKey(retry_id_of(call.request.match_info["id"]), call.project_id))
+        return await self._reader.answer(call, _key_of(call))
 
     async def delete_retry(self, call: "Call") -> Answer:
         """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
         async with in_time():
-            retry = await self._ledger.cancel(RetryKey(retry_id_of(call.request.match_info["id"]), call.project_id))
+            retry = await self._ledger.cancel(_key_of(call), actor=call.principal.actor)
         return Answer(encoded(retry))
+
+    async def post_redrive(self, call: "Call") -> Answer:
+        """Queue a dead-lettered request again: 202, as for a retry.
+
+        Raises RetryNotFound, RetryNotDeadLettered, RetryQueued, and what `body_of` raises.
+        """
+        key = _key_of(call)
+        await body_of(call.request, _nothing_decoder, max_bytes=MAX_BODY_BYTES)
+        async with in_time():
+            retry = await self._ledger.redrive(key, actor=call.principal.actor)
+        (self._poke if retry.batch_id is None else self._poke_bulk)()
+        return Answer(encoded(retry), status=202)
 
     async def get_job_retries(self, call: "Call") -> Answer:
         """The job's audit trail, newest first. Raises InvalidJobId, JobNotFound."""
@@ -247,6 +283,10 @@ class RetryResource:
             _encoder.encode(_Page([_body_of(retry) for retry in shown], cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},
         )
+
+
+def _key_of(call: "Call") -> RetryKey:
+    return RetryKey(retry_id_of(call.request.match_info["id"]), call.project_id)
 
 
 def _state_of(text: str | None) -> RetryState | None:

@@ -88,8 +88,11 @@ def add_routes(
         reader=_retry_reader(stores, watches),
         cursors=cursors,
         poke=poke,
+        poke_bulk=poke_bulk,
     )
-    batch = BatchResource(batches=stores.batches, ids=ids, reader=_batch_reader(stores, watches), poke=poke_bulk)
+    batch = BatchResource(
+        batches=stores.batches, ids=ids, reader=_batch_reader(stores, watches), cursors=cursors, poke=poke_bulk
+    )
 
     job_filters = ("status", "type", "created_after", "created_before")
     retry_filters = ("state", "job_id", "batch_id", "actor")
@@ -105,7 +108,10 @@ def add_routes(
         ("GET", "/api/retries", READ.taking(*retry_filters, "limit", "cursor"), retry.get_retries),
         ("GET", "/api/retries/{id:[^/]+}", READ, retry.get_retry),
         ("DELETE", "/api/retries/{id:[^/]+}", RETRY, retry.delete_retry),
+        ("POST", "/api/retries/{id:[^/]+}/redrive", RETRY, retry.post_redrive),
+        ("GET", "/api/retry-batches", READ.taking("actor", "limit", "cursor"), batch.get_batches),
         ("GET", "/api/retry-batches/{id:[^/]+}", READ, batch.get_batch),
+        ("DELETE", "/api/retry-batches/{id:[^/]+}", BULK, batch.delete_batch),
     ):
         router.add_route(method, path, door.guarded(access, handler))
 

@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 
 MOST: Final = 10_000
+MAX_ACTOR: Final = 500
 _REFUSED: Final = "refused by the database"
 _SHOWN_BYTES: Final = 64 * 1024
 _COLUMNS: Final = ("ID", "JOB", "PROJECT", "LEDGER", "REASON", "BYTES")
@@ -124,6 +125,10 @@ def show(
 def redrive_(
     *,
     maximum: Annotated[int, typer.Option("--max", min=1, max=MOST, help="How many at most, the oldest first.")],
+    actor: Annotated[
+        str | None,
+        typer.Option(help="The name that the audit trail shows as redriven_by; your name on this system by default."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -131,6 +136,9 @@ def redrive_(
 
     A job that has moved on since is left alone: its request ends as superseded. What nobody can read stays where it is.
     """
+    actor = actor or _operator()
+    if not 0 < len(actor) <= MAX_ACTOR or "\x00" in actor:
+        raise typer.BadParameter(f"an actor has 1 to {MAX_ACTOR} characters")
 
     async def work() -> None:
         from worker.redriving import Fate, Redriving
@@ -139,10 +147,10 @@ def redrive_(
         async with _opened() as servers:
             if servers.queue is None:
                 fates[Fate.REDRIVEN], fates[Fate.RETRY_QUEUED] = await _redriven_in_ledger(
-                    servers.letters, maximum, dry_run=dry_run
+                    servers.letters, maximum, actor=actor, dry_run=dry_run
                 )
             else:
-                redriving = Redriving(servers.queue, servers.letters, servers.ledger, dry_run=dry_run)
+                redriving = Redriving(servers.queue, servers.letters, servers.ledger, actor=actor, dry_run=dry_run)
                 judged: Judged
                 async for judged in redriving.redrive(maximum, looking_at=MOST):
                     fates[judged.fate] += 1
@@ -186,14 +194,25 @@ def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
     asyncio.run(work())
 
 
-async def _redriven_in_ledger(letters: "DeadLetters", maximum: int, *, dry_run: bool) -> tuple[int, int]:
+def _operator() -> str:
+    """The name of the user that runs this command."""
+    import getpass
+    import os
+
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a user id without a name, as containers have
+        return f"uid:{os.getuid()}" if hasattr(os, "getuid") else "operator"
+
+
+async def _redriven_in_ledger(letters: "DeadLetters", maximum: int, *, actor: str, dry_run: bool) -> tuple[int, int]:
     """Redrive without a broker: workers look at the ledger. How many were redriven, and how many had to be left."""
     ids = [each.message.id for each in await letters.dead_lettered(maximum)]
     if dry_run:
         standings = await letters.standings(ids)
         blocked = sum(each.job_is_queued for each in standings.values())
         return len(ids) - blocked, blocked
-    revived = await letters.redrive(ids, lease_s=0) if ids else set()
+    revived = await letters.redrive(ids, actor=actor, lease_s=0) if ids else set()
     return len(revived), len(ids) - len(revived)
 
 

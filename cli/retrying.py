@@ -181,15 +181,16 @@ async def _retry_these(redrive: "Redrive", ids: "Sequence[UUID]", order: Order) 
 
 async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Order) -> int:
     preview = await redrive.preview(wanted, extra_attempts=order.extra_attempts)
-    goes_on = not order.dry_run and preview.retryable > 0 and preview.matched <= order.maximum
+    too_many = preview.truncated or preview.matched > order.maximum
+    goes_on = not order.dry_run and preview.retryable > 0 and not too_many
     if not (goes_on and order.as_json):  # a program gets one document: of what was done, where something is
         _show_preview(preview, as_json=order.as_json)
     if not preview.matched and wanted.type is not None:
         await note_unknown_type(redrive, wanted.type)
     if order.dry_run:
         return 0
-    if preview.matched > order.maximum:
-        many = f"{preview.matched}" if preview.matched <= 10_000 else "more than 10000"
+    if too_many:
+        many = f"more than {preview.matched}" if preview.truncated else f"{preview.matched}"
         raise CommandFailed(f"the filter matches {many} failed jobs, --max is {order.maximum}: nothing was retried")
     if not preview.retryable:
         typer.echo("redrive: nothing to retry", err=True)

@@ -293,6 +293,24 @@ class Redrive:
                 return retry
             raise
 
+    async def redrive(self, retry_id: UUID | str) -> Retry:
+        """Queue a dead-lettered retry again; one that was redriven before and is still queued is the same to us.
+
+        It may still be rejected: it holds for the job as it was then.
+
+        Raises NotFound, Conflict (`retry-not-dead-lettered`, `retry-queued`).
+        """
+        try:
+            answer = await self._answer(Request("POST", f"{retry_at(retry_id).path}/redrive"))
+        except Conflict as error:
+            # It may be our own redrive, sent again after its answer was lost.
+            if error.code == "retry-not-dead-lettered":
+                retry = await self.get_retry(retry_id)
+                if retry.state is RetryState.QUEUED and retry.redriven_at is not None:
+                    return retry
+            raise
+        return decoded(answer.body, Envelope[Retry]).data
+
     async def list_retries(
         self,
         *,

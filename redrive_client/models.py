@@ -47,6 +47,7 @@ class Outcome(StrEnum):
     JOB_NOT_FAILED = "job_not_failed"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     SUPERSEDED = "superseded"
+    BLOCKED = "blocked"
     CANCELLED = "cancelled"
     POISON = "poison"
 
@@ -98,7 +99,10 @@ class UnreadableJob(msgspec.Struct, frozen=True):
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """A retry request, and what became of it. `error_before` is the error that it cleared from the job."""
+    """A retry request, and what became of it. `…_before` is what it found, or cleared from the job.
+
+    `cancelled_by` took it back; `redriven_by` was the last to queue it again after it was dead-lettered.
+    """
 
     id: UUID
     job_id: UUID
@@ -114,6 +118,13 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     attempts_before: int | None
     error_before: str | None
     done: bool
+    cancelled_by: str | None = None
+    redriven_by: str | None = None
+    redriven_at: datetime | None = None
+    max_attempts_before: int | None = None
+    started_at_before: datetime | None = None
+    completed_at_before: datetime | None = None
+    error_before_truncated: bool = False
     etag: str | None = None
 
 
@@ -153,12 +164,16 @@ class FailedFilter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
 
 
 class Preview(msgspec.Struct, frozen=True):
-    """What a bulk retry would do: counts of jobs, by what stands against retrying them, and some that would be."""
+    """What a bulk retry would do: counts of jobs, by what stands against retrying them, and some that would be.
+
+    `truncated`: more jobs match than were counted.
+    """
 
     matched: int
     retryable: int
     skipped: dict[str, int]
     sample: tuple[UUID, ...]
+    truncated: bool = False
 
 
 class Skipped(msgspec.Struct, frozen=True):

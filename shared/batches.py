@@ -4,10 +4,11 @@ Choosing and accepting ten thousand jobs is a few statements, each set-based. Wh
 listed with its reason. The requests themselves are ledger rows like any other, with the batch's id.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -16,7 +17,7 @@ from uuid_utils.compat import uuid7
 from shared.coalesce import Coalescer
 from shared.errors import BatchNotFound, DatabaseUnavailable, JobUnreadable, StatementRefused, TooManyMatches
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
-from shared.models import BatchId, JobId, ProjectId, RetryBlock
+from shared.models import BatchId, JobId, Place, ProjectId, RetryBlock
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ _CODES: Final = {
     RetryBlock.ATTEMPTS_EXHAUSTED: "attempts-exhausted",
     RetryBlock.RETRY_QUEUED: "retry-queued",
 }
+
+
+CANCELLED_AT_ONCE: Final = 2_000
+"""So many requests of a batch are taken back in one statement: well within a statement's time."""
+_CANCEL_AGAIN_S: Final = 0.05
+_CANCEL_WITHIN_S: Final = 1.0
+"""For so long rows that a worker or the relay has in hand are tried again."""
+
+COUNTED: Final = 100_000
+"""A page of batches ends early where it would count more requests than this."""
 
 
 class FailedFilter(NamedTuple):
@@ -68,6 +79,7 @@ class Preview(NamedTuple):
     retryable: int
     skipped: Mapping[str, int]
     sample: tuple[JobId, ...]
+    truncated: bool
 
 
 class Skipped(msgspec.Struct, frozen=True):
@@ -87,12 +99,16 @@ class AcceptedBatch(NamedTuple):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A bulk retry and how its requests stand; the counts add up to `total`."""
+    """A bulk retry and how its requests stand; the counts add up to `total`.
+
+    `filter` is the one that it was asked with, as JSON; None where the jobs were named by their ids.
+    """
 
     id: BatchId
     project_id: ProjectId
     actor: str
     reason: str | None
+    filter: msgspec.Raw | None
     requested_at: datetime
     total: int
     queued: int
@@ -118,6 +134,30 @@ class _Raced(Exception):
     """Somebody else has claimed the idempotency key meanwhile."""
 
 
+def _batch_of(row: "Row") -> Batch:
+    return Batch(
+        id=BatchId(row["id"]),
+        project_id=ProjectId(row["project_id"]),
+        actor=row["actor"],
+        reason=row["reason"],
+        filter=None if row["filter"] is None else msgspec.Raw(row["filter"].encode()),
+        requested_at=row["requested_at"],
+        total=row["total"],
+        queued=row["queued"],
+        applied=row["applied"],
+        rejected=row["rejected"],
+        cancelled=row["cancelled"],
+        dead_lettered=row["dead_lettered"],
+    )
+
+
+def _json_of(chosen: FailedFilter) -> str:
+    """The filter as it was asked: what it leaves open is not in it; its times are in UTC."""
+    asked = {name: value for name, value in chosen._asdict().items() if value is not None}
+    times = {name: value.astimezone(UTC) for name, value in asked.items() if isinstance(value, datetime)}
+    return msgspec.json.encode(asked | times).decode()
+
+
 class RetryBatches:
     """Previews, accepts and counts bulk retries."""
 
@@ -128,12 +168,14 @@ class RetryBatches:
         self._reading: Coalescer[BatchKey, Batch] = Coalescer(self.find_many)
 
     async def preview(self, request: BatchRequest) -> Preview:
-        """What `accept` would do now; nothing is written. Counts at most MAX_BATCH + 1 jobs."""
+        """What `accept` would do now; nothing is written. Counts at most MAX_BATCH jobs; `truncated`: more match."""
         async with self._database.turn():
             blocks = await self._blocks(request, limit=MAX_BATCH + 1)
+        truncated = len(blocks) > MAX_BATCH
+        blocks = blocks[:MAX_BATCH]
         free = [job_id for job_id, block in blocks if block is None]
         counts = Counter(block for _, block in blocks if block is not None)
-        return Preview(len(blocks), len(free), counts, tuple(free[:SAMPLE]))
+        return Preview(len(blocks), len(free), counts, tuple(free[:SAMPLE]), truncated)
 
     async def accept(self, request: BatchRequest) -> AcceptedBatch:
         """Write down a request for every job that can be retried; list the others.
@@ -211,6 +253,7 @@ class RetryBatches:
             request.project_id,
             request.actor,
             request.reason,
+            _json_of(request.chosen) if isinstance(request.chosen, FailedFilter) else None,
             len(written),
             msgspec.json.encode(skipped).decode(),
         )
@@ -243,8 +286,45 @@ class RetryBatches:
         """The batches behind distinct keys; one that matches nothing is missing."""
         ids, projects = zip(*keys, strict=True)
         rows = await self._database.fetch(self._sql["find_batches"], ids, projects)
-        batches = (Batch(**dict(row)) for row in rows)
-        return {BatchKey(batch.id, batch.project_id): batch for batch in batches}
+        return {BatchKey(batch.id, batch.project_id): batch for batch in map(_batch_of, rows)}
+
+    async def page(
+        self, project_id: ProjectId, *, actor: str | None, after: Place | None, limit: int
+    ) -> tuple[list[Batch], bool]:
+        """Up to `limit` of the project's batches that follow `after`, newest first, and whether more follow these.
+
+        Fewer where the next would take the requests that are counted over COUNTED; never none because of that.
+        """
+        at, batch_id = (None, None) if after is None else after
+        async with self._database.turn():
+            rows = await self._database.fetch(
+                self._sql["list_batches"], project_id, actor, at, batch_id, limit + 1, COUNTED
+            )
+        shown = [row for row in rows if row["counted"]][:limit]
+        return [_batch_of(row) for row in shown], len(rows) > len(shown)
+
+    async def cancel(self, key: BatchKey, *, actor: str) -> Batch:
+        """Take back what is still queued of the batch, in the name of `actor`; answers the batch as it then stands.
+
+        A request that a worker has in hand is left to it: it is settled by the worker, or, where the worker gives it
+        back soon, taken back. A request that was queued before the batch is not of the batch.
+
+        Raises BatchNotFound, for foreign ones too; DatabaseUnavailable, after which a part may have been taken back.
+        """
+        batch = await self.get(key)
+        until = asyncio.get_running_loop().time() + _CANCEL_WITHIN_S
+        while not batch.done:
+            async with self._database.turn():
+                rows = await self._database.fetch(
+                    self._sql["cancel_batch"], key.project_id, key.id, actor, CANCELLED_AT_ONCE
+                )
+            if len(rows) == CANCELLED_AT_ONCE:
+                continue
+            batch = await self.get(key)
+            if batch.done or asyncio.get_running_loop().time() >= until:
+                break
+            await asyncio.sleep(_CANCEL_AGAIN_S)
+        return batch
 
     async def changed(self, seen: Mapping[BatchKey, Batch]) -> Sequence[BatchKey]:
         """Which of the batches no longer stand as they were seen."""

@@ -67,15 +67,15 @@ class DeadLetters:
         rows = await self._database.fetch(self._sql["dead_lettered"], limit)
         return [DeadRequest(message_of(row), row["processed_at"]) for row in rows]
 
-    async def redrive(self, ids: Sequence[RetryId], *, lease_s: float) -> dict[RetryId, Lease]:
-        """Queue these requests again; answers those that are queued now, each with its lease.
+    async def redrive(self, ids: Sequence[RetryId], *, actor: str, lease_s: float) -> dict[RetryId, Lease]:
+        """Queue these requests again, in the name of `actor`; answers those that are queued now, each with its lease.
 
         The others are not dead-lettered, or another request is queued for their job. For `lease_s` the relay leaves
         them to the caller, who publishes them.
         """
         for _ in range(_ROUNDS):
             try:
-                rows = await self._database.fetch(self._sql["redrive"], ids, timedelta(seconds=lease_s))
+                rows = await self._database.fetch(self._sql["redrive"], ids, timedelta(seconds=lease_s), actor)
             except StatementRefused:
                 continue  # somebody has queued a retry for one of the jobs just now; the next look sees it
             return {RetryId(row["id"]): Lease(RetryId(row["id"]), row["publish_lease_until"]) for row in rows}

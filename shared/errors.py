@@ -54,6 +54,18 @@ class RetryAlreadySettled(RedriveError):
     code = "retry-already-settled"
 
 
+class RetryNotDeadLettered(RedriveError):
+    """The request was not given up, so there is nothing to redrive."""
+
+    code = "retry-not-dead-lettered"
+
+
+class RetryQueued(RedriveError):
+    """Another request is queued for the job; there is at most one at a time."""
+
+    code = "retry-queued"
+
+
 class BatchNotFound(RedriveError):
     """No such batch of retries in this project."""
 

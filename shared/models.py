@@ -66,6 +66,7 @@ class Outcome(StrEnum):
     JOB_NOT_FAILED = "job_not_failed"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     SUPERSEDED = "superseded"
+    BLOCKED = "blocked"
     CANCELLED = "cancelled"
     POISON = "poison"
 
@@ -165,7 +166,11 @@ class UnreadableJob(NamedTuple):
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the ledger: an accepted retry request, and what became of it."""
+    """A row of the ledger: an accepted retry request, and what became of it.
+
+    `…_before` is what it found, or cleared from the job; of a long error the beginning, as `error_before_truncated`
+    says.
+    """
 
     id: RetryId
     project_id: ProjectId
@@ -174,13 +179,20 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     state: RetryState
     outcome: Outcome | None
     actor: str
+    cancelled_by: str | None = None
+    redriven_by: str | None = None
+    redriven_at: datetime | None = None
     reason: str | None
     delay_seconds: int
     extra_attempts: int
     requested_at: datetime
-    processed_at: datetime | None
-    attempts_before: int | None
-    error_before: str | None
+    processed_at: datetime | None = None
+    attempts_before: int | None = None
+    max_attempts_before: int | None = None
+    started_at_before: datetime | None = None
+    completed_at_before: datetime | None = None
+    error_before: str | None = None
+    error_before_truncated: bool = False
 
     @property
     def done(self) -> bool:

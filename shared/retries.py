@@ -4,7 +4,9 @@ A row of `redrive.retry_requests` is an accepted request: its place in the outbo
 it everything else can be rebuilt, so nothing is kept in memory that would be missed.
 
     queued ──apply────────▶ applied | rejected    (with the outcome, and what the retry cleared)
-           ──dead_letter──▶ dead_lettered         (what the database refuses to apply)
+           ──block────────▶ rejected              (the jobs table's owner does not take the job back)
+           ──cancel───────▶ cancelled
+           ──dead_letter──▶ dead_lettered         (what no worker could settle) ──redrive──▶ queued
 
 Only `queued` rows are ever settled, under their lock. A message that is delivered twice finds its row settled the
 second time, and changes nothing.
@@ -27,7 +29,10 @@ from shared.errors import (
     JobNotFailed,
     JobNotFound,
     RetryAlreadySettled,
+    RetryNotDeadLettered,
     RetryNotFound,
+    RetryQueued,
+    StatementRefused,
 )
 from shared.failpoints import Failpoint, reach
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
@@ -147,8 +152,9 @@ def blocked_by(job: Job, *, extra_attempts: int = 0) -> RetryBlock | None:
 
 def _retry_of(row: "Row") -> Retry:
     (
-        retry_id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
-        requested_at, processed_at, attempts_before, error_before,
+        retry_id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
+        reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
+        started_at_before, completed_at_before, error_before, error_before_truncated,
     ) = row  # fmt: skip
     return Retry(
         id=RetryId(retry_id),
@@ -158,13 +164,37 @@ def _retry_of(row: "Row") -> Retry:
         state=RetryState(state),
         outcome=None if outcome is None else Outcome(outcome),
         actor=actor,
+        cancelled_by=cancelled_by,
+        redriven_by=redriven_by,
+        redriven_at=redriven_at,
         reason=reason,
         delay_seconds=delay_seconds,
         extra_attempts=extra_attempts,
         requested_at=requested_at,
         processed_at=processed_at,
         attempts_before=attempts_before,
+        max_attempts_before=max_attempts_before,
+        started_at_before=started_at_before,
+        completed_at_before=completed_at_before,
         error_before=error_before,
+        error_before_truncated=error_before_truncated,
+    )
+
+
+def _queued(retry_id: RetryId, request: RetryRequest, requested_at: datetime) -> Retry:
+    """The request as it was just written down."""
+    return Retry(
+        id=retry_id,
+        project_id=request.job.project_id,
+        job_id=request.job.id,
+        batch_id=None,
+        state=RetryState.QUEUED,
+        outcome=None,
+        actor=request.actor,
+        reason=request.reason,
+        delay_seconds=request.delay_seconds,
+        extra_attempts=request.extra_attempts,
+        requested_at=requested_at,
     )
 
 
@@ -311,26 +341,51 @@ class RetryLedger:
             [None if row.request.key is None else row.request.key.key for row in chosen],
             [None if row.request.key is None else row.request.key.fingerprint for row in chosen],
         )
-        retries = {retry.id: retry for retry in map(_retry_of, rows)}
-        return {row: retries[row.id] for row in chosen if row.id in retries}
+        written = {row["id"]: row["requested_at"] for row in rows}
+        return {row: _queued(row.id, row.request, written[row.id]) for row in chosen if row.id in written}
 
     async def _replayed(self, request: RetryRequest, claim: Claim) -> Accepted:
         """The first answer again: the request as it was then, whatever has become of it."""
         if claim.retry_id is None:
             raise IdempotencyKeyReused
         retry = await self.get(RetryKey(claim.retry_id, request.job.project_id))
-        first = msgspec.structs.replace(
-            retry, state=RetryState.QUEUED, outcome=None, processed_at=None, attempts_before=None, error_before=None
+        first = Retry(
+            id=retry.id,
+            project_id=retry.project_id,
+            job_id=retry.job_id,
+            batch_id=retry.batch_id,
+            state=RetryState.QUEUED,
+            outcome=None,
+            actor=retry.actor,
+            reason=retry.reason,
+            delay_seconds=retry.delay_seconds,
+            extra_attempts=retry.extra_attempts,
+            requested_at=retry.requested_at,
         )
         return Accepted(first, claim.deduplicated, replayed=True)
 
-    async def cancel(self, key: RetryKey) -> Retry:
-        """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
+    async def cancel(self, key: RetryKey, *, actor: str) -> Retry:
+        """Take a queued request back, in the name of `actor`. Raises RetryNotFound, RetryAlreadySettled."""
         async with self._database.turn():
-            rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id)
+            rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id, actor)
         if not rows:
             await self.get(key)
             raise RetryAlreadySettled
+        return _retry_of(rows[0])
+
+    async def redrive(self, key: RetryKey, *, actor: str) -> Retry:
+        """Queue a dead-lettered request again, in the name of `actor`; the relay, or a worker, takes it from there.
+
+        Raises RetryNotFound, RetryNotDeadLettered, RetryQueued.
+        """
+        async with self._database.turn():
+            try:
+                rows = await self._database.fetch(self._sql["redrive_retry"], key.id, key.project_id, actor)
+            except StatementRefused as error:  # at most one request is queued for a job
+                raise RetryQueued from error
+        if not rows:
+            await self.get(key)
+            raise RetryNotDeadLettered
         return _retry_of(rows[0])
 
     # -- reading
@@ -358,6 +413,7 @@ class RetryLedger:
             [key.id for key in seen],
             [key.project_id for key in seen],
             [retry.state for retry in seen.values()],
+            [retry.redriven_at for retry in seen.values()],
         )
         return [RetryKey(RetryId(row["id"]), ProjectId(row["project_id"])) for row in rows]
 
@@ -465,7 +521,7 @@ class RetryLedger:
         return [message_of(row) for row in await self._database.fetch(self._sql["queued"], limit)]
 
     async def dead_letter(self, ids: Sequence[RetryId]) -> dict[RetryId, Settled]:
-        """Give up on these: the database refuses to apply them, and would again.
+        """Give up on these: no worker could settle them.
 
         One that was settled before keeps its first outcome; an id that the ledger does not know is missing.
         """
@@ -475,6 +531,20 @@ class RetryLedger:
             known = await self._outcomes(session, [each for each in ids if each not in settled])
             settled |= {each: Settled(outcome, None) for each, outcome in known.items() if outcome is not None}
         return settled
+
+    async def block(self, message: RetryMessage) -> Settled:
+        """Reject a request whose job the table's owner does not take back now; one settled before keeps its outcome.
+
+        One that `apply` would write down is written down, as rejected. Raises DatabaseUnavailable, and StatementRefused
+        where it cannot be written down.
+        """
+        async with self._database.transaction() as session:
+            theirs = [] if isinstance(message, LedgerMessage) else [message]
+            rows = await session.fetch(self._sql["block"], [message.id], await self._adopt(session, theirs))
+            if rows:
+                return Settled(Outcome(rows[0][1]), rows[0][2])
+            known = await self._outcomes(session, [message.id])
+        return Settled(known.get(message.id) or Outcome.SUPERSEDED, None)
 
     async def probe(self) -> None:
         """Prove that requests can be settled, with the very statements for it, which find none. Raises as `apply`."""

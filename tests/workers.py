@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
@@ -31,6 +32,11 @@ class RunningWorker:
                 return answer.status
         except aiohttp.ClientConnectionError:
             return 0
+
+    async def health(self) -> tuple[int, Any]:
+        """The status of `/readyz`, and what it says."""
+        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
+            return answer.status, await answer.json()
 
     async def metric(self, name: str, **labels: str) -> float:
         """The value of one sample; 0 for one that is not there."""

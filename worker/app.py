@@ -104,11 +104,15 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event)
             checks["database"] = Status.OK
         except DatabaseUnavailable:
             checks["database"] = Status.UNAVAILABLE
+        if any(source.settler.troubled for source in sources):
+            checks["settling"] = Status.DEGRADED
         queues = [source for source in sources if isinstance(source, QueueSource)]
         if queues:
             checks["broker"] = Status.OK if all(queue.live for queue in queues) else Status.UNAVAILABLE
         well = not stop.is_set() and Status.UNAVAILABLE not in checks.values()
-        return Readiness(Status.OK if well else Status.UNAVAILABLE, checks)
+        if not well:
+            return Readiness(Status.UNAVAILABLE, checks)
+        return Readiness(Status.DEGRADED if Status.DEGRADED in checks.values() else Status.OK, checks)
 
     return ready
 

@@ -44,12 +44,15 @@ class Judged(NamedTuple):
 
 
 class Redriving:
-    """Redrives letters from the queue; with `dry_run`, only says what would become of them."""
+    """Redrives letters from the queue in the name of `actor`; with `dry_run`, only says what would become of them."""
 
-    def __init__(self, queue: "DeadQueue", letters: "DeadLetters", ledger: "RetryLedger", *, dry_run: bool) -> None:
+    def __init__(
+        self, queue: "DeadQueue", letters: "DeadLetters", ledger: "RetryLedger", *, actor: str, dry_run: bool
+    ) -> None:
         self._queue = queue
         self._letters = letters
         self._ledger = ledger
+        self._actor = actor
         self._dry_run = dry_run
 
     async def redrive(self, maximum: int, *, looking_at: int) -> AsyncIterator[Judged]:
@@ -90,7 +93,7 @@ class Redriving:
         standing = standings.get(letter.message.id)
         leases: Sequence[Lease] = ()
         if standing is not None and standing.state is RetryState.DEAD_LETTERED:
-            revived = await self._letters.redrive([letter.message.id], lease_s=LEASE_S)
+            revived = await self._letters.redrive([letter.message.id], actor=self._actor, lease_s=LEASE_S)
             leases = list(revived.values())
             if not leases:
                 return Judged(letter, Fate.RETRY_QUEUED)  # since we looked

@@ -1,9 +1,13 @@
 """Settler: retry requests in, outcomes out, whatever the database makes of them.
 
 A request that the database refuses (a constraint, a trigger of the jobs table's owner) fails the whole transaction. The
-batch is then halved until the refused one stands alone; it is given up in the ledger, and the others go through. The
-same goes for a batch that it has no time or no right for, if only it can still settle one of no requests: what takes
-too long on its own (a slow trigger, a lock that is waited for) is held, and comes again later.
+batch is then halved until the refused one stands alone; it is rejected as `blocked`, and the others go through. The
+same goes for a batch that it has no time or no right for, if only it can still settle one of no requests: what fails
+on its own for a reason of the server's or ours (a slow trigger, a lock that is waited for, a missing right) is held,
+stays queued, and comes again later. The log says why, and so does readiness, for as long as it goes on.
+
+`blocked` is what says something of the one job: SQLSTATE classes 22, 23, 38, 39, P0, 09, 20, 21, 27, 2F, 44, 54 and
+those that the table's owner has made up. Of the server or ours are those that `shared/database.py` lists.
 
 A batch that the database was away for stays here, without its messages, and is the first thing to go through when the
 database is back. Only then are messages taken again, so an outage costs each of them one delivery at most, of the
@@ -11,8 +15,9 @@ twenty that a queue allows, however long it lasts and whatever is the matter.
 """
 
 import logging
+import math
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 
@@ -29,6 +34,9 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger(__name__)
 
+HELD_FOR_S: Final = 90.0
+"""So long after a request was held the settler is `troubled`: what is held comes again within a minute."""
+
 
 class Settler:
     """Settles batches for one source."""
@@ -37,12 +45,19 @@ class Settler:
         self._ledger = ledger
         self._metrics = metrics
         self._unsettled: list[RetryMessage] = []
+        self._held_at = -math.inf
+        self._unfit = False
+
+    @property
+    def troubled(self) -> bool:
+        """Whether the server, or a missing right, keeps requests from being settled: all, or one held of late."""
+        return self._unfit or time.monotonic() - self._held_at < HELD_FOR_S
 
     async def settle(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled]:
-        """Settle requests; every distinct id has its outcome in the answer, `poison` for one that was refused.
+        """Settle requests; every distinct id has its outcome in the answer, `blocked` for one that was refused.
 
-        One that is missing is held, its job being locked or slow to update: it is still queued, and comes again in a
-        message of its own.
+        `poison` is one of another program's that cannot be written down. One that is missing is held, its job being
+        locked, or not to be updated now: it is still queued, and comes again in a message of its own.
 
         Raises DatabaseUnavailable; `catch_up` has to succeed before anything else is settled.
         """
@@ -72,7 +87,12 @@ class Settler:
 
     async def catch_up(self) -> None:
         """Look whether the database can settle anything, then settle what it could not. Raises DatabaseUnavailable."""
-        await self._ledger.probe()
+        try:
+            await self._ledger.probe()
+        except DatabaseUnavailable as failed:
+            self._unfit = isinstance(failed, DatabaseUnfit)
+            raise
+        self._unfit = False
         if messages := self._unsettled:
             self._unsettled = []
             await self.settle(messages)
@@ -101,24 +121,30 @@ class Settler:
     ) -> dict[RetryId, Settled]:
         match fault:
             case StatementRefused():
-                return await self._given_up(message.id, str(fault))
-            case DatabaseUnfit():  # though it is not, says the probe: a trigger's words
-                return await self._given_up(message.id, fault.sqlstate)
+                return await self._blocked(message, str(fault))
             case DatabaseUnavailable():
                 return await self._held(message, fault)
 
     async def _held(self, message: "RetryMessage", fault: DatabaseUnavailable) -> dict[RetryId, Settled]:
         try:
             await self._ledger.hold(message)
-        except StatementRefused as refused:
-            return await self._given_up(message.id, str(refused))
+        except StatementRefused as refused:  # another program's, and it cannot be queued
+            return self._given_up(message.id, str(refused))
+        self._held_at = time.monotonic()
         log.warning("retry request held", request_id=str(message.id), reason=str(fault))
         return {}
 
-    async def _given_up(self, request_id: RetryId, sqlstate: str) -> dict[RetryId, Settled]:
-        log.warning("retry request refused by the database", request_id=str(request_id), sqlstate=sqlstate)
-        settled = await self._ledger.dead_letter([request_id])
-        return settled or {request_id: Settled(Outcome.POISON, None)}  # refused before it could be written down
+    async def _blocked(self, message: "RetryMessage", sqlstate: str) -> dict[RetryId, Settled]:
+        try:
+            settled = await self._ledger.block(message)
+        except StatementRefused as refused:  # another program's, and it cannot be written down
+            return self._given_up(message.id, str(refused))
+        log.warning("retry request blocked", request_id=str(message.id), sqlstate=sqlstate)
+        return {message.id: settled}
+
+    def _given_up(self, request_id: RetryId, sqlstate: str) -> dict[RetryId, Settled]:
+        log.warning("retry request refused by the ledger", request_id=str(request_id), sqlstate=sqlstate)
+        return {request_id: Settled(Outcome.POISON, None)}
 
     def _report(self, settled: dict[RetryId, Settled], messages: int, began: float, *, held: int = 0) -> None:
         elapsed_s = time.perf_counter() - began

@@ -75,14 +75,16 @@ ON CONFLICT (project_id, job_id) WHERE state = 'queued' DO NOTHING
 RETURNING job_id;
 
 -- name: record_batch
--- $1 uuid id, $2 text project id, $3 text actor, $4 text reason, $5 int how many were accepted, $6 jsonb the skipped
-INSERT INTO redrive.retry_batches (id, project_id, actor, reason, total, skipped) VALUES ($1, $2, $3, $4, $5, $6);
+-- $1 uuid id, $2 text project id, $3 text actor, $4 text reason, $5 jsonb the filter or NULL, $6 int how many were
+-- accepted, $7 jsonb the skipped
+INSERT INTO redrive.retry_batches (id, project_id, actor, reason, filter, total, skipped)
+VALUES ($1, $2, $3, $4, $5, $6, $7);
 
 -- name: find_batches
 -- Batches by (id, project), with how their requests stand.
 -- $1 uuid[] ids, $2 text[] project ids; same length
 SELECT
-    b.id, b.project_id, b.actor, b.reason, b.requested_at, b.total,
+    b.id, b.project_id, b.actor, b.reason, b.filter, b.requested_at, b.total,
     count(*) FILTER (WHERE r.state = 'queued') AS queued,
     count(*) FILTER (WHERE r.state = 'applied') AS applied,
     count(*) FILTER (WHERE r.state = 'rejected') AS rejected,
@@ -92,6 +94,59 @@ FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN redrive.retry_batches AS b USING (id, project_id)
 LEFT JOIN redrive.retry_requests AS r ON r.project_id = b.project_id AND r.batch_id = b.id
 GROUP BY b.id;
+
+-- name: list_batches
+-- A page of a project's batches, newest first, with how their requests stand. Those beyond the sum of $6 requests are
+-- not counted: `counted` says so. The first always is.
+-- $1 text project id, $2 text actor or NULL; $3 timestamptz and $4 uuid the place below which the page begins, $5 int
+-- how many, $6 int how many requests are counted
+WITH page AS MATERIALIZED (
+    SELECT id, project_id, actor, reason, filter, requested_at, total
+    FROM redrive.retry_batches
+    WHERE
+        project_id = $1
+        AND (requested_at, id)
+            < (coalesce($3, 'infinity'::timestamptz), coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+        AND ($2::text IS NULL OR actor = $2)
+    ORDER BY requested_at DESC, id DESC
+    LIMIT $5
+),
+bounded AS (
+    SELECT
+        page.*,
+        row_number() OVER newest_first = 1 OR sum(total) OVER newest_first <= $6 AS counted
+    FROM page
+    WINDOW newest_first AS (ORDER BY requested_at DESC, id DESC)
+)
+SELECT
+    b.id, b.project_id, b.actor, b.reason, b.filter, b.requested_at, b.total, b.counted,
+    r.queued, r.applied, r.rejected, r.cancelled, r.dead_lettered
+FROM bounded AS b
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE state = 'queued') AS queued,
+        count(*) FILTER (WHERE state = 'applied') AS applied,
+        count(*) FILTER (WHERE state = 'rejected') AS rejected,
+        count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+        count(*) FILTER (WHERE state = 'dead_lettered') AS dead_lettered
+    FROM redrive.retry_requests
+    WHERE b.counted AND retry_requests.project_id = $1 AND retry_requests.batch_id = b.id
+) AS r
+ORDER BY b.requested_at DESC, b.id DESC;
+
+-- name: cancel_batch
+-- Take back requests of a batch that are still queued, but for those that a worker or the relay has in hand: these are
+-- not waited for.
+-- $1 text project id, $2 uuid batch id, $3 text the actor that takes them back, $4 int how many at most
+UPDATE redrive.retry_requests
+SET state = 'cancelled', outcome = 'cancelled', processed_at = now(), cancelled_by = $3
+WHERE id = ANY (ARRAY(
+    SELECT free.id FROM redrive.retry_requests AS free
+    WHERE project_id = $1 AND batch_id = $2 AND state = 'queued'
+    LIMIT $4
+    FOR UPDATE SKIP LOCKED
+))
+RETURNING id;
 
 -- name: find_skipped
 -- Which jobs a batch left out, as it was first answered.

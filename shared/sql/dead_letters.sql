@@ -58,9 +58,9 @@ LIMIT $1;
 
 -- name: redrive
 -- Queue requests again that were given up, unless another one is queued for the job by now. They keep the job version
--- that they were made for, so one whose job has moved on ends as superseded. Whoever redrives publishes; the lease
+-- that they were made for, so one whose job has moved on ends as superseded. The caller publishes them; the lease
 -- keeps the relay from doing it, too, until it must have failed.
--- $1 uuid[] request ids, $2 interval the lease
+-- $1 uuid[] request ids, $2 interval the lease, $3 text who redrives
 WITH dead AS MATERIALIZED (
     SELECT id, project_id, job_id FROM redrive.retry_requests
     WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered'
@@ -78,7 +78,7 @@ chosen AS ( -- at most one request waits for a job
 UPDATE redrive.retry_requests AS r
 SET
     state = 'queued', outcome = NULL, processed_at = NULL, published_at = NULL,
-    publish_lease_until = now() + $2::interval
+    publish_lease_until = now() + $2::interval, redriven_by = $3, redriven_at = now()
 FROM chosen
 WHERE r.id = ANY ($1::uuid[]) AND r.id = chosen.id
 RETURNING r.id, r.publish_lease_until;

@@ -29,16 +29,16 @@ FROM unnest(
 )
 ORDER BY project_id, job_id -- one order for all processes, so two batches cannot wait for each other in a ring
 ON CONFLICT (project_id, job_id) WHERE state = 'queued' DO NOTHING
-RETURNING
-    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
-    requested_at, processed_at, attempts_before, error_before;
+RETURNING id, requested_at;
 
 -- name: find_retries
 -- The requests behind (id, project) pairs; a pair that matches nothing is missing from the answer.
 -- $1 uuid[] ids, $2 text[] project ids; same length
 SELECT
-    r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.reason, r.delay_seconds, r.extra_attempts,
-    r.requested_at, r.processed_at, r.attempts_before, r.error_before
+    r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.cancelled_by, r.redriven_by,
+    r.redriven_at, r.reason, r.delay_seconds, r.extra_attempts, r.requested_at, r.processed_at, r.attempts_before,
+    r.max_attempts_before, r.started_at_before, r.completed_at_before,
+    left(r.error_before, 65536), coalesce(length(r.error_before) > 65536, false)
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT * FROM redrive.retry_requests
@@ -48,15 +48,15 @@ JOIN LATERAL (
 
 -- name: changed_retries
 -- Which of the requests are no longer as seen, or gone.
--- $1 uuid[] ids, $2 text[] project ids, $3 text[] states seen; same length
+-- $1 uuid[] ids, $2 text[] project ids, $3 text[] states and $4 timestamptz[] times of redriving seen; same length
 SELECT wanted.id, wanted.project_id
-FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (id, project_id, state)
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[]) AS wanted (id, project_id, state, redriven_at)
 LEFT JOIN LATERAL (
-    SELECT r.state FROM redrive.retry_requests AS r
+    SELECT r.state, r.redriven_at FROM redrive.retry_requests AS r
     WHERE r.project_id = wanted.project_id AND r.id = wanted.id
     LIMIT 1
 ) AS r ON true
-WHERE r.state IS DISTINCT FROM wanted.state;
+WHERE (r.state, r.redriven_at) IS DISTINCT FROM (wanted.state, wanted.redriven_at);
 
 -- name: history
 -- A page of the requests for one job, newest first: its audit trail. The place to start from is always there, so that
@@ -64,8 +64,9 @@ WHERE r.state IS DISTINCT FROM wanted.state;
 -- $1 text project id, $2 uuid job id; $3 text state, $4 uuid batch id, $5 text actor, each NULL for all; $6 timestamptz
 -- and $7 uuid the place below which the page begins, $8 int how many
 SELECT
-    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
-    requested_at, processed_at, attempts_before, error_before
+    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
+    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
+    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false)
 FROM (
     SELECT * FROM redrive.retry_requests
     WHERE
@@ -87,8 +88,9 @@ LIMIT $8;
 -- $1 text project id; $2 text state, $3 text actor, each NULL for all; $4 timestamptz and $5 uuid the place below which
 -- the page begins, $6 int how many
 SELECT
-    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
-    requested_at, processed_at, attempts_before, error_before
+    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
+    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
+    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false)
 FROM redrive.retry_requests
 WHERE
     project_id = $1
@@ -105,8 +107,9 @@ LIMIT $6;
 -- $1 text project id, $2 text state, $3 text actor or NULL; $4 timestamptz and $5 uuid the place below which the page
 -- begins, $6 int how many
 SELECT
-    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
-    requested_at, processed_at, attempts_before, error_before
+    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
+    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
+    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false)
 FROM redrive.retry_requests
 WHERE
     project_id = $1 AND state = $2
@@ -118,34 +121,63 @@ ORDER BY requested_at DESC, id DESC
 LIMIT $6;
 
 -- name: list_batch
--- A page of a batch's requests, newest first. A batch is bounded, so it is read whole, by its own index, and sorted:
--- along the project's index it may lie anywhere.
+-- A page of a batch's requests, newest first. A batch is bounded, so its places are read whole, by its own index, and
+-- sorted: along the project's index it may lie anywhere. Only what is on the page is read in full.
 -- $1 text project id, $2 uuid batch id; $3 text state, $4 text actor, each NULL for all; $5 timestamptz and $6 uuid the
 -- place below which the page begins, $7 int how many
 WITH request AS MATERIALIZED (
-    SELECT
-        id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
-        requested_at, processed_at, attempts_before, error_before
-    FROM redrive.retry_requests
-    WHERE project_id = $1 AND batch_id = $2
-)
-SELECT * FROM request
-WHERE
-    (requested_at, id)
+    SELECT id, requested_at FROM redrive.retry_requests
+    WHERE
+        project_id = $1 AND batch_id = $2
+        AND ($3::text IS NULL OR state = $3)
+        AND ($4::text IS NULL OR actor = $4)
+),
+page AS (
+    SELECT id, requested_at FROM request
+    WHERE
+        (requested_at, id)
         < (coalesce($5, 'infinity'::timestamptz), coalesce($6, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-    AND ($3::text IS NULL OR state = $3)
-    AND ($4::text IS NULL OR actor = $4)
-ORDER BY requested_at DESC, id DESC
-LIMIT $7;
+    ORDER BY requested_at DESC, id DESC
+    LIMIT $7
+)
+SELECT
+    r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.cancelled_by, r.redriven_by,
+    r.redriven_at, r.reason, r.delay_seconds, r.extra_attempts, r.requested_at, r.processed_at, r.attempts_before,
+    r.max_attempts_before, r.started_at_before, r.completed_at_before,
+    left(r.error_before, 2000), coalesce(length(r.error_before) > 2000, false)
+FROM page
+CROSS JOIN LATERAL (
+    SELECT * FROM redrive.retry_requests
+    WHERE retry_requests.project_id = $1 AND retry_requests.id = page.id
+    LIMIT 1
+) AS r
+ORDER BY page.requested_at DESC, page.id DESC;
 
 -- name: cancel
 -- Take a queued request back. No row: it is settled, foreign or unknown.
--- $1 uuid id, $2 text project id
-UPDATE redrive.retry_requests SET state = 'cancelled', outcome = 'cancelled', processed_at = now()
+-- $1 uuid id, $2 text project id, $3 text the actor that takes it back
+UPDATE redrive.retry_requests
+SET state = 'cancelled', outcome = 'cancelled', processed_at = now(), cancelled_by = $3
 WHERE project_id = $2 AND id = $1 AND state = 'queued'
 RETURNING
-    id, project_id, job_id, batch_id, state, outcome, actor, reason, delay_seconds, extra_attempts,
-    requested_at, processed_at, attempts_before, error_before;
+    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
+    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
+    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false);
+
+-- name: redrive_retry
+-- Queue one request again that was given up; the relay publishes it. It keeps the job version that it was made for. No
+-- row: it is not dead-lettered, foreign or unknown. Refused by the ledger's unique index while another request is queued
+-- for the job.
+-- $1 uuid id, $2 text project id, $3 text the actor that redrives it
+UPDATE redrive.retry_requests
+SET
+    state = 'queued', outcome = NULL, processed_at = NULL, published_at = NULL, publish_lease_until = NULL,
+    redriven_by = $3, redriven_at = now()
+WHERE project_id = $2 AND id = $1 AND state = 'dead_lettered'
+RETURNING
+    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
+    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
+    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false);
 
 -- name: publishable
 -- Take requests that nobody has published yet, oldest first, on a lease: another relay leaves them alone until the
@@ -248,6 +280,26 @@ WHERE id = ANY (ARRAY(
 ))
 RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
 
+-- name: block
+-- Reject requests whose job the table's owner does not take back now: those of $1 that are still queued, and those just
+-- adopted ($2). Answers them; a request that is missing had been settled before.
+-- $1 uuid[] request ids, $2 uuid[] those of them that were adopted in this transaction
+UPDATE redrive.retry_requests AS r
+SET
+    state = 'rejected', outcome = 'blocked', processed_at = now(),
+    (attempts_before, max_attempts_before) = (
+        SELECT coalesce(j.attempts, 0), coalesce(j.max_attempts, 3) FROM control_plane.jobs AS j
+        WHERE j.project_id = r.project_id AND j.id = r.job_id
+        LIMIT 1
+    )
+WHERE id = ANY (ARRAY(
+    SELECT refused.id FROM redrive.retry_requests AS refused
+    WHERE id = ANY ($1::uuid[]) AND (state = 'queued' OR id = ANY ($2::uuid[]))
+    ORDER BY id -- the workers' order: they may be settling the same rows
+    FOR UPDATE
+))
+RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
+
 -- name: adopt
 -- Write down requests that some other program published, before they are settled below in the same transaction. They
 -- enter as what they are if nobody looks: rejected. Inserting first makes a second copy of the message, in another
@@ -333,7 +385,7 @@ job AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT
             id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
-            last_error, started_at, completed_at, xmin::text AS version
+            last_error, scheduled_at, started_at, completed_at, xmin::text AS version
         FROM control_plane.jobs
         WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.job_id
         FOR NO KEY UPDATE SKIP LOCKED
@@ -342,7 +394,7 @@ job AS MATERIALIZED (
 looked_at AS (
     SELECT
         request.id, request.project_id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
-        job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at,
+        job.attempts, job.max_attempts, job.last_error, job.scheduled_at, job.started_at, job.completed_at,
         CASE
             WHEN job.id IS NULL AND EXISTS (
                 SELECT FROM control_plane.jobs AS j WHERE j.project_id = request.project_id AND j.id = request.job_id
@@ -386,21 +438,31 @@ put_back AS (
         END
     FROM verdict
     WHERE j.project_id = verdict.project_id AND j.id = verdict.job_id AND verdict.final_outcome = 'applied'
-    RETURNING j.project_id, j.id
+    RETURNING
+        j.project_id, j.id,
+        j.status = 'failed'
+        AND (
+            j.last_error, j.scheduled_at, j.started_at, j.completed_at, coalesce(j.attempts, 0),
+            coalesce(j.max_attempts, 3)
+        ) IS NOT DISTINCT FROM (
+            verdict.last_error, verdict.scheduled_at, verdict.started_at, verdict.completed_at, verdict.attempts,
+            verdict.max_attempts
+        ) AS as_it_was
 ),
-done AS ( -- a trigger of the owner's may veto an update without a word: then the job is as it was
+done AS ( -- a trigger of the owner's may veto an update without an error: then the job is as it was
     SELECT
         verdict.*,
         CASE
-            WHEN final_outcome = 'applied' AND (project_id, job_id) NOT IN (SELECT project_id, id FROM put_back)
-                THEN 'poison'
+            WHEN final_outcome = 'applied'
+                AND (project_id, job_id) NOT IN (SELECT project_id, id FROM put_back WHERE as_it_was IS NOT TRUE)
+                THEN 'blocked'
             ELSE final_outcome
         END AS what_became
     FROM verdict
 )
 UPDATE redrive.retry_requests AS r
 SET
-    state = CASE done.what_became WHEN 'applied' THEN 'applied' WHEN 'poison' THEN 'dead_lettered' ELSE 'rejected' END,
+    state = CASE done.what_became WHEN 'applied' THEN 'applied' ELSE 'rejected' END,
     outcome = done.what_became,
     published_at = CASE WHEN $3 THEN coalesce(r.published_at, now()) ELSE r.published_at END,
     processed_at = now(),

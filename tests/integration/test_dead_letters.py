@@ -55,7 +55,7 @@ class Office(NamedTuple):
 
     async def redrive(self, maximum: int = 100, *, dry_run: bool = False) -> list[Fate]:
         """Redrive; answers what became of each letter that was looked at."""
-        redriving = Redriving(self.queue, self.letters, self.ledger, dry_run=dry_run)
+        redriving = Redriving(self.queue, self.letters, self.ledger, actor="operator", dry_run=dry_run)
         return [judged.fate async for judged in redriving.redrive(maximum, looking_at=1000)]
 
 
@@ -349,7 +349,7 @@ async def test_a_request_whose_job_has_another_one_queued_waits_for_the_next_tim
 
     assert await office.redrive() == [Fate.RETRY_QUEUED]
     assert await state_of(jobs, message.id) == "dead_lettered"
-    assert set(await office.letters.redrive([message.id], lease_s=1)) == set()
+    assert set(await office.letters.redrive([message.id], actor="operator", lease_s=1)) == set()
 
 
 async def test_two_copies_of_a_letter_are_one_request(jobs: JobMaker, queues: Queues, office: Office) -> None:
@@ -399,9 +399,9 @@ async def test_a_request_that_is_being_redriven_is_left_alone_by_the_relay(
     jobs: JobMaker, ledger: RetryLedger, letters: DeadLetters, queues: Queues
 ) -> None:
     (message,) = await dead_lettered(jobs, ledger, queues)
-    assert set(await letters.redrive([message.id], lease_s=30)) == {message.id}
+    assert set(await letters.redrive([message.id], actor="operator", lease_s=30)) == {message.id}
     assert await ledger.publishable(10, lease_s=1, bulk=False) == []
-    assert set(await letters.redrive([message.id], lease_s=30)) == set()  # it is queued
+    assert set(await letters.redrive([message.id], actor="operator", lease_s=30)) == set()  # it is queued
 
 
 async def test_one_job_gets_one_of_its_dead_requests_back(
@@ -414,7 +414,7 @@ async def test_one_job_gets_one_of_its_dead_requests_back(
         await ledger.dead_letter([message.id])
         ids.append(message.id)
 
-    assert set(await letters.redrive(ids, lease_s=1)) == {min(ids)}
+    assert set(await letters.redrive(ids, actor="operator", lease_s=1)) == {min(ids)}
 
 
 async def test_purging_empties_the_queue_and_leaves_nothing_queued(
@@ -437,7 +437,7 @@ async def test_without_a_broker_a_dead_request_is_redriven_through_the_ledger(
     (dead,) = await letters.dead_lettered(10)
     assert dead.message.id == accepted.retry.id
 
-    await letters.redrive([dead.message.id], lease_s=0)
+    await letters.redrive([dead.message.id], actor="operator", lease_s=0)
     async with a_worker(database_url):
         assert await eventually(lambda: jobs.outcome_of(dead.message.id)) == "applied"
 

@@ -156,7 +156,7 @@ class LedgerMachine(RuleBasedStateMachine):
         retry_id = sorted(self.acked)[which % len(self.acked)]
         if retry_id not in self.pruned:
             with suppress(RetryAlreadySettled):
-                self.world.run(self.ledger.cancel(RetryKey(retry_id, PROJECT)))
+                self.world.run(self.ledger.cancel(RetryKey(retry_id, PROJECT), actor="ann"))
 
     # -- the relay
 
@@ -215,7 +215,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def redrive(self) -> None:
         dead = [each.message.id for each in self.world.run(self.letters.dead_lettered(10))]
-        self.world.run(self.letters.redrive(dead, lease_s=0))
+        self.world.run(self.letters.redrive(dead, actor="operator", lease_s=0))
 
     @precondition(lambda self: not self.queue)
     @rule()

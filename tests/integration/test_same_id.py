@@ -142,11 +142,11 @@ async def test_taking_back_and_redriving_touch_the_request_of_their_project(
     letters = DeadLetters(database)
 
     with pytest.raises(RetryNotFound):
-        await ledger.cancel(RetryKey(first.id, B))
+        await ledger.cancel(RetryKey(first.id, B), actor="ann")
     await ledger.dead_letter([first.id])
     assert not (await letters.standings([first.id]))[first.id].job_is_queued  # b's is: another job
-    assert set(await letters.redrive([first.id], lease_s=0)) == {first.id}
-    await ledger.cancel(RetryKey(second.id, B))
+    assert set(await letters.redrive([first.id], actor="operator", lease_s=0)) == {first.id}
+    await ledger.cancel(RetryKey(second.id, B), actor="ann")
     await ledger.apply_queued(10)
 
     assert await jobs.effects([of_a, of_b]) == [1, 0]

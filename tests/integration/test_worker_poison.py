@@ -2,15 +2,18 @@
 
 import uuid
 from datetime import datetime, timedelta, timezone
+from functools import partial
 
 import msgspec
 import pytest
 
 from shared import topology
-from shared.messages import MAX_BYTES, RetryMessage, encoded
+from shared.messages import MAX_BYTES, RetryMessage
+from shared.models import Outcome
 from shared.retries import RetryLedger
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.logs import Log
 from tests.queues import Letter, Queues
 from tests.workers import a_worker
 
@@ -61,6 +64,14 @@ UNREADABLE = {
 async def _dead(queues: Queues, count: int) -> list[Letter]:
     await eventually(lambda: _holds(queues, count))
     return await queues.take_dead()
+
+
+async def _said(log: Log, event: str) -> bool:
+    return any(line["event"] == event for line in log.lines)
+
+
+async def _outcome_is(jobs: JobMaker, message: RetryMessage, outcome: str) -> bool:
+    return await jobs.outcome_of(message.id) == outcome
 
 
 async def _holds(queues: Queues, count: int) -> bool:
@@ -126,40 +137,51 @@ async def test_what_cannot_be_dead_lettered_is_not_acknowledged(
     assert await jobs.effects_of(job) == 1
 
 
-@pytest.fixture(params=["P0001", "JB001", "55000", "42501"])
-async def refused(jobs: JobMaker, ledger: RetryLedger, request: pytest.FixtureRequest) -> RetryMessage:
-    """An accepted request for a job that its owner lets nobody put back."""
-    await jobs.pool.execute(_OWNERS_RULE.replace("{sqlstate}", request.param))
-    await ledger.accept(a_retry_of(await jobs.failed(kind="sealed")))
+async def sealed(jobs: JobMaker, ledger: RetryLedger, sqlstate: str) -> RetryMessage:
+    """An accepted request for a job whose update fails, of all jobs it alone, with this SQLSTATE."""
+    await jobs.pool.execute(_OWNERS_RULE.replace("{sqlstate}", sqlstate))
+    await ledger.accept(a_retry_of(await jobs.failed(kind="sealed", attempts=2)))
     (publishable,) = await ledger.publishable(1, lease_s=30, bulk=False)
     return publishable.message
 
 
-async def test_a_request_that_the_database_refuses_is_dead_lettered_and_its_neighbours_are_applied(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, refused: RetryMessage
+# Data, integrity, external routines, `RAISE` without a code; a trigger's own class; a limit that the row meets.
+OF_THE_JOB = ["22023", "23514", "38001", "39000", "P0001", "P0004", "JB001", "09000", "44000", "54000"]
+OF_THE_SERVER = ["08006", "40001", "42501", "53100", "55000", "57014", "58030"]
+
+
+@pytest.mark.parametrize("sqlstate", OF_THE_JOB)
+async def test_a_job_that_its_owner_does_not_take_back_is_blocked_and_its_neighbours_are_applied(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: RetryLedger, sqlstate: str
 ) -> None:
-    theirs = a_message_for(await jobs.failed(kind="sealed"))  # not in the ledger: refused before it is written down
+    refused = await sealed(jobs, ledger, sqlstate)
+    theirs = a_message_for(await jobs.failed(kind="sealed", attempts=2))  # not in the ledger: written down as blocked
     failed = await jobs.many_failed(50)
     messages = [a_message_for(job) for job in failed]
     messages[20:20] = [refused, theirs]
     await queues.publish_all(messages)
 
-    async with a_worker(database_url, amqp_url):
-        letters = await _dead(queues, 2)
+    async with a_worker(database_url, amqp_url) as worker:
         await eventually(lambda: _all_put_back(jobs, failed))
+        for message in (refused, theirs):
+            await eventually(partial(_outcome_is, jobs, message, "blocked"))
+        await worker.sampled("redrive_retries_settled_total", 2, outcome="blocked")
 
-    assert {letter.body for letter in letters} == {encoded(refused), encoded(theirs)}
-    assert {letter.reason for letter in letters} == {"refused by the database"}
-    row = await jobs.ledger_row(refused.id)
-    assert row is not None
-    assert (row["state"], row["outcome"]) == ("dead_lettered", "poison")
+    for message in (refused, theirs):
+        row = await jobs.ledger_row(message.id)
+        assert row is not None
+        assert (row["state"], row["attempts_before"], row["max_attempts_before"], row["error_before"]) == (
+            "rejected", 2, 3, None,
+        )  # fmt: skip
     assert await jobs.all_effects() == len(failed)
     assert await queues.waiting() == 0
+    assert await _dead(queues, 0) == []
 
 
-async def test_a_request_that_the_database_refuses_does_not_block_the_line_without_a_broker(
-    database_url: str, jobs: JobMaker, ledger: RetryLedger, refused: RetryMessage
+async def test_a_blocked_job_does_not_block_the_line_without_a_broker(
+    database_url: str, jobs: JobMaker, ledger: RetryLedger
 ) -> None:
+    refused = await sealed(jobs, ledger, "P0001")
     await ledger.give_back([refused.id])  # to be taken without a broker, not published
     failed = await jobs.many_failed(30)
     for job in failed:
@@ -167,15 +189,42 @@ async def test_a_request_that_the_database_refuses_does_not_block_the_line_witho
 
     async with a_worker(database_url):
         await eventually(lambda: _all_put_back(jobs, failed))
-        assert await eventually(lambda: jobs.outcome_of(refused.id)) == "poison"
+        assert await eventually(lambda: jobs.outcome_of(refused.id)) == "blocked"
 
     assert await jobs.queued() == 0
 
 
-async def test_a_request_that_a_trigger_vetoes_without_a_word_is_dead_lettered_and_not_called_applied(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, ledger: RetryLedger
+@pytest.mark.parametrize("sqlstate", OF_THE_SERVER)
+async def test_what_the_server_refuses_for_a_reason_that_is_not_the_jobs_stays_queued_and_readiness_says_so(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: RetryLedger, log: Log, sqlstate: str
 ) -> None:
-    await jobs.pool.execute(_OWNERS_VETO)
+    refused = await sealed(jobs, ledger, sqlstate)
+    failed = await jobs.many_failed(10)
+    await queues.publish_all([a_message_for(failed[0]), refused, *map(a_message_for, failed[1:])])
+
+    async with a_worker(database_url, amqp_url) as worker:
+        await eventually(lambda: _all_put_back(jobs, failed))
+        await eventually(lambda: _said(log, "retry request held"))
+        status, health = await worker.health()
+        assert (status, health["status"], health["checks"]["settling"]) == (200, "degraded", "degraded")
+        row = await jobs.ledger_row(refused.id)
+        assert row is not None
+        assert (row["state"], row["outcome"]) == ("queued", None)
+        assert row["publish_lease_until"] is not None  # it comes again
+
+        await jobs.pool.execute("DROP TRIGGER refuse ON control_plane.jobs")
+        await queues.publish(refused)
+        await eventually(lambda: jobs.outcome_of(refused.id))
+
+    assert await jobs.outcome_of(refused.id) == "applied"
+    assert await _dead(queues, 0) == []
+
+
+@pytest.mark.parametrize("veto", ["RETURN NULL", "RETURN OLD"])
+async def test_a_job_that_a_trigger_leaves_as_it_was_is_blocked_and_not_called_applied(
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: RetryLedger, veto: str
+) -> None:
+    await jobs.pool.execute(_OWNERS_VETO.replace("RETURN NULL", veto))
     failed = await jobs.many_failed(10)
     for job in [await jobs.failed(kind="sealed", last_error="it broke"), *failed]:
         await ledger.accept(a_retry_of(job))
@@ -183,13 +232,23 @@ async def test_a_request_that_a_trigger_vetoes_without_a_word_is_dead_lettered_a
     await queues.publish_all([vetoed, *others])
 
     async with a_worker(database_url, amqp_url):
-        letters = await _dead(queues, 1)
         await eventually(lambda: _all_put_back(jobs, failed))
+        assert await eventually(lambda: jobs.outcome_of(vetoed.id)) == "blocked"
 
-    assert [letter.body for letter in letters] == [encoded(vetoed)]
     row = await jobs.ledger_row(vetoed.id)
     assert row is not None
-    assert (row["state"], row["outcome"], row["error_before"]) == ("dead_lettered", "poison", None)
+    assert (row["state"], row["error_before"]) == ("rejected", None)
+    assert await _dead(queues, 0) == []
+
+
+async def test_a_job_that_fails_anew_within_its_update_was_applied(jobs: JobMaker, ledger: RetryLedger) -> None:
+    """A trigger that runs the job at once, and has it fail with another error: that is another failure."""
+    fails_again = "NEW.status = 'failed'; NEW.last_error = 'again'; RETURN NEW"
+    await jobs.pool.execute(_OWNERS_VETO.replace("RETURN NULL", fails_again))
+    job = await jobs.failed(kind="sealed", last_error="it broke")
+    retry = (await ledger.accept(a_retry_of(job))).retry
+
+    assert (await ledger.apply_queued(1))[retry.id].outcome is Outcome.APPLIED
 
 
 async def test_a_time_before_the_calendar_begins_spoils_nothing(

@@ -40,10 +40,10 @@ class _Ledger:
         self.settled |= fresh
         return {message.id: self.settled[message.id] for message in messages}
 
-    async def dead_letter(self, ids: Sequence[RetryId]) -> dict[RetryId, Settled]:
+    async def block(self, message: RetryMessage) -> Settled:
         self.transactions += 1
-        self.settled |= {each: Settled(Outcome.POISON, 0.1) for each in ids}
-        return {each: self.settled[each] for each in ids}
+        self.settled[message.id] = Settled(Outcome.BLOCKED, 0.1)
+        return self.settled[message.id]
 
     async def probe(self) -> None:
         if self.away:
@@ -65,14 +65,14 @@ def _messages(count: int) -> list[RetryMessage]:
 
 @settings(deadline=None)  # machines that are busy with servers
 @given(size=st.integers(1, 60), data=st.data())
-async def test_the_refused_are_given_up_the_slow_held_and_all_others_applied(size: int, data: st.DataObject) -> None:
+async def test_the_refused_are_blocked_the_slow_held_and_all_others_applied(size: int, data: st.DataObject) -> None:
     messages = _messages(size)
     refused = {message.id for message in messages if data.draw(st.booleans())}
     slow = {message.id for message in messages if data.draw(st.booleans())} - refused
     ledger = _Ledger()
     ledger.refused, ledger.slow = refused, slow
     settled = await _settler(ledger).settle([*messages, *messages[:3]])  # some of them twice
-    assert {key for key, value in settled.items() if value.outcome is Outcome.POISON} == refused
+    assert {key for key, value in settled.items() if value.outcome is Outcome.BLOCKED} == refused
     assert {key for key, value in settled.items() if value.outcome is Outcome.APPLIED} == (
         {message.id for message in messages} - refused - slow
     )

@@ -71,6 +71,16 @@ class World:
         job = await self.failed()
         return (await Request("POST", f"/api/jobs/{job.id}/retry").to(self.api)).headers["Location"]
 
+    async def given_up(self) -> str:
+        """The path of a retry that was dead-lettered."""
+        path = await self.accepted()
+        await self.jobs.pool.execute(
+            "UPDATE redrive.retry_requests SET state = 'dead_lettered', outcome = 'poison', processed_at = now()"
+            " WHERE id = $1",
+            path.rpartition("/")[2],
+        )
+        return path
+
     async def batch(self) -> str:
         """The path of a bulk retry."""
         job = await self.failed()
@@ -83,7 +93,9 @@ class World:
         match operation.id:
             case "get_retry" | "delete_retry":
                 path = await self.accepted()
-            case "get_batch":
+            case "post_redrive":
+                path = f"{await self.given_up()}/redrive"
+            case "get_batch" | "delete_batch":
                 path = await self.batch()
             case "post_batch":
                 body = b'{"ids":["%b"]}' % str((await self.failed()).id).encode()
@@ -218,6 +230,25 @@ async def delete_retry_200(world: World) -> list[Reply]:
     return [await Request("DELETE", await world.accepted()).to(world.api)]
 
 
+async def post_redrive_202(world: World) -> list[Reply]:
+    return [
+        await Request("POST", f"{await world.given_up()}/redrive", body=body).to(world.api) for body in (None, b"{}")
+    ]
+
+
+async def get_batches_200(world: World) -> list[Reply]:
+    await world.batch()
+    filtered = b'{"filter":{"type":"email","created_after":"2026-01-01T00:00:00Z"},"max":10000,"reason":"r"}'
+    await world.failed()
+    await Request("POST", "/api/jobs/retry", "dry_run=false", body=filtered).to(world.api)
+    return await _lists(world, "/api/retry-batches", "", "limit=1", "actor=alice")
+
+
+async def delete_batch_200(world: World) -> list[Reply]:
+    delete = Request("DELETE", await world.batch())
+    return [await delete.to(world.api), await delete.to(world.api)]
+
+
 async def get_batch_200(world: World) -> list[Reply]:
     return await _with_headers(world, await world.batch(), {}, {"Prefer": "wait=0"})
 
@@ -233,7 +264,8 @@ SUCCESSES: Final[dict[tuple[str, int], Callable[[World], Awaitable[list[Reply]]]
     ("post_batch", 200): post_batch_200, ("post_batch", 202): post_batch_202, ("post_retry", 200): post_retry_200,
     ("post_retry", 202): post_retry_202, ("get_retries", 200): get_retries_200, ("get_retry", 200): get_retry_200,
     ("get_retry", 304): get_retry_304, ("delete_retry", 200): delete_retry_200, ("get_batch", 200): get_batch_200,
-    ("get_batch", 304): get_batch_304,
+    ("get_batch", 304): get_batch_304, ("post_redrive", 202): post_redrive_202,
+    ("get_batches", 200): get_batches_200, ("delete_batch", 200): delete_batch_200,
 }  # fmt: skip
 
 
@@ -306,6 +338,17 @@ async def retry_already_settled(world: World, operation: Operation, _: pytest.Mo
     good = await world.good(operation)
     await good.to(world.api)
     return [await good.to(world.api)]
+
+
+async def retry_not_dead_lettered(world: World, _: Operation, __: pytest.MonkeyPatch) -> list[Reply]:
+    return [await Request("POST", f"{await world.accepted()}/redrive").to(world.api)]
+
+
+async def retry_queued(world: World, _: Operation, __: pytest.MonkeyPatch) -> list[Reply]:
+    path = await world.given_up()
+    retry = (await Request("GET", path).to(world.api)).data
+    await Request("POST", f"/api/jobs/{retry['job_id']}/retry").to(world.api)
+    return [await Request("POST", f"{path}/redrive").to(world.api)]
 
 
 async def too_many_matches(world: World, _: Operation, __: pytest.MonkeyPatch) -> list[Reply]:
@@ -397,6 +440,7 @@ REFUSALS: Final[dict[str, Provoking]] = {
     "invalid-token": invalid_token, "insufficient-scope": insufficient_scope, "read-only": read_only,
     "not-found": not_found, "job-not-found": not_found, "retry-not-found": not_found,
     "job-unreadable": job_unreadable, "job-not-failed": job_not_failed, "attempts-exhausted": attempts_exhausted,
+    "retry-not-dead-lettered": retry_not_dead_lettered, "retry-queued": retry_queued,
     "retry-already-settled": retry_already_settled, "too-many-matches": too_many_matches, "job-changed": job_changed,
     "payload-too-large": payload_too_large, "unsupported-media-type": unsupported_media_type,
     "expectation-failed": expectation_failed, "invalid-json": invalid_json, "invalid-body": invalid_body,

@@ -15,8 +15,9 @@ from tests.tokens import token
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FIELDS = {
-    "id", "job_id", "batch_id", "state", "outcome", "actor", "reason", "delay_seconds", "extra_attempts",
-    "requested_at", "processed_at", "attempts_before", "error_before", "done", "links",
+    "id", "job_id", "batch_id", "state", "outcome", "actor", "cancelled_by", "redriven_by", "redriven_at", "reason",
+    "delay_seconds", "extra_attempts", "requested_at", "processed_at", "attempts_before", "max_attempts_before",
+    "started_at_before", "completed_at_before", "error_before", "error_before_truncated", "done", "links",
 }  # fmt: skip
 
 
@@ -44,8 +45,10 @@ async def test_an_accepted_retry_is_answered_with_the_fields_of_the_contract(api
     assert answer.headers["Location"] == f"/api/retries/{data['id']}"
     assert {name: data[name] for name in FIELDS - {"id", "requested_at"}} == {
         "job_id": str(job.id), "batch_id": None, "state": "queued", "outcome": None, "actor": "alice",
+        "cancelled_by": None, "redriven_by": None, "redriven_at": None,
         "reason": "smtp is back — endlich", "delay_seconds": 60, "extra_attempts": 2, "processed_at": None,
-        "attempts_before": None, "error_before": None, "done": False,
+        "attempts_before": None, "max_attempts_before": None, "started_at_before": None, "completed_at_before": None,
+        "error_before": None, "error_before_truncated": False, "done": False,
         "links": {"self": answer.headers["Location"], "job": f"/api/jobs/{job.id}"},
     }  # fmt: skip
     assert data["requested_at"].endswith("Z")

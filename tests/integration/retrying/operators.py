@@ -9,8 +9,9 @@ from tests.tokens import token
 
 BULK_SCOPES: Final = "jobs:read jobs:retry jobs:retry:bulk jobs:retry:extend"
 RETRY_FIELDS: Final = {
-    "id", "job_id", "batch_id", "state", "outcome", "actor", "reason", "delay_seconds", "extra_attempts",
-    "requested_at", "processed_at", "attempts_before", "error_before", "done", "links",
+    "id", "job_id", "batch_id", "state", "outcome", "actor", "cancelled_by", "redriven_by", "redriven_at", "reason",
+    "delay_seconds", "extra_attempts", "requested_at", "processed_at", "attempts_before", "max_attempts_before",
+    "started_at_before", "completed_at_before", "error_before", "error_before_truncated", "done", "links",
 }  # fmt: skip
 
 

@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BATCH_FIELDS = {
-    "id", "actor", "reason", "requested_at", "total", "queued", "applied", "rejected", "cancelled", "dead_lettered",
-    "done",
+    "id", "actor", "reason", "filter", "requested_at", "total", "queued", "applied", "rejected", "cancelled",
+    "dead_lettered", "done",
 }  # fmt: skip
 COUNTS = ("queued", "applied", "rejected", "cancelled", "dead_lettered")
 
@@ -219,14 +219,17 @@ async def test_a_filter_first_says_what_it_would_do(api: Api, jobs: JobMaker) ->
     assert answer.json.keys() == {"data"}
     preview = answer.data
     sample = preview.pop("sample")
-    assert preview == {"matched": 13, "retryable": 8, "skipped": {"attempts_exhausted": 3, "retry_queued": 2}}
+    assert preview == {
+        "matched": 13, "retryable": 8, "skipped": {"attempts_exhausted": 3, "retry_queued": 2}, "truncated": False
+    }  # fmt: skip
     assert preview["matched"] == preview["retryable"] + sum(preview["skipped"].values())
     assert set(sample) == set(ids_of([*made["smtp"], *made["disk"][2:]]))
     extended = (await bulk(api, {**matching(), "extra_attempts": 1}, project=project)).data
     assert (extended["retryable"], extended["skipped"]) == (11, {"attempts_exhausted": 0, "retry_queued": 2})
     nothing = (await bulk(api, matching(type="none"), project=project)).data
     assert nothing == {
-        "matched": 0, "retryable": 0, "skipped": {"attempts_exhausted": 0, "retry_queued": 0}, "sample": []
+        "matched": 0, "retryable": 0, "skipped": {"attempts_exhausted": 0, "retry_queued": 0}, "sample": [],
+        "truncated": False,
     }  # fmt: skip
 
 
