@@ -2,8 +2,8 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -24,13 +24,13 @@ from shared.batches import RetryBatches
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.jobs import JobStore
+from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Status, exposition_of, serve_ops
 from shared.retries import RetryLedger
 from shared.telemetry import metrics_registry
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
-    from pydantic import SecretStr
 
     from shared.settings import ApiSettings, Limit
 
@@ -38,12 +38,31 @@ log = structlog.stdlib.get_logger(__name__)
 
 _Context = Callable[[web.Application], AsyncIterator[None]]
 
+
+class _Failure:
+    """What ended a task that was to last as long as the program; the program ends with it, to be started again."""
+
+    def __init__(self) -> None:
+        self.happened = asyncio.Event()
+        self.cause: BaseException | None = None
+
+    def watch(self, task: "asyncio.Task[None]") -> None:
+        """Take the end of `task`, unless it was cancelled, for a failure of the program."""
+        task.add_done_callback(self._note)
+
+    def _note(self, task: "asyncio.Task[None]") -> None:
+        if not task.cancelled() and (cause := task.exception()) is not None:
+            self.cause = cause
+            self.happened.set()
+
+
 DATABASE: Final = web.AppKey("database", Database)
 REPLICA: Final = web.AppKey("replica", Database)
 DOOR: Final = web.AppKey("door", Door)
 KEYS: Final = web.AppKey("keys", KeySet)
 RELAY: Final = web.AppKey("relay", Relay)
 WATCHES: Final = web.AppKey("watches", Watches)
+FAILURE: Final = web.AppKey("failure", _Failure)
 
 DRAIN_S: Final = 0.5
 """How long, once told to stop, answers ask clients to come back elsewhere, before connections are closed."""
@@ -53,8 +72,10 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     """The application; nothing is open before it starts. Raises SettingsError for settings that name no key."""
     _require_c_parser()
     metrics = Metrics(registry)
-    database = _database_of(settings, settings.database_url)
-    reading = database if settings.database_read_url is None else _database_of(settings, settings.database_read_url)
+    database = _database_of(settings, "database_url", writes=not settings.read_only)
+    reading = database
+    if settings.database_read_url is not None:
+        reading = _database_of(settings, "database_read_url", writes=False)
     jobs = JobStore(database, final_statuses=settings.final_statuses)
     stores = Stores(
         jobs=jobs,
@@ -63,7 +84,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         batches=RetryBatches(database),
     )
     keys = keys_of(settings)
-    relay = None if settings.amqp_url is None else Relay(stores.ledger, settings.amqp_url.get_secret_value(), metrics)
+    relay = None if settings.amqp_url is None else Relay(stores.ledger, settings.url("amqp_url"), metrics)
     door = Door(
         authenticator=Authenticator(settings, keys),
         addresses=ClientAddresses(settings.trusted_proxies),
@@ -82,6 +103,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
 
     app = web.Application(middlewares=[door.middleware])
     app[DATABASE] = database
+    app[FAILURE] = _Failure()
     app[DOOR] = door
     app[WATCHES] = watches
     app.on_shutdown.append(_let_go)
@@ -92,7 +114,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     if isinstance(keys, KeySet):
         app[KEYS] = keys
         metrics.watch_keys(keys)
-        app.cleanup_ctx.append(_fetching(keys))
+        app.cleanup_ctx.append(_in_background(keys.keep_fetching))
     if relay is not None:
         app[RELAY] = relay
         app.cleanup_ctx.append(_relaying(relay, settings.shutdown_grace / 4))
@@ -126,8 +148,11 @@ async def run(
 
     Raises SettingsError, and OSError when a port is taken.
     """
+    for note in settings.notes:
+        log.warning("setting ignored", reason=note)
     registry = metrics_registry()
     app = create_app(settings, registry)
+    app.cleanup_ctx.append(_in_background(lambda: warn_of_missing(app[DATABASE])))
     runner = Runner(app, shutdown_timeout_s=max(0.1, (settings.shutdown_grace - DRAIN_S) / 4))
     async with AsyncExitStack() as stack:
         if ops:
@@ -148,7 +173,7 @@ async def run(
         log.info("api started", host=settings.host, port=settings.port, dispatch=_dispatch(app))
         if started is not None:
             started.set()
-        await stop.wait()
+        await _any_of(stop, app[FAILURE].happened)
         app[DOOR].closing = True
         await _let_go(app)
         drain_s = min(DRAIN_S, settings.shutdown_grace / 4)
@@ -157,10 +182,12 @@ async def run(
         await site.stop()
         await asyncio.sleep(drain_s / 2)  # and has time to say what they came for, before what is idle is closed
     log.info("api stopped")
+    if (cause := app[FAILURE].cause) is not None:
+        raise cause
 
 
 async def _readiness(app: web.Application) -> Readiness:
-    """Ready while the database answers, and the replica where there is one: all reading of jobs is done there.
+    """Ready while the database takes writes, or is read where only that is done, and the replica is read.
 
     Without keys every request is refused; once fetched, they stay good while their issuer is away. A broker that is
     away only delays retries, so it degrades.
@@ -180,7 +207,7 @@ async def _readiness(app: web.Application) -> Readiness:
 
 async def _standing(database: Database) -> Status:
     try:
-        await database.ping()
+        await database.probe()
     except DatabaseUnavailable:
         return Status.UNAVAILABLE
     return Status.OK
@@ -191,12 +218,14 @@ async def _let_go(app: web.Application) -> None:
     app[WATCHES].close()
 
 
-def _database_of(settings: "ApiSettings", url: "SecretStr") -> Database:
+def _database_of(settings: "ApiSettings", field: str, *, writes: bool) -> Database:
     return Database(
-        url.get_secret_value(),
+        settings.url(field),
         program="redrive api",
         timeout_s=settings.db_timeout,
         pool_size=settings.db_pool_size,
+        writes=writes,
+        pooled=settings.database_pooled,
     )
 
 
@@ -204,6 +233,15 @@ def _cursor_secret(settings: "ApiSettings") -> bytes:
     """Something that all processes of one deployment share, and clients do not know."""
     parts = (settings.jwt_secret, settings.jwt_public_key, settings.database_url)
     return "\n".join("" if part is None else part.get_secret_value() for part in parts).encode()
+
+
+async def _any_of(*events: asyncio.Event) -> None:
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for each in waiting:
+            each.cancel()
 
 
 def _dispatch(app: web.Application) -> str:
@@ -244,25 +282,27 @@ def _opened(database: Database) -> _Context:
     return context
 
 
-def _fetching(keys: KeySet) -> _Context:
-    async def context(_app: web.Application) -> AsyncIterator[None]:
-        fetching = asyncio.create_task(keys.keep_fetching())
+def _in_background(work: Callable[[], Coroutine[None, None, None]]) -> _Context:
+    """`work` for as long as the program runs; its failure ends the program."""
+
+    async def context(app: web.Application) -> AsyncIterator[None]:
+        working = asyncio.create_task(work())
+        app[FAILURE].watch(working)
         yield
-        fetching.cancel()
-        with suppress(asyncio.CancelledError):
-            await fetching
+        working.cancel()
+        await asyncio.wait([working])
 
     return context
 
 
 def _relaying(relay: Relay, grace_s: float) -> _Context:
-    async def context(_app: web.Application) -> AsyncIterator[None]:
+    async def context(app: web.Application) -> AsyncIterator[None]:
         running = asyncio.create_task(relay.run())
+        app[FAILURE].watch(running)
         yield
         relay.stop()
         await asyncio.wait([running], timeout=grace_s)
         running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
+        await asyncio.wait([running])
 
     return context

@@ -26,6 +26,7 @@ from shared.broker import connected, translated
 from shared.errors import BrokerUnavailable, RedriveError, TopologyMissing
 from shared.failpoints import Failpoint, reach
 from shared.messages import CONTENT_TYPE, encoded
+from shared.secret import current
 from shared.topology import KEY_BULK, KEY_RETRY, LEDGER_HEADER, Topology, publishing_on
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from api.metrics import Metrics
     from shared.retries import Lease, Publishable, RetryLedger
+    from shared.secret import Url
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -62,9 +64,9 @@ _HEALTHY_S: Final = 10.0
 class Relay:
     """Publishes in the background until told to stop; `poke` and `poke_bulk` tell it that there is something new."""
 
-    def __init__(self, ledger: "RetryLedger", amqp_url: str, metrics: "Metrics") -> None:
+    def __init__(self, ledger: "RetryLedger", amqp_url: "Url", metrics: "Metrics") -> None:
         self._metrics = metrics
-        topology = Topology.of(amqp_url)
+        topology = Topology.of(current(amqp_url))
         self._singles, self._bulk = self._lanes = [
             _Lane(ledger, amqp_url, metrics, topology, bulk=bulk, changed=self._show) for bulk in (False, True)
         ]
@@ -106,7 +108,7 @@ class _Lane:
     def __init__(
         self,
         ledger: "RetryLedger",
-        amqp_url: str,
+        amqp_url: "Url",
         metrics: "Metrics",
         topology: Topology,
         *,

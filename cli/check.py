@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, suppress
 from typing import Final, Literal
@@ -33,6 +34,10 @@ Program = Literal["api", "worker"]
 _SETTINGS: Final[dict[Program, type[Settings]]] = {"api": ApiSettings, "worker": WorkerSettings}
 _ELSEWHERE: Final = ("REDRIVE_TEST_", "REDRIVE_FAILPOINT", "REDRIVE_URL", "REDRIVE_TOKEN")
 
+_SERVICE_LINK: Final = re.compile(
+    r"\w+_SERVICE_(?:HOST|PORT(?:_\w+)?)|\w+_PORT(?:_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?", re.ASCII
+)
+
 
 async def findings(program: Program | None) -> AsyncIterator[Finding]:
     """Look at everything that a program needs, or both do, in the order in which things need each other."""
@@ -62,10 +67,15 @@ async def findings(program: Program | None) -> AsyncIterator[Finding]:
 
 
 def unknown_variables() -> Iterator[Finding]:
-    """A warning for each REDRIVE_ variable that nothing reads: a typo leaves the default in force, silently."""
+    """A warning for each REDRIVE_ variable that nothing reads: a typo leaves the default in force, silently.
+
+    Kubernetes puts variables of its own into a pod beside a Service named `redrive` or `redrive-…`: no typos.
+    """
     known = variables(ApiSettings) | variables(WorkerSettings)
     for name in sorted(os.environ):
-        if name.startswith(PREFIX) and name not in known and not name.startswith(_ELSEWHERE):
+        if not name.startswith(PREFIX) or name in known or name.startswith(_ELSEWHERE):
+            continue
+        if not _SERVICE_LINK.fullmatch(name):
             meant = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
             hint = f"; did you mean {meant[0]}?" if meant else ""
             yield Finding(Verdict.WARNING, f"{name}: there is no such setting{hint}")

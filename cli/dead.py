@@ -62,10 +62,11 @@ async def _opened() -> AsyncIterator[_Servers]:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             open_database(
-                settings.database_url.get_secret_value(),
+                settings.url("database_url"),
                 program="redrive dead",
                 timeout_s=settings.db_timeout,
                 pool_size=1,
+                pooled=settings.database_pooled,
             )
         )
         queue = None

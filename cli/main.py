@@ -200,11 +200,15 @@ def worker() -> None:
 
 @app.command(rich_help_panel=_SETTING_UP)
 def migrate(
-    *, print_: Annotated[bool, typer.Option("--print", help="Print the migrations instead; touches nothing.")] = False
+    *,
+    print_: Annotated[bool, typer.Option("--print", help="Print the migrations instead; touches nothing.")] = False,
+    check_: Annotated[
+        bool, typer.Option("--check", help="Say what is missing instead; status 1 where anything is.")
+    ] = False,
 ) -> None:
-    """Bring the database up to date. Safe to run again, and by several at once.
+    """Bring the database up to date, and say what was applied. Safe to run again, and by several at once.
 
-    Needs REDRIVE_DATABASE_URL, naming somebody who may create a schema and roles.
+    Needs REDRIVE_DATABASE_URL, naming a user who may create a schema and roles.
     """
     from shared import migrations
     from shared.settings import WorkerSettings, read
@@ -213,7 +217,14 @@ def migrate(
         typer.echo(migrations.text())
         return
     settings = read(WorkerSettings)
-    migrations.migrate(settings.database_url.get_secret_value())
+    if check_:
+        if missing := migrations.missing(settings.url("database_url")):
+            for name in missing:
+                typer.echo(f"missing {name}")
+            raise typer.Exit(1)
+    else:
+        for name in migrations.migrate(settings.url("database_url")):
+            typer.echo(f"applied {name}")
     typer.echo("the database is up to date")
 
 

@@ -43,7 +43,11 @@ def prune(
                 shown.update(task, completed=sum(pruned))
 
             async with open_database(
-                settings.database_url.get_secret_value(), program="redrive prune", timeout_s=_TIMEOUT_S, pool_size=1
+                settings.url("database_url"),
+                program="redrive prune",
+                timeout_s=_TIMEOUT_S,
+                pool_size=1,
+                pooled=settings.database_pooled,
             ) as database:
                 pruned = await Pruning(database).prune(age, tell=tell)
         if as_json:

@@ -15,6 +15,7 @@ from yarl import URL
 
 from shared.errors import BrokerUnavailable, TopologyMissing
 from shared.refusals import CLOSED, is_unroutable, words_of
+from shared.secret import Url, current
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection, AbstractExchange, HeadersType
@@ -56,10 +57,10 @@ def translated(*, connecting: bool = False) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def connected(url: str, *, name: str) -> "AsyncIterator[AbstractConnection]":
+async def connected(url: Url, *, name: str) -> "AsyncIterator[AbstractConnection]":
     """Connect, and close within two seconds. `name` is what RabbitMQ's operators see. Raises BrokerUnavailable."""
     try:
-        target = _as_aiormq_reads(URL(url))
+        target = _as_aiormq_reads(URL(current(url)))
         with translated(connecting=True):
             async with asyncio.timeout(CALL_S):
                 connection = await aio_pika.connect(target, client_properties={"connection_name": name})

@@ -2,18 +2,24 @@
 
 Connections hold no session state (no SET, LISTEN or advisory lock anywhere), so they go back to the pool without a
 reset query. A connection whose statement was cut off is closed, not mended: the server ends the statement by itself,
-after `statement_timeout`.
+after `statement_timeout`. One on which the server says that it is not the right one any more (it became a reader, it
+shuts down, the login is void) is closed, and all others with it, before they are used again: the next ones lead to
+wherever the name leads by then.
 """
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import asyncpg
 
+from shared.connections import Connector, words_of
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused
+from shared.postgres_url import Access
+from shared.secret import Url
+from shared.sql import statements
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,8 +53,11 @@ _UNFIT = ("0A", "0B", "24", "26", "28", "2D", "34", "3B", "3D", "3F", "42", "55"
 # Everything else is said of a statement's content: data, integrity, and whatever codes the owner of a table has made up
 # for his triggers.
 
-UNUSABLE_URL: Final = (ValueError, IndexError, OverflowError)
-"""What connecting raises for a URL that the settings let pass (its options, a host's name), or a PG… variable."""
+# After these a connection, or its server, is not what it was: a reader that was a writer, a login that is void, a
+# server that ends, a statement that a pooler has lost, a session that was idle for too long.
+_SPENT = ("08", "25006", "25P03", "25P04", "26000", "28", "42P05", "57P")
+
+_SQL: Final = statements("database")
 
 
 @contextmanager
@@ -58,15 +67,15 @@ def _translated() -> "Iterator[None]":
     except asyncpg.PostgresError as error:
         sqlstate = error.sqlstate or "XX000"
         if sqlstate.startswith(_PASSING):
-            raise DatabaseUnavailable(type(error).__name__) from error
+            raise DatabaseUnavailable(words_of(error)) from error
         if sqlstate.startswith(_UNFIT):
-            raise DatabaseUnfit(f"{type(error).__name__}: {error}", sqlstate=sqlstate) from error
+            raise DatabaseUnfit(words_of(error), sqlstate=sqlstate) from error
         raise StatementRefused(sqlstate) from error
     except (UnicodeDecodeError, OverflowError) as error:
         # A row that this program cannot hold: bytes that are no UTF-8, of a database with the encoding SQL_ASCII.
         raise StatementRefused(type(error).__name__) from error
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-        raise DatabaseUnavailable(type(error).__name__) from error
+        raise DatabaseUnavailable(words_of(error)) from error
 
 
 @asynccontextmanager
@@ -121,7 +130,7 @@ def _encoded(time: datetime | int) -> tuple[int]:
     return (time if isinstance(time, int) else wire_of(time),)
 
 
-async def _prepare(connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
+async def _take_any_time(connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
     await connection.set_type_codec(
         "timestamptz", schema="pg_catalog", format="tuple", encoder=_encoded, decoder=_time_of
     )
@@ -135,6 +144,9 @@ class Database:
     """A pool of connections to one server, to be used within `opened()`.
 
     `timeout_s` bounds each call, waiting for a connection included. `program` is what `pg_stat_activity` shows.
+    `writes`: a server that takes writes is needed; where the URL does not say otherwise, no other is connected to.
+    `pooled`: a pooler in transaction mode stands between. Then settings go with each transaction, at two more round
+    trips for a statement, and nothing is prepared.
 
     What is asked on behalf of many, gathered by a Coalescer or done by the program for itself, is asked at once: there
     are never more than a few such calls. What a single client asks for waits for a `turn`. There is a turn less than
@@ -142,33 +154,45 @@ class Database:
     a pool of one, all take turns at it.
     """
 
-    def __init__(self, url: str, *, program: str, timeout_s: float, pool_size: int) -> None:
-        self._url = url
-        self._program = program
+    def __init__(
+        self, url: Url, *, program: str, timeout_s: float, pool_size: int, writes: bool = True, pooled: bool = False
+    ) -> None:
         self._timeout_s = timeout_s
         self._pool_size = pool_size
+        self._writes = writes
         self._turns = asyncio.Semaphore(max(1, pool_size - 1))
+        self._settings = {
+            "application_name": program,
+            "timezone": "UTC",
+            "synchronous_commit": "on",  # an ack after a commit that may vanish would be a lie
+            "statement_timeout": f"{max(50, int(timeout_s * 900))}",  # ms; below our own, so it ends first
+            "idle_in_transaction_session_timeout": f"{int(timeout_s * 5000)}",
+            **_PLANNING,
+        }
+        self._connector = Connector(
+            url,
+            access=Access.READ_WRITE if writes else Access.ANY,
+            timeout_s=timeout_s,
+            settings=self._settings,
+            pooled=pooled,
+        )
+        # One round trip for all of it. No value has a quote in it.
+        self._begin = "; ".join(("BEGIN", *(f"SET LOCAL {name} = '{value}'" for name, value in self._settings.items())))
+        if not self._connector.pooled:
+            self._begin = "BEGIN"
         self._pool: Pool
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:
         """Open the pool. It connects when it is first used, so a server that is away now may come later."""
         self._pool = await asyncpg.create_pool(
-            self._url,
+            connect=self._connect,
             min_size=0,
             max_size=self._pool_size,
             timeout=self._timeout_s,
             command_timeout=self._timeout_s,
-            init=_prepare,
+            init=self._prepare,
             reset=_without_reset,
-            server_settings={
-                "application_name": self._program,
-                "timezone": "UTC",
-                "synchronous_commit": "on",  # an ack after a commit that may vanish would be a lie
-                "statement_timeout": f"{max(50, int(self._timeout_s * 900))}",  # ms; below our own, so it ends first
-                "idle_in_transaction_session_timeout": f"{int(self._timeout_s * 5000)}",
-                **_PLANNING,
-            },
         )
         try:
             yield self
@@ -180,24 +204,32 @@ class Database:
             except TimeoutError:
                 self._pool.terminate()
 
+    async def _connect(self, *_: object, **more: Any) -> "asyncpg.Connection[Row]":  # noqa: ANN401 - as asyncpg calls it
+        if self._connector.changed():
+            await self._pool.expire_connections()  # they lead to where the URL led before
+        return await self._connector.connect(**more)
+
+    async def _prepare(self, connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
+        async with connection.transaction() if self._connector.pooled else nullcontext():
+            await _take_any_time(connection)
+
     @asynccontextmanager
     async def _connection(self) -> "AsyncIterator[PoolConnection]":
         with _translated():
             async with asyncio.timeout(self._timeout_s):
-                connection = await self._acquired()
+                connection = await self._pool.acquire()
                 try:
                     yield connection
-                except (TimeoutError, asyncio.CancelledError):
+                except (TimeoutError, asyncio.CancelledError, asyncpg.InternalClientError):
                     connection.terminate()
+                    raise
+                except asyncpg.PostgresError as error:
+                    if (error.sqlstate or "").startswith(_SPENT):
+                        connection.terminate()
+                        await self._pool.expire_connections()
                     raise
                 finally:
                     await self._pool.release(connection)
-
-    async def _acquired(self) -> "PoolConnection":
-        try:
-            return await self._pool.acquire()
-        except UNUSABLE_URL:
-            raise DatabaseUnavailable("the URL cannot be used") from None  # their texts quote it
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -224,6 +256,9 @@ class Database:
         Raises DatabaseUnavailable within the timeout, after which the statement may still have taken effect, and
         StatementRefused when the database objects to the content.
         """
+        if self._connector.pooled:
+            async with self.transaction() as session:
+                return await session.fetch(sql, *args)
         async with self._connection() as connection:
             return await connection.fetch(sql, *args)
 
@@ -234,24 +269,41 @@ class Database:
         The whole block shares one timeout. Raises as `fetch` does.
         """
         async with self._connection() as connection:
-            transaction = connection.transaction()
-            await transaction.start()
+            await connection.execute(self._begin)
             try:
                 yield Session(connection)
             except asyncio.CancelledError:
                 raise  # the connection is closed on the way out: a ROLLBACK could wait for a server that is frozen
             except BaseException:
-                await transaction.rollback()
+                if not connection.is_closed():
+                    await connection.execute("ROLLBACK")
                 raise
-            await transaction.commit()
+            await connection.execute("COMMIT")
 
     async def ping(self) -> None:
         """One round trip; raises DatabaseUnavailable."""
         await self.fetch("SELECT 1")
 
+    async def probe(self) -> None:
+        """Ask, on a connection of the pool, whether what the programs do can be done there.
+
+        Raises DatabaseUnavailable, whose text says what is missing.
+        """
+        (found,) = await self.fetch(_SQL["probe"])
+        if self._writes and found["read_only"]:
+            await self._pool.expire_connections()
+            raise DatabaseUnavailable("the server is read-only, and one that takes writes is needed")
+        if not found["migrated"]:
+            raise DatabaseUnfit("redrive.retry_requests is not there: run `redrive migrate`")
+        if not found["writable" if self._writes else "readable"]:
+            raise DatabaseUnfit("this user lacks rights on redrive.retry_requests")
+
 
 @asynccontextmanager
-async def open_database(url: str, *, program: str, timeout_s: float, pool_size: int) -> AsyncIterator[Database]:
+async def open_database(
+    url: Url, *, program: str, timeout_s: float, pool_size: int, writes: bool = True, pooled: bool = False
+) -> AsyncIterator[Database]:
     """A Database, opened."""
-    async with Database(url, program=program, timeout_s=timeout_s, pool_size=pool_size).opened() as database:
+    database = Database(url, program=program, timeout_s=timeout_s, pool_size=pool_size, writes=writes, pooled=pooled)
+    async with database.opened():
         yield database

@@ -1,22 +1,34 @@
 """The settings of both programs: from the environment, read once, checked whole, frozen.
 
 Every variable begins with `REDRIVE_`. A secret can also come from a file, named by the same variable with `_FILE` at
-its end. An empty variable counts as unset. Whatever is wrong is said in one error that names every problem, and shows
-no value.
+its end; the URLs of servers are read from it again for each new connection. An empty variable counts as unset. Whatever
+is wrong is said in one error that names every problem, and shows no value. What has no effect is in `notes`.
 """
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from shared.claims import claim_path
 from shared.errors import SettingsError
 from shared.models import FINAL_STATUSES, JobStatus
+from shared.postgres_url import postgres_url
+from shared.secret import FileSecret, Url
 from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
 PREFIX = "REDRIVE_"
@@ -112,7 +124,15 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
 
+_SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://", re.ASCII)  # https://kubernetes.io/docs/concepts/services-networking
+_LINKABLE = ("port", "ops_port")
+
 _UNREAD = "unread" * MIN_SECRET_BYTES
+_URLS: Mapping[str, Callable[[str], None]] = {
+    "database_url": check_postgres_url,
+    "database_read_url": check_postgres_url,
+    "amqp_url": check_amqp_url,
+}
 _SECRETS = frozenset({"database_url", "database_read_url", "amqp_url", "jwt_secret", "jwt_public_key"})
 
 
@@ -129,6 +149,7 @@ class Settings(BaseSettings):
     )
 
     database_url: PostgresUrl
+    database_pooled: bool = False
     amqp_url: AmqpUrl | None = None
     host: str = "127.0.0.1"
     ops_port: Port
@@ -137,6 +158,30 @@ class Settings(BaseSettings):
     shutdown_grace: Annotated[float, Field(gt=0, le=3600)] = 10.0
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] = "json"
+
+    _files: Mapping[str, FileSecret] = PrivateAttr(default_factory=dict)
+    _notes: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was given and has no effect, each in a line that names it; for the log, once, at the start."""
+        return self._notes
+
+    def url(self, field: str) -> Url:
+        """The URL of a server, by its field: read again for each new connection where it comes from a file."""
+        if (file := self._files.get(field)) is not None:
+            return file
+        secret = getattr(self, field)
+        assert isinstance(secret, SecretStr)  # noqa: S101 - the caller asks for what is set
+        return secret.get_secret_value()
+
+    @field_validator(*_LINKABLE, mode="before", check_fields=False)
+    @classmethod
+    def _no_service_link(cls, value: object, info: ValidationInfo) -> object:
+        """Take the default for what Kubernetes puts into every pod beside a Service named `redrive`."""
+        if isinstance(value, str) and _SERVICE_LINK.match(value) and info.field_name is not None:
+            return cls.model_fields[info.field_name].default
+        return value
 
 
 class ApiSettings(Settings):
@@ -201,7 +246,25 @@ def read(kind: type[S], **known: object) -> S:
         raise SettingsError(sorted([*problems, *unread.values()])) from None
     if unread:
         raise SettingsError(sorted(unread.values()))
+    settings._files = {  # noqa: SLF001 - a part of reading them, which the caller cannot do
+        field: FileSecret(Path(os.environ[f"{PREFIX}{field.upper()}_FILE"]), value, check)
+        for field, value in secrets.items()
+        if (check := _URLS.get(field)) is not None and field not in known
+    }
+    settings._notes = tuple(_notes(kind, settings, known))  # noqa: SLF001 - likewise
     return settings
+
+
+def _notes(kind: type[Settings], settings: Settings, known: Mapping[str, object]) -> Iterator[str]:
+    for field in _LINKABLE:
+        variable = f"{PREFIX}{field.upper()}"
+        if field in kind.model_fields and field not in known and _SERVICE_LINK.match(os.environ.get(variable, "")):
+            yield f"{variable} is ignored: it is a service link of Kubernetes, not a port (enableServiceLinks: false)"
+    for field in ("database_url", "database_read_url"):
+        secret = getattr(settings, field, None)
+        if isinstance(secret, SecretStr):
+            for note in postgres_url(secret.get_secret_value()).ignored:
+                yield f"{PREFIX}{field.upper()}: {note}"
 
 
 def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""URLs of servers, looked at as their clients will read them: asyncpg, and yarl for aio-pika and aiohttp.
+"""URLs of servers, looked at as their clients will read them: yarl for aio-pika and aiohttp, our own for PostgreSQL.
 
 The clients raise whatever comes for a URL that they cannot read, and quote parts of it: of the password, where one has
 a `/` or `#` in it. Here it is said before anything starts, and without any of the URL.
@@ -7,13 +7,13 @@ a `/` or `#` in it. Here it is said before anything starts, and without any of t
 import os
 import re
 from typing import Final
-from urllib.parse import SplitResult, parse_qs, urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from yarl import URL
 
-_ENCODED: Final = "with special characters in user and password percent-encoded (/ as %2F, # as %23, @ as %40)"
-_POSTGRES: Final = f"must be a URL such as postgresql://user:password@host:5432/database, {_ENCODED}"
-_AMQP: Final = f"must be a URL such as amqp://user:password@host:5672/vhost, {_ENCODED}"
+from shared.postgres_url import ENCODED, check_files, postgres_url
+
+_AMQP: Final = f"must be a URL such as amqp://user:password@host:5672/vhost, {ENCODED}"
 _HTTP: Final = "must be a URL that begins with https:// or http://, and names a host"
 
 AMQP_PARAMETERS: Final = frozenset(
@@ -26,30 +26,16 @@ _AMQP_NUMBERS: Final = frozenset({"heartbeat", "timeout"})
 _NUMBER: Final = re.compile(r"\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-4]", re.ASCII)
 _PARAMETER_NAME: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 
-_PORT: Final = re.compile(r"\d{1,5}", re.ASCII)
-_HOST: Final = re.compile(r"/.*|(?:\[[^]]+\]|[^][/@:]+)(?::(\d{1,5})?)?", re.ASCII)
-
 
 def check_postgres_url(url: str) -> None:
-    """Raise ValueError for what asyncpg cannot connect to. It takes lists of hosts, folders of sockets, and no host."""
-    parts = _parts(url, "postgresql", "postgres", otherwise=_POSTGRES)
-    try:
-        query = parse_qs(parts.query, strict_parsing=True) if parts.query else {}
-    except ValueError:
-        raise ValueError(_POSTGRES) from None
-    ports = query["port"][-1].split(",") if "port" in query else []
-    for hosts in (parts.netloc.split("@", 1)[-1], *query.get("host", [])[-1:]):
-        for host in hosts.split(",") if hosts else []:
-            match = _HOST.fullmatch(host)
-            if match is None:
-                raise ValueError(_POSTGRES)
-            ports.append(match[1] or "5432")
-    if not all(_PORT.fullmatch(port) and 1 <= int(port) <= 65_535 for port in ports):
-        raise ValueError(_POSTGRES)
+    """Raise ValueError for what asyncpg cannot connect to, or would connect to in another way than the URL says."""
+    check_files(postgres_url(url))
 
 
 def check_amqp_url(url: str) -> None:
     """Raise ValueError for what aio-pika cannot connect to, and for parameters that it would ignore."""
+    if re.search(r",\s*amqps?://", url, re.IGNORECASE):
+        raise ValueError("must be one URL; several, separated by commas, are not taken")
     _parts(url, "amqp", "amqps", otherwise=_AMQP)
     if not _names_a_host(url, "amqp", "amqps"):
         raise ValueError(_AMQP)

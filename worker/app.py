@@ -14,6 +14,7 @@ from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import DatabaseUnavailable
 from shared.jobs import JobStore
+from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
 from shared.retries import RetryLedger
 from shared.telemetry import metrics_registry
@@ -41,13 +42,16 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
     Servers that are away, now or later, are waited for. `ops=False` for several workers in one process: they need no
     port of their own. Raises OSError when the ops port is taken.
     """
+    for note in settings.notes:
+        log.warning("setting ignored", reason=note)
     registry = metrics_registry()
     metrics = Metrics(registry)
     database = Database(
-        settings.database_url.get_secret_value(),
+        settings.url("database_url"),
         program="redrive worker",
         timeout_s=settings.db_timeout,
         pool_size=settings.db_pool_size,
+        pooled=settings.database_pooled,
     )
     ledger = RetryLedger(database, JobStore(database))
     topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
@@ -60,10 +64,13 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
                 serve_ops(host=settings.host, port=settings.ops_port, ready=ready, metrics=exposition_of(registry))
             )
         async with asyncio.TaskGroup() as tasks:
-            watching = [tasks.create_task(_watch_backlog(ledger, metrics))]
+            watching = [
+                tasks.create_task(_watch_backlog(ledger, metrics)),
+                tasks.create_task(warn_of_missing(database)),
+            ]
             if settings.amqp_url is not None and topology is not None:
                 queues = [source for source in sources if isinstance(source, QueueSource)]
-                url = settings.amqp_url.get_secret_value()
+                url = settings.url("amqp_url")
                 dead = DeadWatch(url, ledger, DeadLetters(database), metrics, topology=topology, sources=queues)
                 watching.append(tasks.create_task(dead.watch(stop=stop)))
             working = [tasks.create_task(keep(source, metrics, stop=stop)) for source in sources]
@@ -82,7 +89,7 @@ def _sources(
         return [LedgerSource(Settler(ledger, metrics), batch_size=settings.worker_batch_size)]
     return [
         QueueSource(
-            settings.amqp_url.get_secret_value(),
+            settings.url("amqp_url"),
             queue,
             Settler(ledger, metrics),
             metrics,
@@ -95,12 +102,15 @@ def _sources(
 
 
 def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event) -> Ready:
-    """Say whether there is a point in waiting for this worker: it can reach all that it needs, and is to go on."""
+    """Say whether there is a point in waiting for this worker.
+
+    It is to go on, its database takes writes and is migrated, and its consumers are on their queues.
+    """
 
     async def ready() -> Readiness:
         checks: dict[str, Status] = {}
         try:
-            await database.ping()
+            await database.probe()
             checks["database"] = Status.OK
         except DatabaseUnavailable:
             checks["database"] = Status.UNAVAILABLE

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
     from pamqp.common import FieldTable
 
+    from shared.secret import Url
+
 _IN_FLIGHT: Final = 128  # a `multiple` confirm walks all that wait for theirs
 # Not all: CC and BCC, for two, would send copies elsewhere.
 _KEPT_HEADERS: Final = ("traceparent", "tracestate", LEDGER_HEADER)
@@ -30,7 +32,7 @@ class DeadLetter(NamedTuple):
     reason: str
 
 
-async def publish(url: str, letters: Sequence[DeadLetter], topology: Topology) -> None:
+async def publish(url: "Url", letters: Sequence[DeadLetter], topology: Topology) -> None:
     """Publish to the dead-letter queue; every letter is on disk there once this returns.
 
     On a connection of its own, opened when there is something to publish: the broker stops reading from a connection

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from pamqp.common import FieldValue
 
+    from shared.secret import Url
+
 MOST_DELIVERIES: Final = 10
 """After so many a letter is published anew: half of what RabbitMQ allows, the rest being for connections that break."""
 TOO_OFTEN: Final = "delivered too often without being settled"
@@ -91,7 +93,7 @@ class DeadQueue:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, url: str, *, name: str, topology: Topology | None = None) -> AsyncIterator[Self]:
+    async def opened(cls, url: "Url", *, name: str, topology: Topology | None = None) -> AsyncIterator[Self]:
         """Connect; `name` is what RabbitMQ's operators see. Raises BrokerUnavailable, in the block, too.
 
         Where `topology` is given, a queue that is missing is declared.

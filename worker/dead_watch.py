@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from shared.dead_letters import DeadLetters
     from shared.models import RetryId
     from shared.retries import RetryLedger
+    from shared.secret import Url
     from shared.topology import Topology
     from worker.dead_queue import Letter
     from worker.metrics import Metrics
@@ -53,7 +54,7 @@ class DeadWatch:
 
     def __init__(
         self,
-        url: str,
+        url: "Url",
         ledger: "RetryLedger",
         letters: "DeadLetters",
         metrics: "Metrics",

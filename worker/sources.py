@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from aiormq.abc import DeliveredMessage
 
+    from shared.secret import Url
     from shared.topology import Topology
     from worker.metrics import Metrics
     from worker.settling import Settler
@@ -87,7 +88,7 @@ class QueueSource:
 
     def __init__(
         self,
-        url: str,
+        url: "Url",
         queue: str,
         settler: "Settler",
         metrics: "Metrics",

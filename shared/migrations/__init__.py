@@ -2,23 +2,45 @@
 
 dbmate's own words and file format (`-- migrate:up`), so that a team which has it can run the files itself. What has
 been applied stands in `redrive.schema_migrations`.
+
+dbmate takes fewer URLs than we do: one host, and not every `sslmode`. So we connect first, and it is given the host
+that took us, by a URL that says everything outright.
 """
 
 import asyncio
 import os
+import re
 import shutil
+import ssl
 import subprocess
 import sysconfig
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, urlencode
 
 import asyncpg
+import structlog
 
-from shared.database import UNUSABLE_URL
-from shared.errors import DatabaseUnavailable, RedriveError
+from shared.connections import Connector, words_of
+from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError
+from shared.postgres_url import Access
+from shared.sql import statements
+
+if TYPE_CHECKING:
+    from shared.connections import Opened
+    from shared.database import Database
+    from shared.secret import Url
+
+log = structlog.stdlib.get_logger(__name__)
 
 TABLE = "redrive.schema_migrations"
+CONNECT_S: Final = 10.0
+LOOK_AGAIN_S: Final = 5.0
+_SQL: Final = statements("migrations")
+_APPLIED: Final = re.compile(r"^Applied: (\S+\.sql)", re.MULTILINE)
+_PASSED_ON: Final = ("sslcert", "sslkey")
 
 
 class MigrationFailed(RedriveError):
@@ -32,15 +54,21 @@ def folder() -> Path:
     return Path(str(resources.files(__name__)))
 
 
+def names() -> list[str]:
+    """The files of all migrations, in order."""
+    return sorted(path.name for path in folder().glob("*.sql"))
+
+
 def text() -> str:
     """All migrations, in order, for somebody who wants to read or run them by hand."""
-    return "\n".join(f"-- {path.name}\n{path.read_text('utf-8')}" for path in sorted(folder().glob("*.sql")))
+    return "\n".join(f"-- {name}\n{(folder() / name).read_text('utf-8')}" for name in names())
 
 
-def migrate(url: str, *, timeout_s: float = 60) -> None:
+def migrate(url: "Url", *, timeout_s: float = 60) -> list[str]:
     """Bring the database at `url` up to date. Safe to run again, and by several at once: they wait for each other.
 
-    Raises DatabaseUnavailable when the server does not answer, MigrationFailed when it objects.
+    Answers the files that were applied, in order. Raises DatabaseUnavailable when the server does not answer,
+    MigrationFailed when it objects.
     """
     program = shutil.which("dbmate", path=sysconfig.get_path("scripts")) or shutil.which("dbmate")
     if program is None:
@@ -49,8 +77,7 @@ def migrate(url: str, *, timeout_s: float = 60) -> None:
         program, "--env", "DATABASE_URL", "--env-file", os.devnull, "--migrations-dir", str(folder()),
         "--migrations-table", TABLE, "--no-dump-schema", "--migration-lock", "migrate",
     ]  # fmt: skip
-    # The URL goes by the environment: arguments can be read by everybody on the machine.
-    environment = {"DATABASE_URL": asyncio.run(_url_for_dbmate(url)), "PATH": os.environ.get("PATH", "")}
+    environment = asyncio.run(_environment_of_dbmate(url))
     try:
         done = subprocess.run(  # noqa: S603 - our own program, our own arguments
             command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -59,22 +86,99 @@ def migrate(url: str, *, timeout_s: float = 60) -> None:
         raise DatabaseUnavailable("the migration took too long") from error
     if done.returncode != 0:
         raise MigrationFailed(done.stderr.strip() or done.stdout.strip())
+    return _APPLIED.findall(done.stdout)
 
 
-async def _url_for_dbmate(url: str) -> str:
-    """`url` with the TLS mode said outright: dbmate's driver insists on TLS where asyncpg only prefers it."""
+async def missing_from(database: "Database") -> list[str]:
+    """The files that are not applied, in order. Raises DatabaseUnavailable."""
+    ((found,),) = await database.fetch(_SQL["has_migrations"])
+    applied = {row["version"] for row in await database.fetch(_SQL["applied"])} if found else set()
+    return [name for name in names() if name.partition("_")[0] not in applied]
+
+
+def missing(url: "Url") -> list[str]:
+    """As `missing_from`, for the database at `url`."""
+
+    async def look() -> list[str]:
+        from shared.database import open_database  # noqa: PLC0415 - here alone
+
+        async with open_database(url, program="redrive migrate", timeout_s=CONNECT_S, pool_size=1) as database:
+            return await missing_from(database)
+
+    return asyncio.run(look())
+
+
+async def warn_of_missing(database: "Database") -> None:
+    """Log, once, what is not applied; where the database does not answer yet, once it does."""
+    while True:
+        try:
+            missing = await missing_from(database)
+        except DatabaseUnfit as error:  # it answers, and this user may not see them
+            log.warning("migrations cannot be looked at", reason=str(error))
+            return
+        except DatabaseUnavailable:
+            await asyncio.sleep(LOOK_AGAIN_S)
+            continue
+        if missing:
+            log.warning("migrations missing", missing=len(missing), first=missing[0], mend="run `redrive migrate`")
+        return
+
+
+async def _environment_of_dbmate(url: "Url") -> dict[str, str]:
+    """What dbmate is started with. The URL goes by the environment: arguments can be read by all on the machine."""
+    connector = Connector(
+        url, access=Access.READ_WRITE, timeout_s=CONNECT_S, settings={"application_name": "redrive migrate"}
+    )
+    opened = await connector.opened(timeout=CONNECT_S)
     try:
-        async with asyncio.timeout(10):
-            connection = await asyncpg.connect(url)
-    except UNUSABLE_URL:
-        raise DatabaseUnavailable("the URL cannot be used") from None
+        async with asyncio.timeout(CONNECT_S):
+            (facts,) = await opened.connection.fetch(_SQL["session_of_migration"])
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise DatabaseUnavailable(type(error).__name__) from error
-    try:
-        encrypted = await connection.fetchval("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()")
+        raise DatabaseUnavailable(words_of(error)) from error
     finally:
-        await connection.close()
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query))
-    query.setdefault("sslmode", "require" if encrypted else "disable")
-    return urlunsplit(("postgres", *parts[1:3], urlencode(query), ""))
+        opened.connection.terminate()
+    environment = {"PATH": os.environ.get("PATH", ""), "DATABASE_URL": _url_for_dbmate(opened, facts)}
+    # Where passwords may lie that no URL holds.
+    for name in ("HOME", "PGPASSFILE"):
+        if value := os.environ.get(name):
+            environment[name] = value
+    if opened.url.passfile is not None:
+        environment["PGPASSFILE"] = opened.url.passfile
+    return environment
+
+
+def _url_for_dbmate(opened: "Opened", facts: asyncpg.Record) -> str:
+    host, url = opened.host, opened.url
+    password = url.password if url.password is not None else os.environ.get("PGPASSWORD")
+    user = quote(url.user or os.environ.get("PGUSER") or facts["user"], safe="")
+    login = user if password is None else f"{user}:{quote(password, safe='')}"
+    query = {"sslmode": "disable"}
+    server = ""
+    if host.name.startswith("/"):
+        query |= {"host": host.name, "port": str(host.port)}
+    else:
+        server = f"[{quote(host.name)}]:{host.port}" if ":" in host.name else f"{quote(host.name)}:{host.port}"
+        if facts["encrypted"]:
+            query = _tls_for_dbmate(url.tls)
+    if url.options is not None:
+        query["options"] = url.options
+    if url.application_name is not None:
+        query["application_name"] = url.application_name
+    return f"postgres://{login}@{server}/{quote(facts['database'], safe='')}?{urlencode(query, quote_via=quote)}"
+
+
+def _tls_for_dbmate(tls: Mapping[str, str]) -> dict[str, str]:
+    """`sslmode` and its files, for a connection that we have just made with TLS: dbmate knows no mode that may do."""
+    mode = tls.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
+    query = {"sslmode": mode if mode.startswith("verify") else "require"}
+    root = tls.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")
+    if root is None and mode.startswith("verify"):
+        root = str(Path.home() / ".postgresql" / "root.crt")
+    if root == "system":
+        root = ssl.get_default_verify_paths().cafile
+    if root is not None:
+        query["sslrootcert"] = root
+    for name in _PASSED_ON:
+        if value := tls.get(name) or os.environ.get(f"PG{name.upper()}"):
+            query[name] = value
+    return query

@@ -14,6 +14,7 @@ import api.metrics
 import worker.metrics
 from api.app import create_app
 from shared.database import open_database
+from shared.errors import DatabaseUnavailable
 from shared.settings import PREFIX, ApiSettings, Limit, Settings, WorkerSettings, read
 from tests.tokens import SECRET
 
@@ -150,18 +151,15 @@ def test_every_log_event_is_explained() -> None:
 async def test_pgbouncer_is_told_of_every_parameter_that_connections_send(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: dict[str, str] = {}
 
-    class Pool:
-        async def close(self) -> None:
-            pass
-
-    async def create_pool(*_: object, server_settings: dict[str, str], **__: object) -> Pool:
+    async def connect(*_: object, server_settings: dict[str, str], **__: object) -> None:
         sent.update(server_settings)
-        return Pool()
+        raise ConnectionRefusedError
 
-    monkeypatch.setattr("asyncpg.create_pool", create_pool)
+    monkeypatch.setattr("asyncpg.connect", connect)
     default = read(WorkerSettings, database_url="postgresql://").db_timeout
-    async with open_database("postgresql://", program="x", timeout_s=default, pool_size=1):
-        pass
+    async with open_database("postgresql://h/x", program="x", timeout_s=default, pool_size=1) as database:
+        with pytest.raises(DatabaseUnavailable):
+            await database.ping()
     unknown = {name: value for name, value in sent.items() if name not in {"application_name", "timezone"}}
     text = text_of("docs/deploying.md")
     (ignored,) = re.findall(r"^ignore_startup_parameters = (.*)$", text, re.MULTILINE)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shared.errors import SettingsError
+from shared.secret import current
 from shared.settings import ApiSettings, Limit, Settings, WorkerSettings, read, variables
 
 SECRET = "canary secret of more than thirty-two bytes"
@@ -335,3 +336,50 @@ def test_a_parameter_that_the_broker_s_url_cannot_have_is_named(
     assert problem.startswith(f"REDRIVE_AMQP_URL: {named}")
     assert "canary" not in problem
     assert "ssw0rd" not in problem
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "default"), [(ApiSettings, "port", 8080), (WorkerSettings, "ops_port", 9091)]
+)
+def test_a_service_link_of_kubernetes_is_no_port(
+    environment: pytest.MonkeyPatch, kind: type[Settings], field: str, default: int
+) -> None:
+    environment.setenv(f"REDRIVE_{field.upper()}", "tcp://10.96.0.10:80")
+
+    found = read(kind)
+
+    assert getattr(found, field) == default
+    assert [note.partition(" ")[0] for note in found.notes] == [f"REDRIVE_{field.upper()}"]
+
+
+def test_a_parameter_that_has_no_effect_is_noted(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("REDRIVE_DATABASE_URL", "postgresql://h/x?connection_limit=5")
+
+    (note,) = read(WorkerSettings).notes
+
+    assert note.startswith("REDRIVE_DATABASE_URL: connection_limit is ignored")
+
+
+def test_several_brokers_are_a_settings_error(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("REDRIVE_AMQP_URL", "amqp://canary@one/v,amqp://canary@two/v")
+
+    (problem,) = problems()
+
+    assert problem.startswith("REDRIVE_AMQP_URL: must be one URL")
+
+
+def test_a_url_from_a_file_is_read_again_each_time(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("postgresql://old@h/x\n")
+    environment.delenv("REDRIVE_DATABASE_URL")
+    environment.setenv("REDRIVE_DATABASE_URL_FILE", str(file))
+    url = read(WorkerSettings).url("database_url")
+
+    seen = []
+    for content in ("postgresql://new@h/x\n", "postg", "", "postgresql://new@other/y"):
+        file.write_text(content)
+        seen.append(current(url))
+    file.unlink()
+
+    assert seen == ["postgresql://new@h/x"] * 3 + ["postgresql://new@other/y"]
+    assert current(url) == "postgresql://new@other/y"
