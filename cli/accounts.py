@@ -117,7 +117,7 @@ def _copy(install: Path, parent: Path, folder: DataFolder) -> Path:
 
     By hard links where that can be done. The place is written down first, so that it is removed whatever happens.
     """
-    top = Path(tempfile.mkdtemp(prefix="redrive-postgres-", dir=parent))
+    top = Path(tempfile.mkdtemp(prefix="redrive-programs-", dir=parent))
     folder.copy_note.write_text(f"{top}\n", "utf-8")
     copy = top / install.parent.name / install.name
     shutil.copytree(install, copy, symlinks=True, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("include"))
@@ -143,6 +143,6 @@ def _link_or_copy(source: str, target: str) -> None:
 def _remove_copy(folder: DataFolder) -> None:
     with suppress(FileNotFoundError):
         top = Path(folder.copy_note.read_text("utf-8").strip())
-        if top.name.startswith("redrive-postgres-"):
+        if top.name.startswith("redrive-programs-"):
             shutil.rmtree(top, ignore_errors=True)
         folder.copy_note.unlink()

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -50,6 +51,9 @@ app = typer.Typer(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command that `args`, or the process's own arguments, name; ends by SystemExit."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an error in Chinese, and a terminal that has only ASCII
     try:
         app(args, prog_name="redrive")
     except SettingsError as error:

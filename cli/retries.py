@@ -109,6 +109,9 @@ def show_retry(retry: "Retry", *, as_json: bool) -> None:
             ("extra attempts", retry.extra_attempts or None),
             ("requested", time_text(retry.requested_at)),
             ("processed", time_text(retry.processed_at)),
+            ("cancelled by", retry.cancelled_by),
+            ("redriven by", retry.redriven_by),
+            ("redriven", None if retry.redriven_at is None else time_text(retry.redriven_at)),
             ("attempts before", retry.attempts_before),
             ("error before", retry.error_before),
         ]

@@ -16,6 +16,7 @@ from rich.cells import cell_len
 
 from cli import filters, retrying
 from cli.main import main
+from tests.commands import commanded
 
 JOB = "8386e689-d8b4-4ed4-91aa-7511b7751106"
 RETRY = "01a20749-906d-7433-a393-3683f379119b"
@@ -201,6 +202,18 @@ def test_a_document_cannot_command_the_terminal_and_means_the_same(api: Api, red
     assert json.loads(out)["payload"] == payload
     assert out.removesuffix("\n").isprintable()
     assert "é 障" in out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+async def test_what_a_terminal_has_no_letters_for_is_shown_all_the_same(
+    api: Api, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job(last_error="障")})
+    done = await commanded("jobs", "get", JOB, URL=api.url, TOKEN=TOKEN)
+
+    assert (done.status, done.err) == (0, "")
+    assert re.search(r"^error +(障|\\u969c)$", done.out, re.MULTILINE)
 
 
 def test_jobs_are_listed_for_programs_one_a_line(api: Api, redrive: Redrive) -> None:
@@ -548,8 +561,10 @@ def test_a_retry_is_shown_with_the_error_that_it_cleared(api: Api, redrive: Redr
 
 
 def test_a_retry_is_taken_back_or_was_settled(api: Api, redrive: Redrive) -> None:
-    api.on(f"DELETE /api/retries/{RETRY}", {"data": a_retry("cancelled", "cancelled")})
-    assert redrive("retries", "cancel", RETRY).status == 0
+    api.on(f"DELETE /api/retries/{RETRY}", {"data": a_retry("cancelled", "cancelled", cancelled_by="li")})
+    answer = redrive("retries", "cancel", RETRY)
+    assert answer.status == 0
+    assert re.search(r"^cancelled by +li$", answer.out, re.MULTILINE)
 
     api.problem(f"DELETE /api/retries/{RETRY}", 409, "retry-already-settled")
     api.on(f"GET /api/retries/{RETRY}", {"data": a_retry("applied", "applied")})
