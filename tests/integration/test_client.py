@@ -223,6 +223,40 @@ async def test_a_bulk_retry_from_preview_to_audit(redrive: Redrive, database_url
     assert {(retry.actor, retry.reason) for retry in audit} == {("alice", "the relay is back")}
 
 
+async def test_a_bulk_retry_is_found_again_and_taken_back(redrive: Redrive, jobs: JobMaker) -> None:
+    await jobs.make(5, status="failed", kind="wrong")
+    by_filter = await redrive.retry_many(FailedFilter(type="wrong"), max=10, reason="oh")
+    by_id = await redrive.retry_many([(await jobs.failed()).id])
+
+    listed = [batch async for batch in redrive.list_batches(actor="alice", page_size=1)]
+    cancelled = await redrive.cancel_batch(by_filter.batch_id)
+
+    assert [batch.id for batch in listed][:2] == [by_id.batch_id, by_filter.batch_id]
+    assert [batch.filter for batch in listed][:2] == [None, {"type": "wrong"}]
+    assert (cancelled.queued, cancelled.cancelled, cancelled.done) == (0, 5, True)
+    audit = [retry async for retry in redrive.list_retries(batch_id=by_filter.batch_id)]
+    assert {(retry.state, retry.cancelled_by) for retry in audit} == {(RetryState.CANCELLED, "alice")}
+    with pytest.raises(NotFound):
+        await redrive.cancel_batch(uuid.uuid4())
+
+
+async def test_a_dead_lettered_retry_is_redriven(redrive: Redrive, jobs: JobMaker) -> None:
+    retry = (await redrive.retry((await jobs.failed()).id)).retry
+    with pytest.raises(Conflict) as caught:
+        await redrive.redrive(retry.id)
+    assert caught.value.code == "retry-not-dead-lettered"
+    await jobs.pool.execute(
+        "UPDATE redrive.retry_requests SET state = 'dead_lettered', outcome = 'poison', processed_at = now()"
+        " WHERE id = $1",
+        retry.id,
+    )
+
+    first, again = await redrive.redrive(retry.id), await redrive.redrive(retry.id)
+
+    assert (first.state, first.redriven_by, first.done) == (RetryState.QUEUED, "alice", False)
+    assert again.redriven_at == first.redriven_at
+
+
 async def test_a_batch_is_watched_from_now_to_its_end(redrive: Redrive, database_url: str, jobs: JobMaker) -> None:
     accepted = await redrive.retry_many([job.id for job in await jobs.many_failed(5)])
     seen = []

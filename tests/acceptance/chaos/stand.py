@@ -351,27 +351,30 @@ class Trial:
         acked = self.acked
         rows = await self.stand.rows(
             """
-            SELECT coalesce(batch_id, id) AS id, job_id, state FROM redrive.retry_requests
+            SELECT coalesce(batch_id, id) AS id, project_id, job_id, state FROM redrive.retry_requests
             WHERE job_id = ANY ($1::uuid[])
             """,
             [job.id for load in self._loads for job in load.jobs] + [job.id for job in self.published.values()],
         )
-        effects = Counter(row["job_id"] for row in await self.stand.rows("SELECT job_id FROM public.test_effects"))
-        asked = Counter(job.id for job in acked.values())
+        happened_to = await self.stand.rows("SELECT project_id, job_id FROM public.test_effects")
+        effects = Counter((row["project_id"], row["job_id"]) for row in happened_to)
+        asked = Counter((job.project_id, job.id) for job in acked.values())
         parked = Counter(
-            row["job_id"] for row in rows if row["id"] in acked and row["state"] not in {"applied", "queued"}
+            (row["project_id"], row["job_id"])
+            for row in rows
+            if row["id"] in acked and row["state"] not in {"applied", "queued"}
         )
         self.wrong += [f"written down, and nobody was told: {dict(row)}" for row in rows if row["id"] not in acked]
         tally = self.tally
         tally.effects = effects.total()
         tally.acked = len(acked)
         tally.parked = parked.total()
-        for job_id in asked | effects:
-            due, happened = asked[job_id] - parked[job_id], effects[job_id]
+        for job in asked | effects:
+            due, happened = asked[job] - parked[job], effects[job]
             tally.applied += min(due, happened)
             tally.lost += max(0, due - happened)
             beyond = max(0, happened - due)
-            if asked[job_id]:
+            if asked[job]:
                 tally.doubled += beyond
             else:
                 tally.unexpected += beyond
