@@ -13,7 +13,7 @@ from api.auth import MAX_ACTOR, Scope
 from api.bodies import body_of
 from api.conditional import field_of, versions_of
 from api.ids import retry_id_of
-from api.pages import flag_of, page_of, text_of
+from api.pages import fitting, flag_of, page_of, text_of
 from api.problems import InvalidParameter
 from shared.database import in_time
 from shared.errors import JobChanged
@@ -101,7 +101,7 @@ class _ForecastEnvelope(msgspec.Struct, frozen=True):
 
 
 class _Page(msgspec.Struct, frozen=True):
-    data: list[_RetryBody]
+    data: list[msgspec.Raw]
     next_cursor: str | None
 
 
@@ -276,11 +276,11 @@ class RetryResource:
         return self._page(page, retries)
 
     def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:
-        shown = retries[: page.limit]
-        more = len(retries) > page.limit
-        cursor = self._cursors.encoded(Place(shown[-1].requested_at, shown[-1].id), page.scope) if more else None
+        shown = fitting(_encoder.encode(_body_of(retry)) for retry in retries[: page.limit])
+        last = retries[len(shown) - 1] if len(shown) < len(retries) else None
+        cursor = None if last is None else self._cursors.encoded(Place(last.requested_at, last.id), page.scope)
         return Answer(
-            _encoder.encode(_Page([_body_of(retry) for retry in shown], cursor)),
+            _encoder.encode(_Page(shown, cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},
         )
 
