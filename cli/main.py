@@ -225,6 +225,7 @@ def migrate(
         if missing := migrations.missing(settings.url("database_url")):
             for name in missing:
                 typer.echo(f"missing {name}")
+            _complain(f"migrations are missing: {len(missing)}; `redrive migrate` applies them")
             raise typer.Exit(1)
     else:
         for name in migrations.migrate(settings.url("database_url")):
