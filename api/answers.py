@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from multidict import CIMultiDict
 
 _STATUS_LINES: Final = {status.value: f" {status.value} {status.phrase}" for status in HTTPStatus}
+_APART_BYTES: Final = 64 * 1024
+"""A body that is larger is sent apart from its headers: joined with them it would be copied, and held twice."""
 _OF_1_1: Final = {status: f"HTTP/1.1{line}" for status, line in _STATUS_LINES.items()}
 
 
@@ -38,6 +40,12 @@ class Answer(web.StreamResponse):
         super().__init__(status=status, _real_headers=cast("CIMultiDict[str]", fields))
         self.body = body
 
+    def replace_body(self, body: bytes, *, coding: str) -> None:
+        """Send the same in a content coding."""
+        self.body = body
+        self._headers[hdrs.CONTENT_LENGTH] = str(len(body))
+        self._headers[hdrs.CONTENT_ENCODING] = coding
+
     async def prepare(self, request: web.BaseRequest) -> "AbstractStreamWriter | None":
         """Send all of it."""
         if self._eof_sent:
@@ -57,7 +65,10 @@ class Answer(web.StreamResponse):
                 headers[hdrs.CONNECTION] = "keep-alive"
         writer = request.writer
         await writer.write_headers(line, headers)  # refuses what would break out of its line
-        await writer.write_eof(b"" if self.body is None or request.method == hdrs.METH_HEAD else self.body)
+        body = b"" if self.body is None or request.method == hdrs.METH_HEAD else self.body
+        if len(body) > _APART_BYTES:
+            writer.send_headers()
+        await writer.write_eof(body)
         return writer
 
     async def write_eof(self, data: bytes = b"") -> None:

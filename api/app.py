@@ -126,6 +126,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         watches,
         ids=JobIds(settings.job_id_versions),
         cursors=Cursors(_cursor_secret(settings)),
+        max_wait_s=settings.max_wait,
         poke=_nobody_waits if relay is None else relay.poke,
         poke_bulk=_nobody_waits if relay is None else relay.poke_bulk,
     )
@@ -153,7 +154,12 @@ async def run(
     registry = metrics_registry()
     app = create_app(settings, registry)
     app.cleanup_ctx.append(_in_background(lambda: warn_of_missing(app[DATABASE])))
-    runner = Runner(app, shutdown_timeout_s=max(0.1, (settings.shutdown_grace - DRAIN_S) / 4))
+    runner = Runner(
+        app,
+        app[DOOR],
+        keepalive_timeout_s=settings.keepalive_timeout,
+        shutdown_timeout_s=max(0.1, (settings.shutdown_grace - DRAIN_S) / 4),
+    )
     async with AsyncExitStack() as stack:
         if ops:
             await stack.enter_async_context(

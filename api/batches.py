@@ -13,7 +13,7 @@ from api.bodies import body_of
 from api.ids import retry_id_of
 from api.pages import flag_of, page_of, text_of
 from api.problems import Fault, InvalidBody
-from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of
+from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of, key_text_of
 from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, FailedFilter, Preview, Skipped
 from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
@@ -150,8 +150,9 @@ class BatchResource:
 
         Raises TooManyMatches, InvalidJobId, InvalidBody, IdempotencyKeyReused, and what `body_of` raises.
         """
+        dry_run = flag_of(call.parameters, "dry_run")
+        key = key_text_of(call)
         order = await body_of(call.request, _order_decoder, max_bytes=MAX_BODY_BYTES) or _BatchOrder()
-        dry_run = flag_of(call.parameters.get("dry_run"), default=order.filter is not None)
         _check(order)
         if order.extra_attempts is not None:
             call.principal.require(Scope.RETRY_EXTEND)
@@ -167,9 +168,9 @@ class BatchResource:
             delay_seconds=order.delay_seconds,
             extra_attempts=order.extra_attempts or 0,
             spread_seconds=order.spread_seconds,
-            key=idempotency_key_of(call, call.request.path, order),
+            key=idempotency_key_of(call, key, call.request.path, order),
         )
-        if dry_run:
+        if dry_run or (dry_run is None and order.filter is not None):
             return _preview_answer(await self._batches.preview(request))
         async with in_time():
             accepted = await self._batches.accept(request)
@@ -188,7 +189,7 @@ class BatchResource:
     async def get_batches(self, call: "Call") -> Answer:
         """The project's bulk retries, newest first, of one actor where `actor` names it. Raises InvalidParameter."""
         page = page_of(call, self._cursors, path="/api/retry-batches")
-        actor = text_of(page.filters.get("actor"), longest=MAX_ACTOR)
+        actor = text_of(page.filters, "actor", longest=MAX_ACTOR)
         batches, more = await self._batches.page(call.project_id, actor=actor, after=page.after, limit=page.limit)
         last = batches[-1] if more else None
         cursor = None if last is None else self._cursors.encoded(Place(last.requested_at, last.id), page.scope)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _TAG = re.compile(r'(W/)?"([^"\x00-\x1f\x7f]*)"')
 _TAGS = re.compile(rf"[ \t,]*(?:{_TAG.pattern}[ \t]*(?:,[ \t,]*|\Z))*")
+_ADDED = re.compile(r"(?:--gzip|-gzip|-br|-zstd|-deflate)\Z")
 _VERSION = re.compile(r"(\d+)(?:-[0-9a-f-]{36})?(?:\+[0-9a-f]{16})?")
 
 MAX_SCHEDULED_WAIT_S = 300
@@ -42,9 +43,14 @@ def condition_of(headers: "MultiMapping[str]") -> str | None:
     return named if named and named.strip(" \t,") else None
 
 
-def _tags_in(text: str) -> list[tuple[str, str]]:
-    """The entity tags of a list, each with its `W/` or without; none where there is anything else in it."""
-    return _TAG.findall(text) if _TAGS.fullmatch(text) else []
+def _tags_in(text: str) -> list[str]:
+    """The texts of a list's entity tags, as we gave them; none where there is anything else in it.
+
+    Proxies that compress make a tag weak (nginx) or put a suffix behind it (Apache), and do not take it back where it
+    comes in again. Our tags are strong and end in digits, so both were added on the way, and are dropped. That is more
+    lenient than RFC 9110, 13.1.1, which has weak tags never match in `If-Match`.
+    """
+    return [_ADDED.sub("", tag) for _, tag in _TAG.findall(text)] if _TAGS.fullmatch(text) else []
 
 
 def etag_of_job(job: Job) -> str:
@@ -65,20 +71,19 @@ def etag_of_batch(batch: Batch) -> str:
 
 
 def matches(if_none_match: str | None, etag: str) -> bool:
-    """Whether the client has this: a weak comparison (RFC 9110, 13.1.2); what cannot be read matches nothing."""
+    """Whether the client has this; what cannot be read matches nothing. See `_tags_in` for what is overlooked."""
     if if_none_match is None:
         return False
     if if_none_match == etag or if_none_match.strip() == "*":
         return True
-    return etag in if_none_match and any(f'"{tag}"' == etag for _, tag in _tags_in(if_none_match))
+    return etag[:-1] in if_none_match and etag[1:-1] in _tags_in(if_none_match)
 
 
 def versions_of(if_match: str | None) -> frozenset[Version] | None:
-    """The job versions that an `If-Match` names; None for no condition. Weak tags never match (RFC 9110, 13.1.1)."""
+    """The job versions that an `If-Match` names; None for no condition. See `_tags_in` for what is overlooked."""
     if if_match is None or if_match.strip() == "*":
         return None
-    strong = (tag for weak, tag in _tags_in(if_match) if not weak)
-    return frozenset(Version(found[1]) for tag in strong if (found := _VERSION.fullmatch(tag)))
+    return frozenset(Version(found[1]) for tag in _tags_in(if_match) if (found := _VERSION.fullmatch(tag)))
 
 
 def retry_after_of_job(job: Job, now: datetime) -> int | None:

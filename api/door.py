@@ -1,9 +1,10 @@
 """The door: every request passes it, in one order, and a request refused at one step never reaches the next.
 
-    request id → limit per client address → authentication → limit per project → scope → parameters → the handler
+    request id → limit per client address → chunks where no body is taken: 411 → unknown path 404, method 405
+    → authentication → limit per project → scope → read-only → query parameters → the handler: id → body → database
 
-The first two and the turning of errors into answers are one middleware, for every path there is; the rest stands
-before each handler that needs it.
+What comes before the path, and the turning of errors into answers, are one middleware, for every path there is; the
+rest stands before each handler that needs it.
 """
 
 import re
@@ -18,10 +19,13 @@ from aiohttp.typedefs import Handler, Middleware
 from multidict import istr
 from uuid_utils import uuid7
 
+from api.answers import Answer
 from api.auth import PROJECT_ID, Authenticator, Principal, Scope
+from api.compression import LEAST_BYTES, Compressor
 from api.problems import (
     InsufficientScope,
     InvalidParameter,
+    LengthRequired,
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
@@ -46,6 +50,7 @@ _CONTENT_TYPE_OPTIONS: Final = istr("X-Content-Type-Options")
 _RATE_LIMIT_POLICY: Final = istr("RateLimit-Policy")
 _RATE_LIMIT: Final = istr("RateLimit")
 
+_BODILESS: Final = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_DELETE, hdrs.METH_OPTIONS})
 _GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -136,6 +141,7 @@ class Door:
         self._by_project = by_project
         self._read_only = read_only
         self._metrics = metrics
+        self._compressor = Compressor()
 
     @property
     def middleware(self) -> Middleware:
@@ -162,6 +168,8 @@ class Door:
                 log.exception("request failed", request_id=request_id, method=request.method)
                 answer = problem_answer(RedriveError(), request_id)
             if not answer.prepared:  # a stream has sent its headers by now
+                if answer.__class__ is Answer and answer.body is not None and len(answer.body) >= LEAST_BYTES:
+                    await self._compressor.compress(answer, request.headers)
                 passage.complete(answer.headers)
                 if self.closing:
                     answer.force_close()
@@ -178,6 +186,12 @@ class Door:
             log.warning("database unavailable", error=str(error))
 
     def _admit(self, request: web.Request) -> None:
+        self.charge_address(request)
+        if hdrs.TRANSFER_ENCODING in request.headers and request.method in _BODILESS:
+            raise LengthRequired
+
+    def charge_address(self, request: web.BaseRequest) -> None:
+        """Charge a request to the address that it comes from. Raises RateLimited."""
         if self._by_address is not None:
             addresses = self._addresses
             forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if addresses.trusting else ()
@@ -207,10 +221,12 @@ class Door:
 def _parameters_of(request: web.Request, known: frozenset[str]) -> dict[str, str]:
     if not request.rel_url.raw_query_string:
         return {}
-    query = request.query
-    if len(query) != len(set(query)) or not known.union({"project_id"}).issuperset(query):
-        raise InvalidParameter
-    return dict(query)
+    parameters: dict[str, str] = {}
+    for name, value in request.query.items():
+        if name in parameters or not (name in known or name == "project_id"):
+            raise InvalidParameter(name)
+        parameters[name] = value
+    return parameters
 
 
 def _project_of(principal: Principal, parameters: dict[str, str]) -> ProjectId:
@@ -221,7 +237,7 @@ def _project_of(principal: Principal, parameters: dict[str, str]) -> ProjectId:
     if Scope.ADMIN not in principal.scopes:
         raise InsufficientScope
     if not PROJECT_ID.fullmatch(named):
-        raise InvalidParameter
+        raise InvalidParameter("project_id")
     return ProjectId(named)
 
 

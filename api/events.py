@@ -5,7 +5,8 @@
     data: {"id": …}
 
 The job as it is, then at each change. A change that another follows within one tick may be skipped: what is sent is
-always the newest.
+always the newest. A client of the standard connects again after the end, for ever; where the job is done and the client
+has had its last event (`Last-Event-ID`), it is answered 204, which stops it.
 
 A stream has one place among those who wait, for as long as it lasts. Where all are taken it is one event, with the time
 after which a client of the standard connects again:
@@ -21,7 +22,9 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
 from aiohttp import hdrs, web
+from multidict import istr
 
+from api.answers import Answer
 from api.conditional import etag_of_job
 from api.door import PASSAGE
 from api.jobs import encoded_bare
@@ -36,6 +39,7 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
 COME_BACK_S: Final = 10
+_LAST_EVENT_ID: Final = istr("Last-Event-ID")
 _KEEP_ALIVE: Final = b": keep-alive\n\n"
 _COME_BACK: Final = b"retry: %d\n" % (1000 * COME_BACK_S)
 
@@ -60,13 +64,15 @@ class EventResource:
         self._watch = watch
 
     async def get_events(self, call: "Call") -> web.StreamResponse:
-        """Stream until the job is done, the token expires, the client leaves, or we stop.
+        """Stream until the job is done, the token expires, the client leaves, or we stop; 204 for what is known.
 
         A client that does not read is cut off after 10 s, and has cost no more than the socket's buffers.
         """
         key = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
         job = await self._store.get(key)
         request = call.request
+        if job.done and request.headers.get(_LAST_EVENT_ID) == _event_id_of(job):
+            return Answer(None, status=204)
         stream = _Stream()
         request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
@@ -125,6 +131,11 @@ async def _sent(writing: Awaitable[object]) -> None:
         await writing
 
 
+def _event_id_of(job: Job) -> str:
+    """The text of the job's tag."""
+    return etag_of_job(job)[1:-1]
+
+
 def _event_of(job: Job) -> bytes:
     """The job as one event; JSON has no line break in it, so neither has the event."""
-    return b"event: job\nid: %b\ndata: %b\n\n" % (etag_of_job(job).strip('"').encode(), encoded_bare(job))
+    return b"event: job\nid: %b\ndata: %b\n\n" % (_event_id_of(job).encode(), encoded_bare(job))

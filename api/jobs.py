@@ -163,10 +163,10 @@ class JobResource:
             return await self._get_these(call)
         page = page_of(call, self._cursors, path="/api/jobs")
         wanted = JobFilter(
-            status=text_of(page.filters.get("status"), longest=MAX_STATUS),
-            type=text_of(page.filters.get("type")),
-            created_after=time_of(page.filters.get("created_after")),
-            created_before=time_of(page.filters.get("created_before")),
+            status=text_of(page.filters, "status", longest=MAX_STATUS),
+            type=text_of(page.filters, "type"),
+            created_after=time_of(page.filters, "created_after"),
+            created_before=time_of(page.filters, "created_before"),
         )
         found = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit)
         shown = fitting(_encoder.encode(_listed(job)) for job in found.jobs)
@@ -182,11 +182,11 @@ class JobResource:
 
         A hundred jobs with all that a list shows of each are a quarter of what an answer may be.
         """
-        if len(call.parameters) > 1:
-            raise InvalidParameter
+        if others := [name for name in call.parameters if name != "ids"]:
+            raise InvalidParameter(others[0])
         texts = call.parameters["ids"].split(",")
         if len(texts) > MAX_IDS:
-            raise InvalidParameter
+            raise InvalidParameter("ids")
         keys = [JobKey(self._ids.parse(text), call.project_id) for text in texts]
         found = await self._store.find_these(list(dict.fromkeys(keys)))
         return Answer(
@@ -200,7 +200,7 @@ class JobResource:
 
     async def get_stats(self, call: "Call") -> Answer:
         """How many of the project's jobs stand where. Raises InvalidParameter."""
-        stats = await self._store.stats(call.project_id, type=text_of(call.parameters.get("type")))
+        stats = await self._store.stats(call.project_id, type=text_of(call.parameters, "type"))
         return Answer(
             _encoder.encode(
                 _StatsEnvelope({status: _stats_of(status, stats[status]) for status in (*JobStatus, OTHER)})
@@ -213,6 +213,6 @@ def _includes_payload(call: "Call") -> bool:
     if include is None:
         return False
     if include != "payload":
-        raise InvalidParameter
+        raise InvalidParameter("include")
     call.principal.require(Scope.PAYLOAD)
     return True

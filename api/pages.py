@@ -7,6 +7,7 @@ with, or is used under other filters, is refused. It grants nothing; whose rows 
 
 import binascii
 import hmac
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from datetime import datetime
@@ -28,6 +29,7 @@ DEFAULT_PAGE: Final = 50
 MAX_FILTER: Final = 200
 MAX_PAGE_BYTES: Final = 8 * 2**20
 
+_SPACED_OFFSET: Final = re.compile(r" ([0-9]{2}:[0-9]{2})\Z")
 _BESIDES_BYTES: Final = 1024
 """What an answer has around its rows, and more."""
 _NO_TIME: Final = -(2**63) + 1
@@ -125,33 +127,34 @@ def limit_of(text: str | None) -> int:
     if text is None:
         return DEFAULT_PAGE
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= MAX_PAGE):
-        raise InvalidParameter
+        raise InvalidParameter("limit")
     return int(text)
 
 
-def time_of(text: str | None) -> datetime | None:
-    """A time, RFC 3339 with its offset. Raises InvalidParameter."""
-    if text is None:
+def time_of(parameters: Mapping[str, str], name: str) -> datetime | None:
+    """A time, RFC 3339 with its offset; a `+` before the offset may have come as a space. Raises InvalidParameter."""
+    if (text := parameters.get(name)) is None:
         return None
     try:
-        return msgspec.convert({"at": text}, _Time).at
+        return msgspec.convert({"at": _SPACED_OFFSET.sub(r"+\1", text)}, _Time).at
     except (msgspec.ValidationError, OverflowError) as error:
-        raise InvalidParameter from error
+        raise InvalidParameter(name) from error
 
 
-def text_of(text: str | None, *, longest: int = MAX_FILTER) -> str | None:
+def text_of(parameters: Mapping[str, str], name: str, *, longest: int = MAX_FILTER) -> str | None:
     """A word to compare with: 1 to `longest` characters, without NUL, which PostgreSQL's text cannot hold."""
+    text = parameters.get(name)
     if text is not None and not (0 < len(text) <= longest and "\x00" not in text):
-        raise InvalidParameter
+        raise InvalidParameter(name)
     return text
 
 
-def flag_of(text: str | None, *, default: bool) -> bool:
-    """`true` or `false`. Raises InvalidParameter."""
-    match text:
+def flag_of(parameters: Mapping[str, str], name: str) -> bool | None:
+    """`true` or `false`; None where it is not there. Raises InvalidParameter."""
+    match parameters.get(name):
         case None:
-            return default
-        case "true" | "false":
+            return None
+        case "true" | "false" as text:
             return text == "true"
         case _:
-            raise InvalidParameter
+            raise InvalidParameter(name)

@@ -22,9 +22,17 @@ if TYPE_CHECKING:
     from api.door import Call
     from api.watch import StatusWatch
 
-MAX_WAIT_S: Final = 60
+LONGEST_S: Final = 60
 _PREFER: Final = istr("Prefer")
-_WAIT: Final = re.compile(r'(?:^|,)\s*wait\s*=\s*("?)(\d{1,3})\1\s*(?=[,;]|$)', re.ASCII | re.IGNORECASE)
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"  # noqa: S105 - RFC 9110's word for a word
+_VALUE: Final = rf'(?:{_TOKEN}|"(?:[^"\\]|\\.)*+")'
+_BLANK: Final = r"[ \t]*+"
+_PREFERENCE: Final = re.compile(
+    rf"[ \t,]*+({_TOKEN}){_BLANK}(?:={_BLANK}({_VALUE})?{_BLANK})?"
+    rf"(?:;{_BLANK}(?:{_TOKEN}{_BLANK}(?:={_BLANK}{_VALUE}?{_BLANK})?)?)*+(?:,|\Z)"
+)
+"""One preference of a list, with its parameters (RFC 7240, 2): the name, and the value where there is one."""
+_SECONDS: Final = re.compile(r'("?)0*(\d{1,2})\1', re.ASCII)
 
 
 class Settleable(Protocol):
@@ -39,11 +47,19 @@ V = TypeVar("V", bound=Settleable)
 
 
 def wait_of(prefer: str | None) -> int | None:
-    """The seconds of `wait=N`; None where there is none that we take: a preference is a wish (RFC 7240, 2)."""
+    """The seconds of `wait=N`, 0 to 60; None where there is none that we take, which is no error (RFC 7240, 2).
+
+    Where a preference is named more than once, the first counts. What cannot be read ends the list.
+    """
     if prefer is None:
         return None
-    found = _WAIT.search(prefer)
-    return int(found[2]) if found is not None and int(found[2]) <= MAX_WAIT_S else None
+    at = 0
+    while (preference := _PREFERENCE.match(prefer, at)) is not None:
+        if preference[1].lower() == "wait":
+            seconds = _SECONDS.fullmatch(preference[2] or "")
+            return int(seconds[2]) if seconds is not None and int(seconds[2]) <= LONGEST_S else None
+        at = preference.end()
+    return None
 
 
 class _Rendered(Generic[V]):
@@ -63,7 +79,8 @@ class Reader(Generic[K, V]):
 
     `get` reads it, and raises where there is none; `etag_of` tells two states of it apart; `retry_after_of` says when
     to come back, given the time; `encoded` renders it. What `get` reads may be light, for holding: `rest_of` then reads
-    the whole of it, which is rendered within the block; it answers None for what is whole.
+    the whole of it, which is rendered within the block; it answers None for what is whole. `max_wait_s` is how long an
+    answer is held at the most.
     """
 
     def __init__(
@@ -74,6 +91,7 @@ class Reader(Generic[K, V]):
         etag_of: Callable[[V], str],
         retry_after_of: Callable[[V, datetime], int | None],
         encoded: Callable[[V], bytes],
+        max_wait_s: int,
         rest_of: Callable[[K, V], AbstractAsyncContextManager[V] | None] | None = None,
     ) -> None:
         self._get = get
@@ -82,6 +100,7 @@ class Reader(Generic[K, V]):
         self._retry_after_of = retry_after_of
         self._encoded = encoded
         self._rest_of = rest_of
+        self._max_wait_s = max_wait_s
         self._rendered: _Rendered[V] | None = None
 
     async def answer(self, call: "Call", key: K) -> Answer:
@@ -101,6 +120,7 @@ class Reader(Generic[K, V]):
             rendered = self._rendered_once(value)
             fields = rendered.headers
         else:
+            wait_s = min(wait_s, self._max_wait_s)
             value = await self._held(call, key, value, known, wait_s, read_s=read_s)
             rendered = self._rendered_once(value)
             # It may have been read, and rendered, a minute ago: when to come back is to be thought over.

@@ -3,8 +3,9 @@
 Titles and details are fixed texts: they say what a caller can do, and nothing of what was sent or of the inside.
 """
 
+import re
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -39,6 +40,12 @@ class NotFound(RedriveError):
     """No such resource at all."""
 
     code = "not-found"
+
+
+class LengthRequired(RedriveError):
+    """A body in chunks, for a method that takes no body."""
+
+    code = "length-required"
 
 
 class MethodNotAllowed(RedriveError):
@@ -104,9 +111,13 @@ class InvalidJobId(RedriveError):
 
 
 class InvalidParameter(RedriveError):
-    """A query parameter that is unknown, doubled or out of range."""
+    """A query parameter that is unknown, doubled or out of range; `name` is which, as it came."""
 
     code = "invalid-parameter"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
 
 
 class InvalidCursor(RedriveError):
@@ -193,6 +204,11 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
         "Job unreadable",
         "The job is there, but its row holds something that cannot be shown; its owner can mend it.",
     ),
+    LengthRequired: Problem(
+        HTTPStatus.LENGTH_REQUIRED,
+        "Length required",
+        "This method takes no body in chunks; leave Transfer-Encoding out.",
+    ),
     JobNotFailed: Problem(HTTPStatus.CONFLICT, "Job not failed", "Only a failed job can be retried."),
     AttemptsExhausted: Problem(
         HTTPStatus.CONFLICT,
@@ -247,8 +263,10 @@ class _Body(msgspec.Struct, frozen=True, omit_defaults=True):
     retryable: bool
     request_id: str
     errors: tuple[dict[str, str], ...] | None = None
+    parameter: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
+_SHOWN_NAME: Final = re.compile(r"[a-z_]{1,32}")
 _encoder = msgspec.json.Encoder()
 
 
@@ -262,10 +280,13 @@ def problem_answer(error: RedriveError, request_id: str) -> Answer:
     problem = problem_of(type(error))
     code = error.code
     errors = None
+    parameter: str | msgspec.UnsetType | None = msgspec.UNSET
     headers = {"Cache-Control": "no-store"}
     match error:
         case InvalidBody():
             errors = tuple(fault._asdict() for fault in error.faults)
+        case InvalidParameter():
+            parameter = error.name if _SHOWN_NAME.fullmatch(error.name) else None
         case RateLimited():
             headers["Retry-After"] = str(error.retry_after_s)
         case DatabaseUnavailable() | KeysUnavailable():
@@ -287,6 +308,7 @@ def problem_answer(error: RedriveError, request_id: str) -> Answer:
         retryable=problem.retryable,
         request_id=request_id,
         errors=errors,
+        parameter=parameter,
     )
     return Answer(
         _encoder.encode(body), status=problem.status, content_type="application/problem+json", headers=headers

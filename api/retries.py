@@ -7,6 +7,7 @@ from uuid import UUID
 
 import msgspec
 from aiohttp import hdrs
+from multidict import istr
 
 from api.answers import Answer
 from api.auth import MAX_ACTOR, Scope
@@ -14,7 +15,7 @@ from api.bodies import body_of
 from api.conditional import field_of, versions_of
 from api.ids import retry_id_of
 from api.pages import fitting, flag_of, page_of, text_of
-from api.problems import InvalidParameter
+from api.problems import InvalidJobId, InvalidParameter
 from shared.database import in_time
 from shared.errors import JobChanged
 from shared.idempotency import IdempotencyKey
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES: Final = 4096
 MAX_KEY_LENGTH: Final = 255
+_KEY_HEADER: Final = istr("Idempotency-Key")
 
 Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*$")]
 Delay = Annotated[int, msgspec.Meta(ge=0, le=86_400)]
@@ -146,17 +148,24 @@ def encoded(retry: Retry) -> bytes:
     return _encoder.encode(_Envelope(_body_of(retry)))
 
 
-def idempotency_key_of(call: "Call", path: str, order: msgspec.Struct) -> IdempotencyKey | None:
-    """The request's `Idempotency-Key`, bound to what it asks for. Raises InvalidParameter for what cannot be one.
-
-    `path` and `order` have ids as they were read: one in another letter case is the same request.
-    """
-    given = call.request.headers.getall("Idempotency-Key", ())
+def key_text_of(call: "Call") -> str | None:
+    """The `Idempotency-Key`; it is looked at with the query parameters. Raises InvalidParameter for what is none."""
+    given = call.request.headers.getall(_KEY_HEADER, ())
     if not given:
         return None
     key = given[0]
     if len(given) > 1 or not 1 <= len(key) <= MAX_KEY_LENGTH or not all("!" <= char <= "~" for char in key):
-        raise InvalidParameter
+        raise InvalidParameter(_KEY_HEADER)
+    return key
+
+
+def idempotency_key_of(call: "Call", key: str | None, path: str, order: msgspec.Struct) -> IdempotencyKey | None:
+    """`key`, bound to what the request asks for.
+
+    `path` and `order` have ids as they were read: one in another letter case is the same request.
+    """
+    if key is None:
+        return None
     condition = field_of(call.request.headers, hdrs.IF_MATCH)
     # A header may hold bytes that are no text, which JSON cannot.
     seen = None if condition is None else condition.encode("utf-8", "surrogateescape")
@@ -196,8 +205,9 @@ class RetryResource:
         Raises JobNotFound, JobNotFailed, AttemptsExhausted, JobChanged (If-Match), IdempotencyKeyReused, and what
         `body_of` raises.
         """
+        dry_run = flag_of(call.parameters, "dry_run")
+        key = key_text_of(call)
         job = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
-        dry_run = flag_of(call.parameters.get("dry_run"), default=False)
         order = await body_of(call.request, _order_decoder, max_bytes=MAX_BODY_BYTES) or _RetryOrder()
         if order.extra_attempts is not None:
             call.principal.require(Scope.RETRY_EXTEND)
@@ -209,7 +219,7 @@ class RetryResource:
             extra_attempts=order.extra_attempts or 0,
             if_version=versions_of(field_of(call.request.headers, hdrs.IF_MATCH)),
             traceparent=traceparent_of(call.request.headers.get("traceparent")),
-            key=idempotency_key_of(call, f"/api/jobs/{job.id}/retry", order),
+            key=idempotency_key_of(call, key, f"/api/jobs/{job.id}/retry", order),
         )
         if dry_run:
             return await self._forecast(request)
@@ -254,8 +264,13 @@ class RetryResource:
         return Answer(encoded(retry), status=202)
 
     async def get_job_retries(self, call: "Call") -> Answer:
-        """The job's audit trail, newest first. Raises InvalidJobId, JobNotFound."""
-        job = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
+        """The job's audit trail, newest first. Raises InvalidJobId, JobNotFound, and as `page_of` does."""
+        given = call.request.match_info["id"]
+        try:
+            job = JobKey(self._ids.parse(given), call.project_id)
+        except InvalidJobId:
+            page_of(call, self._cursors, path=f"/api/jobs/{given}/retries")  # parameters are refused before the id
+            raise
         page = page_of(call, self._cursors, path=f"/api/jobs/{job.id}/retries")
         async with in_time():
             retries = await self._ledger.history(job, after=page.after, limit=page.limit + 1)
@@ -270,7 +285,7 @@ class RetryResource:
             state=_state_of(page.filters.get("state")),
             job_id=None if (job_id := page.filters.get("job_id")) is None else self._ids.parse(job_id),
             batch_id=_batch_id_of(page.filters.get("batch_id")),
-            actor=text_of(page.filters.get("actor"), longest=MAX_ACTOR),
+            actor=text_of(page.filters, "actor", longest=MAX_ACTOR),
         )
         retries = await self._ledger.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
         return self._page(page, retries)
@@ -293,11 +308,11 @@ def _state_of(text: str | None) -> RetryState | None:
     try:
         return None if text is None else RetryState(text)
     except ValueError as error:
-        raise InvalidParameter from error
+        raise InvalidParameter("state") from error
 
 
 def _batch_id_of(text: str | None) -> BatchId | None:
     try:
         return None if text is None else BatchId(msgspec.convert(text, UUID))
     except msgspec.ValidationError as error:
-        raise InvalidParameter from error
+        raise InvalidParameter("batch_id") from error

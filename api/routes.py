@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from api.pages import Cursors
     from api.watch import Waiters
 
+_ID: Final = r"{id:(?!(?:stats|types|series|events|retry)\Z)[^/]+}"
+"""An id as the last segment of a path; these words are never one, so that another method on them is 405."""
+
 READ: Final = Access(Cost.READ, Scope.READ)
 RETRY: Final = Access(Cost.RETRY, Scope.RETRY, writes=True)
 BULK: Final = Access(Cost.BULK, Scope.RETRY_BULK, writes=True)
@@ -75,30 +78,35 @@ def add_routes(
     *,
     ids: "JobIds",
     cursors: "Cursors",
+    max_wait_s: int,
     poke: "Callable[[], None]",
     poke_bulk: "Callable[[], None]",
 ) -> None:
     """Put every resource behind the door. `poke` and `poke_bulk` tell the relay of something to publish."""
-    job = JobResource(stores.readable_jobs, ids, _job_reader(stores, watches), cursors)
+    job = JobResource(stores.readable_jobs, ids, _job_reader(stores, watches, max_wait_s), cursors)
     event = EventResource(stores.readable_jobs, ids, watches.jobs)
     retry = RetryResource(
         ledger=stores.ledger,
         jobs=stores.jobs,
         ids=ids,
-        reader=_retry_reader(stores, watches),
+        reader=_retry_reader(stores, watches, max_wait_s),
         cursors=cursors,
         poke=poke,
         poke_bulk=poke_bulk,
     )
     batch = BatchResource(
-        batches=stores.batches, ids=ids, reader=_batch_reader(stores, watches), cursors=cursors, poke=poke_bulk
+        batches=stores.batches,
+        ids=ids,
+        reader=_batch_reader(stores, watches, max_wait_s),
+        cursors=cursors,
+        poke=poke_bulk,
     )
 
     job_filters = ("status", "type", "created_after", "created_before")
     retry_filters = ("state", "job_id", "batch_id", "actor")
     for method, path, access, handler in (
         # First, as what comes first is looked at first, and hardly anything else is asked for.
-        ("GET", "/api/jobs/{id:[^/]+}", READ.taking("include"), job.get_job),
+        ("GET", f"/api/jobs/{_ID}", READ.taking("include"), job.get_job),
         ("GET", "/api/jobs", READ.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
         ("GET", "/api/jobs/stats", READ.taking("type"), job.get_stats),
         ("POST", "/api/jobs/retry", BULK.taking("dry_run"), batch.post_batch),
@@ -106,17 +114,17 @@ def add_routes(
         ("GET", "/api/jobs/{id:[^/]+}/retries", READ.taking("limit", "cursor"), retry.get_job_retries),
         ("POST", "/api/jobs/{id:[^/]+}/retry", RETRY.taking("dry_run"), retry.post_retry),
         ("GET", "/api/retries", READ.taking(*retry_filters, "limit", "cursor"), retry.get_retries),
-        ("GET", "/api/retries/{id:[^/]+}", READ, retry.get_retry),
-        ("DELETE", "/api/retries/{id:[^/]+}", RETRY, retry.delete_retry),
+        ("GET", f"/api/retries/{_ID}", READ, retry.get_retry),
+        ("DELETE", f"/api/retries/{_ID}", RETRY, retry.delete_retry),
         ("POST", "/api/retries/{id:[^/]+}/redrive", RETRY, retry.post_redrive),
         ("GET", "/api/retry-batches", READ.taking("actor", "limit", "cursor"), batch.get_batches),
-        ("GET", "/api/retry-batches/{id:[^/]+}", READ, batch.get_batch),
-        ("DELETE", "/api/retry-batches/{id:[^/]+}", BULK, batch.delete_batch),
+        ("GET", f"/api/retry-batches/{_ID}", READ, batch.get_batch),
+        ("DELETE", f"/api/retry-batches/{_ID}", BULK, batch.delete_batch),
     ):
         router.add_route(method, path, door.guarded(access, handler))
 
 
-def _job_reader(stores: Stores, watches: Watches) -> Reader[JobKey, Job]:
+def _job_reader(stores: Stores, watches: Watches, max_wait_s: int) -> Reader[JobKey, Job]:
     return Reader(
         get=stores.readable_jobs.get,
         watch=watches.jobs,
@@ -124,24 +132,27 @@ def _job_reader(stores: Stores, watches: Watches) -> Reader[JobKey, Job]:
         retry_after_of=retry_after_of_job,
         encoded=jobs_api.encoded,
         rest_of=stores.readable_jobs.rest_of,
+        max_wait_s=max_wait_s,
     )
 
 
-def _retry_reader(stores: Stores, watches: Watches) -> Reader[RetryKey, Retry]:
+def _retry_reader(stores: Stores, watches: Watches, max_wait_s: int) -> Reader[RetryKey, Retry]:
     return Reader(
         get=stores.ledger.get,
         watch=watches.retries,
         etag_of=etag_of_retry,
         retry_after_of=retry_after_of_request,
         encoded=retries_api.encoded,
+        max_wait_s=max_wait_s,
     )
 
 
-def _batch_reader(stores: Stores, watches: Watches) -> Reader[BatchKey, Batch]:
+def _batch_reader(stores: Stores, watches: Watches, max_wait_s: int) -> Reader[BatchKey, Batch]:
     return Reader(
         get=stores.batches.get,
         watch=watches.batches,
         etag_of=etag_of_batch,
         retry_after_of=retry_after_of_request,
         encoded=batches_api.encoded,
+        max_wait_s=max_wait_s,
     )

@@ -5,6 +5,8 @@ could not read, and log a traceback for each.
 """
 
 import asyncio
+import socket
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from aiohttp import hdrs, web
@@ -14,12 +16,14 @@ from aiohttp.web_protocol import RequestHandler
 from api.answers import Answer
 from api.door import request_id_of
 from api.problems import BadRequest, ExpectationFailed, problem_answer
+from api.unread import Unread
 from shared.errors import RedriveError
+
+if TYPE_CHECKING:
+    from api.door import Door
 
 log = structlog.stdlib.get_logger(__name__)
 
-KEEPALIVE_S = 75
-"""Longer than a proxy's usual 60 s, so that it is the proxy that hangs up."""
 LINGERING_S = 2.0
 """How long what is left of a body that was refused is still read, so that the client sees the answer, not a reset."""
 MAX_HEADERS = 64
@@ -27,6 +31,12 @@ UNREAD_S = 30.0
 """How often to look whether a client reads an answer that is too large for the buffers; aiohttp would wait for ever."""
 LEAST_READ_BYTES = 64 * 1024
 """What a client must have read of it between two looks: some 2 KB/s."""
+UNREAD_BYTES = 64 * 1024 * 1024
+"""What all connections together may hold in answers that their clients do not read."""
+PAUSE_BYTES = 16 * 1024
+"""From how many unsent bytes on a connection counts as one that does not read, and is sent nothing more."""
+KERNEL_BYTES = 128 * 1024
+"""How many unsent bytes of a connection the kernel takes; of its own accord it would take some megabytes."""
 
 
 def _plain(request: web.BaseRequest, error: RedriveError) -> Answer:
@@ -41,8 +51,20 @@ def _plain(request: web.BaseRequest, error: RedriveError) -> Answer:
 class _Protocol(RequestHandler):
     """One connection."""
 
-    __slots__ = ("_looking",)
+    __slots__ = ("_door", "_looking", "_unread")
     _looking: asyncio.TimerHandle | None
+
+    def __init__(self, server: "_Server", **known: Any) -> None:  # noqa: ANN401 - aiohttp's parameters
+        super().__init__(server, **known)
+        self._door = server.door
+        self._unread = server.unread
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Bound what the connection may hold, in this process and in the kernel."""
+        super().connection_made(transport)
+        if self.transport is not None:
+            self.transport.set_write_buffer_limits(high=PAUSE_BYTES)
+            _bound_in_kernel(self.transport)
 
     def pause_writing(self) -> None:
         """Begin to look whether the client reads; this is called for few answers, and large ones."""
@@ -50,6 +72,7 @@ class _Protocol(RequestHandler):
         self._looking = None
         if self.transport is not None:
             self._look_later(self.transport)
+            self._unread.add(self.transport)
 
     def _look_later(self, transport: asyncio.Transport) -> None:
         left = transport.get_write_buffer_size()
@@ -68,12 +91,16 @@ class _Protocol(RequestHandler):
     def resume_writing(self) -> None:
         """Let a client that reads go on."""
         self._look_no_more()
+        if self.transport is not None:
+            self._unread.remove(self.transport)
         super().resume_writing()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget a client that has left, or was cut off."""
         if self.writing_paused:
             self._look_no_more()
+            if self.transport is not None:
+                self._unread.remove(self.transport)
         super().connection_lost(exc)
 
     def handle_error(
@@ -86,30 +113,62 @@ class _Protocol(RequestHandler):
         """Answer what aiohttp itself could not handle; the connection is closed behind it."""
         if isinstance(exc, HttpProcessingError) or status == 400:
             log.debug("request unreadable", error=type(exc).__name__)
-            answer = _plain(request, BadRequest())
+            answer = self._refusal(request, BadRequest())
         elif isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
             # Aiohttp fails to write its own refusal, which would repeat bytes that are no text.
             log.debug("request unreadable", error=type(exc).__name__)
-            answer = _plain(request, ExpectationFailed())
+            answer = self._refusal(request, ExpectationFailed())
         else:
             log.error("request failed outside the door", status=status, exc_info=exc)
             answer = _plain(request, RedriveError())
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was under way already")
-        answer.force_close()
+        _end_connection(answer)
         return answer
+
+    def _refusal(self, request: web.BaseRequest, error: RedriveError) -> Answer:
+        """The answer to a request that did not get as far as the door. It is charged to its address all the same."""
+        try:
+            self._door.charge_address(request)
+        except RedriveError as limited:
+            error = limited
+        return _plain(request, error)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer; an exception of aiohttp's that has come this far is `Expect`'s."""
+        """Send an answer; an exception of aiohttp's that has come this far is `Expect`'s.
+
+        A request with `Transfer-Encoding` ends its connection, whatever it is answered: aiohttp's parser (3.14.5) puts
+        the trailer fields behind its body among the headers of the request that follows on the connection. So none
+        does: what is parsed already is dropped, unanswered. tests/integration/api/test_trailers.py says when aiohttp
+        has mended it.
+        """
         if resp.__class__ is not Answer and isinstance(resp, web.HTTPException):
-            resp = _plain(request, ExpectationFailed())
+            resp = self._refusal(request, ExpectationFailed())
+        if hdrs.TRANSFER_ENCODING in request.headers:
+            _end_connection(resp)
         return await super().finish_response(request, resp, start_time)
+
+
+def _end_connection(answer: web.StreamResponse) -> None:
+    """Close the connection behind this answer, and say so, in HTTP/1.0, too."""
+    answer.force_close()
+    answer.headers[hdrs.CONNECTION] = "close"
+
+
+def _bound_in_kernel(transport: asyncio.Transport) -> None:
+    """Let the kernel take no more of what is not sent yet than it needs to keep the line busy (tcp(7))."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None and hasattr(socket, "TCP_NOTSENT_LOWAT"):  # not on every system
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BYTES)
 
 
 class _Server(web.Server):
     """Makes our kind of connection."""
+
+    door: "Door"
+    unread: Unread
 
     def __call__(self) -> RequestHandler:
         return _Protocol(self, loop=self._loop, **self._kwargs)
@@ -118,12 +177,21 @@ class _Server(web.Server):
 class Runner(web.AppRunner):
     """An AppRunner whose connections are ours."""
 
-    def __init__(self, app: web.Application, *, shutdown_timeout_s: float, lingering_s: float = LINGERING_S) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        door: "Door",
+        *,
+        keepalive_timeout_s: float,
+        shutdown_timeout_s: float,
+        lingering_s: float = LINGERING_S,
+    ) -> None:
+        self._door = door
         super().__init__(
             app,
             access_log=None,
             auto_decompress=False,  # a coded body is refused, not unpacked
-            keepalive_timeout=KEEPALIVE_S,
+            keepalive_timeout=keepalive_timeout_s,
             max_headers=MAX_HEADERS,
             lingering_time=lingering_s,
             shutdown_timeout=shutdown_timeout_s,
@@ -131,10 +199,13 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
-        return _Server(
+        server = _Server(
             made.request_handler,
             request_factory=made.request_factory,
             handler_cancellation=made.handler_cancellation,
             loop=made._loop,  # noqa: SLF001 - aiohttp has no public way to choose the protocol
             **made._kwargs,  # noqa: SLF001 - likewise
         )
+        server.door = self._door
+        server.unread = Unread(UNREAD_BYTES)
+        return server

@@ -1,12 +1,13 @@
 """Waiting for what the server knows first: it holds a request until there is news, and is asked again when it lets go.
 
-    GET …  Prefer: wait=60                          held until done
-    GET …  Prefer: wait=60  If-None-Match: "7741"   held until it changes
+    GET …  Prefer: wait=55                          held until done
+    GET …  Prefer: wait=55  If-None-Match: "7741"   held until it changes
 
 A server that does not hold a request (too many wait already, it is about to stop) is asked again after `Retry-After`.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Final
@@ -18,8 +19,9 @@ from redrive_client.problems import WaitTimeout
 from redrive_client.resources import Resource, S, given
 from redrive_client.transport import FOREVER, Backoff, Request, Transport, retry_after_s
 
-LONGEST_HOLD_S: Final = 60
-"""As long as the server holds a request."""
+LONGEST_HOLD_S: Final = 55
+"""As long as the server holds a request, unless it was set to less: below the 60 s after which proxies give up."""
+_APPLIED: Final = re.compile(r"wait=(\d{1,3})", re.ASCII)
 _MARGIN_S: Final = 0.25
 _EARLY: Final = 0.9
 _NO_HINT_S: Final = 1.0
@@ -58,7 +60,8 @@ async def changes(connection: Transport, resource: Resource[S], *, timeout_s: fl
             yield seen
             if seen.done:
                 return
-        was_held = "Preference-Applied" in answer.headers and loop.time() - asked_at >= hold_s * _EARLY
+        applied_s = _applied_s(answer.headers.get("Preference-Applied", ""))
+        was_held = applied_s is not None and loop.time() - asked_at >= min(hold_s, applied_s) * _EARLY
         if not was_held and hold_s and not (is_news and etag is not None):
             try:
                 async with asyncio.timeout_at(deadline):
@@ -66,6 +69,12 @@ async def changes(connection: Transport, resource: Resource[S], *, timeout_s: fl
             except TimeoutError as error:
                 raise WaitTimeout(seen) from error
         etag = answer.headers.get(hdrs.ETAG)
+
+
+def _applied_s(applied: str) -> int | None:
+    """The seconds for which the server says that it holds a request: it may have been set to less than was asked."""
+    found = _APPLIED.fullmatch(applied)
+    return None if found is None else int(found[1])
 
 
 def _hold_s(remaining_s: float) -> int:

@@ -190,6 +190,7 @@ class ApiSettings(Settings):
     ops_port: Port = 9090
     database_read_url: PostgresUrl | None = None
     port: Port = 8080
+    keepalive_timeout: Annotated[float, Field(gt=0, le=3600)] = 75.0
     jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] | None = None
     jwt_public_key: Annotated[SecretStr, AfterValidator(_usable_key)] | None = None
     jwks_url: Annotated[HttpUrl | None, Field(validate_default=True)] = None
@@ -207,6 +208,7 @@ class ApiSettings(Settings):
     job_id_versions: Annotated[frozenset[int], NoDecode, BeforeValidator(_versions)] = frozenset({4})
     final_statuses: Annotated[frozenset[str], NoDecode, BeforeValidator(_statuses)] = FINAL_STATUSES
     max_waiters: Annotated[int, Field(ge=0)] = 20_000
+    max_wait: Annotated[int, Field(ge=0, le=60)] = 55
     watch_interval: Annotated[float, Field(ge=0.05, le=60)] = 0.5
 
     @field_validator("jwks_url")

@@ -13,7 +13,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
-from api.app import create_app
+from api.app import DOOR, create_app
 from api.server import Runner
 from shared.settings import ApiSettings, read
 from tests.tokens import SECRET, token
@@ -134,8 +134,11 @@ async def serving(database_url: str, **known: object) -> AsyncIterator[Api]:
         "limit_ip": None, "limit_read": None, "limit_retry": None, "limit_bulk": None, **known,
     }  # fmt: skip
     registry = CollectorRegistry()
-    app = create_app(read(ApiSettings, **given), registry)
-    runner = Runner(app, shutdown_timeout_s=1, lingering_s=0.2)
+    settings = read(ApiSettings, **given)
+    app = create_app(settings, registry)
+    runner = Runner(
+        app, app[DOOR], keepalive_timeout_s=settings.keepalive_timeout, shutdown_timeout_s=1, lingering_s=0.2
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()

@@ -317,12 +317,12 @@ async def test_a_dry_run_carries_no_key() -> None:
 
 
 async def test_a_job_is_waited_for_in_one_request_that_the_server_holds(pauses: list[float]) -> None:
-    done = job("completed", Preference_Applied="wait=59")
+    done = job("completed", Preference_Applied="wait=49")
     async with serving(done) as server, Redrive(server.url, token=TOKEN) as redrive:
-        found = await redrive.wait(JOB_ID, timeout_s=60)
+        found = await redrive.wait(JOB_ID, timeout_s=50)
 
     assert found.status is JobStatus.COMPLETED
-    assert server.header("Prefer") == ["wait=59"]
+    assert server.header("Prefer") == ["wait=49"]
     assert pauses == []
 
 

@@ -233,8 +233,13 @@ def test_a_condition_that_names_nothing_is_none(lines: list[str], condition: str
         ('"7741+3f9c01ab77d2e410"', {"7741"}),
         (f'"7741-{RETRY}"', {"7741"}),
         (f'"7741-{RETRY}+3f9c01ab77d2e410"', {"7741"}),
-        ('W/"7741"', set()),
-        ('W/"7741", "7742"', {"7742"}),
+        ('W/"7741"', {"7741"}),
+        ('W/"7741", "7742"', {"7741", "7742"}),
+        ('"7741-gzip"', {"7741"}),
+        ('W/"7741--gzip"', {"7741"}),
+        (f'"7741-{RETRY}-br"', {"7741"}),
+        ('"7741-gzip-gzip"', set()),
+        ('"-gzip"', set()),
         ("7741", set()),
         ('x"7741"', set()),
         ('"7741", x', set()),
@@ -246,8 +251,21 @@ def test_a_condition_that_names_nothing_is_none(lines: list[str], condition: str
     ],
     ids=lambda value: "" if isinstance(value, set) else str(value)[:30],
 )
-def test_a_condition_names_versions_by_strong_tags_only(header: str | None, versions: set[str] | None) -> None:
+def test_a_condition_names_versions_by_tags(header: str | None, versions: set[str] | None) -> None:
     assert versions_of(header) == versions
+
+
+@pytest.mark.parametrize("suffix", ["-gzip", "--gzip", "-br", "-zstd", "-deflate"])
+@pytest.mark.parametrize("weak", ["", "W/"])
+def test_what_a_proxy_adds_to_a_tag_is_overlooked(suffix: str, weak: str) -> None:
+    given = f'{weak}"7741{suffix}"'
+
+    assert matches(given, '"7741"')
+    assert matches(f'"1", {given}', '"7741"')
+    assert versions_of(given) == frozenset({Version("7741")})
+    for other in (f"{suffix}{suffix}", suffix.upper(), f"{suffix}x", f";{suffix[1:]}", "-identity", "-"):
+        assert not matches(f'{weak}"7741{other}"', '"7741"')
+        assert versions_of(f'{weak}"7741{other}"') == frozenset()
 
 
 # -- Retry-After

@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 import pytest
 from aiohttp.test_utils import make_mocked_request
+from hypothesis import given
+from hypothesis import strategies as st
 
 from api.auth import Principal
 from api.door import Call
-from api.patience import Reader
+from api.patience import Reader, wait_of
 from api.watch import StatusWatch, Waiters
 from shared.errors import DatabaseUnavailable
 from shared.models import ProjectId
@@ -38,9 +40,16 @@ def watching(*, look: Callable[[], None] = lambda: None) -> StatusWatch[str, Pen
     return StatusWatch(changed=changed, load=load, interval_s=0, waiters=Waiters(1))
 
 
-def reading(get: Callable[[str], Awaitable[Pending]], watch: StatusWatch[str, Pending]) -> Reader[str, Pending]:
+def reading(
+    get: Callable[[str], Awaitable[Pending]], watch: StatusWatch[str, Pending], *, max_wait_s: int = 60
+) -> Reader[str, Pending]:
     return Reader(
-        get=get, watch=watch, etag_of=lambda _: '"1"', retry_after_of=lambda *_: None, encoded=lambda _: b"{}"
+        get=get,
+        watch=watch,
+        etag_of=lambda _: '"1"',
+        retry_after_of=lambda *_: None,
+        encoded=lambda _: b"{}",
+        max_wait_s=max_wait_s,
     )
 
 
@@ -48,6 +57,39 @@ def asking(*, wait_s: int = 60, expires_in_s: int = 3600, **headers: str) -> Cal
     request = make_mocked_request("GET", "/", headers={"Prefer": f"wait={wait_s}", **headers})
     principal = Principal(ProjectId("p1"), "alice", frozenset(), int(time.time()) + expires_in_s)
     return Call(request, principal, principal.project_id, {})
+
+
+@pytest.mark.parametrize(
+    ("prefer", "seconds"),
+    [
+        (None, None), ("", None), ("wait=0", 0), ("wait=10", 10), ("wait=60", 60), ("Wait=5", 5), ("wait=007", 7),
+        ('wait="5"', 5), ("wait = 5", 5), ("wait=5;", 5), ('wait=7; foo="a, b"', 7), ("respond-async, wait=7", 7),
+        ('return=minimal; foo="some parameter", wait=8', 8), ('foo="a, wait=5", wait=9', 9), (",, wait=3", 3),
+        ("wait=5, wait=6", 5), ("wait=61, wait=6", None), ("wait=61", None), ("wait=99999", None), ("wait=-1", None),
+        ("wait=1.5", None), ("wait=", None), ("wait", None), ('foo="a, wait=5"', None), ('foo="a, wait=5', None),
+        ("wait=5 x", None), ("await=5", None), ("wait=\u0665", None), ("\udcff, wait=5", None),
+    ],
+)  # fmt: skip
+def test_a_wait_is_the_first_of_that_name_in_seconds_from_0_to_60(prefer: str | None, seconds: int | None) -> None:
+    assert wait_of(prefer) == seconds
+
+
+@given(st.text(alphabet='wait=5;, "\\x', max_size=4096))
+def test_reading_a_preference_takes_no_time(prefer: str) -> None:
+    started_at = time.perf_counter()
+    wait_of(prefer)
+
+    assert time.perf_counter() - started_at < 0.1
+
+
+@pytest.mark.parametrize(("asked", "held"), [(0, 0), (5, 5), (7, 7), (8, 7), (60, 7)])
+async def test_an_answer_says_for_how_long_it_would_have_been_held(asked: int, held: int) -> None:
+    async def get(_: str) -> Pending:
+        return Pending(done=True)
+
+    answer = await reading(get, watching(), max_wait_s=7).answer(asking(wait_s=asked), "job")
+
+    assert answer.headers["Preference-Applied"] == f"wait={held}"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from api.problems import (
     AuthenticationRequired,
     Fault,
     InvalidBody,
+    InvalidParameter,
     InvalidToken,
     KeysUnavailable,
     MethodNotAllowed,
@@ -25,6 +26,7 @@ from shared.errors import DatabaseUnavailable, JobNotFound, RedriveError, Statem
 MADE_WITH: dict[type[RedriveError], RedriveError] = {
     MethodNotAllowed: MethodNotAllowed("GET"),
     RateLimited: RateLimited(7),
+    InvalidParameter: InvalidParameter("Canary"),
     InvalidBody: InvalidBody((Fault("/reason", "Expected `str`."),)),
 }
 
@@ -54,7 +56,15 @@ def test_every_error_has_an_answer_of_the_one_shape(kind: type[RedriveError]) ->
     answer = problem_answer(error, "r1")
     body = body_of(error)
 
-    assert body.keys() - {"errors"} == {"type", "title", "status", "detail", "code", "retryable", "request_id"}
+    assert body.keys() - {"errors", "parameter"} == {
+        "type",
+        "title",
+        "status",
+        "detail",
+        "code",
+        "retryable",
+        "request_id",
+    }
     assert body["status"] == answer.status == problem_of(kind).status
     assert body["type"] == f"/problems/{body['code']}"
     assert body["request_id"] == "r1"
@@ -68,6 +78,16 @@ def test_nothing_that_an_error_was_made_with_is_in_its_answer(kind: type[Redrive
 
     assert b"canary" not in (answer.body if isinstance(answer.body, bytes) else b"")
     assert "canary" not in str(answer.headers)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("limit", "limit"), ("created_after", "created_after"), ("a" * 32, "a" * 32), ("a" * 33, None), ("", None),
+     ("Limit", None), ("limit\n", None), ("li mit", None), ("limit2", None), ("Idempotency-Key", None),
+     ("\udcff", None)],
+)  # fmt: skip
+def test_a_wrong_parameter_is_named_where_its_name_is_a_plain_word(name: str, told: str | None) -> None:
+    assert body_of(InvalidParameter(name))["parameter"] == told
 
 
 @pytest.mark.parametrize("problem", list(PROBLEMS.values()), ids=lambda problem: problem.title)

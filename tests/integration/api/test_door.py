@@ -87,6 +87,68 @@ async def test_each_step_comes_before_the_next(api: Api, database_proxy: Proxy, 
         assert database_proxy.bytes_to_server == passed
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/api/jobs/x?colour=blue", "colour"), ("/api/jobs/x?include=all", "include"), ("/api/jobs?limit=0", "limit"),
+        ("/api/jobs?limit=5&limit=5", "limit"), ("/api/jobs?created_after=now", "created_after"),
+        ("/api/jobs?status=", "status"), ("/api/jobs?type=", "type"), ("/api/jobs?ids=x&limit=5", "limit"),
+        ("/api/jobs/x/retries?limit=x", "limit"), ("/api/retries?state=x", "state"),
+        ("/api/retries?batch_id=x", "batch_id"), ("/api/retries?actor=", "actor"), ("/api/jobs?Colour=blue", None),
+        ("/api/jobs?a1=x", None), ("/api/jobs?" + "a" * 33 + "=x", None), ("/api/jobs?%ff=x", None),
+        ("/api/jobs/stats?type=%00", "type"), ("/api/retry-batches/x?cursor=x", "cursor"),
+    ],
+)  # fmt: skip
+async def test_a_wrong_parameter_is_named_before_the_id_is_looked_at(api: Api, path: str, name: str | None) -> None:
+    answer = await api.get(path)
+
+    assert (answer.status, answer.code, answer.json["parameter"]) == (400, "invalid-parameter", name)
+
+
+@pytest.mark.parametrize("path", ["/api/jobs/x/retry", "/api/jobs/retry"])
+async def test_parameters_come_before_id_and_body(api: Api, path: str) -> None:
+    bearer = token(scope="jobs:retry jobs:retry:bulk")
+    flag = await api.post(f"{path}?dry_run=maybe", body=b"{", token=bearer)
+    key = await api.post(path, body=b"{", token=bearer, headers={"Idempotency-Key": "a b"})
+
+    assert [(each.code, each.json["parameter"]) for each in (flag, key)] == [
+        ("invalid-parameter", "dry_run"), ("invalid-parameter", None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelled", ["+01:00", "%2B01:00", "%2b01:00", " 01:00", "%2001:00", "Z", "-01:00"])
+async def test_a_plus_before_an_offset_may_have_come_as_a_space(api: Api, spelled: str) -> None:
+    query = f"created_after=2026-11-24T00:00:00{spelled}".replace(" ", "%20")
+
+    assert (await api.get(f"/api/jobs?{query}&limit=1")).status == 200
+
+
+@pytest.mark.parametrize("text", ["2026-11-24T00:00:00 1:00", "2026-11-24T00:00:00  01:00", "2026-11-24 01:00"])
+async def test_no_other_space_makes_a_time(api: Api, text: str) -> None:
+    assert (await api.get(f"/api/jobs?created_after={text.replace(' ', '%20')}")).json["parameter"] == "created_after"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("DELETE", "/api/jobs/stats", "GET"), ("POST", "/api/jobs/stats", "GET"), ("GET", "/api/jobs/retry", "POST"),
+        ("DELETE", "/api/jobs/retry", "POST"), ("GET", "/api/jobs/%72etry", "POST"),
+    ],
+)  # fmt: skip
+async def test_another_method_on_a_word_is_not_taken_for_an_id(api: Api, method: str, path: str, allow: str) -> None:
+    answer = await api.call(method, path)
+
+    assert (answer.status, answer.code, answer.headers["Allow"]) == (405, "method-not-allowed", allow)
+
+
+@pytest.mark.parametrize("word", ["stats", "types", "series", "events", "retry"])
+async def test_a_word_is_never_an_id(api: Api, word: str) -> None:
+    for method, path in (("GET", "jobs"), ("GET", "retries"), ("DELETE", "retries"), ("GET", "retry-batches")):
+        answer = await api.call(method, f"/api/{path}/{word}")
+        assert answer.status in {200, 404, 405}
+        assert answer.status == 200 or answer.code in {"not-found", "method-not-allowed"}
+
+
 # -- limits
 
 
@@ -120,6 +182,18 @@ async def test_every_request_is_charged_to_its_address_even_a_wrong_one(database
             assert (await api.call(method, path, token=BAD_TOKEN)).status in {404, 405, 401}
 
         assert (await api.get("/nowhere")).code == "rate-limited"
+
+
+async def test_what_cannot_be_read_as_http_is_charged_to_its_address_too(database_url: str) -> None:
+    async with serving(database_url, limit_ip="2/3600") as api:
+        unreadable = [Reply.parsed(await api.raw(b"GET / HTTP/1.1\r\n: a\r\n\r\n")).code for _ in range(3)]
+        readable = (await api.get("/nowhere")).code
+    async with serving(database_url, limit_ip="1/3600") as api:
+        head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: a miracle\r\n\r\n"
+        unmet = [Reply.parsed(await api.raw(head)).code for _ in range(2)]
+
+    assert (unreadable, readable) == (["bad-request", "bad-request", "rate-limited"], "rate-limited")
+    assert unmet == ["expectation-failed", "rate-limited"]
 
 
 async def test_authenticated_answers_tell_the_standing_refused_ones_too(database_url: str) -> None:

@@ -172,9 +172,15 @@ async def get_events_200(world: World) -> list[Reply]:
     return await _lists(world, f"/api/jobs/{(await world.failed()).id}/events", "")
 
 
+async def get_events_204(world: World) -> list[Reply]:
+    path = f"/api/jobs/{(await world.failed()).id}"
+    tag = (await Request("GET", path).to(world.api)).headers["ETag"]
+    return await _with_headers(world, f"{path}/events", {"Last-Event-ID": tag.strip('"')})
+
+
 async def get_job_retries_200(world: World) -> list[Reply]:
     job = await world.failed()
-    for _ in range(2):
+    for _ in range(6):
         path = (await Request("POST", f"/api/jobs/{job.id}/retry").to(world.api)).headers["Location"]
         await Request("DELETE", path).to(world.api)
     return await _lists(world, f"/api/jobs/{job.id}/retries", "", "limit=1")
@@ -191,6 +197,7 @@ async def post_batch_202(world: World) -> list[Reply]:
     ids = ",".join(f'"{job.id}"' for job in await _jobs_of_each_kind(world)) + f',"{uuid4()}"'
     body, headers = b'{"ids":[%b],"reason":"r"}' % ids.encode(), {"Idempotency-Key": str(uuid4())}
     of_ids = Request("POST", "/api/jobs/retry", body=body, headers=headers)
+    await world.jobs.make(40, status="failed", attempts=3, project_id=PROJECT)  # enough skipped to be compressed
     by_filter = Request("POST", "/api/jobs/retry", "dry_run=false", body=b'{"filter":{},"max":10000,"reason":"r"}')
     return [await of_ids.to(world.api), await of_ids.to(world.api), await by_filter.to(world.api)]
 
@@ -210,7 +217,8 @@ async def post_retry_202(world: World) -> list[Reply]:
 
 async def get_retries_200(world: World) -> list[Reply]:
     await world.batch()
-    await world.accepted()
+    for _ in range(6):  # enough to be compressed
+        await world.accepted()
     return await _lists(world, "/api/retries", "", "limit=1", "state=queued&actor=alice")
 
 
@@ -237,7 +245,8 @@ async def post_redrive_202(world: World) -> list[Reply]:
 
 
 async def get_batches_200(world: World) -> list[Reply]:
-    await world.batch()
+    for _ in range(8):  # enough to be compressed
+        await world.batch()
     filtered = b'{"filter":{"type":"email","created_after":"2026-01-01T00:00:00Z"},"max":10000,"reason":"r"}'
     await world.failed()
     await Request("POST", "/api/jobs/retry", "dry_run=false", body=filtered).to(world.api)
@@ -260,7 +269,8 @@ async def get_batch_304(world: World) -> list[Reply]:
 
 SUCCESSES: Final[dict[tuple[str, int], Callable[[World], Awaitable[list[Reply]]]]] = {
     ("get_jobs", 200): get_jobs_200, ("get_stats", 200): get_stats_200, ("get_job", 200): get_job_200,
-    ("get_job", 304): get_job_304, ("get_events", 200): get_events_200, ("get_job_retries", 200): get_job_retries_200,
+    ("get_job", 304): get_job_304, ("get_events", 200): get_events_200, ("get_events", 204): get_events_204,
+    ("get_job_retries", 200): get_job_retries_200,
     ("post_batch", 200): post_batch_200, ("post_batch", 202): post_batch_202, ("post_retry", 200): post_retry_200,
     ("post_retry", 202): post_retry_202, ("get_retries", 200): get_retries_200, ("get_retry", 200): get_retry_200,
     ("get_retry", 304): get_retry_304, ("delete_retry", 200): delete_retry_200, ("get_batch", 200): get_batch_200,
@@ -386,6 +396,10 @@ async def unsupported_media_type(world: World, operation: Operation, _: pytest.M
     return [await replace(good, body=b"a=b", headers={"Content-Type": "text/plain"}).to(world.api)]
 
 
+async def length_required(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
+    return [await replace(await world.good(operation), raw_line=b"Transfer-Encoding: chunked").to(world.api)]
+
+
 async def expectation_failed(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
     return [await replace(await world.good(operation), raw_line=b"Expect: a miracle", body=None).to(world.api)]
 
@@ -443,7 +457,8 @@ REFUSALS: Final[dict[str, Provoking]] = {
     "retry-not-dead-lettered": retry_not_dead_lettered, "retry-queued": retry_queued,
     "retry-already-settled": retry_already_settled, "too-many-matches": too_many_matches, "job-changed": job_changed,
     "payload-too-large": payload_too_large, "unsupported-media-type": unsupported_media_type,
-    "expectation-failed": expectation_failed, "invalid-json": invalid_json, "invalid-body": invalid_body,
+    "expectation-failed": expectation_failed, "length-required": length_required,
+    "invalid-json": invalid_json, "invalid-body": invalid_body,
     "idempotency-key-reused": idempotency_key_reused, "rate-limited": rate_limited, "internal": internal,
     "unavailable": unavailable,
 }  # fmt: skip

@@ -167,11 +167,13 @@ async def test_a_condition_holds_only_for_the_version_that_was_seen(api: Api, jo
     await jobs.fail_again(job)
     now = (await api.get(f"/api/jobs/{job.id}")).headers["ETag"]
 
-    for stale in (seen, full, f"W/{now}", '"1", "2"', "rubbish", ""):
+    for stale in (seen, full, f"W/{seen}", f'{seen[:-1]}-gzip"', '"1", "2"', "rubbish", ""):
         answer = await api.post(path_of(job), headers={"If-Match": stale})
         assert (answer.status, answer.code) == (412, "job-changed")
     assert await rows_for(jobs, job) == 0
     assert (await api.post(path_of(job), headers={"If-Match": f'"1", {now}'})).status == 202
+    for same in (now, f"W/{now}", f'{now[:-1]}-gzip"', f'W/{now[:-1]}-br"'):
+        assert (await api.post(f"{path_of(job)}?dry_run=true", headers={"If-Match": same})).status == 200
     assert (await api.post(path_of(job), headers={"If-Match": now})).json["deduplicated"]
     assert (await api.post(path_of(job), headers={"If-Match": "*"})).json["deduplicated"]
 

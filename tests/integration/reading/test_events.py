@@ -86,6 +86,40 @@ async def set_status(jobs: JobMaker, job: MadeJob, status: str) -> None:
     await jobs.pool.execute("UPDATE control_plane.jobs SET status = $2 WHERE id = $1", job.id, status)
 
 
+async def test_who_comes_back_to_a_job_that_is_done_is_told_to_stop(api: Api, jobs: JobMaker) -> None:
+    (job,) = await jobs.make(1, status="completed")
+    async with stream_of(api, job) as stream:
+        last = (await stream.news()).fields["id"]
+
+    again = await api.get(path_of(job), headers={"Last-Event-ID": last})
+    await jobs.pool.execute("UPDATE control_plane.jobs SET attempts = 2 WHERE id = $1", job.id)
+    changed = await api.get(path_of(job), headers={"Last-Event-ID": last})
+
+    assert (again.status, again.body) == (204, b"")
+    assert again.headers["Cache-Control"] == "private, no-cache"
+    assert "Content-Type" not in again.headers
+    assert changed.status == 200
+
+
+@pytest.mark.parametrize("last", ["", "0", '"0"', "*", "a" * 4096])
+async def test_another_last_event_is_streamed_to_as_if_it_were_the_first(api: Api, jobs: JobMaker, last: str) -> None:
+    (job,) = await jobs.make(1, status="completed")
+
+    assert (await api.get(path_of(job), headers={"Last-Event-ID": last})).status == 200
+
+
+async def test_who_comes_back_to_a_job_that_is_not_done_goes_on(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+    tag = (await api.get(f"/api/jobs/{job.id}")).headers["ETag"]
+    fields = f"Host: a\r\nAuthorization: Bearer {token()}\r\nLast-Event-ID: {tag[1:-1]}\r\n\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(f"GET {path_of(job)} HTTP/1.1\r\n{fields}".encode())
+
+    async with asyncio.timeout(SOON_S):
+        assert b"event: job" in await reader.readuntil(b"\n\n")
+    writer.close()
+
+
 async def test_the_first_event_is_the_job_as_it_stands(api: Api, jobs: JobMaker) -> None:
     job = await jobs.pending()
     read = await api.get(f"/api/jobs/{job.id}")

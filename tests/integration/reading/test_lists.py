@@ -103,6 +103,20 @@ async def test_ids_are_not_combined_with_filters(api: Api, jobs: JobMaker, other
     assert (await api.get(f"/api/jobs?ids={good}&{other.format(good=good)}")).code == "invalid-parameter"
 
 
+async def test_a_large_list_is_compressed_for_those_who_take_it(api: Api, jobs: JobMaker) -> None:
+    of_list = token(project_id="p-compressed")
+    await jobs.make(20, status="failed", project_id="p-compressed")
+    plain = await api.get("/api/jobs", token=of_list, headers={"Accept-Encoding": "identity"})
+    packed = await api.get("/api/jobs", token=of_list, headers={"Accept-Encoding": "br, gzip"})
+    small = await api.get("/api/jobs?limit=1", token=of_list)
+
+    assert (plain.headers.get("Content-Encoding"), plain.headers["Vary"]) == (None, "Accept-Encoding")
+    assert (packed.headers["Content-Encoding"], packed.headers["Vary"]) == ("gzip", "Accept-Encoding")
+    assert int(packed.headers["Content-Length"]) < int(plain.headers["Content-Length"]) == len(plain.body)
+    assert packed.body == plain.body
+    assert small.headers.keys().isdisjoint({"Content-Encoding", "Vary"})
+
+
 # -- page by page
 
 

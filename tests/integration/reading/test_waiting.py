@@ -85,7 +85,7 @@ async def test_who_names_a_tag_is_answered_at_the_next_change(api: Api, jobs: Jo
         await run_job(jobs, job)
 
     assert (answer.result().status, answer.result().data["status"]) == (200, "running")
-    assert answer.result().headers["Preference-Applied"] == "wait=60"
+    assert answer.result().headers["Preference-Applied"] == "wait=55"
     assert answer.result().headers["ETag"] != known
 
 
