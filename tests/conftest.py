@@ -17,7 +17,7 @@ _SHARED = pytest.StashKey[SharedServers]()
 _FOLDER = pytest.StashKey[Path]()
 _PRIVATE = frozenset({"private_postgres", "private_rabbitmq"})
 _SERVERS = frozenset({"postgres", "rabbitmq"}) | _PRIVATE
-_WITHOUT_SERVERS = "tests/unit/"
+_WITHOUT_SERVERS = ("tests/unit/", "tests/containers/")
 
 
 class Node(Protocol):

@@ -133,6 +133,7 @@ async def _environment_of_dbmate(url: "Url") -> dict[str, str]:
     try:
         async with asyncio.timeout(CONNECT_S):
             (facts,) = await opened.connection.fetch(_SQL["session_of_migration"])
+            await opened.connection.execute(_SQL["make_schema"])
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise DatabaseUnavailable(words_of(error)) from error
     finally:

@@ -258,7 +258,7 @@ async def test_beside_a_table_of_somebody_else_the_documented_grants_are_enough(
     text = (ROOT / "docs" / "deploying.md").read_text("utf-8")
     by_dba, by_owner, *_ = re.findall(r"^```sql\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     # The roles of every Redrive on this server, which may be there already, unlike on the reader's.
-    by_dba = re.sub(r"^CREATE ROLE redrive_(api|worker) NOLOGIN;\n", "", by_dba, flags=re.MULTILINE)
+    by_dba = re.sub(r"^CREATE ROLE redrive_(api|worker|scaler) NOLOGIN;.*\n", "", by_dba, flags=re.MULTILINE)
     await asyncio.to_thread(psql, users.admin, _ROLES, {})
     by_dba = by_dba.replace("DATABASE app", f'DATABASE "{urlsplit(users.admin).path[1:]}"')
     script = f"{_THEIR_TABLE}{by_dba}SET ROLE jobs_owner;\n{by_owner}"
@@ -272,7 +272,8 @@ async def test_beside_a_table_of_somebody_else_the_documented_grants_are_enough(
 
 
 _ROLES = """
-SELECT format('CREATE ROLE %I NOLOGIN', role) FROM unnest(ARRAY['redrive_api', 'redrive_worker']) AS role
+SELECT format('CREATE ROLE %I NOLOGIN', role)
+FROM unnest(ARRAY['redrive_api', 'redrive_worker', 'redrive_scaler']) AS role
 WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) \\gexec
 """
 

@@ -270,7 +270,7 @@ async def test_stopping_without_a_broker_does_not_wait_for_one(ledger: RetryLedg
         started_at = time.monotonic()
         await relay.stop()
 
-    assert time.monotonic() - started_at < 2
+    assert time.monotonic() - started_at < 5
     assert await unpublished(jobs) == 1
 
 
@@ -324,7 +324,7 @@ async def test_a_broker_in_trouble_never_fails_a_request_and_gets_them_all_later
         await (private_rabbitmq.block() if trouble == "blocked" else private_rabbitmq.freeze())
         started_at = time.monotonic()
         ids += await retry_each(api, jobs, 50)
-        assert time.monotonic() - started_at < 3
+        assert time.monotonic() - started_at < 20  # waiting for confirms would be 50 times two seconds
         await eventually(lambda: api.counted("redrive_relay_connected") == 0, within_s=15)
         ids += await retry_each(api, jobs, 5)
         assert await unpublished(jobs) >= 5

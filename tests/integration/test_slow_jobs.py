@@ -15,13 +15,14 @@ from tests.workers import RunningWorker, a_worker
 _SLOW = """
 CREATE FUNCTION control_plane.dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_sleep(CASE OLD.type WHEN 'slow' THEN 60 WHEN 'slowish' THEN 0.01 ELSE 0 END);
+    PERFORM pg_sleep(CASE OLD.type WHEN 'slow' THEN 60 WHEN 'slowish' THEN 0.035 ELSE 0 END);
     RETURN NEW;
 END
 $$;
 CREATE TRIGGER dawdle BEFORE UPDATE ON control_plane.jobs FOR EACH ROW EXECUTE FUNCTION control_plane.dawdle();
 """
-_TIMEOUT_S = 0.3
+_TIMEOUT_S = 1
+"""As little as the slow ones need to be slow, and as much as other statements need on a busy machine."""
 
 
 @asynccontextmanager
@@ -48,10 +49,10 @@ async def test_a_job_that_takes_too_long_delays_its_own_retry_and_no_other(
     await _accepted(ledger, [slow, *others])  # the slow one is the oldest
 
     async with _working(database_url, amqp_url if dispatch == "rabbitmq" else None) as worker:
-        await eventually(lambda: _all_put_back(jobs, others), within_s=20)
+        await eventually(lambda: _all_put_back(jobs, others), within_s=60)
         assert (await jobs.queued(), await jobs.effects_of(slow)) == (1, 0)
         await jobs.pool.execute("DROP TRIGGER dawdle ON control_plane.jobs")
-        await eventually(lambda: jobs.effects_of(slow), within_s=20)
+        await eventually(lambda: jobs.effects_of(slow), within_s=60)
         await worker.sampled("redrive_sessions_total", 0, end="database_unavailable")
 
     assert await _all_put_back(jobs, [slow, *others])
@@ -66,5 +67,5 @@ async def test_a_batch_that_takes_too_long_goes_through_in_parts(
     await _accepted(ledger, failed)  # all of them take twice the time that there is
 
     async with _working(database_url, amqp_url if dispatch == "rabbitmq" else None):
-        await eventually(lambda: _all_put_back(jobs, failed), within_s=20)
+        await eventually(lambda: _all_put_back(jobs, failed), within_s=60)
         assert await jobs.queued() == 0

@@ -213,7 +213,7 @@ async def test_a_load_that_takes_too_long_is_cut_off_and_the_next_one_goes_ahead
 
 
 async def test_the_deadline_counts_the_time_in_line(loads: Loads) -> None:
-    coalescer = Coalescer(loads.load, max_in_flight=1, deadline_s=0.2)
+    coalescer = Coalescer(loads.load, max_in_flight=1, deadline_s=1)
     loop = asyncio.get_running_loop()
     started_at = loop.time()
     calls = [*await many(coalescer, "a"), *await many(coalescer, "b")]
@@ -221,7 +221,7 @@ async def test_the_deadline_counts_the_time_in_line(loads: Loads) -> None:
     errors = await asyncio.gather(*calls, return_exceptions=True)
 
     assert [type(error) for error in errors] == [DatabaseUnavailable] * 2
-    assert loop.time() - started_at < 0.35
+    assert loop.time() - started_at < 1.9  # one after the other would be 2
 
 
 async def test_a_line_that_never_ends_makes_nobody_late(loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,11 +205,11 @@ def test_what_does_not_name_it_or_cannot_be_read_matches_nothing(header: str | N
 
 @given(st.text(alphabet='"W/, *7741ab', max_size=4096))
 def test_reading_a_condition_takes_no_time(header: str) -> None:
-    started_at = time.perf_counter()
+    started_at = time.thread_time()  # of the processor: another process may have it meanwhile
     matches(header, '"8"')
     versions_of(header)
 
-    assert time.perf_counter() - started_at < 0.1
+    assert time.thread_time() - started_at < 0.1
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,24 @@ def test_a_new_env_is_its_owners_to_read_and_full_of_different_secrets(tmp_path:
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{48}", secret) for secret in secrets)
 
 
+def test_every_role_that_the_migrations_give_rights_to_is_made_before_them() -> None:
+    # On the tests' server they are there already: its superuser has migrated another database.
+    given = set(re.findall(r"\bredrive_\w+", grants()))
+
+    assert given >= {"redrive_api", "redrive_worker", "redrive_scaler"}
+    users = (ROOT / "deploy" / "postgres" / "10-users.sql").read_text("utf-8")
+    (made,) = re.findall(r"CREATE ROLE %I NOLOGIN', role\)\nFROM unnest\(ARRAY\[(.*?)\]", users)
+    assert set(re.findall(r"\w+", made)) == given
+    documented = (ROOT / "docs" / "deploying.md").read_text("utf-8")
+    assert set(re.findall(r"^CREATE ROLE (\w+) NOLOGIN;", documented, re.MULTILINE)) == given
+
+
+def grants() -> str:
+    """Everything behind the TO of a GRANT, in all migrations."""
+    sql = "\n".join(path.read_text("utf-8") for path in (ROOT / "shared" / "migrations").glob("*.sql"))
+    return "\n".join(re.findall(r"\bGRANT\b[^;]*?\bTO\b([^;]*;)", sql))
+
+
 def test_workers_can_be_scaled(services: dict[str, dict[str, Any]]) -> None:
     worker = services["worker"]
 

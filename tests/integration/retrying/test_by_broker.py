@@ -24,10 +24,6 @@ log = logging.getLogger(__name__)
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("large tables")]  # not both at once
 
 BULK = 10_000
-PROMISED_P99_S = 0.5
-BUSY_MACHINE = 3
-"""How much longer it may take where two cores are shared with whatever else there is: what would be wrong, a single
-retry behind ten thousand others, takes longer still. The promise itself is measured by `make bench`."""
 
 
 @module_fixture
@@ -98,14 +94,28 @@ async def test_single_retries_are_not_delayed_by_ten_thousand_bulk_ones(
         "%d single retries: p50 %.3f s, p99 %.3f s, max %.3f s; %d bulk ones: accepted in %.2f s, applied in %.2f s",
         len(took_s), statistics.median(took_s), p99_s, max(took_s), BULK, accepted_s, bulk_s,
     )  # fmt: skip
-    assert p99_s < PROMISED_P99_S * BUSY_MACHINE
     assert await jobs.all_effects() >= BULK + len(took_s)
-    in_line_s = await jobs.pool.fetchval(
-        "SELECT percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM processed_at - requested_at)::float8) "
-        "FROM redrive.retry_requests WHERE batch_id IS NULL"
-    )
-    log.info("of which in line: p99 %.3f s", in_line_s)
-    assert in_line_s < PROMISED_P99_S
+    overtaken = await jobs.pool.fetchval(_BULK_BETWEEN)
+    log.info("bulk retries applied while a single one was in line: median %d", overtaken)
+    assert overtaken < BULK / 10
+
+
+# How many bulk retries were applied between asking for a single one and applying it: as many as the queue holds, if it
+# stood behind them. Seconds would say how busy the machine is, too; they are what `make bench` measures.
+_BULK_BETWEEN = """
+SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY between_them)
+FROM (
+    SELECT (
+        SELECT count(*) FROM redrive.retry_requests AS bulk
+        WHERE bulk.batch_id IS NOT NULL AND bulk.processed_at BETWEEN single.requested_at AND single.processed_at
+    ) AS between_them
+    FROM redrive.retry_requests AS single
+    WHERE single.batch_id IS NULL
+        AND single.requested_at BETWEEN
+            (SELECT min(processed_at) FROM redrive.retry_requests WHERE batch_id IS NOT NULL)
+            AND (SELECT max(processed_at) FROM redrive.retry_requests WHERE batch_id IS NOT NULL)
+) AS counted
+"""
 
 
 async def bulk_accepted(redrive: Deployment) -> str | None:
