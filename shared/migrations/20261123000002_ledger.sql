@@ -43,7 +43,8 @@ CREATE TABLE redrive.retry_requests (
 
 -- At most one request waits for a job, however often it is asked for. (project_id, job_id) names the job: another
 -- project may have one of the same id.
-CREATE UNIQUE INDEX retry_requests_queued_job_idx ON redrive.retry_requests (project_id, job_id)
+-- The id stands first in the index: it tells most jobs apart, and UUIDs compare faster than texts do.
+CREATE UNIQUE INDEX retry_requests_queued_job_idx ON redrive.retry_requests (job_id, project_id)
     WHERE state = 'queued';
 -- What waits, single requests before bulk ones, oldest first: the relay, and dispatch without a broker. What is queued
 -- is not processed; that these say both keeps a look-up by job, which says only the first, from going along them.
@@ -67,7 +68,7 @@ CREATE INDEX retry_requests_state_idx ON redrive.retry_requests (project_id, sta
     WHERE state <> 'applied' AND requested_at < 'infinity';
 CREATE INDEX retry_requests_batch_idx ON redrive.retry_requests (project_id, batch_id, state)
     WHERE batch_id IS NOT NULL;
-CREATE INDEX retry_requests_job_idx ON redrive.retry_requests (project_id, job_id, requested_at DESC, id DESC);
+CREATE INDEX retry_requests_job_idx ON redrive.retry_requests (job_id, project_id, requested_at DESC, id DESC);
 CREATE INDEX retry_requests_processed_idx ON redrive.retry_requests (processed_at) WHERE state <> 'queued';
 -- The last of them: on a table that is known to be empty all indexes cost the same, and of these the planner takes the
 -- newest. Of any other that has an id in it, a look-up by id reads all; and plans are kept while the table grows.

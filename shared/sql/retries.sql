@@ -375,19 +375,22 @@ waited_for AS MATERIALIZED (
         FOR NO KEY UPDATE -- of other tables, rows that refer to a job neither wait for this nor are waited for
     ) AS j
 ),
+wanted AS MATERIALIZED (
+    SELECT DISTINCT project_id, job_id FROM request
+    WHERE (SELECT count(*) FROM waited_for) IS NOT NULL -- first: what waits holds nothing out of order
+    ORDER BY project_id, job_id
+),
 job AS MATERIALIZED (
     SELECT j.*
-    FROM (
-        SELECT DISTINCT project_id, job_id FROM request
-        WHERE (SELECT count(*) FROM waited_for) IS NOT NULL -- first: what waits holds nothing out of order
-        ORDER BY project_id, job_id
-    ) AS wanted
+    FROM unnest( -- of arrays, so that the planner expects more than one row, and joins what is locked by its hash below
+        ARRAY(SELECT project_id FROM wanted), ARRAY(SELECT job_id FROM wanted)
+    ) AS one (project_id, job_id)
     CROSS JOIN LATERAL (
         SELECT
             id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
             last_error, scheduled_at, started_at, completed_at, xmin::text AS version
         FROM control_plane.jobs
-        WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.job_id
+        WHERE jobs.project_id = one.project_id AND jobs.id = one.job_id
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS j
 ),

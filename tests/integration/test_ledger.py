@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
+import asyncpg
 import msgspec
 import pytest
 
@@ -345,6 +346,21 @@ async def test_the_backlog_tells_how_many_wait_and_for_how_long(jobs: JobMaker, 
     requests, oldest_s = await ledger.backlog()
     assert requests == 3
     assert 0 < oldest_s < 60
+
+
+async def test_a_scaler_sees_how_many_requests_a_worker_could_take_and_nothing_else(
+    jobs: JobMaker, ledger: RetryLedger
+) -> None:
+    for job in await jobs.many_failed(3):
+        await ledger.accept(a_retry_of(job))
+    await ledger.publishable(1, lease_s=60, bulk=False)  # a relay has it in hand
+    async with jobs.pool.acquire() as scaler, scaler.transaction():
+        await scaler.execute("SET LOCAL ROLE redrive_scaler")
+        assert await scaler.fetchval("SELECT waiting FROM redrive.backlog") == 2
+        for forbidden in ("redrive.retry_requests", "redrive.retry_batches", "control_plane.jobs"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                async with scaler.transaction():
+                    await scaler.execute(f"SELECT FROM {forbidden}")
 
 
 # -- giving up

@@ -9,6 +9,7 @@ from shared.database import Database
 from shared.jobs import JobStore
 from shared.models import Outcome, ProjectId
 from shared.retries import RetryLedger
+from tests.integration.reading.test_plans import SQL, connected, nodes_of, plan_of
 from tests.jobs import JobMaker
 
 MANY = 10_000
@@ -48,3 +49,12 @@ async def test_a_plan_made_for_an_empty_ledger_publishes_and_settles_a_full_one(
     await ledger.dead_letter([messages.pop().id])
     assert {each.outcome for each in (await ledger.apply(messages)).values()} == {Outcome.APPLIED}
     assert len(await ledger.apply_queued(200)) == 200
+
+
+async def test_a_batch_is_not_compared_with_itself_row_by_row(database_url: str) -> None:
+    """Two hundred requests, each compared with two hundred jobs, would cost more than all else that settling does."""
+    async with connected(database_url) as connection:
+        nodes = list(nodes_of(await plan_of(connection, SQL["apply"])))
+
+    assert any(node["Node Type"] == "Hash Join" for node in nodes)
+    assert not [node for node in nodes if node["Node Type"] == "Nested Loop" and "Join Filter" in node]
