@@ -3,32 +3,18 @@
 import difflib
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Final, Literal
-from uuid import UUID
 
+from api.jwks import fetch_once
 from cli.broker_check import broker_findings
-from cli.failures import CommandFailed, line_of
+from cli.database_check import database_findings
+from cli.failures import line_of
 from cli.findings import Finding, Verdict
-from shared import migrations
-from shared.database import Database, open_database
-from shared.errors import DatabaseUnavailable, JobNotFound, SettingsError
-from shared.jobs import JobStore
-from shared.models import JobId, JobKey, ProjectId
-from shared.retries import RetryLedger
+from shared.database import open_database
+from shared.errors import DatabaseUnavailable, RedriveError, SettingsError
 from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read, variables
-from shared.sql import statements
-
-MANY_JOBS: Final = 100_000
-"""From here on it is felt when a statement reads all of a project's jobs."""
-
-# What stands first in an index on the jobs, and what is slow without one.
-_INDEXES: Final = {
-    ("id",): "every read of a job",
-    ("project_id", "created_at", "id"): "lists of jobs",
-    ("project_id", "status", "created_at", "id"): "counts, lists and bulk retries of the jobs of one status",
-}
 
 Program = Literal["api", "worker"]
 _SETTINGS: Final[dict[Program, type[Settings]]] = {"api": ApiSettings, "worker": WorkerSettings}
@@ -42,28 +28,34 @@ _SERVICE_LINK: Final = re.compile(
 async def findings(program: Program | None) -> AsyncIterator[Finding]:
     """Look at everything that a program needs, or both do, in the order in which things need each other."""
     settings: list[Settings] = []
-    for name, kind in _SETTINGS.items():
-        if program not in (None, name):
-            continue
+    programs = tuple(_SETTINGS) if program is None else (program,)
+    for name in programs:
         try:
-            settings.append(read(kind))
+            settings.append(read(_SETTINGS[name]))
             yield Finding(Verdict.OK, f"settings of redrive {name}")
         except SettingsError as error:
             for problem in error.problems:
                 yield Finding(Verdict.FAILED, f"settings of redrive {name}: {problem}", of_settings=True)
     for finding in unknown_variables():
         yield finding
-    if not settings:
-        return
-    # The first that could be read: both read the same database and broker from the same variables.
-    async for finding in _of_database(settings[0]):
-        yield finding
-    if settings[0].amqp_url is None:
-        yield Finding(Verdict.OK, "broker: none, retries are dispatched through the ledger")
-    else:
-        programs = tuple(_SETTINGS) if program is None else (program,)
-        async for finding in broker_findings(settings[0].amqp_url.get_secret_value(), programs):
+    if settings:
+        async for finding in _of_servers(settings, programs):
             yield finding
+
+
+async def _of_servers(settings: Sequence[Settings], programs: Collection[str]) -> AsyncIterator[Finding]:
+    # The first that could be read: both read the same database and broker from the same variables.
+    first = settings[0]
+    async for finding in _of_database(first, programs):
+        yield finding
+    for each in settings:
+        if isinstance(each, ApiSettings):
+            yield await _of_keys(each)
+    if first.amqp_url is None:
+        yield Finding(Verdict.OK, "broker: none, retries are dispatched through the ledger")
+        return
+    async for finding in broker_findings(first.amqp_url.get_secret_value(), programs):
+        yield finding
 
 
 def unknown_variables() -> Iterator[Finding]:
@@ -81,10 +73,11 @@ def unknown_variables() -> Iterator[Finding]:
             yield Finding(Verdict.WARNING, f"{name}: there is no such setting{hint}")
 
 
-async def _of_database(settings: Settings) -> AsyncIterator[Finding]:
+async def _of_database(settings: Settings, programs: Collection[str]) -> AsyncIterator[Finding]:
     urls = {"database": settings.database_url}
     if isinstance(settings, ApiSettings) and settings.database_read_url is not None:
         urls["database for reading"] = settings.database_read_url
+    reads_only = isinstance(settings, ApiSettings) and settings.read_only and "worker" not in programs
     for name, url in urls.items():
         async with AsyncExitStack() as opened:
             try:
@@ -97,46 +90,21 @@ async def _of_database(settings: Settings) -> AsyncIterator[Finding]:
             except (DatabaseUnavailable, OSError) as error:
                 yield Finding(Verdict.FAILED, f"{name}: {line_of(error)}")
                 continue
-            yield Finding(Verdict.OK, f"{name}: answers")
-            for look in (_of_migrations, _of_tables):
-                try:
-                    yield Finding(Verdict.OK, f"{name}: {await look(database)}")
-                except (CommandFailed, DatabaseUnavailable) as error:
-                    yield Finding(Verdict.FAILED, f"{name}: {line_of(error)}")
-            async for warning in _missing_indexes(database):
-                yield Finding(Verdict.WARNING, f"{name}: {warning}")
+            async for finding in database_findings(
+                database, name, programs, writes=name == "database" and not reads_only
+            ):
+                yield finding
 
 
-async def _of_migrations(database: Database) -> str:
-    sql = statements("check", "cli")
-    wanted = {path.name.partition("_")[0] for path in migrations.folder().glob("*.sql")}
-    ((found,),) = await database.fetch(sql["has_migrations"])
-    applied = {row["version"] for row in await database.fetch(sql["migrations"])} if found else set()
-    if missing := wanted - applied:
-        raise CommandFailed(f"{len(missing)} of {len(wanted)} migrations are missing: run `redrive migrate`")
-    return f"all {len(wanted)} migrations applied"
-
-
-async def _of_tables(database: Database) -> str:
-    """Read as the programs do: that needs the columns and the rights that they need."""
-    jobs = JobStore(database)
+async def _of_keys(settings: ApiSettings) -> Finding:
+    """Fetch the issuer's keys once: a key that is set is looked at with the settings."""
+    if settings.jwks_url is None:
+        return Finding(Verdict.OK, "keys: one, of the settings")
     try:
-        with suppress(JobNotFound):
-            await jobs.get(JobKey(JobId(UUID(int=0)), ProjectId("redrive-check"), with_payload=True))
-        await RetryLedger(database, jobs).backlog()
-    except DatabaseUnavailable as error:
-        raise CommandFailed(f"control_plane.jobs or the ledger cannot be read ({error})") from error
-    return "control_plane.jobs and the ledger can be read"
-
-
-async def _missing_indexes(database: Database) -> AsyncIterator[str]:
-    """What reads all of a project's jobs for want of an index, where there are many; the table is not ours to mend."""
-    found = await database.fetch(statements("check", "cli")["job_indexes"])
-    if not found or found[0]["jobs"] < MANY_JOBS:
-        return
-    for wanted, slow in _INDEXES.items():
-        if not any(tuple(row["columns"][: len(wanted)]) == wanted for row in found):
-            yield f"control_plane.jobs has no index on ({', '.join(wanted)}), which is for {slow}"
+        found = await fetch_once(settings.jwks_url)
+    except RedriveError as error:
+        return Finding(Verdict.FAILED, f"keys: REDRIVE_JWKS_URL: {error}")
+    return Finding(Verdict.OK, f"keys: REDRIVE_JWKS_URL has {found.usable} that can be used")
 
 
 async def report(program: Program | None, say: Callable[[Finding], None]) -> int:

@@ -1,8 +1,77 @@
 -- What `redrive check` asks a database.
 
+-- name: server
+-- The release, who we are to it, its encoding, and whether it takes writes from us.
+SELECT
+    current_setting('server_version_num')::int, current_user::text, current_setting('server_encoding'),
+    current_setting('transaction_read_only')::bool, pg_is_in_recovery();
+
 -- name: has_migrations
--- Whether a migration ever ran here.
-SELECT to_regclass('redrive.schema_migrations') IS NOT NULL AS found;
+-- Whether a migration ever ran here, and whether we may look which.
+SELECT count(*) > 0, coalesce(bool_and(has_table_privilege(c.oid, 'SELECT') AND has_schema_privilege(n.oid, 'USAGE')), false)
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = 'redrive' AND c.relname = 'schema_migrations';
+
+-- name: relation
+-- A table or view, with what we may do there; found without the right to its schema, which `to_regclass` needs.
+-- $1 text schema, $2 text name
+SELECT
+    c.oid, c.relkind::text AS kind, quote_ident(current_user) AS role, has_schema_privilege(n.oid, 'USAGE') AS usage,
+    row_security_active(c.oid) AS row_security, (pg_relation_is_updatable(c.oid, true) & 4) <> 0 AS is_updatable
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2;
+
+-- name: columns
+-- Its columns: their types without modifiers, and what we may do to each.
+-- $1 oid of the relation
+SELECT
+    a.attname::text AS name, format_type(a.atttypid, NULL) AS type,
+    has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select,
+    has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update
+FROM pg_attribute AS a
+WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum;
+
+-- name: unique_keys
+-- The columns of each unique index that holds for all rows, at once.
+-- $1 oid of the relation
+SELECT array_agg(a.attname::text) AS columns
+FROM pg_index AS i
+CROSS JOIN LATERAL unnest(i.indkey::int2[]) WITH ORDINALITY AS key (number, place)
+JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = key.number
+WHERE
+    i.indrelid = $1::oid AND i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+    AND key.place <= i.indnkeyatts
+GROUP BY i.indexrelid;
+
+-- name: policies
+-- The policies of row-level security that hold for us; `lets_all`: this one hides nothing.
+-- $1 oid of the relation
+SELECT
+    p.polname::text AS name, p.polpermissive AS permissive,
+    CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END
+        AS command,
+    coalesce(pg_get_expr(p.polqual, p.polrelid), 'true') = 'true'
+    AND coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'true') = 'true' AS lets_all
+FROM pg_policy AS p
+WHERE
+    p.polrelid = $1::oid
+    AND EXISTS (SELECT FROM unnest(p.polroles) AS r (id) WHERE CASE WHEN r.id = 0 THEN true ELSE pg_has_role(r.id, 'USAGE') END);
+
+-- name: table_rights
+-- Which of these rights we have on a table.
+-- $1 oid of the relation, $2 text[] rights
+SELECT wanted.name, has_table_privilege($1::oid, wanted.name) AS held FROM unnest($2::text[]) AS wanted (name);
+
+-- name: types_read
+-- Of what types the times of a job are when it is read, by the statement that takes the place of the name below.
+SELECT
+    pg_typeof(job.scheduled_at)::text AS scheduled_at, pg_typeof(job.started_at)::text AS started_at,
+    pg_typeof(job.completed_at)::text AS completed_at, pg_typeof(job.created_at)::text AS created_at
+FROM (VALUES (1)) AS one (row)
+LEFT JOIN (FIND_JOBS) AS job ON false;
 
 -- name: migrations
 -- The versions of those that did.

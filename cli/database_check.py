@@ -1,0 +1,305 @@
+"""What `redrive check` looks at in a database: whether a program's own role could do all of its work there.
+
+Rights are asked for one by one, so that each that is missing has its GRANT. Then every statement of the program is
+planned, which needs the rights, columns and types that running it needs, and changes nothing.
+"""
+
+import re
+from collections.abc import AsyncIterator, Collection, Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cli.findings import Finding, Verdict
+from shared import migrations
+from shared.errors import DatabaseUnavailable, RedriveError, StatementRefused
+from shared.sql import statements
+
+if TYPE_CHECKING:
+    from shared.database import Database, Row
+
+MANY_JOBS: Final = 100_000
+"""From here on it is felt when a statement reads all of a project's jobs."""
+OLDEST: Final = 14
+"""The first release of PostgreSQL that will do."""
+
+JOBS: Final = "control_plane.jobs"
+_TEXT: Final = frozenset({"text", "character varying", "character", "name", "citext"})
+_TIMES: Final = ("scheduled_at", "started_at", "completed_at", "created_at")
+_COUNT: Final = frozenset({"integer", "smallint", "bigint"})
+# What a column may be of: the type that is wanted, and those that serve as well.
+_COLUMNS: Final[dict[str, tuple[str, frozenset[str]]]] = {
+    "id": ("uuid", frozenset({"uuid"})),
+    **dict.fromkeys(("project_id", "type", "status", "last_error"), ("text", _TEXT)),
+    "payload": ("jsonb", frozenset({"jsonb", "json"})),
+    **dict.fromkeys(("attempts", "max_attempts"), ("integer", _COUNT)),
+    **dict.fromkeys(_TIMES, ("timestamp with time zone", frozenset({"timestamp with time zone"}))),
+}
+UPDATED: Final = ("status", "last_error", "started_at", "completed_at", "scheduled_at", "max_attempts")
+"""The columns that a retry changes."""
+
+# What stands first in an index on the jobs, and what is slow without one; any one of the columns' orders serves.
+_INDEXES: Final = {
+    (("id",), ("project_id", "id")): "every read of a job",
+    (("project_id", "created_at", "id"),): "lists of jobs",
+    (("project_id", "status", "created_at", "id"),): "counts, lists and bulk retries of the jobs of one status",
+}
+_SETTLING: Final = frozenset(
+    {"apply", "adopt", "hold", "take_queued", "queued", "dead_letter", "outcomes", "backlog", "republish_stale"}
+)
+"""Of the ledger's statements, the worker's; it runs those on dead letters, too."""
+_GRANT: Final = re.compile(r"GRANT ([A-Z, ]+) ON (redrive\.\w+) TO ([\w, ]+);")
+_PARAMETER: Final = re.compile(r"\$(\d+)")
+
+
+class _Table(NamedTuple):
+    """A table of Redrive's, and what a program may do to it."""
+
+    name: str
+    rights: tuple[str, ...]
+
+
+class _Place(NamedTuple):
+    """A database, and what is to be done there: by which programs, and whether they write to it."""
+
+    database: "Database"
+    programs: Collection[str]
+    writes: bool
+
+    @property
+    def updates_jobs(self) -> bool:
+        return self.writes and "worker" in self.programs
+
+    async def ask(self, name: str, *arguments: object) -> "list[Row]":
+        return await self.database.fetch(statements("check", "cli")[name], *arguments)
+
+
+Looks = AsyncIterator[tuple[Verdict, str]]
+
+
+async def database_findings(
+    database: "Database", name: str, programs: Collection[str], *, writes: bool
+) -> AsyncIterator[Finding]:
+    """Look at a database that answers, for `programs`, of `api` and `worker`; `writes`: they write to it, too."""
+    place = _Place(database, programs, writes)
+    refusals: set[str] = set()
+    for look in (_of_server, _of_migrations, _of_jobs, _of_ledger):
+        try:
+            async for verdict, text in look(place):
+                yield Finding(verdict, f"{name}: {text}")
+        except RedriveError as error:
+            if str(error) not in refusals:  # a server that refuses one look refuses the others alike
+                yield Finding(Verdict.FAILED, f"{name}: {error}")
+            refusals.add(str(error))
+
+
+async def _of_server(place: _Place) -> Looks:
+    ((version, role, encoding, read_only, in_recovery),) = await place.ask("server")
+    if version < OLDEST * 10_000:
+        yield Verdict.FAILED, f"PostgreSQL {version // 10_000}: {OLDEST} is the oldest that will do"
+    if place.writes and read_only:
+        why = "it is a standby" if in_recovery else "default_transaction_read_only is on, for it or for this role"
+        yield Verdict.FAILED, f"cannot be written to: {why}"
+    if encoding == "SQL_ASCII":
+        yield Verdict.WARNING, "its encoding is SQL_ASCII: a text that is not UTF-8 makes its job unreadable"
+    yield Verdict.OK, f"answers, PostgreSQL {version // 10_000}, as role {role}"
+
+
+async def _of_migrations(place: _Place) -> Looks:
+    wanted = {path.name.partition("_")[0] for path in migrations.folder().glob("*.sql")}
+    ((found, readable),) = await place.ask("has_migrations")
+    if found and not readable:
+        yield Verdict.NOTE, "migrations: this role may not look which are applied"
+        return
+    applied = {row["version"] for row in await place.ask("migrations")} if found else set()
+    if missing := wanted - applied:
+        yield Verdict.FAILED, f"{len(missing)} of {len(wanted)} migrations are missing: run `redrive migrate`"
+    else:
+        yield Verdict.OK, f"all {len(wanted)} migrations applied"
+
+
+async def _of_jobs(place: _Place) -> Looks:
+    """The jobs table: it is somebody else's, so what is wrong with it is said, and never mended."""
+    found = await place.ask("relation", "control_plane", "jobs")
+    if not found:
+        yield Verdict.FAILED, f"{JOBS} is not there: run `redrive migrate`, or see docs/deploying.md"
+        return
+    (relation,) = found
+    wrong = False
+    async for verdict, text in _of_relation(place, relation):
+        wrong |= verdict is Verdict.FAILED
+        yield verdict, text
+    if not wrong:  # else each statement would say the same again
+        async for verdict, text in _of_statements(place, relation):
+            wrong |= verdict is Verdict.FAILED
+            yield verdict, text
+    if not wrong:
+        can = "can be read and updated" if place.updates_jobs else "can be read"
+        yield Verdict.OK, f"{JOBS} {can}, all statements fit"
+    async for text in _missing_indexes(place):
+        yield Verdict.WARNING, text
+
+
+async def _of_relation(place: _Place, relation: "Row") -> Looks:
+    for text in _rights_on_jobs(relation, await place.ask("columns", relation["oid"]), updates=place.updates_jobs):
+        yield Verdict.FAILED, text
+    if relation["kind"] in "rp":
+        for text in _keys(await place.ask("unique_keys", relation["oid"])):
+            yield Verdict.FAILED, text
+    else:
+        yield Verdict.NOTE, f"{JOBS} is no table: row-level security, keys and indexes behind it were not looked at"
+        if place.updates_jobs and not relation["is_updatable"]:
+            yield Verdict.FAILED, f"{JOBS} cannot be updated: a view needs an INSTEAD OF UPDATE trigger"
+    commands = ["SELECT", "UPDATE"] if place.updates_jobs else ["SELECT"]
+    async for verdict, text in _row_security(place, relation, JOBS, commands):
+        yield verdict, text
+
+
+async def _of_statements(place: _Place, relation: "Row") -> Looks:
+    refusals = await _refusals(place)
+    for text in refusals:
+        yield Verdict.FAILED, text
+    for text, is_fatal in _odd_types(await place.ask("columns", relation["oid"]), await _types_read(place)):
+        if is_fatal or refusals:
+            yield Verdict.FAILED, text
+        else:
+            yield Verdict.NOTE, f"{text}; it serves as well"
+
+
+def _rights_on_jobs(relation: "Row", columns: "Collection[Row]", *, updates: bool) -> Iterator[str]:
+    role = relation["role"]
+    if not relation["usage"]:
+        yield f"no right to use the schema control_plane; type: GRANT USAGE ON SCHEMA control_plane TO {role};"
+    known = {row["name"]: row for row in columns}
+    if missing := [name for name in _COLUMNS if name not in known]:
+        yield f"{JOBS} has no column {', '.join(missing)}"
+    if hidden := [name for name in _COLUMNS if name in known and not known[name]["may_select"]]:
+        yield f"no right to read {', '.join(hidden)} of {JOBS}; type: GRANT SELECT ON {JOBS} TO {role};"
+    if updates and (fixed := [name for name in UPDATED if name in known and not known[name]["may_update"]]):
+        names = ", ".join(fixed)
+        yield f"no right to update {names} of {JOBS}; type: GRANT UPDATE ({names}) ON {JOBS} TO {role};"
+
+
+def _keys(unique_keys: "Collection[Row]") -> Iterator[str]:
+    if not any({"id"} <= set(row["columns"]) <= {"id", "project_id"} for row in unique_keys):
+        yield f"neither (id) nor (project_id, id) of {JOBS} is unique: a retry could put back more jobs than one"
+
+
+def _odd_types(columns: "Collection[Row]", read: "dict[str, str]") -> Iterator[tuple[str, bool]]:
+    """Columns of other types than the contract's; and whether that is known to go wrong. The rest, statements tell."""
+    for row in columns:
+        wanted, serving = _COLUMNS.get(row["name"], ("", frozenset()))
+        if not wanted or row["type"] in serving:
+            continue
+        text = f"{JOBS}.{row['name']} is of type {row['type']}, wanted: {wanted}"
+        if row["name"] in _TIMES:
+            yield text, read.get(row["name"]) != wanted
+        else:
+            yield text, row["name"] in {"payload", "attempts", "max_attempts"}
+
+
+async def _types_read(place: _Place) -> dict[str, str]:
+    """Of what type the times are when a job is read: a statement of ours may have made them what they should be."""
+    sql = statements("check", "cli")["types_read"].replace("FIND_JOBS", statements("jobs")["find_jobs"])
+    try:
+        rows = await place.database.fetch(sql, *[None] * _parameters_of(sql))
+    except (StatementRefused, DatabaseUnavailable):
+        return {}
+    return dict(rows[0].items())
+
+
+async def _row_security(place: _Place, relation: "Row", name: str, commands: Collection[str]) -> Looks:
+    """Whether row-level security could hide rows from this role: no error tells, they are just not there."""
+    if not relation["row_security"]:
+        return
+    rows = await place.ask("policies", relation["oid"])
+    role = relation["role"]
+    for command in commands:
+        policies = [row for row in rows if row["command"] in {command, "ALL"}]
+        if not any(row["permissive"] for row in policies):
+            check = "WITH CHECK" if command == "INSERT" else "USING"
+            policy = f"CREATE POLICY redrive_{command.lower()} ON {name} FOR {command} TO {role} {check} (true);"
+            yield Verdict.FAILED, f"row-level security of {name} lets role {role} {command} no row; type: {policy}"
+        elif odd := ", ".join(row["name"] for row in policies if not row["lets_all"]):
+            hides = f"row-level security of {name} may keep rows from role {role} ({command}, policy {odd})"
+            yield Verdict.WARNING, f"{hides}: a job that is hidden is answered as not found"
+
+
+async def _of_ledger(place: _Place) -> Looks:
+    """The tables of the schema redrive: rights as the migrations grant them, and row-level security."""
+    wrong = False
+    for table in _tables(place.programs):
+        async for verdict, text in _of_table(place, table):
+            wrong |= verdict is Verdict.FAILED
+            yield verdict, text
+    if not wrong:
+        yield Verdict.OK, "the ledger can be read and written" if place.writes else "the ledger can be read"
+
+
+async def _of_table(place: _Place, table: _Table) -> Looks:
+    found = await place.ask("relation", *table.name.split("."))
+    if not found:
+        yield Verdict.FAILED, f"{table.name} is not there: run `redrive migrate`"
+        return
+    (relation,) = found
+    role = relation["role"]
+    if not relation["usage"]:
+        yield Verdict.FAILED, f"no right to use the schema redrive; type: GRANT USAGE ON SCHEMA redrive TO {role};"
+        return
+    rights = [right for right in table.rights if place.writes or right == "SELECT"]
+    held = {row["name"] for row in await place.ask("table_rights", relation["oid"], rights) if row["held"]}
+    if missing := ", ".join(right for right in rights if right not in held):
+        grant = f"GRANT {missing} ON {table.name} TO {role};"
+        yield Verdict.FAILED, f"no right to {missing} on {table.name}; type: {grant}"
+    async for verdict, text in _row_security(place, relation, table.name, rights):
+        yield verdict, text
+
+
+def _tables(programs: Collection[str]) -> list[_Table]:
+    """What the migrations grant to the programs' roles."""
+    roles = {f"redrive_{program}" for program in programs}
+    rights: dict[str, list[str]] = {}
+    for path in sorted(migrations.folder().glob("*.sql")):
+        for granted, table, to in _GRANT.findall(path.read_text("utf-8")):
+            if roles & {role.strip() for role in to.split(",")} and not table.endswith("schema_migrations"):
+                rights.setdefault(table, []).extend(right.strip() for right in granted.split(","))
+    return [_Table(name, tuple(dict.fromkeys(each))) for name, each in rights.items()]
+
+
+def statements_of(programs: Collection[str], *, writes: bool) -> dict[str, str]:
+    """Every statement that the programs run, by name; those that only read, where nothing is written."""
+    if not writes:
+        return dict(statements("jobs"))
+    ledger = statements("retries")
+    found: dict[str, str] = {}
+    if "api" in programs:
+        for file in ("jobs", "batches", "idempotency"):
+            found.update(statements(file))
+        found.update({name: sql for name, sql in ledger.items() if name not in _SETTLING - {"republish_stale"}})
+    if "worker" in programs:
+        found.update({name: sql for name, sql in ledger.items() if name in _SETTLING})
+        found.update(statements("dead_letters"))
+    return found
+
+
+async def _refusals(place: _Place) -> list[str]:
+    """Why statements of the programs could not run: each reason once, with one of the statements."""
+    found: dict[str, str] = {}
+    for name, sql in statements_of(place.programs, writes=place.writes).items():
+        try:
+            await place.database.fetch(f"EXPLAIN {sql}", *[None] * _parameters_of(sql))
+        except (StatementRefused, DatabaseUnavailable) as error:
+            found.setdefault(str(error), f"the statement `{name}` cannot run: {error}")
+    return list(found.values())
+
+
+def _parameters_of(sql: str) -> int:
+    return max((int(number) for number in _PARAMETER.findall(sql)), default=0)
+
+
+async def _missing_indexes(place: _Place) -> AsyncIterator[str]:
+    """What reads all of a project's jobs for want of an index, where there are many; the table is not ours to mend."""
+    found = await place.ask("job_indexes")
+    if not found or found[0]["jobs"] < MANY_JOBS:
+        return
+    for wanted, slow in _INDEXES.items():
+        if not any(tuple(row["columns"][: len(each)]) == each for row in found for each in wanted):
+            yield f"{JOBS} has no index on ({', '.join(wanted[0])}), which is for {slow}"

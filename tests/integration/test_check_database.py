@@ -1,0 +1,179 @@
+"""`redrive check` in a database: it fails for each thing that a program lacks there, and names it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Final
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from cli.database_check import UPDATED, database_findings, statements_of
+from cli.findings import Finding, Verdict, wrapped
+from shared.database import open_database
+from shared.migrations import migrate
+from shared.sql import statements
+from tests.commands import commanded
+from tests.logins import Logins, Users
+
+_COLUMNS: Final = (
+    *("id", "project_id", "type", "payload", "status", "attempts", "max_attempts", "last_error"),
+    *("scheduled_at", "started_at", "completed_at", "created_at"),
+)
+_OF_JOBS: Final[dict[str, list[tuple[str, str]]]] = {
+    "api": [("SELECT", name) for name in _COLUMNS],
+    "worker": [("SELECT", name) for name in _COLUMNS] + [("UPDATE", name) for name in UPDATED],
+}
+_OF_LEDGER: Final[dict[str, list[tuple[str, tuple[str, ...]]]]] = {
+    "api": [
+        ("redrive.retry_requests", ("SELECT", "INSERT", "UPDATE")),
+        ("redrive.idempotency_keys", ("SELECT", "INSERT", "UPDATE")),
+        ("redrive.retry_batches", ("SELECT", "INSERT")),
+    ],
+    "worker": [("redrive.retry_requests", ("SELECT", "INSERT", "UPDATE"))],
+}
+
+
+@pytest.fixture
+async def users(empty_database_url: str) -> AsyncIterator[Users]:
+    """Users with exactly the rights that docs/deploying.md gives, on a database that is migrated."""
+    async with Logins.on(empty_database_url) as logins:
+        found = await logins.made(empty_database_url)
+        await asyncio.to_thread(migrate, found.owner)
+        yield found
+
+
+async def run(url: str, sql: str) -> None:
+    connection = await asyncpg.connect(url, timeout=10)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def looked_at(program: str, url: str) -> list[Finding]:
+    async with open_database(url, program="test", timeout_s=2, pool_size=1) as database:
+        return [each async for each in database_findings(database, "database", [program], writes=True)]
+
+
+async def failures(program: str, url: str) -> str:
+    """What failed, a line each; empty where the program can do its work."""
+    return "\n".join(each.text for each in await looked_at(program, url) if each.verdict is Verdict.FAILED)
+
+
+@pytest.mark.parametrize("program", ["api", "worker"])
+async def test_each_right_that_is_missing_is_named_with_its_grant(program: str, users: Users) -> None:
+    url, role = getattr(users, program), f"redrive_{program}"
+    assert await failures(program, url) == ""
+    for right, column in _OF_JOBS[program]:
+        everything = ", ".join(name for kind, name in _OF_JOBS[program] if kind == right)
+        await run(users.admin, f"REVOKE {right} ON control_plane.jobs FROM {role}")
+        rest = ", ".join(name for kind, name in _OF_JOBS[program] if kind == right and name != column)
+        await run(users.admin, f"REVOKE {right} ({everything}) ON control_plane.jobs FROM {role}")
+        await run(users.admin, f"GRANT {right} ({rest}) ON control_plane.jobs TO {role}")
+        verb = "read" if right == "SELECT" else "update"
+        assert f"no right to {verb} {column} of control_plane.jobs; type: GRANT {right}" in await failures(program, url)
+        await run(users.admin, f"GRANT {right} ({everything}) ON control_plane.jobs TO {role}")
+    await run(users.admin, f"GRANT SELECT ON control_plane.jobs TO {role}")
+    for table, rights in _OF_LEDGER[program]:
+        for right in rights:
+            await run(users.admin, f"REVOKE {right} ON {table} FROM {role}")
+            assert f"no right to {right} on {table}; type: GRANT {right} ON {table} TO" in await failures(program, url)
+            await run(users.admin, f"GRANT {right} ON {table} TO {role}")
+    for schema in ("control_plane", "redrive"):
+        await run(users.admin, f"REVOKE USAGE ON SCHEMA {schema} FROM {role}")
+        assert f"type: GRANT USAGE ON SCHEMA {schema} TO" in await failures(program, url)
+        await run(users.admin, f"GRANT USAGE ON SCHEMA {schema} TO {role}")
+    assert await failures(program, url) == ""
+
+
+async def test_a_grant_that_it_names_is_the_one_that_mends(users: Users) -> None:
+    await run(users.admin, "REVOKE UPDATE (status) ON control_plane.jobs FROM redrive_worker")
+    grant = (await failures("worker", users.worker)).partition("type: ")[2]
+    await run(users.admin, grant)
+
+    assert await failures("worker", users.worker) == ""
+
+
+async def test_row_security_that_hides_rows_is_named_for_each_command(users: Users) -> None:
+    await run(users.admin, "ALTER TABLE control_plane.jobs ENABLE ROW LEVEL SECURITY")
+    hidden = await failures("worker", users.worker)
+    assert "row-level security of control_plane.jobs" in hidden
+    for command in ("SELECT", "UPDATE"):
+        assert f"{command} no row; type: CREATE POLICY" in hidden
+
+    for line in hidden.splitlines():
+        await run(users.admin, line.partition("type: ")[2])
+    assert await failures("worker", users.worker) == ""
+
+    await run(users.admin, "CREATE POLICY of_one ON control_plane.jobs FOR SELECT USING (project_id = 'p1')")
+    assert await failures("worker", users.worker) == ""
+    (warning,) = [each for each in await looked_at("worker", users.worker) if each.verdict is Verdict.WARNING]
+    assert "may keep rows from role" in warning.text
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("DROP COLUMN last_error CASCADE", "control_plane.jobs has no column last_error"),
+        ("DROP CONSTRAINT jobs_pkey", "neither (id) nor (project_id, id) of control_plane.jobs is unique"),
+        ("ALTER attempts TYPE numeric", "control_plane.jobs.attempts is of type numeric, wanted: integer"),
+        ("ALTER created_at DROP DEFAULT, ALTER created_at TYPE text", "created_at is of type text, wanted: timestamp"),
+        ("ALTER payload DROP DEFAULT, ALTER payload TYPE bytea USING NULL", "payload is of type bytea, wanted: jsonb"),
+        ("ALTER id DROP DEFAULT, ALTER id TYPE text", "control_plane.jobs.id is of type text, wanted: uuid"),
+    ],
+)
+async def test_a_table_that_statements_do_not_fit_is_told_by_column(database_url: str, change: str, said: str) -> None:
+    await run(database_url, f"ALTER TABLE control_plane.jobs {change}")
+
+    assert said in await failures("api", database_url)
+
+
+async def test_a_key_of_project_and_id_is_enough(database_url: str) -> None:
+    await run(
+        database_url, "ALTER TABLE control_plane.jobs DROP CONSTRAINT jobs_pkey, ADD PRIMARY KEY (project_id, id)"
+    )
+
+    assert await failures("api", database_url) == ""
+
+
+async def test_types_that_serve_as_well_are_no_failure(database_url: str) -> None:
+    await run(database_url, "ALTER TABLE control_plane.jobs ALTER attempts TYPE smallint, ALTER type TYPE varchar(20)")
+
+    assert await failures("api", database_url) == ""
+
+
+async def test_a_database_that_takes_no_writes_is_one_that_cannot_be_worked_with(users: Users) -> None:
+    user = urlsplit(users.worker).username
+    await run(users.admin, f'ALTER ROLE "{user}" SET default_transaction_read_only = on')
+
+    (failed,) = (await failures("worker", users.worker)).splitlines()
+    assert "read-only" in failed
+
+
+async def test_keys_that_cannot_be_fetched_fail_the_api_alone(database_url: str) -> None:
+    settings = {"DATABASE_URL": database_url, "JWKS_URL": "http://127.0.0.1:1/jwks"}
+    api, worker = [await commanded("check", program, **settings) for program in ("api", "worker")]
+
+    assert (api.status, worker.status) == (1, 0)
+    assert "failed   keys: REDRIVE_JWKS_URL: " in api.out
+
+
+def test_every_statement_is_some_program_s() -> None:
+    known = statements_of(("api", "worker"), writes=True)
+
+    for file in ("jobs", "batches", "idempotency", "retries", "dead_letters"):
+        assert statements(file).keys() <= known.keys()
+
+
+@pytest.mark.parametrize("columns", [80, 100, 120])
+def test_a_finding_is_folded_to_the_terminal_and_whole_in_a_pipe(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = (
+        "no right to update status of control_plane.jobs; type: GRANT UPDATE (status) ON control_plane.jobs TO x; " * 3
+    )
+
+    assert wrapped(text, is_terminal=False) == text
+    lines = f"failed   {wrapped(text, is_terminal=True)}".splitlines()
+    assert max(map(len, lines)) <= columns
+    assert all(line.startswith(" " * 9) for line in lines[1:])
