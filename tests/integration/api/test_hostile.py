@@ -106,7 +106,7 @@ async def test_what_cannot_be_read_reaches_no_database(api: Api, database_proxy:
 @pytest.mark.parametrize(
     "path",
     ["/", "/api", "/api/", "/api/jobs/", f"/{JOB}", f"/{JOB.replace('jobs', '/jobs')}", f"{JOB}/", f"{JOB}/canary",
-     "/API/JOBS", "/robots.txt", "/api/retries/", "/api/retry-batches", "http://canary/api/jobs/", "/%61pi/jobs/",
+     "/API/JOBS", "/robots.txt", "/api/retries/", "/api/retry-batches/", "http://canary/api/jobs/", "/%61pi/jobs/",
      "/metrics", "/livez"],
 )  # fmt: skip
 async def test_where_nothing_is_nothing_is_found(api: Api, path: str) -> None:
@@ -353,7 +353,7 @@ async def test_a_client_that_does_not_read_its_answers_is_cut_off(
         await eventually(is_cut_off, within_s=10, every_s=0.1)
 
 
-async def test_what_a_hundred_clients_do_not_read_is_bounded(
+async def test_what_many_clients_do_not_read_is_bounded(
     database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "UNREAD_BYTES", 3_000_000)
@@ -368,13 +368,14 @@ async def test_what_a_hundred_clients_do_not_read_is_bounded(
     (large,) = await jobs.make(1, status="completed", payload='{"x":"%s"}' % ("x" * 1_000_000))
     request = f"GET /api/jobs/{large.id}?include=payload HTTP/1.1\r\n".encode() + BEARER + b"Host: a\r\n\r\n"
     async with serving(database_url) as api, AsyncExitStack() as crowd:
-        for _ in range(100):
+        for _ in range(30):
             sock = crowd.enter_context(socket.socket())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.settimeout(0)
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", api.port))
+            before = len(held)
             sock.sendall(request)
-        await eventually(lambda: len(held) >= 100, within_s=20, what="all are being answered")
+            await eventually(lambda: len(held) > before, within_s=20, what="it is being answered")  # noqa: B023 - at once
 
         read = await api.get(f"/api/jobs/{large.id}?include=payload")
 
