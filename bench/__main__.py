@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench import growth, reading, report, retrying, waiting
+from bench import growth, memory, reading, report, retrying, waiting
 from bench.client import Disconnected, NothingMeasured
 from bench.load import Loader, WrkFailed
 from bench.machine import NONE, commit, load_average, machine_of
@@ -31,6 +31,7 @@ PARTS: Final = {
     "reading": reading.measure,
     "waiting": waiting.measure,
     "growth": growth.measure,
+    "memory": memory.measure,
     "retrying": retrying.measure,
 }
 NEEDS_BROKER: Final = frozenset({"retrying"})

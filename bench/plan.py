@@ -51,6 +51,14 @@ class Growth:
 
 
 @dataclass(frozen=True, slots=True)
+class Memory:
+    """Readers that read nothing."""
+
+    readers: int = 100
+    seconds: float = 15
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One run. `warm_s`: load before the figures, for caches and pools. `part_limit_s` ends a part that hangs."""
 
@@ -58,6 +66,7 @@ class Plan:
     waiting: Waiting = field(default_factory=Waiting)
     retrying: Retrying = field(default_factory=Retrying)
     growth: Growth = field(default_factory=Growth)
+    memory: Memory = field(default_factory=Memory)
     smoke: bool = False
     warm_s: float = 2
     part_limit_s: float = 2_700
@@ -80,6 +89,7 @@ SMOKE = Plan(
         singles_per_s=20,
     ),
     growth=Growth(rows=(1_000,), connections=(1, 10), seconds=0.2, deep_page=20),
+    memory=Memory(readers=5, seconds=1),
     smoke=True,
     warm_s=0.1,
     part_limit_s=120,

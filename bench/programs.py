@@ -23,7 +23,7 @@ _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 # Every limit is on, and none is ever reached.
 _LIMITS: Final = {f"REDRIVE_LIMIT_{name}": "1000000000/60" for name in ("IP", "READ", "RETRY", "BULK")}
-_SCOPES: Final = "jobs:read jobs:retry jobs:retry:bulk"
+_SCOPES: Final = "jobs:read jobs:retry jobs:retry:bulk jobs:payload"
 
 
 def bearer() -> dict[str, str]:

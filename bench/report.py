@@ -8,7 +8,7 @@ from bench import plot
 from bench.growth import DEEP_PAGE, FIRST_PAGE, GET_ONE, LIST_CONNECTIONS, STATS
 from bench.machine import MORE
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, RANDOM, REDRIVE
-from bench.results import Growth, Machine, Read, Reading, Results, Retrying, Run, Waiting, Waits
+from bench.results import Growth, Machine, Memory, Read, Reading, Results, Retrying, Run, Waiting, Waits
 from bench.targets import TIMES, targets_of
 
 PAGE: Final = "benchmarks.md"
@@ -70,6 +70,12 @@ _GROWTH: Final = """\
 
 All rows are of one project, with the index for lists, `(project_id, created_at DESC, id DESC)`. Pages have ten rows.
 """
+_MEMORY: Final = """\
+## Answers' memory
+
+Jobs with errors and payloads of a megabyte, and clients that ask for them once and read nothing. The memory is that of
+the one `redrive api` process.
+"""
 
 
 def write(results: Results, folder: Path) -> None:
@@ -100,6 +106,8 @@ def _page(results: Results) -> Iterator[str]:
         yield from _retrying(results.retrying)
     if results.growth is not None:
         yield from _growth(results.growth)
+    if results.memory is not None:
+        yield from _memory(results.memory)
     yield from _circumstances(results.machine, results.runs)
 
 
@@ -233,6 +241,20 @@ def _growth(growth: Growth) -> Iterator[str]:
                 f"{each.load.per_s:,.0f}", f"{each.load.p50_ms:.2f}", f"{each.load.p99_ms:.2f}", str(each.load.errors),
             )
             for each in growth.calls
+        ],
+    )  # fmt: skip
+
+
+def _memory(memory: Memory) -> Iterator[str]:
+    yield _MEMORY
+    yield _table(
+        ("asked for", "readers", "an answer, kB", "before, MB", "at most, MB"),
+        [
+            (
+                each.what, str(each.readers), f"{each.body_bytes / 1e3:,.0f}", f"{each.before_bytes / 1e6:,.0f}",
+                f"{each.most_bytes / 1e6:,.0f}",
+            )
+            for each in memory.unread
         ],
     )  # fmt: skip
 

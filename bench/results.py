@@ -184,6 +184,22 @@ class Growth(msgspec.Struct, frozen=True):
         return next((each for each in self.calls if (each.rows, each.call, each.connections) == wanted), None)
 
 
+class Unread(msgspec.Struct, frozen=True):
+    """What the api took for so many readers of one kind of answer that read nothing."""
+
+    what: str
+    readers: int
+    body_bytes: int
+    before_bytes: int
+    most_bytes: int
+
+
+class Memory(msgspec.Struct, frozen=True):
+    """What became of `plan.Memory`."""
+
+    unread: list[Unread]
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What it was measured on."""
 
@@ -220,6 +236,7 @@ class Results(msgspec.Struct, kw_only=True):
     waiting: Waiting | None = None
     retrying: Retrying | None = None
     growth: Growth | None = None
+    memory: Memory | None = None
 
 
 def encoded(results: Results) -> bytes:

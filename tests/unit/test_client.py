@@ -16,6 +16,7 @@ from redrive_client import (
     FailedFilter,
     Forbidden,
     InvalidBody,
+    Job,
     JobStatus,
     KeyReused,
     NotFound,
@@ -29,6 +30,7 @@ from redrive_client import (
     Unavailable,
     UnexpectedAnswer,
     Unreachable,
+    UnreadableJob,
     WaitTimeout,
     transport,
 )
@@ -156,6 +158,38 @@ async def test_a_job_is_read_with_its_etag_and_the_token() -> None:
     assert found.created_at == datetime(2026, 11, 23, 4, tzinfo=UTC)
     assert server.header("Authorization") == [f"Bearer {TOKEN}"]
     assert server.requests[0].path == f"/api/jobs/{JOB_ID}"
+
+
+@pytest.mark.parametrize("status", ["cancelled", "", "FAILED", "timed out"])
+async def test_a_status_that_the_client_does_not_know_is_taken_as_it_is(status: str) -> None:
+    listed = answer({"data": [a_job(status), a_job("failed")], "next_cursor": None})
+    async with serving(job(status), listed) as server, Redrive(server.url, token=TOKEN) as redrive:
+        found = await redrive.get(JOB_ID)
+        jobs = [each async for each in redrive.list(status=status or None)]
+
+    assert found.status == status
+    assert [each.status for each in jobs if isinstance(each, Job)] == [status, JobStatus.FAILED]
+    assert isinstance(jobs[1], Job)
+    assert jobs[1].status is JobStatus.FAILED
+
+
+async def test_a_row_that_the_server_cannot_show_is_told_from_a_job() -> None:
+    rows = [a_job(), {"id": RETRY_ID, "unreadable": True}, a_job("completed", last_error_truncated=True)]
+    page, found = answer({"data": rows, "next_cursor": None}), answer({"data": rows, "not_found": []})
+    async with serving(page, found) as server, Redrive(server.url, token=TOKEN) as redrive:
+        listed = [each async for each in redrive.list()]
+        many = await redrive.get_many([JOB_ID, RETRY_ID, JOB_ID])
+
+    assert [type(each) for each in listed] == [Job, UnreadableJob, Job]
+    assert [job.last_error_truncated for job in many.jobs] == [False, True]
+    assert (many.not_found, [str(each) for each in many.unreadable]) == ((), [RETRY_ID])
+
+
+async def test_a_row_that_is_neither_is_no_answer_of_this_protocol() -> None:
+    page = answer({"data": [{"id": JOB_ID}], "next_cursor": None})
+    async with serving(page) as server, Redrive(server.url, token=TOKEN) as redrive:
+        with pytest.raises(UnexpectedAnswer):
+            [each async for each in redrive.list()]
 
 
 async def test_a_token_can_be_asked_for_before_each_request() -> None:

@@ -68,6 +68,7 @@ def test_a_worker_needs_no_key(environment: pytest.MonkeyPatch) -> None:
         ("TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8 127.0.0.1", "trusted_proxies",
          (ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("127.0.0.1"))),
         ("JOB_ID_VERSIONS", "4,7", "job_id_versions", {4, 7}),
+        ("FINAL_STATUSES", "timed out, skipped", "final_statuses", {"timed out", "skipped"}),
         ("REQUIRE_SCOPES", "true", "require_scopes", True),
         ("JWT_PROJECT_CLAIM", "https://example.com/a~2", "jwt_project_claim", "https://example.com/a~2"),
         ("JWT_PROJECT_CLAIM", "/a~1b/c", "jwt_project_claim", "/a~1b/c"),
