@@ -124,7 +124,7 @@ class Up:
         self._process.kill()
         await self._process.wait()
 
-    async def status(self, *, within_s: float = 10) -> int:
+    async def status(self, *, within_s: float = 30) -> int:
         """Its exit status, once it has ended."""
         async with asyncio.timeout(within_s):
             status = await self._process.wait()
