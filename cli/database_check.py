@@ -43,7 +43,8 @@ _INDEXES: Final = {
     (("project_id", "status", "created_at", "id"),): "counts, lists and bulk retries of the jobs of one status",
 }
 _SETTLING: Final = frozenset(
-    {"apply", "adopt", "hold", "take_queued", "queued", "dead_letter", "outcomes", "backlog", "republish_stale"}
+    {"apply", "adopt", "hold", "block", "take_queued", "queued", "dead_letter", "outcomes", "backlog"}
+    | {"republish_stale", "row_security"}
 )
 """Of the ledger's statements, the worker's; it runs those on dead letters, too."""
 _GRANT: Final = re.compile(r"GRANT ([A-Z, ]+) ON (redrive\.\w+) TO ([\w, ]+);")

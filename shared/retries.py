@@ -501,20 +501,29 @@ class RetryLedger:
         reach(Failpoint.AFTER_COMMIT)
         return settled
 
-    async def apply_queued(self, limit: int) -> dict[RetryId, Settled]:
+    async def apply_queued(self, limit: int, *, held: set[RetryId] | None = None) -> dict[RetryId, Settled]:
         """Settle up to `limit` queued requests straight from the ledger, oldest first: dispatch without a broker.
 
-        Rows that another worker has in hand are left to it; what is held is missing. Raises as `apply` does.
+        Rows that another worker has in hand are left to it; what is held is missing, and added to `held`. Raises as
+        `apply` does.
         """
         async with self._database.transaction() as session:
             rows = await session.fetch(self._sql["take_queued"], limit)
             if not rows:
                 return {}
             reach(Failpoint.IN_TRANSACTION)
-            settled = await self._settle(session, [RetryId(row["id"]) for row in rows], [], published=False)
+            taken = [RetryId(row["id"]) for row in rows]
+            settled = await self._settle(session, taken, [], published=False)
             reach(Failpoint.BEFORE_COMMIT)
         reach(Failpoint.AFTER_COMMIT)
+        if held is not None and len(settled) < len(taken):
+            held.update(each for each in taken if each not in settled)
         return settled
+
+    async def is_under_row_security(self) -> bool:
+        """Whether row-level security decides which jobs this role sees and updates. Raises DatabaseUnavailable."""
+        ((active,),) = await self._database.fetch(self._sql["row_security"])
+        return bool(active)
 
     async def queued(self, limit: int) -> list[RetryMessage]:
         """Up to `limit` queued requests, oldest first, as messages; nobody's hands are on them."""

@@ -24,9 +24,11 @@ import structlog
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused
 from shared.models import Outcome, RetryId
 from shared.retries import Settled
+from worker import holding
+from worker.holding import Holding
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from shared.messages import RetryMessage
     from shared.retries import RetryLedger
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger(__name__)
 
+_MISSING: Final = Outcome.JOB_NOT_FOUND
 HELD_FOR_S: Final = 90.0
 """So long after a request was held the settler is `troubled`: what is held comes again within a minute."""
 
@@ -45,6 +48,8 @@ class Settler:
         self._ledger = ledger
         self._metrics = metrics
         self._unsettled: list[RetryMessage] = []
+        self._holding = Holding()
+        self._failing: set[RetryId] = set()
         self._held_at = -math.inf
         self._unfit = False
 
@@ -67,15 +72,17 @@ class Settler:
         except DatabaseUnavailable:
             self._unsettled.extend(messages)
             raise
-        held = len({message.id for message in messages} - settled.keys())
-        self._report(settled, len(messages), began, held=held)
+        held = {message.id for message in messages} - settled.keys()
+        self._report(settled, len(messages), began, held=len(held))
+        await self._warn(settled, held)
         return settled
 
     async def settle_queued(self, limit: int) -> int:
         """Settle up to `limit` requests straight from the ledger; answers how many. Raises DatabaseUnavailable."""
         began = time.perf_counter()
+        held: set[RetryId] = set()
         try:
-            settled = await self._ledger.apply_queued(limit)
+            settled = await self._ledger.apply_queued(limit, held=held)
         except (StatementRefused, DatabaseUnavailable):  # if it is away, the next call says so
             settled = await self._applied(await self._ledger.queued(limit))
         if settled:
@@ -83,7 +90,32 @@ class Settler:
             if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # asked once, not once a request
                 for request_id, (outcome, _) in settled.items():
                     log.debug("retry request settled", request_id=str(request_id), outcome=outcome.value)
+        await self._warn(settled, held)
         return len(settled)
+
+    async def _warn(self, settled: dict[RetryId, Settled], held: "Collection[RetryId]") -> None:
+        """Say what looks like nothing at all: requests that are held for long, and jobs that this role may not see."""
+        self._holding.forget(settled)
+        locked = [each for each in held if each not in self._failing]  # the others have a reason of their own
+        self._failing.clear()
+        if locked:
+            longest_s = self._holding.note(locked)
+            if longest_s >= holding.LONG_S and self._holding.is_due(holding.LOCKED):
+                reason = holding.HIDDEN if await self._is_under_row_security() else holding.LOCKED
+                log.warning("retry requests held", requests=len(locked), longest_s=round(longest_s), reason=reason)
+        missing = sum(1 for outcome, waited_s in settled.values() if outcome is _MISSING and waited_s is not None)
+        if missing and self._holding.is_due(_MISSING) and await self._is_under_row_security():
+            log.warning(
+                "jobs not found",
+                requests=missing,
+                reason="row-level security may hide them from this role: run `redrive check worker`",
+            )
+
+    async def _is_under_row_security(self) -> bool:
+        try:
+            return await self._ledger.is_under_row_security()
+        except (DatabaseUnavailable, StatementRefused):
+            return False  # a warning's second thought; what is settled is settled
 
     async def catch_up(self) -> None:
         """Look whether the database can settle anything, then settle what it could not. Raises DatabaseUnavailable."""
@@ -131,7 +163,11 @@ class Settler:
         except StatementRefused as refused:  # another program's, and it cannot be queued
             return self._given_up(message.id, str(refused))
         self._held_at = time.monotonic()
-        log.warning("retry request held", request_id=str(message.id), reason=str(fault))
+        self._failing.add(message.id)
+        longest_s = self._holding.note([message.id])
+        if self._holding.is_due(str(fault)):
+            held_for_s = round(longest_s)
+            log.warning("retry request held", request_id=str(message.id), held_for_s=held_for_s, reason=str(fault))
         return {}
 
     async def _blocked(self, message: "RetryMessage", sqlstate: str) -> dict[RetryId, Settled]:

@@ -250,6 +250,10 @@ FROM (
     LIMIT 1000
 ) AS oldest;
 
+-- name: row_security
+-- Whether row-level security decides which jobs this role sees and updates: what it hides is no error, it is not there.
+SELECT row_security_active('control_plane.jobs'::regclass);
+
 -- name: take_queued
 -- Dispatch without a broker: lock the oldest queued requests that no other worker has in hand.
 -- $1 int how many
