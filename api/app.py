@@ -21,6 +21,7 @@ from api.routes import Stores, Watches, add_routes
 from api.server import Runner
 from api.watch import Waiters
 from shared.batches import RetryBatches
+from shared.cursor_key import cursor_key
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.jobs import JobStore
@@ -125,7 +126,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         stores,
         watches,
         ids=JobIds(settings.job_id_versions),
-        cursors=Cursors(_cursor_secret(settings)),
+        cursors=Cursors(lambda: cursor_key(database)),
         max_wait_s=settings.max_wait,
         poke=_nobody_waits if relay is None else relay.poke,
         poke_bulk=_nobody_waits if relay is None else relay.poke_bulk,
@@ -233,12 +234,6 @@ def _database_of(settings: "ApiSettings", field: str, *, writes: bool) -> Databa
         writes=writes,
         pooled=settings.database_pooled,
     )
-
-
-def _cursor_secret(settings: "ApiSettings") -> bytes:
-    """Something that all processes of one deployment share, and clients do not know."""
-    parts = (settings.jwt_secret, settings.jwt_public_key, settings.database_url)
-    return "\n".join("" if part is None else part.get_secret_value() for part in parts).encode()
 
 
 async def _any_of(*events: asyncio.Event) -> None:

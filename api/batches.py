@@ -188,11 +188,11 @@ class BatchResource:
 
     async def get_batches(self, call: "Call") -> Answer:
         """The project's bulk retries, newest first, of one actor where `actor` names it. Raises InvalidParameter."""
-        page = page_of(call, self._cursors, path="/api/retry-batches")
+        page = await page_of(call, self._cursors, path="/api/retry-batches")
         actor = text_of(page.filters, "actor", longest=MAX_ACTOR)
         batches, more = await self._batches.page(call.project_id, actor=actor, after=page.after, limit=page.limit)
         last = batches[-1] if more else None
-        cursor = None if last is None else self._cursors.encoded(Place(last.requested_at, last.id), page.scope)
+        cursor = None if last is None else await self._cursors.encoded(Place(last.requested_at, last.id), page.scope)
         return Answer(
             _encoder.encode(_Page([_body_of(batch) for batch in batches], cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},

@@ -8,7 +8,8 @@ import msgspec
 
 from api.answers import Answer
 from api.auth import Scope
-from api.pages import fitting, page_of, text_of, time_of
+from api.pages import fitting, flag_of, page_of, text_of, time_of
+from api.patience import prefers_to_wait
 from api.problems import InvalidParameter
 from shared.jobs import OTHER, JobFilter
 from shared.models import Job, JobKey, JobStatus, PendingRetry, RetryBlock, UnreadableJob
@@ -139,20 +140,33 @@ def _stats_of(status: str, stats: "StatusStats") -> _Stats:
 class JobResource:
     """`/api/jobs`."""
 
-    def __init__(self, store: "JobStore", ids: "JobIds", reader: "Reader[JobKey, Job]", cursors: "Cursors") -> None:
+    def __init__(
+        self,
+        store: "JobStore",
+        ids: "JobIds",
+        reader: "Reader[JobKey, Job]",
+        cursors: "Cursors",
+        *,
+        fresh: "Reader[JobKey, Job]",
+    ) -> None:
         self._store = store
         self._ids = ids
         self._reader = reader
+        self._fresh = fresh
         self._cursors = cursors
 
     async def get_job(self, call: "Call") -> Answer:
-        """How one job stands.
+        """How one job stands; with `fresh`, or for a client that waits, on the primary.
 
         Raises InvalidJobId before any query, and JobNotFound for unknown and foreign jobs alike.
         """
         with_payload = _includes_payload(call)
+        fresh = flag_of(call.parameters.get("fresh"), default=False)
         job_id = self._ids.parse(call.request.match_info["id"])
-        return await self._reader.answer(call, JobKey(job_id, call.project_id, with_payload))
+        reader = self._reader
+        if reader is not self._fresh and (fresh or prefers_to_wait(call)):
+            reader = self._fresh
+        return await reader.answer(call, JobKey(job_id, call.project_id, with_payload))
 
     async def get_jobs(self, call: "Call") -> Answer:
         """A page of the project's jobs, newest first; or, with `ids`, just these. Raises as `page_of` does.
@@ -161,7 +175,7 @@ class JobResource:
         """
         if "ids" in call.parameters:
             return await self._get_these(call)
-        page = page_of(call, self._cursors, path="/api/jobs")
+        page = await page_of(call, self._cursors, path="/api/jobs")
         wanted = JobFilter(
             status=text_of(page.filters, "status", longest=MAX_STATUS),
             type=text_of(page.filters, "type"),
@@ -171,7 +185,7 @@ class JobResource:
         found = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit)
         shown = fitting(_encoder.encode(_listed(job)) for job in found.jobs)
         more = found.more or len(shown) < len(found.jobs)
-        cursor = self._cursors.encoded(found.places[len(shown) - 1], page.scope) if more else None
+        cursor = await self._cursors.encoded(found.places[len(shown) - 1], page.scope) if more else None
         return Answer(
             _encoder.encode(_Page(shown, cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},

@@ -9,7 +9,7 @@ import binascii
 import hmac
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 from urllib.parse import urlencode
@@ -39,31 +39,37 @@ _MAC_BYTES: Final = 16
 
 
 class Cursors:
-    """Signs and reads cursors. All processes that share `secret` read each other's."""
+    """Signs and reads cursors. All processes that share a secret read each other's.
 
-    def __init__(self, secret: bytes) -> None:
-        self._key = hmac.digest(secret, b"redrive cursors", "sha256")
+    `secret` answers it, and is asked once, for the first cursor; it may raise DatabaseUnavailable.
+    """
 
-    def encoded(self, place: Place, scope: tuple[str, ...]) -> str:
+    def __init__(self, secret: Callable[[], Awaitable[bytes]]) -> None:
+        self._secret = secret
+        self._key: bytes | None = None
+
+    async def encoded(self, place: Place, scope: tuple[str, ...]) -> str:
         """The cursor for what follows `place` in the list that `scope` names."""
         body = _wire_of(place.at).to_bytes(8, "big", signed=True) + place.id.bytes
-        return urlsafe_b64encode(body + self._mac(body, scope)).decode().rstrip("=")
+        return urlsafe_b64encode(body + await self._mac(body, scope)).decode().rstrip("=")
 
-    def decoded(self, text: str, scope: tuple[str, ...]) -> Place:
-        """The place behind a cursor of ours. Raises InvalidCursor."""
+    async def decoded(self, text: str, scope: tuple[str, ...]) -> Place:
+        """The place behind a cursor of ours. Raises InvalidCursor; no secret is asked for what no cursor looks like."""
         try:
             raw = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         except (UnicodeEncodeError, binascii.Error, ValueError) as error:
             raise InvalidCursor from error
         body, mac = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]
-        if len(raw) != _PLACE_BYTES + _MAC_BYTES or not hmac.compare_digest(mac, self._mac(body, scope)):
+        if len(raw) != _PLACE_BYTES + _MAC_BYTES or urlsafe_b64encode(raw).decode().rstrip("=") != text:
+            raise InvalidCursor  # or another spelling of the same bytes
+        if not hmac.compare_digest(mac, await self._mac(body, scope)):
             raise InvalidCursor
-        if urlsafe_b64encode(raw).decode().rstrip("=") != text:
-            raise InvalidCursor  # another spelling of the same bytes
         at = int.from_bytes(body[:8], "big", signed=True)
         return Place(None if at == _NO_TIME else at, UUID(bytes=body[8:]))
 
-    def _mac(self, body: bytes, scope: tuple[str, ...]) -> bytes:
+    async def _mac(self, body: bytes, scope: tuple[str, ...]) -> bytes:
+        if self._key is None:
+            self._key = hmac.digest(await self._secret(), b"redrive cursors", "sha256")
         return hmac.digest(self._key, msgspec.json.encode(scope) + body, "sha256")[:_MAC_BYTES]
 
 
@@ -106,8 +112,8 @@ class Page(NamedTuple):
         return f'<{self.path}?{query}>; rel="next"'
 
 
-def page_of(call: "Call", cursors: Cursors, *, path: str) -> Page:
-    """The page that the query parameters ask for. Raises InvalidParameter, InvalidCursor."""
+async def page_of(call: "Call", cursors: Cursors, *, path: str) -> Page:
+    """The page that the query parameters ask for. Raises InvalidParameter, InvalidCursor, DatabaseUnavailable."""
     parameters = call.parameters
     filters = {name: parameters[name] for name in sorted(parameters.keys() - {"limit", "cursor"})}
     scope = (path, call.project_id, *(part for item in filters.items() for part in item))
@@ -117,7 +123,7 @@ def page_of(call: "Call", cursors: Cursors, *, path: str) -> Page:
         scope=scope,
         filters=filters,
         limit=limit_of(parameters.get("limit")),
-        after=None if cursor is None else cursors.decoded(cursor, scope),
+        after=None if cursor is None else await cursors.decoded(cursor, scope),
         foreign_project_id=call.foreign_project_id,
     )
 

@@ -62,6 +62,11 @@ def wait_of(prefer: str | None) -> int | None:
     return None
 
 
+def prefers_to_wait(call: "Call") -> bool:
+    """Whether the client prefers to be answered later, with news."""
+    return wait_of(field_of(call.request.headers, _PREFER)) is not None
+
+
 class _Rendered(Generic[V]):
     """A value as it was just read, ready to be sent. `body` is None until somebody wants it: most have it already."""
 

@@ -139,7 +139,7 @@ def _body_of(retry: Retry) -> _RetryBody:
         error_before=retry.error_before,
         error_before_truncated=retry.error_before_truncated,
         done=retry.done,
-        links=_Links(_path_of(retry.id), f"/api/jobs/{retry.job_id}"),
+        links=_Links(_path_of(retry.id), f"/api/jobs/{retry.job_id}?fresh=true"),
     )
 
 
@@ -269,18 +269,18 @@ class RetryResource:
         try:
             job = JobKey(self._ids.parse(given), call.project_id)
         except InvalidJobId:
-            page_of(call, self._cursors, path=f"/api/jobs/{given}/retries")  # parameters are refused before the id
+            await page_of(call, self._cursors, path=f"/api/jobs/{given}/retries")  # parameters are refused before the id
             raise
-        page = page_of(call, self._cursors, path=f"/api/jobs/{job.id}/retries")
+        page = await page_of(call, self._cursors, path=f"/api/jobs/{job.id}/retries")
         async with in_time():
             retries = await self._ledger.history(job, after=page.after, limit=page.limit + 1)
             if not retries:
                 await self._jobs.get(job)  # no retries is an answer for a job of this project only
-        return self._page(page, retries)
+        return await self._page(page, retries)
 
     async def get_retries(self, call: "Call") -> Answer:
         """The project's audit trail, newest first; of one job, where `job_id` says so. Raises InvalidParameter."""
-        page = page_of(call, self._cursors, path="/api/retries")
+        page = await page_of(call, self._cursors, path="/api/retries")
         wanted = RetryFilter(
             state=_state_of(page.filters.get("state")),
             job_id=None if (job_id := page.filters.get("job_id")) is None else self._ids.parse(job_id),
@@ -288,12 +288,12 @@ class RetryResource:
             actor=text_of(page.filters, "actor", longest=MAX_ACTOR),
         )
         retries = await self._ledger.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
-        return self._page(page, retries)
+        return await self._page(page, retries)
 
-    def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:
+    async def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:
         shown = fitting(_encoder.encode(_body_of(retry)) for retry in retries[: page.limit])
         last = retries[len(shown) - 1] if len(shown) < len(retries) else None
-        cursor = None if last is None else self._cursors.encoded(Place(last.requested_at, last.id), page.scope)
+        cursor = None if last is None else await self._cursors.encoded(Place(last.requested_at, last.id), page.scope)
         return Answer(
             _encoder.encode(_Page(shown, cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},

@@ -38,7 +38,11 @@ BULK: Final = Access(Cost.BULK, Scope.RETRY_BULK, writes=True)
 
 
 class Stores(NamedTuple):
-    """What the resources stand on. `readable_jobs` may be a replica's; what is decided is decided on `jobs`."""
+    """What the resources stand on.
+
+    `readable_jobs` may be a replica's; what is decided is decided on `jobs`, and so is what is waited for: a replica
+    that is behind would show a waiter the failure from before a retry.
+    """
 
     jobs: JobStore
     readable_jobs: JobStore
@@ -56,7 +60,7 @@ class Watches(NamedTuple):
     @classmethod
     def over(cls, stores: Stores, *, interval_s: float, waiters: "Waiters") -> "Watches":
         """Watches of everything that can be waited for; they count their waiters together."""
-        jobs, ledger, batches = stores.readable_jobs, stores.ledger, stores.batches
+        jobs, ledger, batches = stores.jobs, stores.ledger, stores.batches
         return cls(
             StatusWatch(changed=jobs.changed, load=jobs.find_many, interval_s=interval_s, waiters=waiters),
             StatusWatch(changed=ledger.changed, load=ledger.find_many, interval_s=interval_s, waiters=waiters),
@@ -83,8 +87,10 @@ def add_routes(
     poke_bulk: "Callable[[], None]",
 ) -> None:
     """Put every resource behind the door. `poke` and `poke_bulk` tell the relay of something to publish."""
-    job = JobResource(stores.readable_jobs, ids, _job_reader(stores, watches, max_wait_s), cursors)
-    event = EventResource(stores.readable_jobs, ids, watches.jobs)
+    fresh = _job_reader(stores.jobs, watches, max_wait_s)
+    reader = fresh if stores.readable_jobs is stores.jobs else _job_reader(stores.readable_jobs, watches, max_wait_s)
+    job = JobResource(stores.readable_jobs, ids, reader, cursors, fresh=fresh)
+    event = EventResource(stores.jobs, ids, watches.jobs)
     retry = RetryResource(
         ledger=stores.ledger,
         jobs=stores.jobs,
@@ -106,7 +112,7 @@ def add_routes(
     retry_filters = ("state", "job_id", "batch_id", "actor")
     for method, path, access, handler in (
         # First, as what comes first is looked at first, and hardly anything else is asked for.
-        ("GET", f"/api/jobs/{_ID}", READ.taking("include"), job.get_job),
+        ("GET", f"/api/jobs/{_ID}", READ.taking("include", "fresh"), job.get_job),
         ("GET", "/api/jobs", READ.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
         ("GET", "/api/jobs/stats", READ.taking("type"), job.get_stats),
         ("POST", "/api/jobs/retry", BULK.taking("dry_run"), batch.post_batch),
@@ -124,14 +130,14 @@ def add_routes(
         router.add_route(method, path, door.guarded(access, handler))
 
 
-def _job_reader(stores: Stores, watches: Watches, max_wait_s: int) -> Reader[JobKey, Job]:
+def _job_reader(jobs: JobStore, watches: Watches, max_wait_s: int) -> Reader[JobKey, Job]:
     return Reader(
-        get=stores.readable_jobs.get,
+        get=jobs.get,
         watch=watches.jobs,
         etag_of=etag_of_job,
         retry_after_of=retry_after_of_job,
         encoded=jobs_api.encoded,
-        rest_of=stores.readable_jobs.rest_of,
+        rest_of=jobs.rest_of,
         max_wait_s=max_wait_s,
     )
 

@@ -95,10 +95,13 @@ class Redrive:
 
     # -- jobs
 
-    async def get(self, job_id: UUID | str, *, include_payload: bool = False) -> Job:
-        """How a job stands. Raises NotFound, for another project's job, too."""
-        resource = job_at(job_id)
-        query = {"include": "payload"} if include_payload else {}
+    async def get(self, job_id: UUID | str, *, include_payload: bool = False, fresh: bool = False) -> Job:
+        """How a job stands; `fresh`: not as a replica has it, which may be behind.
+
+        Raises NotFound, for another project's job, too.
+        """
+        resource = job_at(job_id, fresh=fresh)
+        query = {**resource.query, **({"include": "payload"} if include_payload else {})}
         return resource.read(await self._answer(Request("GET", resource.path, query)))
 
     async def wait(self, job_id: UUID | str, *, timeout_s: float) -> Job:
@@ -267,7 +270,9 @@ class Redrive:
         retry = await self.wait_retry(accepted.retry.id, timeout_s=deadline - asyncio.get_running_loop().time())
         if retry.state is not RetryState.APPLIED:
             return Retried(retry, None)
-        job = await self.wait(retry.job_id, timeout_s=deadline - asyncio.get_running_loop().time())
+        # Fresh: a replica that is behind would show the failure from before the retry.
+        resource = job_at(retry.job_id, fresh=True)
+        job = await settled(self._transport, resource, timeout_s=deadline - asyncio.get_running_loop().time())
         return Retried(retry, job)
 
     async def get_retry(self, retry_id: UUID | str) -> Retry:

@@ -48,7 +48,7 @@ async def changes(connection: Transport, resource: Resource[S], *, timeout_s: fl
         asked_at = loop.time()
         hold_s = 0 if each and seen is None else _hold_s(deadline - asked_at)
         headers = given({"Prefer": f"wait={hold_s}" if hold_s else None, hdrs.IF_NONE_MATCH: etag})
-        request = Request("GET", resource.path, headers=headers, answer_s=hold_s + transport.ANSWER_S)
+        request = Request("GET", resource.path, resource.query, headers=headers, answer_s=hold_s + transport.ANSWER_S)
         try:
             async with asyncio.timeout_at(deadline):
                 answer = await connection.answer(request, deadline=FOREVER, tries=FOREVER)

@@ -65,6 +65,7 @@ class Resource(NamedTuple, Generic[S]):
 
     path: str
     body: type[Envelope[S]]
+    query: Mapping[str, str] = {}
 
     def read(self, answer: Answer) -> S:
         """What an answer of 200 holds."""
@@ -72,9 +73,10 @@ class Resource(NamedTuple, Generic[S]):
         return msgspec.structs.replace(value, etag=answer.headers.get(hdrs.ETAG))  # type: ignore[type-var] # all three are Structs
 
 
-def job_at(job_id: UUID | str) -> Resource[Job]:
-    """One job."""
-    return Resource(f"/api/jobs/{quote(str(job_id), safe='')}", Envelope[Job])
+def job_at(job_id: UUID | str, *, fresh: bool = False) -> Resource[Job]:
+    """One job; `fresh`: not as a replica has it, which may be behind."""
+    query = {"fresh": "true"} if fresh else {}
+    return Resource(f"/api/jobs/{quote(str(job_id), safe='')}", Envelope[Job], query)
 
 
 def retry_at(retry_id: UUID | str) -> Resource[Retry]:

@@ -14,3 +14,7 @@ SELECT
     ) AS writable,
     coalesce(has_any_column_privilege(ledger.oid, 'SELECT'), false) AS readable
 FROM (SELECT to_regclass('redrive.retry_requests')::oid AS oid) AS ledger;
+
+-- name: cursor_key
+-- What cursors are signed with.
+SELECT key FROM redrive.cursor_key;
