@@ -11,11 +11,11 @@ import random
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 import asyncpg
+import structlog
 from asyncpg.connect_utils import SessionAttribute
 
 from shared.errors import DatabaseUnavailable
@@ -30,6 +30,8 @@ SHARE_S: Final = 1.0
 """The longest that one host of several may take."""
 _SHARE_OF_TIME: Final = 0.8  # of what a call may take: all hosts together leave some of it for the statement
 _SQL: Final = statements("database")
+
+log = structlog.stdlib.get_logger(__name__)
 
 _POOLER: Final = "; a pooler stands between: set REDRIVE_DATABASE_POOLED=true"
 _UNUSABLE: Final = (ValueError, IndexError, OverflowError)
@@ -48,7 +50,8 @@ class Connector:
     """Opens connections to the server that `url` names, as it is when each is opened.
 
     `access` is what the server must be where the URL does not say it. `settings` are sent at the start; where `pooled`
-    or the first URL says that a pooler stands between, nothing is, and no statement is kept prepared.
+    or the first URL says that a pooler stands between, or one is found, nothing is, and no statement is kept prepared:
+    in transaction mode it would be found by others, or others' be found under its name.
     """
 
     def __init__(
@@ -143,14 +146,27 @@ class Connector:
             **more,
         )
         try:
-            if wanted is not Access.ANY:
-                async with connection.transaction() if self.pooled else nullcontext():
-                    (facts,) = await connection.fetch(_SQL["session"])
+            if (facts := await _facts_of(connection)) is not None:
                 _require(wanted, read_only=facts["read_only"], recovering=facts["recovering"])
         except BaseException:
             connection.terminate()
             raise
-        return connection
+        if self.pooled or (facts is not None and facts["pid"] == connection.get_server_pid()):
+            return connection
+        connection.terminate()
+        self.pooled = True
+        log.warning("pooler found", mend="set REDRIVE_DATABASE_POOLED=true, or connect to PostgreSQL itself")
+        return await self._open(url, host, wanted, more)
+
+
+async def _facts_of(connection: "Connection") -> asyncpg.Record | None:
+    """What the server is; None where statements that other clients have prepared are in the way: behind a pooler."""
+    try:
+        async with connection.transaction():  # one server for all of it, whatever stands between
+            (facts,) = await connection.fetch(_SQL["session"])
+    except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError):
+        return None
+    return facts
 
 
 def _says_pooled(url: str) -> bool:

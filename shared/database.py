@@ -9,7 +9,7 @@ wherever the name leads by then.
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -140,6 +140,11 @@ async def _without_reset(_connection: Any) -> None:  # noqa: ANN401 - asyncpg ty
     """Stand in for asyncpg's reset query; see the module's first lines for why there is nothing to reset."""
 
 
+def _terminate(connection: "PoolConnection") -> None:
+    with suppress(asyncpg.InterfaceError):  # it was lost, and is back in the pool already
+        connection.terminate()
+
+
 class Database:
     """A pool of connections to one server, to be used within `opened()`.
 
@@ -177,9 +182,8 @@ class Database:
             pooled=pooled,
         )
         # One round trip for all of it. No value has a quote in it.
-        self._begin = "; ".join(("BEGIN", *(f"SET LOCAL {name} = '{value}'" for name, value in self._settings.items())))
-        if not self._connector.pooled:
-            self._begin = "BEGIN"
+        settings = (f"SET LOCAL {name} = '{value}'" for name, value in self._settings.items())
+        self._begin_pooled = "; ".join(("BEGIN", *settings))
         self._pool: Pool
 
     @asynccontextmanager
@@ -221,11 +225,11 @@ class Database:
                 try:
                     yield connection
                 except (TimeoutError, asyncio.CancelledError, asyncpg.InternalClientError):
-                    connection.terminate()
+                    _terminate(connection)
                     raise
                 except asyncpg.PostgresError as error:
                     if (error.sqlstate or "").startswith(_SPENT):
-                        connection.terminate()
+                        _terminate(connection)
                         await self._pool.expire_connections()
                     raise
                 finally:
@@ -256,11 +260,12 @@ class Database:
         Raises DatabaseUnavailable within the timeout, after which the statement may still have taken effect, and
         StatementRefused when the database objects to the content.
         """
-        if self._connector.pooled:
-            async with self.transaction() as session:
-                return await session.fetch(sql, *args)
-        async with self._connection() as connection:
-            return await connection.fetch(sql, *args)
+        if not self._connector.pooled:
+            async with self._connection() as connection:
+                if not self._connector.pooled:  # connecting may have found it
+                    return await connection.fetch(sql, *args)
+        async with self.transaction() as session:
+            return await session.fetch(sql, *args)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
@@ -269,13 +274,13 @@ class Database:
         The whole block shares one timeout. Raises as `fetch` does.
         """
         async with self._connection() as connection:
-            await connection.execute(self._begin)
+            await connection.execute(self._begin_pooled if self._connector.pooled else "BEGIN")
             try:
                 yield Session(connection)
             except asyncio.CancelledError:
                 raise  # the connection is closed on the way out: a ROLLBACK could wait for a server that is frozen
             except BaseException:
-                if not connection.is_closed():
+                with suppress(asyncpg.InterfaceError, asyncpg.PostgresConnectionError):  # lost: what raised says why
                     await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")

@@ -1,6 +1,8 @@
 -- name: session
--- What the server is that this connection leads to: whether it takes no writes, and whether it follows another one.
+-- What the server is that this connection leads to: whether it takes no writes, and whether it follows another one; and
+-- which of its processes answers. Where that is not the one that the connection began with, a pooler stands between.
 SELECT
+    pg_catalog.pg_backend_pid() AS pid,
     pg_catalog.current_setting('transaction_read_only')::boolean AS read_only,
     pg_catalog.pg_is_in_recovery() AS recovering;
 

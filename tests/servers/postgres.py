@@ -132,15 +132,22 @@ class PrivatePostgres(ABC):
 
 
 class LocalPostgres(PrivatePostgres):
-    """The PostgreSQL of the `embedded` extra, in a temporary folder."""
+    """The PostgreSQL of the `embedded` extra, in a temporary folder.
 
-    def __init__(self, *, durable: bool = True) -> None:
+    `follows`: it is a standby of that server, which runs, and applies what it gets `behind_s` later.
+    """
+
+    def __init__(self, *, durable: bool = True, follows: "LocalPostgres | None" = None, behind_s: float = 0) -> None:
+        self._follows = follows
+        self._behind_s = behind_s
         self._port = free_port()
         self._account = unprivileged()
         self._folder = make_folder("postgres")
         self._bin = _binaries(self._folder, self._account)
         self._data = self._folder / "data"
         self._settings = _TEST_SETTINGS | ({} if durable else _THROWAWAY)
+        if follows is not None:
+            self._settings["recovery_min_apply_delay"] = f"{int(behind_s * 1000)}ms"
         self._process: Process | None = None
         self._frozen = False
         self.postgres = Postgres.at(f"postgresql://postgres@127.0.0.1:{self._port}/postgres")
@@ -157,8 +164,12 @@ class LocalPostgres(PrivatePostgres):
             "--no-sync",
             "--no-instructions",
         ]
+        command: list[Path | str] = [self._bin / "initdb", "-D", self._data, *options]
+        if self._follows is not None:
+            options = ["--write-recovery-conf", "--wal-method=stream", "--checkpoint=fast", "--no-sync"]
+            command = [self._bin / "pg_basebackup", "-d", self._follows.postgres.url, "-D", self._data, *options]
         done = subprocess.run(
-            [self._bin / "initdb", "-D", self._data, *options],
+            command,
             cwd=self._folder,
             capture_output=True,
             text=True,
@@ -168,7 +179,7 @@ class LocalPostgres(PrivatePostgres):
             extra_groups=[] if self._account else None,
         )
         if done.returncode != 0:
-            raise ServerFailed(f"initdb failed: {done.stderr.strip()}")
+            raise ServerFailed(f"{Path(command[0]).name} failed: {done.stderr.strip()}")
 
     async def start(self) -> None:
         if self._process and self._process.alive:

@@ -54,6 +54,13 @@ class Proxy:
         login, at, _ = parts.netloc.rpartition("@")
         return parts._replace(netloc=f"{login}{at}127.0.0.1:{self.port}").geturl()
 
+    def lead_to(self, url: str) -> None:
+        """Lead new connections to another server; those that are open stay where they are."""
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        self._upstream = (parts.hostname, parts.port)
+
     @property
     def connections(self) -> int:
         """How many connections are open."""

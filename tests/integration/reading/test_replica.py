@@ -47,16 +47,32 @@ async def test_what_is_read_comes_from_the_replica(api: Api, jobs: JobMaker, rep
     assert (await api.get("/api/jobs/stats", token=reader)).data["failed"]["count"] == 0
 
 
-async def test_what_is_waited_for_is_looked_at_on_the_replica(api: Api, jobs: JobMaker, replica: JobMaker) -> None:
-    job = await replica.pending()
+async def test_what_is_waited_for_or_wanted_fresh_comes_from_the_primary(
+    api: Api, jobs: JobMaker, replica: JobMaker
+) -> None:
+    job = await replica.failed()
     await jobs.pool.execute(
         "INSERT INTO control_plane.jobs (id, project_id, type, status) VALUES ($1, 'p1', 'email', 'completed')", job.id
     )
-    known = (await api.get(f"/api/jobs/{job.id}")).headers["ETag"]
+    path = f"/api/jobs/{job.id}"
+    behind = (await api.get(path)).headers["ETag"]
 
-    answer = await api.get(f"/api/jobs/{job.id}", headers={"Prefer": "wait=1", "If-None-Match": known})
+    assert (await api.get(path)).data["status"] == "failed"
+    assert (await api.get(f"{path}?fresh=false")).data["status"] == "failed"
+    assert (await api.get(f"{path}?fresh=true")).data["status"] == "completed"
+    assert (await api.get(path, headers={"Prefer": "wait=0"})).data["status"] == "completed"
+    waited = await api.get(path, headers={"Prefer": "wait=1", "If-None-Match": behind})
+    assert (waited.status, waited.data["status"]) == (200, "completed")
+    assert (await api.get(f"{path}?fresh=1")).code == "invalid-parameter"
 
-    assert answer.status == 304
+
+async def test_the_link_from_a_retry_to_its_job_is_fresh(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.failed()
+
+    retry = (await api.post(f"/api/jobs/{job.id}/retry")).data
+
+    assert retry["links"]["job"] == f"/api/jobs/{job.id}?fresh=true"
+    assert (await api.get(retry["links"]["job"])).data["pending_retry"]["id"] == retry["id"]
 
 
 async def test_what_is_decided_is_decided_on_the_primary(api: Api, jobs: JobMaker, replica: JobMaker) -> None:

@@ -1,0 +1,233 @@
+"""The database moves, changes its logins, or stands behind a name that leads elsewhere: nothing is restarted."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+
+from shared.database import Database
+from shared.errors import DatabaseUnavailable
+from shared.secret import FileSecret
+from tests.api_server import serving
+from tests.eventually import eventually
+from tests.jobs import JobMaker
+from tests.servers.postgres import LocalPostgres
+from tests.servers.processes import free_port, run_apart
+from tests.servers.proxy import Proxy
+from tests.tokens import token
+
+pytestmark = pytest.mark.xdist_group("private servers")
+
+
+class Pair(NamedTuple):
+    """The URLs of one migrated database: where it is written, and where a standby shows it."""
+
+    writer: str
+    reader: str
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[tuple[LocalPostgres, LocalPostgres]]:
+    """A primary and its standby."""
+    primary = LocalPostgres()
+    standby = LocalPostgres(follows=primary)
+    try:
+        run_apart(primary.start())
+        run_apart(primary.postgres.prepare())
+        run_apart(standby.start())
+        yield primary, standby
+    finally:
+        run_apart(standby.close())
+        run_apart(primary.close())
+
+
+@pytest.fixture
+async def pair(servers: tuple[LocalPostgres, LocalPostgres]) -> AsyncIterator[Pair]:
+    primary, standby = servers
+    async with primary.postgres.database() as writer:
+        reader = standby.postgres.url_of(urlsplit(writer).path[1:])
+
+        async def shown() -> bool:
+            try:
+                await (await asyncpg.connect(reader)).close()
+            except asyncpg.InvalidCatalogNameError:
+                return False
+            return True
+
+        await eventually(shown, within_s=10)
+        yield Pair(writer, reader)
+
+
+def database_at(url: str, *, writes: bool = True, pool_size: int = 2) -> Database:
+    return Database(url, program="test", timeout_s=2, pool_size=pool_size, writes=writes)
+
+
+async def test_a_pool_that_was_led_to_a_reader_follows_the_name_to_the_writer(pair: Pair) -> None:
+    async with Proxy.to(pair.writer) as name, database_at(name.url_of(pair.writer)).opened() as database:
+        await database.probe()
+        name.lead_to(pair.reader)
+        await name.reset()
+        await eventually(lambda: refused(database, "is read-only, and a server that takes writes is needed"))
+        name.lead_to(pair.writer)
+
+        await database.probe()
+
+
+async def refused(database: Database, words: str) -> bool:
+    with pytest.raises(DatabaseUnavailable) as error:
+        await database.probe()
+    return words in str(error.value)
+
+
+async def test_a_connection_that_becomes_read_only_is_not_kept(pair: Pair) -> None:
+    """What a managed server does when its disk is full, and when it demotes without ending sessions."""
+    async with database_at(pair.writer, pool_size=1).opened() as database:
+        await database.fetch("SET default_transaction_read_only = on")
+        with pytest.raises(DatabaseUnavailable, match="read-only transaction"):
+            await database.fetch("CREATE TABLE redrive.refused ()")
+
+        await database.fetch("CREATE TABLE redrive.accepted ()")
+
+
+async def test_readiness_asks_for_a_writer_on_the_very_connections_that_are_used(pair: Pair) -> None:
+    async with database_at(pair.writer, pool_size=1).opened() as database:
+        await database.fetch("SET default_transaction_read_only = on")
+        with pytest.raises(DatabaseUnavailable, match="read-only"):
+            await database.probe()
+
+        await database.probe()
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used(pair: Pair) -> None:
+    reader, writer = urlsplit(pair.reader), urlsplit(pair.writer)
+    hosts = f"127.0.0.1:{free_port()},127.0.0.1:{reader.port},127.0.0.1:{writer.port}"
+
+    async with database_at(f"postgresql://postgres@{hosts}{writer.path}").opened() as database:
+        await database.probe()
+    async with database_at(
+        f"postgresql://postgres@{hosts}{writer.path}?target_session_attrs=standby", writes=False
+    ).opened() as database:
+        assert (await database.fetch("SELECT pg_is_in_recovery()"))[0][0]
+
+
+async def test_a_silent_host_leaves_the_others_their_time_and_the_last_good_one_comes_first(pair: Pair) -> None:
+    async with Proxy.to(pair.writer) as silent, Proxy.to(pair.writer) as good:
+        await silent.black_hole()
+        hosts = f"127.0.0.1:{silent.port},127.0.0.1:{good.port}"
+        async with database_at(f"postgresql://postgres@{hosts}{urlsplit(pair.writer).path}").opened() as database:
+            await database.ping()
+            tried = silent.connections_total
+            await good.reset()
+            await eventually_pinged(database)
+
+        assert tried == silent.connections_total == 1
+
+
+async def eventually_pinged(database: Database) -> None:
+    async def answers() -> bool:
+        try:
+            await database.ping()
+        except DatabaseUnavailable:
+            return False
+        return True
+
+    await eventually(answers, within_s=5)
+
+
+async def test_a_rotated_login_is_read_from_its_file_for_new_connections(pair: Pair, tmp_path: Path) -> None:
+    parts = urlsplit(pair.writer)
+
+    def url_of(user: str) -> str:
+        return parts._replace(netloc=f"{user}@127.0.0.1:{parts.port}").geturl()
+
+    admin = await asyncpg.connect(pair.writer)
+    try:
+        for user in ("rotated_old", "rotated_new"):
+            await admin.execute(f"CREATE ROLE {user} LOGIN SUPERUSER")
+        file = tmp_path / "url"
+        file.write_text(url_of("rotated_old"))
+        url = FileSecret(file, url_of("rotated_old"), str)
+        async with Database(url, program="test", timeout_s=2, pool_size=1).opened() as database:
+            assert (await database.fetch("SELECT session_user"))[0][0] == "rotated_old"
+            file.write_text(url_of("rotated_new"))
+            await admin.execute("ALTER ROLE rotated_old NOLOGIN")
+            await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'rotated_old'")
+            await eventually_pinged(database)
+
+            assert (await database.fetch("SELECT session_user"))[0][0] == "rotated_new"
+    finally:
+        for user in ("rotated_old", "rotated_new"):
+            await admin.execute(f"DROP ROLE IF EXISTS {user}")
+        await admin.close()
+
+
+async def test_a_server_that_refuses_is_told_in_its_own_words(pair: Pair) -> None:
+    parts = urlsplit(pair.writer)
+    told = {
+        parts._replace(path="/nowhere").geturl(): 'database "nowhere" does not exist',
+        parts._replace(netloc=f"nobody_here@127.0.0.1:{parts.port}").geturl(): 'role "nobody_here" does not exist',
+        parts._replace(netloc=f"postgres@127.0.0.1:{free_port()}").geturl(): "connection refused",
+        f"{pair.writer}?sslmode=require": "the server does not speak TLS",
+    }
+
+    for url, words in told.items():
+        async with database_at(url).opened() as database:
+            with pytest.raises(DatabaseUnavailable, match=words):
+                await database.ping()
+
+
+async def test_nothing_is_sent_at_the_start_or_kept_prepared_for_a_pooler(pair: Pair) -> None:
+    async with Database(pair.writer, program="pooled", timeout_s=2, pool_size=1, pooled=True).opened() as database:
+        ((inside, jit, bounded),) = await database.fetch(
+            "SELECT current_setting('application_name'), current_setting('jit'), current_setting('statement_timeout')"
+        )
+        async with database.transaction() as session:
+            ((prepared,),) = await session.fetch("SELECT count(*) FROM pg_prepared_statements WHERE name <> ''")
+
+    assert (inside, jit, bounded, prepared) == ("pooled", "off", "1800ms", 0)
+
+
+async def test_a_cursor_of_one_process_and_login_continues_with_another(pair: Pair) -> None:
+    parts = urlsplit(pair.writer)
+    admin = await asyncpg.connect(pair.writer)
+    try:
+        await admin.execute("CREATE ROLE another_pod LOGIN IN ROLE redrive_api")
+        other = parts._replace(netloc=f"another_pod@127.0.0.1:{parts.port}").geturl()
+        async with (
+            JobMaker.on(pair.writer) as jobs,
+            serving(pair.writer) as one,
+            serving(other, jwt_secret="x" * 40) as two,
+        ):
+            for _ in range(3):
+                await jobs.failed()
+            page = await one.get("/api/jobs?limit=2")
+            rest = await two.get(f"/api/jobs?limit=2&cursor={page.json['next_cursor']}", token=token(key="x" * 40))
+
+        assert [len(page.data), len(rest.data)] == [2, 1]
+    finally:
+        await admin.execute("DROP ROLE IF EXISTS another_pod")
+        await admin.close()
+
+
+async def test_a_replica_that_is_behind_shows_no_waiter_the_failure_from_before(
+    servers: tuple[LocalPostgres, LocalPostgres], pair: Pair
+) -> None:
+    late = LocalPostgres(follows=servers[0], behind_s=3600)
+    try:
+        async with JobMaker.on(pair.writer) as jobs:
+            job = await jobs.failed()
+            await asyncio.to_thread(run_apart, late.start())
+            behind = late.postgres.url_of(urlsplit(pair.writer).path[1:])
+            async with serving(pair.writer, database_read_url=behind, watch_interval=0.05) as api:
+                await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", job.id)
+
+                assert (await api.get(f"/api/jobs/{job.id}")).data["status"] == "failed"
+                assert (await api.get(f"/api/jobs/{job.id}?fresh=true")).data["status"] == "completed"
+                waited = await api.get(f"/api/jobs/{job.id}", headers={"Prefer": "wait=5"})
+                assert waited.data["status"] == "completed"
+    finally:
+        await asyncio.to_thread(run_apart, late.close())
