@@ -161,7 +161,7 @@ class JobResource:
         Raises InvalidJobId before any query, and JobNotFound for unknown and foreign jobs alike.
         """
         with_payload = _includes_payload(call)
-        fresh = flag_of(call.parameters.get("fresh"), default=False)
+        fresh = flag_of(call.parameters, "fresh")
         job_id = self._ids.parse(call.request.match_info["id"])
         reader = self._reader
         if reader is not self._fresh and (fresh or prefers_to_wait(call)):

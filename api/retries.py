@@ -269,7 +269,9 @@ class RetryResource:
         try:
             job = JobKey(self._ids.parse(given), call.project_id)
         except InvalidJobId:
-            await page_of(call, self._cursors, path=f"/api/jobs/{given}/retries")  # parameters are refused before the id
+            await page_of(
+                call, self._cursors, path=f"/api/jobs/{given}/retries"
+            )  # parameters are refused before the id
             raise
         page = await page_of(call, self._cursors, path=f"/api/jobs/{job.id}/retries")
         async with in_time():

@@ -79,20 +79,24 @@ async def _of_database(settings: Settings, programs: Collection[str]) -> AsyncIt
         urls["database for reading"] = settings.database_read_url
     reads_only = isinstance(settings, ApiSettings) and settings.read_only and "worker" not in programs
     for name, url in urls.items():
+        writes = name == "database" and not reads_only
         async with AsyncExitStack() as opened:
             try:
                 database = await opened.enter_async_context(
                     open_database(
-                        url.get_secret_value(), program="redrive check", timeout_s=settings.db_timeout, pool_size=1
+                        url.get_secret_value(),
+                        program="redrive check",
+                        timeout_s=settings.db_timeout,
+                        pool_size=1,
+                        writes=writes,
+                        pooled=settings.database_pooled,
                     )
                 )
                 await database.ping()
             except (DatabaseUnavailable, OSError) as error:
                 yield Finding(Verdict.FAILED, f"{name}: {line_of(error)}")
                 continue
-            async for finding in database_findings(
-                database, name, programs, writes=name == "database" and not reads_only
-            ):
+            async for finding in database_findings(database, name, programs, writes=writes):
                 yield finding
 
 
