@@ -49,7 +49,7 @@ async def test_an_accepted_retry_is_answered_with_the_fields_of_the_contract(api
         "reason": "smtp is back — endlich", "delay_seconds": 60, "extra_attempts": 2, "processed_at": None,
         "attempts_before": None, "max_attempts_before": None, "started_at_before": None, "completed_at_before": None,
         "error_before": None, "error_before_truncated": False, "done": False,
-        "links": {"self": answer.headers["Location"], "job": f"/api/jobs/{job.id}"},
+        "links": {"self": answer.headers["Location"], "job": f"/api/jobs/{job.id}?fresh=true"},
     }  # fmt: skip
     assert data["requested_at"].endswith("Z")
 
