@@ -17,7 +17,7 @@ from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of, key_te
 from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, FailedFilter, Preview, Skipped
 from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
-from shared.models import BatchId, Place
+from shared.models import BatchId, Position
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -192,7 +192,7 @@ class BatchResource:
         actor = text_of(page.filters, "actor", longest=MAX_ACTOR)
         batches, more = await self._batches.page(call.project_id, actor=actor, after=page.after, limit=page.limit)
         last = batches[-1] if more else None
-        cursor = None if last is None else await self._cursors.encoded(Place(last.requested_at, last.id), page.scope)
+        cursor = None if last is None else await self._cursors.encoded(Position(last.requested_at, last.id), page.scope)
         return Answer(
             _encoder.encode(_Page([_body_of(batch) for batch in batches], cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},

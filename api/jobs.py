@@ -185,7 +185,7 @@ class JobResource:
         found = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit)
         shown = fitting(_encoder.encode(_listed(job)) for job in found.jobs)
         more = found.more or len(shown) < len(found.jobs)
-        cursor = await self._cursors.encoded(found.places[len(shown) - 1], page.scope) if more else None
+        cursor = await self._cursors.encoded(found.positions[len(shown) - 1], page.scope) if more else None
         return Answer(
             _encoder.encode(_Page(shown, cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},

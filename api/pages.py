@@ -1,8 +1,8 @@
 """Pages of long lists: what is asked for, and the cursor that continues it.
 
-A cursor names the last row of a page by its place in the order, `(created_at, id)`, so the thousandth page costs what
-the first does. It is signed, together with the list, the project and the filters it belongs to: one that was tampered
-with, or is used under other filters, is refused. It grants nothing; whose rows are read is decided in SQL.
+A cursor holds the position of a page's last row, `(created_at, id)`, so the thousandth page costs what the first does.
+It is signed together with the list, the project and the filters it belongs to: a cursor that was changed, or that is
+used with other filters, is refused. It grants nothing; SQL decides whose rows are read.
 """
 
 import binascii
@@ -19,7 +19,7 @@ import msgspec
 
 from api.problems import InvalidCursor, InvalidParameter
 from shared.database import wire_of
-from shared.models import Place
+from shared.models import Position
 
 if TYPE_CHECKING:
     from api.door import Call
@@ -34,7 +34,7 @@ _BESIDES_BYTES: Final = 1024
 """What an answer has around its rows, and more."""
 _NO_TIME: Final = -(2**63) + 1
 """Stands in a cursor for a row without a time: no time of PostgreSQL's."""
-_PLACE_BYTES: Final = 24
+_POSITION_BYTES: Final = 24
 _MAC_BYTES: Final = 16
 
 
@@ -48,24 +48,24 @@ class Cursors:
         self._secret = secret
         self._key: bytes | None = None
 
-    async def encoded(self, place: Place, scope: tuple[str, ...]) -> str:
-        """The cursor for what follows `place` in the list that `scope` names."""
-        body = _wire_of(place.at).to_bytes(8, "big", signed=True) + place.id.bytes
+    async def encoded(self, position: Position, scope: tuple[str, ...]) -> str:
+        """The cursor for what follows `position` in the list that `scope` names."""
+        body = _wire_of(position.at).to_bytes(8, "big", signed=True) + position.id.bytes
         return urlsafe_b64encode(body + await self._mac(body, scope)).decode().rstrip("=")
 
-    async def decoded(self, text: str, scope: tuple[str, ...]) -> Place:
-        """The place behind a cursor of ours. Raises InvalidCursor; no secret is asked for what no cursor looks like."""
+    async def decoded(self, text: str, scope: tuple[str, ...]) -> Position:
+        """The position that a cursor of ours holds. Raises InvalidCursor, without the secret for what is no cursor."""
         try:
             raw = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
         except (UnicodeEncodeError, binascii.Error, ValueError) as error:
             raise InvalidCursor from error
-        body, mac = raw[:_PLACE_BYTES], raw[_PLACE_BYTES:]
-        if len(raw) != _PLACE_BYTES + _MAC_BYTES or urlsafe_b64encode(raw).decode().rstrip("=") != text:
+        body, mac = raw[:_POSITION_BYTES], raw[_POSITION_BYTES:]
+        if len(raw) != _POSITION_BYTES + _MAC_BYTES or urlsafe_b64encode(raw).decode().rstrip("=") != text:
             raise InvalidCursor  # or another spelling of the same bytes
         if not hmac.compare_digest(mac, await self._mac(body, scope)):
             raise InvalidCursor
         at = int.from_bytes(body[:8], "big", signed=True)
-        return Place(None if at == _NO_TIME else at, UUID(bytes=body[8:]))
+        return Position(None if at == _NO_TIME else at, UUID(bytes=body[8:]))
 
     async def _mac(self, body: bytes, scope: tuple[str, ...]) -> bytes:
         if self._key is None:
@@ -102,7 +102,7 @@ class Page(NamedTuple):
     scope: tuple[str, ...]
     filters: Mapping[str, str]
     limit: int
-    after: Place | None
+    after: Position | None
     foreign_project_id: str | None
 
     def link_of(self, cursor: str) -> str:

@@ -19,7 +19,7 @@ from api.problems import InvalidJobId, InvalidParameter
 from shared.database import in_time
 from shared.errors import JobChanged
 from shared.idempotency import IdempotencyKey
-from shared.models import BatchId, JobKey, Outcome, Place, Retry, RetryBlock, RetryId, RetryState
+from shared.models import BatchId, JobKey, Outcome, Position, Retry, RetryBlock, RetryId, RetryState
 from shared.retries import RetryFilter, RetryKey, RetryRequest, blocked_by
 from shared.telemetry import traceparent_of
 
@@ -295,7 +295,7 @@ class RetryResource:
     async def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:
         shown = fitting(_encoder.encode(_body_of(retry)) for retry in retries[: page.limit])
         last = retries[len(shown) - 1] if len(shown) < len(retries) else None
-        cursor = None if last is None else await self._cursors.encoded(Place(last.requested_at, last.id), page.scope)
+        cursor = None if last is None else await self._cursors.encoded(Position(last.requested_at, last.id), page.scope)
         return Answer(
             _encoder.encode(_Page(shown, cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},

@@ -17,7 +17,7 @@ from uuid_utils.compat import uuid7
 from shared.coalesce import Coalescer
 from shared.errors import BatchNotFound, DatabaseUnavailable, JobUnreadable, StatementRefused, TooManyMatches
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
-from shared.models import BatchId, JobId, Place, ProjectId, RetryBlock
+from shared.models import BatchId, JobId, Position, ProjectId, RetryBlock
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ class RetryBatches:
         return {BatchKey(batch.id, batch.project_id): batch for batch in map(_batch_of, rows)}
 
     async def page(
-        self, project_id: ProjectId, *, actor: str | None, after: Place | None, limit: int
+        self, project_id: ProjectId, *, actor: str | None, after: Position | None, limit: int
     ) -> tuple[list[Batch], bool]:
         """Up to `limit` of the project's batches that follow `after`, newest first, and whether more follow these.
 

@@ -31,7 +31,7 @@ from shared.models import (
     JobStatus,
     Payload,
     PendingRetry,
-    Place,
+    Position,
     ProjectId,
     RetryId,
     UnreadableJob,
@@ -79,10 +79,10 @@ class JobFilter(NamedTuple):
 
 
 class JobPage(NamedTuple):
-    """A part of a list, newest first, and the place of each; `more`: the list goes on after it."""
+    """A part of a list, newest first, and the position of each; `more`: the list goes on after it."""
 
     jobs: Sequence[Job | UnreadableJob]
-    places: Sequence[Place]
+    positions: Sequence[Position]
     more: bool
 
 
@@ -268,7 +268,7 @@ class JobStore:
             raise JobNotFound
         return job
 
-    async def page(self, project_id: ProjectId, wanted: JobFilter, *, after: Place | None, limit: int) -> JobPage:
+    async def page(self, project_id: ProjectId, wanted: JobFilter, *, after: Position | None, limit: int) -> JobPage:
         """Up to `limit` jobs of the project that follow `after`, newest first.
 
         Raises JobUnreadable where not even their ids can be read, and DatabaseUnavailable.
@@ -297,19 +297,19 @@ class JobStore:
             else:
                 listed = [self._listed_of(row) for row in rows]
         shown = listed[:limit]
-        return JobPage([job for job, _ in shown], [place for _, place in shown], more=len(listed) > limit)
+        return JobPage([job for job, _ in shown], [position for _, position in shown], more=len(listed) > limit)
 
-    def _listed_of(self, row: "Row") -> tuple[Job | UnreadableJob, Place]:
+    def _listed_of(self, row: "Row") -> tuple[Job | UnreadableJob, Position]:
         *columns, at = row
-        place = Place(at, row[0])
+        position = Position(at, row[0])
         try:
-            return self._job_of(tuple(columns)), place
+            return self._job_of(tuple(columns)), position
         except JobUnreadable:
-            return UnreadableJob(row[0]), place
+            return UnreadableJob(row[0]), position
 
     async def _list_apart(
         self, project_id: ProjectId, arguments: list[object]
-    ) -> list[tuple[Job | UnreadableJob, Place]]:
+    ) -> list[tuple[Job | UnreadableJob, Position]]:
         """The same page, of which a row could not be read: the ids first, then the jobs behind them."""
         await self._probe()
         try:
@@ -320,9 +320,9 @@ class JobStore:
             rows = await self._database.fetch(self._sql["list_places"], *arguments)
         except (StatementRefused, DatabaseUnfit) as error:
             raise JobUnreadable from error
-        places = {JobKey(row["id"], project_id): Place(row["place"], row["id"]) for row in rows}
-        found = await self._find_listed(list(places))
-        return [(found[key], place) for key, place in places.items() if key in found]
+        positions = {JobKey(row["id"], project_id): Position(row["place"], row["id"]) for row in rows}
+        found = await self._find_listed(list(positions))
+        return [(found[key], position) for key, position in positions.items() if key in found]
 
     async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[str, StatusStats]:  # noqa: A002 - its name in the contract
         """How many jobs stand where; every status is there, and OTHER.

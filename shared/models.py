@@ -79,11 +79,11 @@ class JobKey(NamedTuple):
     with_payload: bool = False
 
 
-class Place(NamedTuple):
-    """A row's place in a list that runs from new to old.
+class Position(NamedTuple):
+    """A row's position in a list that runs from new to old: what a page continues after.
 
-    `at` is a time, or one as PostgreSQL has it (microseconds since 2000), as no datetime holds infinity; None for a row
-    without one, which come last.
+    `at` is a datetime, or microseconds since 2000 as PostgreSQL has them, because no datetime holds infinity; None for
+    a row without a time, which comes last.
     """
 
     at: datetime | int | None

@@ -43,7 +43,7 @@ from shared.models import (
     JobId,
     JobKey,
     Outcome,
-    Place,
+    Position,
     ProjectId,
     Retry,
     RetryBlock,
@@ -198,8 +198,8 @@ def _queued(retry_id: RetryId, request: RetryRequest, requested_at: datetime) ->
     )
 
 
-def _parts_of(place: Place | None) -> tuple[datetime | int | None, UUID | None]:
-    return (None, None) if place is None else (place.at, place.id)
+def _parts_of(position: Position | None) -> tuple[datetime | int | None, UUID | None]:
+    return (None, None) if position is None else (position.at, position.id)
 
 
 def message_of(row: "Row") -> RetryMessage:
@@ -417,14 +417,16 @@ class RetryLedger:
         )
         return [RetryKey(RetryId(row["id"]), ProjectId(row["project_id"])) for row in rows]
 
-    async def history(self, job: JobKey, *, after: Place | None, limit: int) -> list[Retry]:
+    async def history(self, job: JobKey, *, after: Position | None, limit: int) -> list[Retry]:
         """Up to `limit` requests for the job that follow `after`, newest first; none for a foreign job."""
         return await self.page(job.project_id, RetryFilter(job_id=job.id), after=after, limit=limit)
 
-    async def page(self, project_id: ProjectId, wanted: RetryFilter, *, after: Place | None, limit: int) -> list[Retry]:
+    async def page(
+        self, project_id: ProjectId, wanted: RetryFilter, *, after: Position | None, limit: int
+    ) -> list[Retry]:
         """Up to `limit` requests of the project that follow `after`, newest first."""
         state, job_id, batch_id, actor = wanted
-        place = _parts_of(after)
+        position = _parts_of(after)
         # Each along the index that holds the fewest: a plan is made once, and does not know what is asked for.
         asked: tuple[object, ...]
         if job_id is not None:
@@ -435,7 +437,7 @@ class RetryLedger:
             whole_trail = state is None or state is RetryState.APPLIED
             name, asked = "list_retries" if whole_trail else "list_retries_of_state", (project_id, state, actor)
         async with self._database.turn():
-            rows = await self._database.fetch(self._sql[name], *asked, *place, limit)
+            rows = await self._database.fetch(self._sql[name], *asked, *position, limit)
         return [_retry_of(row) for row in rows]
 
     async def backlog(self) -> Backlog:
