@@ -27,6 +27,7 @@ from shared.errors import DatabaseUnavailable
 from shared.jobs import JobStore
 from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Status, exposition_of, serve_ops
+from shared.overview import Overview
 from shared.retries import RetryLedger
 from shared.telemetry import metrics_registry
 
@@ -83,6 +84,8 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         readable_jobs=jobs if reading is database else JobStore(reading, final_statuses=settings.final_statuses),
         ledger=RetryLedger(database, jobs),
         batches=RetryBatches(database),
+        overview=Overview(reading),
+        ledger_overview=Overview(database),
     )
     keys = keys_of(settings)
     relay = None if settings.amqp_url is None else Relay(stores.ledger, settings.url("amqp_url"), metrics)
@@ -128,6 +131,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
         ids=JobIds(settings.job_id_versions),
         cursors=Cursors(lambda: cursor_key(database)),
         max_wait_s=settings.max_wait,
+        read_only=settings.read_only,
         poke=_nobody_waits if relay is None else relay.poke,
         poke_bulk=_nobody_waits if relay is None else relay.poke_bulk,
     )

@@ -16,10 +16,12 @@ from contextlib import suppress
 from enum import StrEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import UUID
 
 import jwt
 
-from api.problems import AuthenticationRequired, InsufficientScope, InvalidToken, KeysUnavailable
+from api.ids import JobIds
+from api.problems import AuthenticationRequired, InsufficientScope, InvalidJobId, InvalidToken, KeysUnavailable
 from shared.claims import claim_path, value_at
 from shared.models import ProjectId
 
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 MAX_TOKEN_BYTES: Final = 8000
 MAX_ACTOR: Final = 255
 MAX_REMEMBERED: Final = 10_000
+MAX_JOBS: Final = 20
+"""So many jobs a token may be narrowed to."""
 LATEST_EXP: Final = 253_402_300_799
 """The last second of the year 9999: nothing is valid for longer, and no calendar of ours goes further."""
 
@@ -67,12 +71,20 @@ UNSCOPED: Final = frozenset({Scope.READ, Scope.PAYLOAD, Scope.RETRY, Scope.RETRY
 
 
 class Principal(NamedTuple):
-    """Whoever holds the token. `expires_at` is `exp`, in seconds since the epoch."""
+    """What the token says of its holder.
+
+    `expires_at` is `exp`, in seconds since the epoch. `charged_to` is the key of its limits: the project, or, for
+    a token that is narrowed to some jobs, its holder alone. `claimed_scopes` are the scopes as the token has them,
+    sorted; None for a token without any. `jobs` are the jobs that the token is narrowed to; None for all.
+    """
 
     project_id: ProjectId
     actor: str
     scopes: frozenset[str]
     expires_at: int
+    charged_to: str
+    claimed_scopes: tuple[str, ...] | None = None
+    jobs: frozenset[UUID] | None = None
 
     def require(self, scope: Scope) -> None:
         """Raise InsufficientScope unless the token permits it."""
@@ -89,6 +101,7 @@ class Authenticator:
         self._audience = settings.jwt_audience
         self._project_path = claim_path(settings.jwt_project_claim)
         self._leeway_s = settings.jwt_leeway
+        self._ids = JobIds(settings.job_id_versions)
         self._unscoped: frozenset[str] = frozenset() if settings.require_scopes else UNSCOPED
         self._known: OrderedDict[bytes, Principal] = OrderedDict()
         self._known_generation = keys.generation
@@ -174,12 +187,35 @@ class Authenticator:
             and _ACTOR.fullmatch(actor)
         ):
             raise InvalidToken
-        return Principal(ProjectId(project_id), actor, self._scopes(claims), expires_at)
+        claimed = _scopes(claims)
+        jobs = self._jobs(claims)
+        return Principal(
+            ProjectId(project_id),
+            actor,
+            self._unscoped if claimed is None else claimed,
+            expires_at,
+            project_id if jobs is None else f"{project_id} {actor}",  # no project has a space in it
+            None if claimed is None else tuple(sorted(claimed)),
+            jobs,
+        )
 
-    def _scopes(self, claims: dict[str, Any]) -> frozenset[str]:
-        if "scope" not in claims and "scp" not in claims:
-            return self._unscoped
-        return frozenset([*_words(claims.get("scope", "")), *_words(claims.get("scp", ""))])
+    def _jobs(self, claims: dict[str, Any]) -> frozenset[UUID] | None:
+        """The jobs that the claim `jobs` narrows the token to; None without the claim. Raises InvalidToken."""
+        if "jobs" not in claims:
+            return None
+        named = claims["jobs"]
+        if not (isinstance(named, list) and 1 <= len(named) <= MAX_JOBS and all(isinstance(one, str) for one in named)):
+            raise InvalidToken
+        try:
+            return frozenset(self._ids.parse(one) for one in named)
+        except InvalidJobId as error:
+            raise InvalidToken from error
+
+
+def _scopes(claims: dict[str, Any]) -> frozenset[str] | None:
+    if "scope" not in claims and "scp" not in claims:
+        return None
+    return frozenset([*_words(claims.get("scope", "")), *_words(claims.get("scp", ""))])
 
 
 def _seconds(value: object) -> int:

@@ -33,7 +33,7 @@ from api.problems import (
     problem_answer,
 )
 from shared.errors import DatabaseUnavailable, RedriveError
-from shared.models import ProjectId
+from shared.models import JobId, ProjectId
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -63,12 +63,18 @@ class Cost(StrEnum):
 
 
 class Access(NamedTuple):
-    """What a resource asks of those who come."""
+    """What a resource asks of a request.
+
+    `units`: how much it is charged. `narrowed`: a token that is narrowed to some jobs may call it, and the handler sees
+    to it that no other job is shown.
+    """
 
     cost: Cost
-    scope: Scope
+    scope: Scope | None
     parameters: frozenset[str] = frozenset()
     writes: bool = False
+    units: int = 1
+    narrowed: bool = False
 
     def taking(self, *parameters: str) -> "Access":
         """The same, for a resource that takes these query parameters."""
@@ -87,6 +93,10 @@ class Call(NamedTuple):
     def foreign_project_id(self) -> ProjectId | None:
         """The project that an administrator has named; None for the token's own."""
         return None if self.project_id == self.principal.project_id else self.project_id
+
+    def may_see(self, job_id: JobId) -> bool:
+        """Whether the token is for this job: for all, or narrowed to some and this among them."""
+        return self.principal.jobs is None or job_id in self.principal.jobs
 
 
 class Passage:
@@ -200,16 +210,20 @@ class Door:
     def guarded(self, access: Access, handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Handler:
         """`handler` behind the steps that `access` asks for."""
         limit = self._by_project[access.cost]
+        units = 1 if limit is None else min(access.units, limit.requests)
         closed = access.writes and self._read_only
 
         async def behind_the_door(request: web.Request) -> web.StreamResponse:
             principal = self._authenticator.authenticate(request.headers.getall(hdrs.AUTHORIZATION, ()))
             if limit is not None:
-                bucket = limit.bucket_of(principal.project_id)
+                bucket = limit.bucket_of(principal.charged_to)
                 # Before the charge, so that who is refused is told where they stand, too.
                 request[PASSAGE].standing = (limit, bucket)
-                bucket.charge()
-            principal.require(access.scope)
+                bucket.charge(units)
+            if principal.jobs is not None and not access.narrowed:
+                raise InsufficientScope
+            if access.scope is not None:
+                principal.require(access.scope)
             if closed:
                 raise ReadOnly
             parameters = _parameters_of(request, access.parameters)
@@ -234,7 +248,7 @@ def _project_of(principal: Principal, parameters: dict[str, str]) -> ProjectId:
     named = parameters.pop("project_id", None)
     if named is None or named == principal.project_id:
         return principal.project_id
-    if Scope.ADMIN not in principal.scopes:
+    if Scope.ADMIN not in principal.scopes or principal.jobs is not None:
         raise InsufficientScope
     if not PROJECT_ID.fullmatch(named):
         raise InvalidParameter("project_id")

@@ -28,6 +28,7 @@ from api.answers import Answer
 from api.conditional import etag_of_job
 from api.door import PASSAGE
 from api.jobs import encoded_bare
+from shared.errors import JobNotFound
 from shared.models import Job, JobKey
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ class EventResource:
         A client that does not read is cut off after 10 s, and has cost no more than the socket's buffers.
         """
         key = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
+        if not call.may_see(key.id):
+            raise JobNotFound
         job = await self._store.get(key)
         request = call.request
         if job.done and request.headers.get(_LAST_EVENT_ID) == _event_id_of(job):

@@ -10,8 +10,9 @@ from api.answers import Answer
 from api.auth import Scope
 from api.pages import fitting, flag_of, page_of, text_of, time_of
 from api.patience import prefers_to_wait
-from api.problems import InvalidParameter
-from shared.jobs import OTHER, JobFilter
+from api.problems import InsufficientScope, InvalidParameter
+from shared.errors import JobNotFound
+from shared.jobs import JobFilter
 from shared.models import Job, JobKey, JobStatus, PendingRetry, RetryBlock, UnreadableJob
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from api.ids import JobIds
     from api.pages import Cursors
     from api.patience import Reader
-    from shared.jobs import JobStore, StatusStats
+    from shared.jobs import JobStore
 
 MAX_IDS: Final = 100
 MAX_STATUS: Final = 100
@@ -73,21 +74,6 @@ class _Found(msgspec.Struct, frozen=True):
     not_found: list[UUID]
 
 
-class _Stats(msgspec.Struct, frozen=True):
-    count: int
-    capped: bool
-    oldest_at: datetime | None
-
-
-class _FailedStats(_Stats, frozen=True):
-    retryable: int
-    exhausted: int
-
-
-class _StatsEnvelope(msgspec.Struct, frozen=True):
-    data: dict[str, _Stats]
-
-
 _encoder = msgspec.json.Encoder()
 
 
@@ -129,14 +115,6 @@ def encoded_bare(job: Job) -> bytes:
     return _encoder.encode(_body_of(job))
 
 
-def _stats_of(status: str, stats: "StatusStats") -> _Stats:
-    if status != JobStatus.FAILED:
-        return _Stats(stats.jobs, stats.capped, stats.oldest_at)
-    return _FailedStats(
-        stats.jobs, stats.capped, stats.oldest_at, retryable=stats.jobs - stats.exhausted, exhausted=stats.exhausted
-    )
-
-
 class JobResource:
     """`/api/jobs`."""
 
@@ -163,6 +141,8 @@ class JobResource:
         with_payload = _includes_payload(call)
         fresh = flag_of(call.parameters, "fresh")
         job_id = self._ids.parse(call.request.match_info["id"])
+        if not call.may_see(job_id):
+            raise JobNotFound
         reader = self._reader
         if reader is not self._fresh and (fresh or prefers_to_wait(call)):
             reader = self._fresh
@@ -175,6 +155,8 @@ class JobResource:
         """
         if "ids" in call.parameters:
             return await self._get_these(call)
+        if call.principal.jobs is not None:
+            raise InsufficientScope
         page = await page_of(call, self._cursors, path="/api/jobs")
         wanted = JobFilter(
             status=text_of(page.filters, "status", longest=MAX_STATUS),
@@ -202,22 +184,14 @@ class JobResource:
         if len(texts) > MAX_IDS:
             raise InvalidParameter("ids")
         keys = [JobKey(self._ids.parse(text), call.project_id) for text in texts]
-        found = await self._store.find_these(list(dict.fromkeys(keys)))
+        visible = [key for key in dict.fromkeys(keys) if call.may_see(key.id)]
+        found = await self._store.find_these(visible) if visible else {}
         return Answer(
             _encoder.encode(
                 _Found(
                     [_listed(found[key]) for key in keys if key in found],
                     [key.id for key in keys if key not in found],
                 )
-            )
-        )
-
-    async def get_stats(self, call: "Call") -> Answer:
-        """How many of the project's jobs stand where. Raises InvalidParameter."""
-        stats = await self._store.stats(call.project_id, type=text_of(call.parameters, "type"))
-        return Answer(
-            _encoder.encode(
-                _StatsEnvelope({status: _stats_of(status, stats[status]) for status in (*JobStatus, OTHER)})
             )
         )
 
@@ -229,4 +203,6 @@ def _includes_payload(call: "Call") -> bool:
     if include != "payload":
         raise InvalidParameter("include")
     call.principal.require(Scope.PAYLOAD)
+    if call.principal.jobs is not None:
+        raise InsufficientScope
     return True

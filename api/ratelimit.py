@@ -36,12 +36,12 @@ class Bucket(AsyncLimiter):
 
     __slots__ = ()
 
-    def charge(self) -> None:
-        """Take one. Raises RateLimited, with nothing taken, when there is no room. Never awaits, so atomic."""
+    def charge(self, units: int = 1) -> None:
+        """Take so many. Raises RateLimited, with nothing taken, when there is no room. Never awaits, so atomic."""
         self._leak()
-        level = self._level + 1
+        level = self._level + units
         if level > self.max_rate:
-            raise RateLimited(self.next_in_s)
+            raise RateLimited(self._next_in_s(units))
         self._level = level
 
     @property
@@ -54,10 +54,9 @@ class Bucket(AsyncLimiter):
         """Whole seconds until everything has leaked, at least 1."""
         return max(1, math.ceil(self._level / self._rate_per_sec))
 
-    @property
-    def next_in_s(self) -> int:
-        """Whole seconds until there is room for one, at least 1."""
-        return max(1, math.ceil((self._level + 1 - self.max_rate) / self._rate_per_sec))
+    def _next_in_s(self, units: int) -> int:
+        """Whole seconds until there is room for so many, at least 1."""
+        return max(1, math.ceil((self._level + units - self.max_rate) / self._rate_per_sec))
 
     @property
     def idle(self) -> bool:
@@ -74,6 +73,7 @@ class RateLimit:
         self._max_keys = max_keys
         self._buckets: OrderedDict[str, Bucket] = OrderedDict()
         self._shared = self._bucket()
+        self.requests = limit.requests
         self.policy = f'"{name}";q={limit.requests};w={limit.seconds}'
 
     def _bucket(self) -> Bucket:

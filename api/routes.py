@@ -5,18 +5,21 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from api import batches as batches_api
 from api import jobs as jobs_api
 from api import retries as retries_api
+from api.about import AboutResource
 from api.auth import Scope
 from api.batches import BatchResource
 from api.conditional import etag_of_batch, etag_of_job, etag_of_retry, retry_after_of_job, retry_after_of_request
 from api.door import Access, Cost
 from api.events import EventResource
 from api.jobs import JobResource
+from api.overview import OverviewResource
 from api.patience import Reader
 from api.retries import RetryResource
 from api.watch import StatusWatch
 from shared.batches import Batch, BatchKey, RetryBatches
 from shared.jobs import JobStore
 from shared.models import Job, JobKey, Retry
+from shared.overview import Overview
 from shared.retries import RetryKey, RetryLedger
 
 if TYPE_CHECKING:
@@ -34,20 +37,26 @@ _ID: Final = r"{id:(?!(?:stats|types|series|events|retry)\Z)[^/]+}"
 
 READ: Final = Access(Cost.READ, Scope.READ)
 RETRY: Final = Access(Cost.RETRY, Scope.RETRY, writes=True)
+COUNT: Final = READ._replace(units=5)
+"""Counts read more than a page does."""
+NARROWED: Final = READ._replace(narrowed=True)
+"""What a token may call that is narrowed to some jobs."""
 BULK: Final = Access(Cost.BULK, Scope.RETRY_BULK, writes=True)
 
 
 class Stores(NamedTuple):
     """What the resources stand on.
 
-    `readable_jobs` may be a replica's; what is decided is decided on `jobs`, and so is what is waited for: a replica
-    that is behind would show a waiter the failure from before a retry.
+    `readable_jobs` and `overview` may be a replica's; what is decided is decided on `jobs`, and so is what is waited
+    for: a replica that is behind would show a waiter the failure from before a retry.
     """
 
     jobs: JobStore
     readable_jobs: JobStore
     ledger: RetryLedger
     batches: RetryBatches
+    overview: Overview
+    ledger_overview: Overview
 
 
 class Watches(NamedTuple):
@@ -83,6 +92,7 @@ def add_routes(
     ids: "JobIds",
     cursors: "Cursors",
     max_wait_s: int,
+    read_only: bool,
     poke: "Callable[[], None]",
     poke_bulk: "Callable[[], None]",
 ) -> None:
@@ -90,6 +100,8 @@ def add_routes(
     fresh = _job_reader(stores.jobs, watches, max_wait_s)
     reader = fresh if stores.readable_jobs is stores.jobs else _job_reader(stores.readable_jobs, watches, max_wait_s)
     job = JobResource(stores.readable_jobs, ids, reader, cursors, fresh=fresh)
+    overview = OverviewResource(stores.overview, stores.ledger_overview)
+    about = AboutResource(read_only=read_only)
     event = EventResource(stores.jobs, ids, watches.jobs)
     retry = RetryResource(
         ledger=stores.ledger,
@@ -112,22 +124,28 @@ def add_routes(
     retry_filters = ("state", "job_id", "batch_id", "actor")
     for method, path, access, handler in (
         # First, as what comes first is looked at first, and hardly anything else is asked for.
-        ("GET", f"/api/jobs/{_ID}", READ.taking("include", "fresh"), job.get_job),
-        ("GET", "/api/jobs", READ.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
-        ("GET", "/api/jobs/stats", READ.taking("type"), job.get_stats),
+        ("GET", f"/api/jobs/{_ID}", NARROWED.taking("include", "fresh"), job.get_job),
+        ("GET", "/api/jobs", NARROWED.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
+        ("GET", "/api/jobs/stats", COUNT.taking("type"), overview.get_stats),
+        ("GET", "/api/jobs/types", COUNT, overview.get_types),
+        ("GET", "/api/jobs/series", COUNT.taking("from", "to", "by", "type"), overview.get_series),
+        ("GET", "/api/failures", COUNT.taking("type", "created_after", "created_before"), overview.get_failures),
         ("POST", "/api/jobs/retry", BULK.taking("dry_run"), batch.post_batch),
-        ("GET", "/api/jobs/{id:[^/]+}/events", READ, event.get_events),
+        ("GET", "/api/jobs/{id:[^/]+}/events", NARROWED, event.get_events),
         ("GET", "/api/jobs/{id:[^/]+}/retries", READ.taking("limit", "cursor"), retry.get_job_retries),
         ("POST", "/api/jobs/{id:[^/]+}/retry", RETRY.taking("dry_run"), retry.post_retry),
         ("GET", "/api/retries", READ.taking(*retry_filters, "limit", "cursor"), retry.get_retries),
+        ("GET", "/api/retries/stats", READ, overview.get_retry_stats),
         ("GET", f"/api/retries/{_ID}", READ, retry.get_retry),
         ("DELETE", f"/api/retries/{_ID}", RETRY, retry.delete_retry),
         ("POST", "/api/retries/{id:[^/]+}/redrive", RETRY, retry.post_redrive),
         ("GET", "/api/retry-batches", READ.taking("actor", "limit", "cursor"), batch.get_batches),
         ("GET", f"/api/retry-batches/{_ID}", READ, batch.get_batch),
         ("DELETE", f"/api/retry-batches/{_ID}", BULK, batch.delete_batch),
+        ("GET", "/api/me", NARROWED._replace(scope=None), about.get_me),
     ):
         router.add_route(method, path, door.guarded(access, handler))
+    router.add_route("GET", "/api/openapi.json", about.get_openapi)  # without a token: it is the same for all
 
 
 def _job_reader(jobs: JobStore, watches: Watches, max_wait_s: int) -> Reader[JobKey, Job]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import asyncpg
 
 from shared.connections import Connector, words_of
-from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused
+from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused, StatementTimeout
 from shared.postgres_url import Access
 from shared.secret import Url
 from shared.sql import statements
@@ -66,6 +66,8 @@ def _translated() -> "Iterator[None]":
         yield
     except asyncpg.PostgresError as error:
         sqlstate = error.sqlstate or "XX000"
+        if sqlstate == "57014":
+            raise StatementTimeout(words_of(error)) from error
         if sqlstate.startswith(_PASSING):
             raise DatabaseUnavailable(words_of(error)) from error
         if sqlstate.startswith(_UNFIT):
@@ -265,6 +267,12 @@ class Database:
                 if not self._connector.pooled:  # connecting may have found it
                     return await connection.fetch(sql, *args)
         async with self.transaction() as session:
+            return await session.fetch(sql, *args)
+
+    async def fetch_within(self, seconds: float, sql: str, *args: object) -> list[Row]:
+        """As `fetch`, but the server gives the statement up after so many seconds. Raises StatementTimeout then."""
+        async with self.transaction() as session:
+            await session.fetch(_SQL["limit_time"], f"{int(min(seconds, self._timeout_s * 0.9) * 1000)}")
             return await session.fetch(sql, *args)
 
     @asynccontextmanager

@@ -90,6 +90,10 @@ class DatabaseUnavailable(RedriveError):
     code = "unavailable"
 
 
+class StatementTimeout(DatabaseUnavailable):
+    """The database gave a statement up, because it took longer than it may; a smaller one may go through."""
+
+
 class DatabaseUnfit(DatabaseUnavailable):
     """The database is there and not as it should be: not migrated, or rights are missing. `str()` says which.
 

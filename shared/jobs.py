@@ -65,9 +65,6 @@ _BEFORE_ALL: Final = -(2**63)
 
 _LOWEST: Final = UUID(int=0)
 
-STATS_CAP: Final = 10_000
-"""Where counting stops: what a person wants to know beyond it is that it is many."""
-
 
 class JobFilter(NamedTuple):
     """Which jobs of a project; None leaves a question open. The times are exclusive."""
@@ -84,19 +81,6 @@ class JobPage(NamedTuple):
     jobs: Sequence[Job | UnreadableJob]
     positions: Sequence[Position]
     more: bool
-
-
-OTHER: Final = "other"
-"""Where jobs are counted whose status is none of the four."""
-
-
-class StatusStats(NamedTuple):
-    """How many jobs of a status there are, counted up to STATS_CAP, and how many of them have no attempts left."""
-
-    jobs: int
-    capped: bool
-    oldest_at: datetime | None
-    exhausted: int
 
 
 class JobStore:
@@ -323,34 +307,6 @@ class JobStore:
         positions = {JobKey(row["id"], project_id): Position(row["place"], row["id"]) for row in rows}
         found = await self._find_listed(list(positions))
         return [(found[key], position) for key, position in positions.items() if key in found]
-
-    async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[str, StatusStats]:  # noqa: A002 - its name in the contract
-        """How many jobs stand where; every status is there, and OTHER.
-
-        Raises JobUnreadable where a row cannot even be counted, and DatabaseUnavailable.
-        """
-        async with self._database.turn():
-            rows = await self._count(project_id, type)
-        return {
-            row["status"]: StatusStats(
-                jobs=min(row["jobs"], STATS_CAP),
-                capped=row["looked_at"] > STATS_CAP,
-                oldest_at=row["oldest_at"],
-                exhausted=min(row["exhausted"], STATS_CAP),
-            )
-            for row in rows
-        }
-
-    async def _count(self, project_id: ProjectId, kind: str | None) -> "Sequence[Row]":
-        sql = self._sql["job_stats"]
-        try:
-            return await self._database.fetch(sql, project_id, kind, STATS_CAP + 1)
-        except (StatementRefused, DatabaseUnfit) as error:
-            try:
-                await self._database.fetch(sql, project_id, kind, 0)
-            except StatementRefused:  # a type that this database cannot hold: no job has it
-                return await self._database.fetch(sql, project_id, None, 0)
-            raise JobUnreadable from error
 
 
 class _Seen(NamedTuple):

@@ -20,3 +20,8 @@ FROM (SELECT to_regclass('redrive.retry_requests')::oid AS oid) AS ledger;
 -- name: cursor_key
 -- What cursors are signed with.
 SELECT key FROM redrive.cursor_key;
+
+-- name: limit_time
+-- Bound the statements of this transaction.
+-- $1 text milliseconds
+SELECT set_config('statement_timeout', $1, true);

@@ -221,32 +221,3 @@ FROM (
     LIMIT $7
 ) AS j
 ORDER BY j.place DESC NULLS LAST, j.id DESC;
-
--- name: job_stats
--- For each status, how many of a project's jobs have it, counted from the oldest and not beyond $3, and the oldest.
--- `other`: of the project's newest $3 jobs, those with any other word, or none. `looked_at`: how many were looked at.
--- $1 text project id, $2 text type or NULL, $3 int where counting stops
-SELECT s.status, counted.jobs, counted.oldest_at, counted.exhausted, counted.jobs AS looked_at
-FROM unnest(ARRAY['pending', 'running', 'failed', 'completed']) AS s (status)
-CROSS JOIN LATERAL (
-    SELECT count(*) AS jobs, min(created_at)::timestamptz AS oldest_at, count(*) FILTER (WHERE used_up) AS exhausted
-    FROM (
-        SELECT j.created_at, coalesce(j.attempts, 0) >= coalesce(j.max_attempts, 3) AS used_up
-        FROM control_plane.jobs AS j
-        WHERE j.project_id = $1 AND j.status::text = s.status AND ($2::text IS NULL OR j.type::text = $2)
-        ORDER BY j.created_at, j.id
-        LIMIT $3
-    ) AS oldest
-) AS counted
-UNION ALL
-SELECT
-    'other', count(*) FILTER (WHERE other), min(created_at) FILTER (WHERE other)::timestamptz, 0, count(*)
-FROM (
-    SELECT
-        j.created_at,
-        coalesce(j.status::text NOT IN ('pending', 'running', 'failed', 'completed'), true) AS other
-    FROM control_plane.jobs AS j
-    WHERE j.project_id = $1 AND ($2::text IS NULL OR j.type::text = $2)
-    ORDER BY j.created_at DESC, j.id DESC
-    LIMIT $3
-) AS newest;

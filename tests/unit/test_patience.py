@@ -55,7 +55,7 @@ def reading(
 
 def asking(*, wait_s: int = 60, expires_in_s: int = 3600, **headers: str) -> Call:
     request = make_mocked_request("GET", "/", headers={"Prefer": f"wait={wait_s}", **headers})
-    principal = Principal(ProjectId("p1"), "alice", frozenset(), int(time.time()) + expires_in_s)
+    principal = Principal(ProjectId("p1"), "alice", frozenset(), int(time.time()) + expires_in_s, "p1")
     return Call(request, principal, principal.project_id, {})
 
 

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from api import door
-from shared.database import Database, Row
+from shared.database import Database, Row, Session
 from shared.errors import StatementRefused
 from tests.api_server import NO_TOKEN, Api, Reply, serving
 from tests.integration.api.conftest import module_fixture
@@ -99,6 +99,8 @@ class World:
                 path = await self.batch()
             case "post_batch":
                 body = b'{"ids":["%b"]}' % str((await self.failed()).id).encode()
+            case "get_stats" | "get_types" | "get_series" | "get_failures" | "get_retry_stats":
+                return Request(method, path, f"project_id=p-{uuid4()}")  # of another, the numbers may be known already
             case _:
                 path = path.replace("{id}", str((await self.failed()).id))
         return Request(method, path, body=body)
@@ -151,6 +153,50 @@ async def get_jobs_200(world: World) -> list[Reply]:
 async def get_stats_200(world: World) -> list[Reply]:
     await _jobs_of_each_kind(world)
     return await _lists(world, "/api/jobs/stats", "", "type=nothing", "project_id=another")
+
+
+async def _many_kinds(world: World) -> str:
+    """The name of a project whose overview is large enough to be compressed."""
+    project = f"p-{uuid4()}"
+    for number in range(60):
+        await world.jobs.failed(project_id=project, kind=f"kind-{number:060}", last_error=f"{'x' * 60}: no route")
+    return project
+
+
+async def get_types_200(world: World) -> list[Reply]:
+    return await _lists(world, "/api/jobs/types", f"project_id={await _many_kinds(world)}", "project_id=another")
+
+
+async def get_series_200(world: World) -> list[Reply]:
+    await _jobs_of_each_kind(world)
+    spans = "from=2026-01-01T00:00:00Z&to=2026-01-02T00:00:00%2B00:00&by=1h", "by=1d&type=nothing"
+    return await _lists(world, "/api/jobs/series", "", *spans)
+
+
+async def get_failures_200(world: World) -> list[Reply]:
+    queries = f"project_id={await _many_kinds(world)}", "type=nothing&created_after=2026-01-01T00:00:00Z"
+    return await _lists(world, "/api/failures", *queries)
+
+
+async def get_retry_stats_200(world: World) -> list[Reply]:
+    await world.accepted()
+    await world.given_up()
+    await world.jobs.pool.execute(
+        "UPDATE redrive.retry_requests SET state = 'applied', outcome = 'applied', processed_at = now() WHERE id = $1",
+        (await world.accepted()).rpartition("/")[2],
+    )
+    return await _lists(world, "/api/retries/stats", "", "project_id=another")
+
+
+async def get_me_200(world: World) -> list[Reply]:
+    return [
+        *await _lists(world, "/api/me", "", "project_id=another"),
+        await world.api.get("/api/me", token=token(jobs=[str(uuid4())])),
+    ]
+
+
+async def get_openapi_200(world: World) -> list[Reply]:
+    return [await Request("GET", "/api/openapi.json", token=NO_TOKEN).to(world.api)]
 
 
 async def get_job_200(world: World) -> list[Reply]:
@@ -275,6 +321,8 @@ SUCCESSES: Final[dict[tuple[str, int], Callable[[World], Awaitable[list[Reply]]]
     ("post_retry", 202): post_retry_202, ("get_retries", 200): get_retries_200, ("get_retry", 200): get_retry_200,
     ("get_retry", 304): get_retry_304, ("delete_retry", 200): delete_retry_200, ("get_batch", 200): get_batch_200,
     ("get_batch", 304): get_batch_304, ("post_redrive", 202): post_redrive_202,
+    ("get_types", 200): get_types_200, ("get_series", 200): get_series_200, ("get_failures", 200): get_failures_200,
+    ("get_retry_stats", 200): get_retry_stats_200, ("get_me", 200): get_me_200, ("get_openapi", 200): get_openapi_200,
     ("get_batches", 200): get_batches_200, ("delete_batch", 200): delete_batch_200,
 }  # fmt: skip
 
@@ -322,7 +370,8 @@ async def invalid_token(world: World, operation: Operation, _: pytest.MonkeyPatc
 
 
 async def insufficient_scope(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
-    return [await replace(await world.good(operation), token=token(scope="other")).to(world.api)]
+    query = "project_id=another" if operation.id == "get_me" else ""  # all else of it is for every token
+    return [await replace(await world.good(operation), query=query, token=token(scope="other")).to(world.api)]
 
 
 async def read_only(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
@@ -369,17 +418,25 @@ async def too_many_matches(world: World, _: Operation, __: pytest.MonkeyPatch) -
 
 async def job_unreadable(world: World, operation: Operation, monkeypatch: pytest.MonkeyPatch) -> list[Reply]:
     good = await world.good(operation)
-    fetch = Database.fetch
-    by_row = ("left(jobs.last_error", "jobs.created_at IS NULL", "counted.jobs")
+    fetch, fetch_within = Database.fetch, Session.fetch
+    by_row = ("left(jobs.last_error", "jobs.created_at IS NULL", "looked_at", "AS sampled")
 
-    async def refused(self: Database, sql: str, *args: object) -> list[Row]:
+    def refuse(sql: str, args: tuple[object, ...]) -> None:
         of_no_row = any(value in ([], 0) for value in args)
         if "j.status::text <> 'failed'" in sql or (any(part in sql for part in by_row) and not of_no_row):
             raise StatementRefused("22012")
+
+    async def refused(self: Database, sql: str, *args: object) -> list[Row]:
+        refuse(sql, args)
         return await fetch(self, sql, *args)
+
+    async def refused_within(self: Session, sql: str, *args: object) -> list[Row]:
+        refuse(sql, args)
+        return await fetch_within(self, sql, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Database, "fetch", refused)
+        patch.setattr(Session, "fetch", refused_within)
         return [await good.to(world.api)]
 
 
@@ -420,9 +477,16 @@ async def idempotency_key_reused(world: World, operation: Operation, _: pytest.M
     return [await replace(await world.good(operation), headers=headers).to(world.api)]
 
 
+def good_for_a_project(operation: Operation) -> bool:
+    """Whether the operation is charged to a project, too."""
+    return bool(operation.node.get("security", True))
+
+
 async def rate_limited(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
     good = await world.good(operation)
     near = [world.apis["project's limit"], world.apis["address's limit"]]
+    if not good_for_a_project(operation):
+        near = near[1:]
     for api in near:
         await good.to(api)
     return [await good.to(api) for api in near]

@@ -158,7 +158,7 @@ async def test_no_plan_that_is_made_before_there_is_anything_reads_more_than_it_
         along = {node.get("Index Name") for node in nodes_of(plan) if node.get("Relation Name") in GROWING}
 
         assert name in ONE_PASS or scans_in(plan) == [], name
-        assert name == "list_retries" or "retry_requests_project_idx" not in along, name
+        assert name in {"list_retries", "retry_stats"} or "retry_requests_project_idx" not in along, name
         assert name in IN_LINE | ONE_PASS or not along & OF_FEW, name
 
 
@@ -193,7 +193,11 @@ async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConne
         ("list_jobs", ["'rare'", *nothing, "51", "NULL"]),
         ("list_jobs_of_status", [*nothing, "NULL", "51", "'failed'", "NULL"]),
         ("list_places", ["'rare'", *nothing, "51", "NULL", "'failed'"]),
-        ("job_stats", ["NULL", "10001"]),
+        ("count_statuses", ["NULL", "10000"]),
+        ("count_statuses_of_newest", ["NULL", "10000"]),
+        ("list_types", ["10000", "500"]),
+        ("group_failures", [*["NULL"] * 3, "10000", "100", "5"]),
+        ("group_failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
         ("match_failed", [*nothing, "0", "10001"]),
         ("list_retries", ["NULL", "'nobody'", "NULL", "NULL", "51"]),
     ):
@@ -224,7 +228,7 @@ async def test_a_state_that_is_rare_costs_a_few_pages_in_a_long_trail(
 
     taken = {name: nodes_of(await plan_of(fresh, sql)) for name, sql in SQL.items()}
     along = {name for name, nodes in taken.items() for n in nodes if n.get("Index Name") == "retry_requests_state_idx"}
-    assert along == {"list_retries_of_state"}
+    assert along == {"list_retries_of_state", "retry_stats"}
 
 
 async def test_what_waits_unpublished_is_not_read_for_what_was_published(
@@ -240,7 +244,9 @@ async def test_what_waits_unpublished_is_not_read_for_what_was_published(
 
 async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     few = {
-        "job_stats": ["'p1'", "NULL", "51"],
+        "count_statuses": ["'p1'", "NULL", "51"],
+        "group_failures": ["'p1'", *["NULL"] * 3, "51", "100", "5"],
+        "count_cells": ["'p1'", "NULL", "now() - interval '1 minute'", "1", "60", "51", "51", "now()"],
         "match_failed": ["'p1'", *["NULL"] * 4, "0", "51"],
         "list_jobs_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
     }

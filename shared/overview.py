@@ -1,0 +1,234 @@
+"""A project's jobs together: counted by status, by type, by time and by error; and how its retries go.
+
+Every count looks at a bounded number of rows; the answer says where there may be more. An index on (project_id,
+status, created_at, id) lets a status be counted by itself. Without one that takes as long as the project is large: the
+statement is given up after FIRST_S, and the newest rows of the project are looked at instead.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from shared.errors import DatabaseUnfit, JobUnreadable, StatementRefused, StatementTimeout
+from shared.models import JobId, JobStatus, ProjectId
+from shared.sql import statements
+
+if TYPE_CHECKING:
+    from shared.database import Database, Row
+
+LOOKED_AT: Final = 10_000
+"""How many rows a count looks at. Beyond that a person wants to know only that it is many."""
+CELL: Final = 1_000
+CELLS: Final = 24_000
+"""How many rows a series looks at for one cell, and for all of them."""
+GROUPS: Final = 100
+SAMPLE: Final = 5
+TYPES: Final = 500
+WAITS: Final = 1_000
+
+OTHER: Final = "other"
+"""Where jobs are counted whose status is none of the four."""
+STATUSES: Final = (*(str(status) for status in JobStatus), OTHER)
+
+FIRST_S: Final = 0.8
+SECOND_S: Final = 0.7
+"""How long the two forms of a statement may take; both together are well within the time of an answer."""
+FEW_FAILURES: Final = 1_000
+"""How many errors the second form reads: the first may have failed because they take long."""
+
+
+class StatusStats(NamedTuple):
+    """How many jobs have a status, the oldest of them, and how many have no attempts left."""
+
+    jobs: int
+    capped: bool
+    oldest_at: datetime | None
+    exhausted: int
+
+
+class Types(NamedTuple):
+    """Types with how many jobs each has, the most frequent first; `truncated`: there are more jobs, or types."""
+
+    jobs: Sequence[tuple[str, int]]
+    sampled: int
+    truncated: bool
+
+
+class Cell(NamedTuple):
+    """How many jobs of one status were made in one bucket of time; `capped`: there may be more."""
+
+    jobs: int = 0
+    capped: bool = False
+
+
+class FailureGroup(NamedTuple):
+    """Failed jobs of one type and one error; `retryable`, `exhausted` and `queued` add up to `jobs`."""
+
+    fingerprint: str
+    type: str
+    error: str
+    jobs: int
+    retryable: int
+    exhausted: int
+    queued: int
+    first_at: datetime | None
+    last_at: datetime | None
+    sample: Sequence[JobId]
+
+
+class Failures(NamedTuple):
+    """Groups of failed jobs, the largest first; `truncated`: more jobs have failed than the `sampled` ones."""
+
+    groups: Sequence[FailureGroup]
+    sampled: int
+    truncated: bool
+
+
+class RetryStats(NamedTuple):
+    """What waits, what was settled in the last hour, and the median and 95th percentile of the waits, in ms."""
+
+    queued: Cell
+    oldest_requested_at: datetime | None
+    settled: dict[str, Cell]
+    wait_ms: tuple[int, int] | None
+
+
+class Overview:
+    """Counts. Each method reads in a slot of the database's, and may raise DatabaseUnavailable.
+
+    A method that counts jobs raises JobUnreadable where a row cannot even be counted.
+    """
+
+    def __init__(self, database: "Database") -> None:
+        self._database = database
+        self._sql = statements("overview")
+
+    async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[str, StatusStats]:  # noqa: A002 - its name in the contract
+        """How many jobs stand where, for each of STATUSES. Where even the newest jobs take too long: 0, and capped."""
+        try:
+            rows = await self._count("count_statuses", (project_id, type, LOOKED_AT), bound=2)
+        except StatementTimeout:
+            return {status: StatusStats(0, capped=True, oldest_at=None, exhausted=0) for status in STATUSES}
+        return {
+            row["status"]: StatusStats(
+                jobs=min(row["jobs"], LOOKED_AT),
+                capped=row["looked_at"] > LOOKED_AT,
+                oldest_at=row["oldest_at"],
+                exhausted=min(row["exhausted"], LOOKED_AT),
+            )
+            for row in rows
+        }
+
+    async def types(self, project_id: ProjectId) -> Types:
+        """The types of the newest jobs."""
+        async with self._database.turn():
+            try:
+                rows = await self._database.fetch(self._sql["list_types"], project_id, LOOKED_AT, TYPES)
+            except (StatementRefused, DatabaseUnfit) as error:
+                raise JobUnreadable from error
+        if not rows:
+            return Types([], 0, truncated=False)
+        return Types(
+            [(row["type"], row["jobs"]) for row in rows],
+            rows[0]["looked_at"],
+            truncated=rows[0]["more"] or rows[0]["types"] > TYPES,
+        )
+
+    async def series(
+        self,
+        project_id: ProjectId,
+        *,
+        type: str | None,  # noqa: A002 - its name in the contract
+        start: datetime,
+        buckets: int,
+        by: timedelta,
+        end: datetime,
+    ) -> list[dict[str, Cell]]:
+        """The cells of each bucket, by status, beginning at `start`; jobs made at `end` or later are not counted."""
+        arguments = (project_id, type, start, buckets, int(by.total_seconds()), CELL, CELLS, end)
+        found = [dict.fromkeys(STATUSES, Cell()) for _ in range(buckets)]
+        for row in await self._count("count_cells", arguments, bound=3):
+            found[row["bucket"]][row["status"]] = Cell(row["jobs"], row["capped"])
+        return found
+
+    async def failures(
+        self,
+        project_id: ProjectId,
+        *,
+        type: str | None,  # noqa: A002 - its name in the contract
+        created_after: datetime | None,
+        created_before: datetime | None,
+    ) -> Failures:
+        """The newest failed jobs, in groups."""
+        chosen = (project_id, type, created_after, created_before)
+        rows = await self._count(
+            "group_failures",
+            (*chosen, LOOKED_AT, GROUPS, SAMPLE),
+            bound=4,
+            second=(*chosen, FEW_FAILURES, GROUPS, SAMPLE, LOOKED_AT),
+        )
+        if not rows:
+            return Failures([], 0, truncated=False)
+        groups = [
+            FailureGroup(
+                fingerprint=row["fingerprint"],
+                type=row["type"] or "",
+                error=row["error"],
+                jobs=row["jobs"],
+                retryable=row["retryable"],
+                exhausted=row["exhausted"],
+                queued=row["queued"],
+                first_at=row["first_at"],
+                last_at=row["last_at"],
+                sample=row["sample"],
+            )
+            for row in rows
+            if row["fingerprint"] is not None
+        ]
+        return Failures(groups, rows[0]["sampled"], rows[0]["truncated"])
+
+    async def retries(self, project_id: ProjectId) -> RetryStats:
+        """How the project's retries go."""
+        async with self._database.turn():
+            (row,) = await self._database.fetch(self._sql["retry_stats"], project_id, LOOKED_AT, WAITS)
+        return RetryStats(
+            queued=Cell(min(row["queued"], LOOKED_AT), row["queued"] > LOOKED_AT),
+            oldest_requested_at=row["oldest_requested_at"],
+            settled={
+                state: Cell(min(row[state], LOOKED_AT), row["capped"])
+                for state in ("applied", "rejected", "cancelled", "dead_lettered")
+            },
+            wait_ms=None if row["p50"] is None else (row["p50"], row["p95"]),
+        )
+
+    async def _count(
+        self,
+        name: str,
+        arguments: Sequence[object],
+        *,
+        bound: int,
+        second: Sequence[object] | None = None,
+    ) -> "Sequence[Row]":
+        """The rows of a statement, or of its second form where the first takes too long.
+
+        `bound` is where `arguments` say how many rows to look at. With 0 there the statement looks at no row: what the
+        database refuses even then is a type that it cannot hold. No job has that, so nothing is counted.
+        """
+        sql = self._sql[name]
+        async with self._database.turn():
+            try:
+                try:
+                    return await self._database.fetch_within(FIRST_S, sql, *arguments)
+                except StatementTimeout:
+                    return await self._database.fetch_within(
+                        SECOND_S, self._sql[f"{name}_of_newest"], *(second or arguments)
+                    )
+            except (StatementRefused, DatabaseUnfit) as error:
+                few = [*arguments]
+                few[bound] = 0
+                try:
+                    await self._database.fetch(sql, *few)
+                except StatementRefused:
+                    few[1] = None
+                    return await self._database.fetch(sql, *few)
+                raise JobUnreadable from error
