@@ -118,7 +118,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     if isinstance(keys, KeySet):
         app[KEYS] = keys
         metrics.watch_keys(keys)
-        app.cleanup_ctx.append(_in_background(keys.keep_fetching))
+        app.cleanup_ctx.append(_in_background(lambda: keys.run(stop=asyncio.Event())))
     if relay is not None:
         app[RELAY] = relay
         app.cleanup_ctx.append(_relaying(relay, settings.shutdown_grace / 4))

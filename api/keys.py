@@ -7,13 +7,13 @@ Which algorithms are allowed follows from the key, never from the token: a publi
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import jwt
 import structlog
 
 from api.jwks import KeysNotFetched, fetch_once
+from shared.backoff import Backoff, wait_for_any
 from shared.errors import SettingsError
 from shared.public_keys import PublicKey, public_key_of
 
@@ -102,16 +102,16 @@ class KeySet:
             self._wanted.set()
         return keys
 
-    async def keep_fetching(self) -> None:
-        """Fetch now, whenever asked, and every five minutes, or sooner after a failure; never returns."""
-        retry_s: float = JWKS_RETRY_S
-        while True:
+    async def run(self, *, stop: asyncio.Event) -> None:
+        """Fetch now, when a token names an unknown key, and every five minutes, or sooner after a failure."""
+        backoff = Backoff(first_s=JWKS_RETRY_S, longest_s=JWKS_REFETCH_S, jittered=False)
+        while not stop.is_set():
             self._fetched_at = time.monotonic()
             self._wanted.clear()
             try:
                 found = await fetch_once(self._url)
-            except Exception as error:  # whatever it is: nothing else would ever let a key in, or out
-                # What is wrong with an issuer is said in words; a mistake of ours has its trace.
+            except Exception as error:  # of any kind: otherwise no key would ever be fetched again
+                # Only a failure that is not the issuer's is logged with its traceback.
                 expected = isinstance(error, KeysNotFetched)
                 log.warning(
                     "jwks fetch failed",
@@ -119,18 +119,15 @@ class KeySet:
                     keys_kept=len(self._keys),
                     exc_info=not expected,
                 )
-                pause_s = retry_s
-                retry_s = min(JWKS_REFETCH_S if self._keys else JWKS_FIRST_RETRY_S, retry_s * 2)
+                await backoff.pause(stop, self._wanted, longest_s=None if self._keys else JWKS_FIRST_RETRY_S)
             else:
                 self._good_at = time.monotonic()
                 if found.by_id != self._keys:
                     self._keys = found.by_id
                     self.generation += 1
                     log.info("jwks fetched", usable=found.usable, unusable=found.unusable)
-                pause_s, retry_s = JWKS_REFRESH_S, JWKS_RETRY_S
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause_s):
-                    await self._wanted.wait()
+                backoff.reset()
+                await wait_for_any(stop, self._wanted, timeout_s=JWKS_REFRESH_S)
 
 
 def keys_of(settings: "ApiSettings") -> "OneKey | KeySet":

@@ -92,7 +92,7 @@ async def keys(issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
     monkeypatch.setattr(api.keys, "JWKS_RETRY_S", 0.02)
     found = keys_of(read(ApiSettings, database_url="postgresql://nowhere/x", jwks_url=issuer.url))
     assert isinstance(found, KeySet)
-    fetching = asyncio.create_task(found.keep_fetching())
+    fetching = asyncio.create_task(found.run(stop=asyncio.Event()))
     yield found
     fetching.cancel()
     with suppress(asyncio.CancelledError):
