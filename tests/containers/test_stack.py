@@ -158,11 +158,11 @@ async def publish():
     connection = await aiormq.connect(sys.argv[1])
     channel = await connection.channel(publisher_confirms=False)
     while True:
-        await channel.basic_publish(os.urandom(100_000), exchange="redrive", routing_key="retry.dead")
+        await channel.basic_publish(os.urandom(1_000_000), exchange="redrive", routing_key="retry.dead")
 async def main():
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(20), asyncio.TaskGroup() as publishing:
-            for _ in range(32):
+            for _ in range(64):
                 publishing.create_task(publish())
     os._exit(0)  # connections that are blocked do not close
 asyncio.run(main())

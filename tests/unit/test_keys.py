@@ -547,6 +547,12 @@ async def test_a_private_authority_is_trusted_once_the_environment_names_it(
             await fetch_once(url.replace("127.0.0.1", "localhost"))
 
 
+_SIGNS = x509.KeyUsage(
+    key_cert_sign=True, crl_sign=True, digital_signature=False, content_commitment=False, key_encipherment=False,
+    data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+)  # fmt: skip
+
+
 def _authority_and_server() -> tuple[bytes, ssl.SSLContext]:
     """A private authority's certificate in PEM, and what serves with one that it has signed for 127.0.0.1."""
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
@@ -557,7 +563,14 @@ def _authority_and_server() -> tuple[bytes, ssl.SSLContext]:
         subject = authority if of is authority_key else x509.Name([])
         builder = x509.CertificateBuilder(authority, subject, of.public_key(), x509.random_serial_number())
         builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        signed = builder.add_extension(extension, critical=True).sign(authority_key, hashes.SHA256())
+        builder = builder.add_extension(extension, critical=True)
+        # Python 3.13 and newer insist on these, as RFC 5280 does.
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(of.public_key()), critical=False)
+        known_by = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key())
+        builder = builder.add_extension(known_by, critical=False)
+        if of is authority_key:
+            builder = builder.add_extension(_SIGNS, critical=True)
+        signed = builder.sign(authority_key, hashes.SHA256())
         return signed.public_bytes(serialization.Encoding.PEM)
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
