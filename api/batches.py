@@ -14,9 +14,10 @@ from api.ids import retry_id_of
 from api.pages import flag_of, page_of, text_of
 from api.problems import Fault, InvalidBody
 from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of, key_text_of
-from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, FailedFilter, Preview, Skipped
+from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, Preview, Skipped
 from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
+from shared.failed import FailedFilter, RetriedFewerThan
 from shared.models import BatchId, Position
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_after: _Time | None = None
     created_before: _Time | None = None
     error_contains: _Text | None = None
+    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
+    retried_fewer_than: RetriedFewerThan | None = None
 
 
 class _BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,7 +182,7 @@ class BatchResource:
 
     def _chosen(self, order: _BatchOrder) -> "tuple[JobId, ...] | FailedFilter":
         if order.filter is not None:
-            return FailedFilter(*msgspec.structs.astuple(order.filter))
+            return FailedFilter(*(getattr(order.filter, name) for name in order.filter.__struct_fields__))
         return tuple(self._ids.parse(text) for text in order.ids or ())
 
     async def get_batch(self, call: "Call") -> Answer:

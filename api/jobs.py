@@ -1,5 +1,6 @@
 """The job resources: how jobs stand, one by one, in lists and in numbers."""
 
+import re
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -12,10 +13,13 @@ from api.pages import fitting, flag_of, page_of, text_of, time_of
 from api.patience import prefers_to_wait
 from api.problems import InsufficientScope, InvalidParameter
 from shared.errors import JobNotFound
-from shared.jobs import JobFilter
+from shared.failed import FailedFilter, RetriedFewerThan
+from shared.jobs import FailedPage, JobFilter, JobPage
 from shared.models import Job, JobKey, JobStatus, PendingRetry, RetryBlock, UnreadableJob
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from api.door import Call
     from api.ids import JobIds
     from api.pages import Cursors
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 
 MAX_IDS: Final = 100
 MAX_STATUS: Final = 100
+FAILED_FILTERS: Final = ("error_contains", "fingerprint", "retryable", "retried_fewer_than")
+"""With `status=failed` only."""
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")
+_TIMES_IN_SECONDS: Final = re.compile(r"([1-9][0-9]{0,2})/([1-9][0-9]{0,5})")
 
 
 class _Links(msgspec.Struct, frozen=True):
@@ -67,6 +75,7 @@ class _Unreadable(msgspec.Struct, frozen=True):
 class _Page(msgspec.Struct, frozen=True):
     data: list[msgspec.Raw]
     next_cursor: str | None
+    truncated: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Found(msgspec.Struct, frozen=True):
@@ -164,12 +173,26 @@ class JobResource:
             created_after=time_of(page.filters, "created_after"),
             created_before=time_of(page.filters, "created_before"),
         )
-        found = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit)
+        found: JobPage | FailedPage
+        if named := [name for name in FAILED_FILTERS if name in page.filters]:
+            if wanted.status != JobStatus.FAILED:
+                raise InvalidParameter(named[0])
+            found = await self._store.page_of_failed(
+                call.project_id,
+                _failed_filter_of(wanted, page.filters),
+                retryable=flag_of(page.filters, "retryable"),
+                after=page.after,
+                limit=page.limit,
+            )
+            truncated: bool | msgspec.UnsetType = found.truncated
+        else:
+            found = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit)
+            truncated = msgspec.UNSET
         shown = fitting(_encoder.encode(_listed(job)) for job in found.jobs)
         more = found.more or len(shown) < len(found.jobs)
         cursor = await self._cursors.encoded(found.positions[len(shown) - 1], page.scope) if more else None
         return Answer(
-            _encoder.encode(_Page(shown, cursor)),
+            _encoder.encode(_Page(shown, cursor, truncated)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},
         )
 
@@ -194,6 +217,34 @@ class JobResource:
                 )
             )
         )
+
+
+def _failed_filter_of(wanted: JobFilter, parameters: "Mapping[str, str]") -> FailedFilter:
+    """What a list of failed jobs is filtered by, as a bulk retry is. Raises InvalidParameter."""
+    fingerprint = text_of(parameters, "fingerprint")
+    if fingerprint is not None and not _FINGERPRINT.fullmatch(fingerprint):
+        raise InvalidParameter("fingerprint")
+    return FailedFilter(
+        type=wanted.type,
+        created_after=wanted.created_after,
+        created_before=wanted.created_before,
+        error_contains=text_of(parameters, "error_contains"),
+        fingerprint=fingerprint,
+        retried_fewer_than=_retried_fewer_than_of(parameters),
+    )
+
+
+def _retried_fewer_than_of(parameters: "Mapping[str, str]") -> RetriedFewerThan | None:
+    """`TIMES/SECONDS`. Raises InvalidParameter."""
+    if (text := parameters.get("retried_fewer_than")) is None:
+        return None
+    found = _TIMES_IN_SECONDS.fullmatch(text)
+    try:
+        if found is None:
+            raise InvalidParameter("retried_fewer_than")
+        return msgspec.convert({"times": int(found[1]), "within_seconds": int(found[2])}, RetriedFewerThan)
+    except msgspec.ValidationError as error:
+        raise InvalidParameter("retried_fewer_than") from error
 
 
 def _includes_payload(call: "Call") -> bool:

@@ -120,7 +120,7 @@ def add_routes(
         poke=poke_bulk,
     )
 
-    job_filters = ("status", "type", "created_after", "created_before")
+    job_filters = ("status", "type", "created_after", "created_before", *jobs_api.FAILED_FILTERS)
     retry_filters = ("state", "job_id", "batch_id", "actor")
     for method, path, access, handler in (
         # First, as what comes first is looked at first, and hardly anything else is asked for.

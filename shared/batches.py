@@ -16,6 +16,7 @@ from uuid_utils.compat import uuid7
 
 from shared.coalesce import Coalescer
 from shared.errors import BatchNotFound, DatabaseUnavailable, JobUnreadable, StatementRefused, TooManyMatches
+from shared.failed import FailedFilter, FailedJobs
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, Position, ProjectId, RetryBlock
 from shared.sql import statements
@@ -44,15 +45,6 @@ _CANCEL_WITHIN_S: Final = 1.0
 
 COUNTED: Final = 100_000
 """A page of batches ends early where it would count more requests than this."""
-
-
-class FailedFilter(NamedTuple):
-    """Which failed jobs; None leaves a question open. The times are exclusive."""
-
-    type: str | None = None
-    created_after: datetime | None = None
-    created_before: datetime | None = None
-    error_contains: str | None = None
 
 
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,13 +157,17 @@ class RetryBatches:
         self._database = database
         self._sql = statements("batches")
         self._keys = IdempotencyKeys(database)
+        self._failed = FailedJobs(database)
         self._reading: Coalescer[BatchKey, Batch] = Coalescer(self.find_many)
 
     async def preview(self, request: BatchRequest) -> Preview:
         """What `accept` would do now; nothing is written. Counts at most MAX_BATCH jobs; `truncated`: more match."""
         async with self._database.turn():
             blocks = await self._blocks(request, limit=MAX_BATCH + 1)
-        truncated = len(blocks) > MAX_BATCH
+            truncated = len(blocks) > MAX_BATCH
+            chosen = request.chosen
+            if isinstance(chosen, FailedFilter) and chosen.looked_at is not None:
+                truncated = await self._failed.has_more(request.project_id, chosen)
         blocks = blocks[:MAX_BATCH]
         free = [job_id for job_id, block in blocks if block is None]
         counts = Counter(block for _, block in blocks if block is not None)
@@ -203,24 +199,15 @@ class RetryBatches:
         chosen = request.chosen
         try:
             if isinstance(chosen, FailedFilter):
-                rows = await self._match(request, chosen, limit)
-            else:
-                ids = list(dict.fromkeys(chosen))
-                rows = await self._database.fetch(self._sql["look_at"], request.project_id, ids, request.extra_attempts)
+                found = await self._failed.match(
+                    request.project_id, chosen, extra_attempts=request.extra_attempts, limit=limit
+                )
+                return [(job.id, job.blocked_by) for job in found]
+            ids = list(dict.fromkeys(chosen))
+            rows = await self._database.fetch(self._sql["look_at"], request.project_id, ids, request.extra_attempts)
         except StatementRefused as error:
             raise JobUnreadable from error
         return [(JobId(row["id"]), row["blocked_by"]) for row in rows]
-
-    async def _match(self, request: BatchRequest, chosen: FailedFilter, limit: int) -> "Sequence[Row]":
-        arguments = (request.project_id, *chosen, request.extra_attempts)
-        try:
-            return await self._database.fetch(self._sql["match_failed"], *arguments, limit)
-        except StatementRefused:
-            try:
-                await self._database.fetch(self._sql["match_failed"], *arguments, 0)
-            except StatementRefused:  # a text that this database cannot hold: no job has it
-                return []
-            raise
 
     async def _write(
         self, session: "Session", request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]

@@ -21,6 +21,8 @@ from shared.allowance import Allowance
 from shared.coalesce import Coalescer, Splitter
 from shared.database import in_time, wire_of
 from shared.errors import DatabaseUnfit, JobNotFound, JobUnreadable, RedriveError, StatementRefused
+from shared.failed import LOOKED_AT as FAILED_LOOKED_AT
+from shared.failed import FailedFilter, FailedJobs
 from shared.models import (
     FINAL_STATUSES,
     MAX_ERROR,
@@ -83,6 +85,15 @@ class JobPage(NamedTuple):
     more: bool
 
 
+class FailedPage(NamedTuple):
+    """The same of failed jobs; `truncated`: there are more than were looked at."""
+
+    jobs: Sequence[Job | UnreadableJob]
+    positions: Sequence[Position]
+    more: bool
+    truncated: bool
+
+
 class JobStore:
     """Jobs as they stand. `final_statuses` are the owner's words that stand for an end."""
 
@@ -90,6 +101,7 @@ class JobStore:
         self._database = database
         self._final = final_statuses
         self._sql = statements("jobs")
+        self._failed = FailedJobs(database)
         self._coalescer: Coalescer[JobKey, Job] = Coalescer(
             self._load, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
         )
@@ -282,6 +294,38 @@ class JobStore:
                 listed = [self._listed_of(row) for row in rows]
         shown = listed[:limit]
         return JobPage([job for job, _ in shown], [position for _, position in shown], more=len(listed) > limit)
+
+    async def page_of_failed(
+        self,
+        project_id: ProjectId,
+        wanted: FailedFilter,
+        *,
+        retryable: bool | None,
+        after: Position | None,
+        limit: int,
+    ) -> FailedPage:
+        """As `page`, of the failed jobs that match: of the newest FAILED_LOOKED_AT by type and time, and of no more."""
+        async with self._database.turn():
+            try:
+                chosen = await self._failed.match(
+                    project_id,
+                    wanted,
+                    retryable=retryable,
+                    looked_at=FAILED_LOOKED_AT,
+                    after=after,
+                    limit=limit + 1,
+                )
+                truncated = await self._failed.has_more(project_id, wanted)
+            except (StatementRefused, DatabaseUnfit) as error:
+                raise JobUnreadable from error
+            shown = {JobKey(job.id, project_id): job.position for job in chosen[:limit]}
+            found = await self._find_listed(list(shown)) if shown else {}
+        return FailedPage(
+            [found[key] for key in shown if key in found],
+            [position for key, position in shown.items() if key in found],
+            more=len(chosen) > limit,
+            truncated=truncated,
+        )
 
     def _listed_of(self, row: "Row") -> tuple[Job | UnreadableJob, Position]:
         *columns, at = row

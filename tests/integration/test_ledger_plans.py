@@ -4,8 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shared.batches import BatchRequest, FailedFilter, RetryBatches
+from shared.batches import BatchRequest, RetryBatches
 from shared.database import Database
+from shared.failed import FailedFilter
 from shared.jobs import JobStore
 from shared.models import Outcome, ProjectId
 from shared.retries import RetryLedger

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shared.batches import BatchRequest, FailedFilter, RetryBatches
+from shared.batches import BatchRequest, RetryBatches
 from shared.dead_letters import DeadLetters
 from shared.errors import RetryNotFound
+from shared.failed import FailedFilter
 from shared.jobs import JobStore
 from shared.messages import VERSION, RetryMessage
 from shared.models import JobKey, Outcome, ProjectId, RetryState

@@ -198,7 +198,7 @@ async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConne
         ("list_types", ["10000", "500"]),
         ("group_failures", [*["NULL"] * 3, "10000", "100", "5"]),
         ("group_failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
-        ("match_failed", [*nothing, "0", "10001"]),
+        ("match_failed", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 3]),
         ("list_retries", ["NULL", "'nobody'", "NULL", "NULL", "51"]),
     ):
         assert await buffers(large, name, "'p8'", *arguments) < 4 * 80 * 5, name  # it has 80 rows
@@ -247,7 +247,8 @@ async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProx
         "count_statuses": ["'p1'", "NULL", "51"],
         "group_failures": ["'p1'", *["NULL"] * 3, "51", "100", "5"],
         "count_cells": ["'p1'", "NULL", "now() - interval '1 minute'", "1", "60", "51", "51", "now()"],
-        "match_failed": ["'p1'", *["NULL"] * 4, "0", "51"],
+        "match_failed": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", *["NULL"] * 3],
+        "has_more_failed": ["'p1'", *["NULL"] * 3, "51"],
         "list_jobs_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
     }
     change = large.transaction()

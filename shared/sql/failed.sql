@@ -1,0 +1,74 @@
+-- Choosing failed jobs by what they have in common: for lists, and for bulk retries, so that what is shown is what would
+-- be retried.
+
+-- name: match_failed
+-- The failed jobs of a project that a filter matches, newest first, and what stands against retrying each. What a job's
+-- error or its retries are looked at for ($5 to $8) is looked at for no more than $10 jobs, the newest that the other
+-- filters leave. `place` is the time as the server has it, in microseconds since 2000.
+-- $1 text project id, $2 text type or NULL, $3 timestamptz created after or NULL, $4 timestamptz created before or NULL,
+-- $5 text that the error contains or NULL, $6 text fingerprint or NULL, $7 int fewer than how many retries or NULL,
+-- $8 int within how many seconds, $9 int extra attempts, $10 int how many to look at or NULL, $11 int how many,
+-- $12 boolean whether nothing may stand, or something must stand, against retrying it, or NULL, $13 timestamptz and
+-- $14 uuid the place below which they begin, or NULL
+SELECT j.id, j.place, j.blocked_by
+FROM (
+    SELECT
+        newest.id, newest.created_at,
+        ('x' || encode(timestamptz_send(newest.created_at), 'hex'))::bit(64)::bigint AS place,
+        CASE
+            WHEN queued.id IS NOT NULL THEN 'retry_queued'
+            WHEN newest.attempts >= greatest(newest.max_attempts, newest.attempts + $9::int) THEN 'attempts_exhausted'
+        END AS blocked_by
+    FROM (
+        SELECT
+            j.id, j.type::text AS type, j.created_at::timestamptz AS created_at, j.last_error::text AS last_error,
+            coalesce(j.attempts, 0) AS attempts, coalesce(j.max_attempts, 3) AS max_attempts
+        FROM control_plane.jobs AS j
+        WHERE
+            j.project_id = $1 AND j.status::text = 'failed'
+            AND ($2::text IS NULL OR j.type::text = $2)
+            AND j.created_at > coalesce($3, '-infinity'::timestamptz)
+            AND j.created_at < coalesce($4, 'infinity'::timestamptz)
+        ORDER BY j.created_at DESC, j.id DESC
+        LIMIT $10::int
+    ) AS newest
+    LEFT JOIN LATERAL (
+        SELECT r.id FROM redrive.retry_requests AS r
+        WHERE r.project_id = $1 AND r.job_id = newest.id AND r.state = 'queued'
+        LIMIT 1
+    ) AS queued ON true
+    LEFT JOIN LATERAL (
+        SELECT count(*) AS times
+        FROM (
+            SELECT r.state, r.processed_at FROM redrive.retry_requests AS r
+            WHERE $7::int IS NOT NULL AND r.project_id = $1 AND r.job_id = newest.id
+            ORDER BY r.requested_at DESC, r.id DESC
+            LIMIT 1000
+        ) AS asked
+        WHERE asked.state = 'applied' AND asked.processed_at > now() - $8::int * interval '1 second'
+    ) AS retried ON true
+    WHERE
+        (newest.created_at, newest.id)
+            < (coalesce($13, 'infinity'::timestamptz), coalesce($14, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+        AND ($5::text IS NULL OR position($5 IN newest.last_error) > 0)
+        AND ($7::int IS NULL OR retried.times < $7::int)
+        AND ($6::text IS NULL OR redrive.fingerprint(newest.type, redrive.error_text(newest.last_error)) = $6)
+) AS j
+WHERE $12::boolean IS NULL OR (j.blocked_by IS NULL) = $12
+ORDER BY j.created_at DESC, j.id DESC
+LIMIT $11;
+
+-- name: has_more_failed
+-- Whether more jobs have failed than are looked at.
+-- $1 to $4 as above, $5 int how many are looked at
+SELECT EXISTS (
+    SELECT FROM control_plane.jobs AS j
+    WHERE
+        j.project_id = $1 AND j.status::text = 'failed'
+        AND ($2::text IS NULL OR j.type::text = $2)
+        AND j.created_at > coalesce($3, '-infinity'::timestamptz)
+        AND j.created_at < coalesce($4, 'infinity'::timestamptz)
+    ORDER BY j.created_at DESC, j.id DESC
+    OFFSET $5::int
+    LIMIT 1
+) AS more;
