@@ -15,7 +15,6 @@ returns soon; it raises only what ends the program. Its loop has one shape:
 
 import asyncio
 import random
-from collections.abc import Hashable
 
 
 async def wait_for_any(*events: asyncio.Event, timeout_s: float | None = None) -> bool:
@@ -61,21 +60,22 @@ class Outage:
     """What is wrong now, if anything: each kind of failure is logged when it begins, not at each attempt."""
 
     def __init__(self) -> None:
-        self._kind: Hashable | None = None
+        self.kind: object = None
+        """What is wrong, as `begin` was given it; None while nothing is."""
 
     @property
     def active(self) -> bool:
         """Whether the last attempt failed, as far as is known."""
-        return self._kind is not None
+        return self.kind is not None
 
-    def begin(self, kind: Hashable) -> bool:
+    def begin(self, kind: object) -> bool:
         """Note a failure. Returns whether it is news: none was noted since the last `end`, or one of another kind."""
-        is_news = kind != self._kind
-        self._kind = kind
+        is_news = kind != self.kind
+        self.kind = kind
         return is_news
 
     def end(self) -> bool:
         """Note that all is well. Returns whether it is news."""
         was_active = self.active
-        self._kind = None
+        self.kind = None
         return was_active

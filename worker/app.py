@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from shared.backoff import wait_for_any
 from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import DatabaseUnavailable
@@ -21,7 +22,7 @@ from shared.telemetry import metrics_registry
 from shared.topology import Topology
 from worker.dead_watch import DeadWatch
 from worker.metrics import Metrics
-from worker.sessions import keep
+from worker.sessions import supervise
 from worker.settling import Settler
 from worker.sources import QUEUES, LedgerSource, QueueSource, Source
 
@@ -65,15 +66,15 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
             )
         async with asyncio.TaskGroup() as tasks:
             watching = [
-                tasks.create_task(_watch_backlog(ledger, metrics)),
+                tasks.create_task(_watch_backlog(ledger, metrics, stop=stop)),
                 tasks.create_task(warn_of_missing(database)),
             ]
             if settings.amqp_url is not None and topology is not None:
                 queues = [source for source in sources if isinstance(source, QueueSource)]
                 url = settings.url("amqp_url")
                 dead = DeadWatch(url, ledger, DeadLetters(database), metrics, topology=topology, sources=queues)
-                watching.append(tasks.create_task(dead.watch(stop=stop)))
-            working = [tasks.create_task(keep(source, metrics, stop=stop)) for source in sources]
+                watching.append(tasks.create_task(dead.run(stop=stop)))
+            working = [tasks.create_task(supervise(source, metrics, stop=stop)) for source in sources]
             log.info("worker started", sources=[source.name for source in sources])
             await stop.wait()
             for watch in watching:
@@ -127,9 +128,9 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event)
     return ready
 
 
-async def _watch_backlog(ledger: RetryLedger, metrics: Metrics) -> None:
+async def _watch_backlog(ledger: RetryLedger, metrics: Metrics, *, stop: asyncio.Event) -> None:
     """Keep the backlog's gauges up to date; while the database is away, they show what was last seen."""
-    while True:
+    while not stop.is_set():
         try:
             backlog = await ledger.backlog()
         except DatabaseUnavailable:
@@ -137,7 +138,7 @@ async def _watch_backlog(ledger: RetryLedger, metrics: Metrics) -> None:
         else:
             metrics.backlog_requests.set(backlog.requests)
             metrics.backlog_oldest_seconds.set(backlog.oldest_s)
-        await asyncio.sleep(BACKLOG_EVERY_S)
+        await wait_for_any(stop, timeout_s=BACKLOG_EVERY_S)
 
 
 async def _finished(sources: "Sequence[Source]", working: "Sequence[asyncio.Task[None]]", *, within_s: float) -> None:

@@ -15,12 +15,12 @@ A letter that nothing else takes care of is marked within a few seconds of a wor
 """
 
 import asyncio
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from shared.errors import BrokerUnavailable, DatabaseUnavailable, RedriveError
+from shared.backoff import Outage, wait_for_any
+from shared.errors import BrokerUnavailable, DatabaseUnavailable
 from shared.topology import RETRIES_BULK
 from worker.dead_queue import DeadQueue
 
@@ -73,22 +73,19 @@ class DeadWatch:
         self._rested_at = 0.0
         self._rest_s = AGAIN_S
 
-    async def watch(self, *, stop: asyncio.Event) -> None:
+    async def run(self, *, stop: asyncio.Event) -> None:
         """Look again and again until `stop` is set. What is away, the database or the broker, is waited for."""
-        trouble: type[RedriveError] | None = None
+        outage = Outage()
         while not stop.is_set():
             try:
                 if await self._letters.any_overdue(OVERDUE_S):
                     await self.look()
                     await self._republish_lost()
-                trouble = None
+                outage.end()
             except (BrokerUnavailable, DatabaseUnavailable) as error:
-                if type(error) is not trouble:
+                if outage.begin(type(error)):
                     log.warning("dead letters not looked at", reason=str(error))
-                trouble = type(error)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(EVERY_S):
-                    await stop.wait()
+            await wait_for_any(stop, timeout_s=EVERY_S)
 
     async def look(self) -> None:
         """Look through the dead letters, unless there are none, or as many as were looked through just before.

@@ -14,11 +14,11 @@ message at a time, until it has seen fifty: whatever is wrong with one is then c
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
+from shared.backoff import wait_for_any
 from shared.broker import connected, translated
 from shared.errors import BrokerUnavailable, DatabaseUnavailable, UnreadableMessage
 from shared.failpoints import Failpoint, reach
@@ -50,7 +50,7 @@ _REFUSED: Final = "refused by the database"
 
 
 class Source(Protocol):
-    """What `sessions.keep` keeps going."""
+    """What `sessions.supervise` runs sessions with."""
 
     name: str
     settler: "Settler"
@@ -75,9 +75,7 @@ class LedgerSource:
         """Look for queued requests ten times a second, and at once again while there is a batch full of them."""
         while not stop.is_set():
             if await self.settler.settle_queued(self._batch_size) < self._batch_size:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await stop.wait()
+                await wait_for_any(stop, timeout_s=POLL_S)
 
     async def drain(self) -> None:
         """Nothing is taken beforehand, so there is nothing to do."""
