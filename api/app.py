@@ -302,10 +302,11 @@ def _in_background(work: Callable[[], Coroutine[None, None, None]]) -> _Context:
 
 def _relaying(relay: Relay, grace_s: float) -> _Context:
     async def context(app: web.Application) -> AsyncIterator[None]:
-        running = asyncio.create_task(relay.run())
+        stop = asyncio.Event()
+        running = asyncio.create_task(relay.run(stop=stop))
         app[FAILURE].watch(running)
         yield
-        relay.stop()
+        stop.set()
         await asyncio.wait([running], timeout=grace_s)
         running.cancel()
         await asyncio.wait([running])

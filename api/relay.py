@@ -1,27 +1,27 @@
-"""Ledger → RabbitMQ: publishes what the ledger says is not published yet.
+"""The relay: publishes to RabbitMQ what the ledger holds as not published yet.
 
-One path for the normal case and for recovery: the relay asks the ledger, never its own memory. Rows are leased while
-they are published, so relays in several processes take different ones; a relay that dies gives its rows back when the
-lease ends, and the worker ignores the copy that this may cost.
+1. A retry is accepted when its row is in the ledger. The API then wakes the relay, which also looks once a second.
+2. A session leases a batch of unpublished rows. The relays of other processes lease other rows; when a relay dies, its
+   leases end, and another relay publishes the rows. The worker ignores the second copy that this may cost.
+3. The session publishes the batch, and waits until RabbitMQ confirms each message; three batches may be under way.
+4. It gives back the rows that were not confirmed, and ends with that failure. After a pause the next session begins.
+5. It marks confirmed rows as published a second later, if they are still queued. Most are settled by then, and settling
+   marks them too: that saves a write, and the worker, which has the message at once, never waits for our commit.
 
-    publishable (lease) → publish, mandatory, confirmed → a second later: mark_published
-                                     └── anything else → give_back, and a new session
+Nothing is kept in memory that would be missed: the normal case and recovery are one path, from the ledger.
 
-Single retries and bulk ones have a lane each, which share neither a session nor a place in line: ten thousand of a
-batch are published beside the next single one, not before it.
-
-What is confirmed is marked a second later, and only if it is still queued then. Most of it is settled by that time, and
-marked by that: it costs no write more, and never makes the worker, who has it in hand at once, wait for our commit.
+Single and bulk retries have a lane each, with a session of its own: ten thousand retries of a batch are published
+beside the next single one, not before it.
 """
 
 import asyncio
-import random
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from shared import broker
+from shared.backoff import Backoff, Outage, wait_for_any
 from shared.broker import connected, translated
 from shared.errors import BrokerUnavailable, RedriveError, TopologyMissing
 from shared.failpoints import Failpoint, reach
@@ -41,28 +41,28 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger(__name__)
 
 BATCH: Final = 256
-"""Published at a time, each waiting for its confirm: bounded, because a `multiple` confirm walks all that wait."""
+"""Messages that are published together; bounded, because a `multiple` confirm walks all unconfirmed messages."""
 BATCHES: Final = 3
-"""Under way at once: while one waits for its confirms, the next is leased, and the one before is marked."""
+"""Batches under way at once: while one waits for its confirms, the next is leased, and the one before is marked."""
 LEASE_S: Final = 30.0
 PUBLISH_TIMEOUT_S: Final = 10.0
 POLL_S: Final = 1.0
 MARK_AFTER_S: Final = 1.0
 MARK: Final = 1_000
-"""So many are marked at once; as many may wait for it, or the second is not waited for."""
+"""Confirmed rows that are marked without waiting for the second to pass."""
 SWEEP_EVERY_S: Final = 60.0
 STALE_S: Final = 3600.0
 SWEEP: Final = 1_000
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 5.0
-_LONGEST_KNOCK_S: Final = 1.0
-"""Between attempts to reach a broker: they cost it next to nothing, and once it is back it is wanted at once."""
+_LONGEST_CONNECT_PAUSE_S: Final = 1.0
+"""Between attempts to connect: an attempt costs a broker next to nothing, and a broker that is back is used soon."""
 _HEALTHY_S: Final = 10.0
-"""A session that has lasted so long, with nothing to be confirmed, is a good one."""
+"""A session that has lasted so long, with no batch under way, is healthy."""
 
 
 class Relay:
-    """Publishes in the background until told to stop; `poke` and `poke_bulk` tell it that there is something new."""
+    """Publishes in the background; `poke` and `poke_bulk` tell it that there is something new."""
 
     def __init__(self, ledger: "RetryLedger", amqp_url: "Url", metrics: "Metrics") -> None:
         self._metrics = metrics
@@ -73,37 +73,35 @@ class Relay:
 
     @property
     def connected(self) -> bool:
-        """Whether everything can be published."""
+        """Whether both lanes can publish."""
         return all(lane.connected for lane in self._lanes)
 
     def _show(self) -> None:
         self._metrics.relay_connected.set(self.connected)
 
     def poke(self) -> None:
-        """Look for single retries now, not only at the next poll."""
-        self._singles.poke()
+        """Look for single retries now, not at the next poll."""
+        self._singles.wake()
 
     def poke_bulk(self) -> None:
-        """Look for those of batches now."""
-        self._bulk.poke()
+        """Look for bulk retries now, not at the next poll."""
+        self._bulk.wake()
 
-    def stop(self) -> None:
-        """Publish what is there, then let `run` return."""
-        for lane in self._lanes:
-            lane.stop()
+    async def run(self, *, stop: asyncio.Event) -> None:
+        """Publish until `stop` is set, whatever becomes of the broker and the database, and then what is left.
 
-    async def run(self) -> None:
-        """Publish until stopped, whatever becomes of the broker and the database.
-
-        What is not published by then stays in the ledger, for the next relay.
+        What cannot be published by then stays in the ledger, for the next relay.
         """
         async with asyncio.TaskGroup() as tasks:
             for lane in self._lanes:
-                tasks.create_task(lane.run())
+                tasks.create_task(lane.run(stop=stop))
+            await stop.wait()
+            for lane in self._lanes:
+                lane.wake()
 
 
 class _Lane:
-    """Publishes one kind of retries; `changed` is called when `connected` has changed."""
+    """Publishes the single retries, or the bulk ones; calls `changed` when `connected` has changed."""
 
     def __init__(
         self,
@@ -119,167 +117,175 @@ class _Lane:
         self._url = amqp_url
         self._metrics = metrics
         self._topology = topology
-        self._missing = False
         self._bulk = bulk
         self._key = KEY_BULK if bulk else KEY_RETRY
         self._changed = changed
-        self._news = asyncio.Event()
-        self._stopping = False
+        self._woken = asyncio.Event()  # means: look now; it does not say whether for rows, a failure or the stop
+        self._backoff = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
+        self._outage = Outage()
+        self._topology_missing = False
+        self._under_way = 0  # batches
+        self._failure: BaseException | None = None
         self._confirmed: list[Lease] = []
         self._mark_at = 0.0
         self._sweep_at = 0.0
-        self._pause_s = _FIRST_PAUSE_S
-        self._trouble: type[Exception] | None = None
         self.connected = False
 
-    def poke(self) -> None:
-        self._news.set()
+    def wake(self) -> None:
+        self._woken.set()
 
-    def stop(self) -> None:
-        self._stopping = True
-        self._news.set()
+    async def run(self, *, stop: asyncio.Event) -> None:
+        """Hold a session with the broker, and begin a new one after each loss, until `stop` is set.
 
-    async def run(self) -> None:
-        """Hold a session with the broker, and start a new one after any loss, until stopped.
-
-        Pauses grow until a session turns out to be good: one that begins well may still get nothing published. An
-        outage is two lines in the log, its beginning and the `relay connected` that ends it.
+        The pauses grow until a session proves healthy: one that connects may still get nothing published. An outage is
+        two lines in the log: `relay session ended` begins it, and the next `relay connected` ends it.
         """
-        while not self._stopping:
-            longest_s = _LONGEST_KNOCK_S
+        while not stop.is_set():
+            longest_pause_s = _LONGEST_CONNECT_PAUSE_S
             try:
                 async with self._session() as (channel, exchange):
-                    longest_s = _LONGEST_PAUSE_S
-                    await self._publish_until_stopped(channel, exchange)
+                    longest_pause_s = _LONGEST_PAUSE_S
+                    await self._publish_until_stopped(channel, exchange, stop)
             except Exception as error:
-                self._missing = isinstance(error, TopologyMissing)  # a queue or its binding: declared by the next
+                self._topology_missing = isinstance(error, TopologyMissing)
                 self._metrics.publish_failures.inc()
-                if type(error) is not self._trouble:
-                    # A server that is away is no news of ours; anything else is a mistake of ours, with its trace.
-                    trace = not isinstance(error, RedriveError)
+                if self._outage.begin(type(error)):
                     log.warning(
                         "relay session ended",
                         key=self._key,
                         error=type(error).__name__,
                         reason=str(error),
-                        exc_info=trace,
+                        exc_info=not isinstance(error, RedriveError),  # a traceback only for faults of our own
                     )
-                self._trouble = type(error)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(
-                    min(longest_s, self._pause_s) * random.uniform(0.5, 1.0)  # noqa: S311 - spreading, not secrecy
-                ):
-                    await self._wait_for_stop()
-            self._pause_s = min(longest_s, self._pause_s * 2)
+            await self._backoff.pause(stop, longest_s=longest_pause_s)
 
-    def _went_well(self) -> None:
-        """The session is good: the next one follows soon, and what ends this one is news."""
-        if self._trouble is not None:
+    def _note_success(self) -> None:
+        """The session is healthy: its end is worth a line in the log, and the next one follows soon."""
+        if self._outage.end():
             log.info("relay connected", key=self._key)
-        self._trouble = None
-        self._pause_s = _FIRST_PAUSE_S
-
-    async def _wait_for_stop(self) -> None:
-        while not self._stopping:
-            self._news.clear()
-            await self._news.wait()
+        self._backoff.reset()
 
     @asynccontextmanager
     async def _session(self) -> "AsyncIterator[tuple[AbstractChannel, AbstractExchange]]":
+        """Connect for the length of the block; declare the topology first if the last session found it missing."""
         with translated():
             async with connected(self._url, name=f"redrive api: relay, {self._key}") as connection:
-                if self._missing:
+                if self._topology_missing:
                     await self._topology.mend(connection)
-                    self._missing = False
+                    self._topology_missing = False
                 channel, exchange = await self._topology.needed_by(connection, lambda: publishing_on(connection))
-                channel.close_callbacks.add(self._look_up)
+                channel.close_callbacks.add(self._on_close)
                 self._set_connected(connected=True)
-                if self._trouble is None:
+                if not self._outage.active:
                     log.info("relay connected", key=self._key)
                 try:
                     yield channel, exchange
                 finally:
                     self._set_connected(connected=False)
 
+    def _on_close(self, *_: object) -> None:
+        self.wake()
+
     def _set_connected(self, *, connected: bool) -> None:
         self.connected = connected
         self._changed()
 
-    def _look_up(self, *_: object) -> None:
-        """Let a session that waits for news see that its channel is closed, and end."""
-        self._news.set()
+    async def _publish_until_stopped(
+        self, channel: "AbstractChannel", exchange: "AbstractExchange", stop: asyncio.Event
+    ) -> None:
+        """Publish what there is until `stop` is set.
 
-    async def _publish_until_stopped(self, channel: "AbstractChannel", exchange: "AbstractExchange") -> None:
-        """Lease a batch and publish it, while those before it wait for their confirms; a few at a time.
-
-        Raises the first failure, once all that is under way has ended: confirmed, or given back.
+        Raises the session's first failure, after each batch under way has been confirmed or given back.
         """
+        self._failure, self._under_way = None, 0
+        async with asyncio.TaskGroup() as publishing:
+            try:
+                await self._look_until_stopped(channel, exchange, stop, publishing)
+            except Exception as error:  # noqa: BLE001 - raised below; here it would cancel the batches under way
+                self._fail(error)
+        if self._failure is not None:
+            raise self._failure
+        await self._mark()
+
+    def _fail(self, failure: BaseException) -> None:
+        """Record what ends the session; the first failure counts."""
+        if self._failure is None:
+            self._failure = failure
+        self.wake()
+
+    async def _look_until_stopped(
+        self,
+        channel: "AbstractChannel",
+        exchange: "AbstractExchange",
+        stop: asyncio.Event,
+        publishing: asyncio.TaskGroup,
+    ) -> None:
+        """Look for unpublished rows when woken, and at each poll; return when `stop` is set or a batch has failed."""
         loop = asyncio.get_running_loop()
         healthy_at = loop.time() + _HEALTHY_S
-        self._sweep_at = 0.0  # at once: a session that begins may follow the loss of a queue
-        publishing: set[asyncio.Task[None]] = set()
+        room = asyncio.Semaphore(BATCHES)
+        self._sweep_at = 0.0  # at once: the session before may have ended with the loss of a queue
+        while self._failure is None:
+            self._woken.clear()
+            if channel.is_closed:  # also when there is nothing to publish
+                raise BrokerUnavailable("channel closed")
+            if not self._under_way and loop.time() >= healthy_at:
+                self._note_success()
+            await self._keep_books()
+            await self._start_batches(exchange, publishing, room)
+            if stop.is_set():
+                return
+            await wait_for_any(self._woken, timeout_s=POLL_S)
+
+    async def _start_batches(
+        self, exchange: "AbstractExchange", publishing: asyncio.TaskGroup, room: asyncio.Semaphore
+    ) -> None:
+        """Lease batch after batch, each when there is room, and start to publish it, until fewer rows are left."""
+        while True:
+            await room.acquire()
+            if self._failure is not None:
+                return
+            rows = await self._ledger.publishable(BATCH, lease_s=LEASE_S, bulk=self._bulk)
+            if not rows:
+                room.release()
+                return
+            self._under_way += 1
+            publishing.create_task(self._publish(exchange, rows, room))
+            if len(rows) < BATCH:
+                return
+
+    async def _publish(
+        self, exchange: "AbstractExchange", rows: "Sequence[Publishable]", room: asyncio.Semaphore
+    ) -> None:
+        """Publish one batch: note the rows that are confirmed, give the others back, and record the failure."""
         try:
-            while True:
-                self._news.clear()
-                if channel.is_closed:  # a broker that left is to be missed though there is nothing to publish
-                    raise BrokerUnavailable("channel closed")
-                await self._keep_books()
-                while rows := await self._ledger.publishable(BATCH, lease_s=LEASE_S, bulk=self._bulk):
-                    publishing.add(asyncio.create_task(self._publish(exchange, rows)))
-                    publishing = await self._room(publishing)
-                    if len(rows) < BATCH:
-                        break
-                if self._stopping:
-                    break
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(POLL_S):
-                        await self._news.wait()
-                publishing = _still_going(publishing)
-                if not publishing and loop.time() >= healthy_at:
-                    self._went_well()
-            await asyncio.gather(*publishing)
-            await self._mark()
-        except asyncio.CancelledError:
-            for task in publishing:
-                task.cancel()
-            raise
+            reach(Failpoint.BEFORE_PUBLISH)
+            failures = await asyncio.gather(
+                *(_publish_one(exchange, self._key, row) for row in rows), return_exceptions=True
+            )
+            confirmed = [row.lease for row, failure in zip(rows, failures, strict=True) if failure is None]
+            if confirmed:
+                reach(Failpoint.AFTER_CONFIRM)
+                self._confirmed += confirmed
+                self._metrics.published.inc(len(confirmed))
+            refused = [
+                (row.lease.id, failure) for row, failure in zip(rows, failures, strict=True) if failure is not None
+            ]
+            if refused:
+                await self._ledger.give_back([retry_id for retry_id, _ in refused])
+                self._fail(refused[0][1])
+                return
+            self._note_success()
+            if len(self._confirmed) >= MARK:
+                await self._mark()
+        except Exception as error:  # noqa: BLE001 - the session raises it, after the other batches have ended
+            self._fail(error)
         finally:
-            await asyncio.gather(*publishing, return_exceptions=True)
-
-    async def _room(self, publishing: "set[asyncio.Task[None]]") -> "set[asyncio.Task[None]]":
-        """Wait until another batch may be published; answers those that are under way. Raises what one of them has."""
-        while len(publishing := _still_going(publishing)) >= BATCHES:
-            await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
-        return publishing
-
-    async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Publishable]") -> None:
-        """Publish rows at once; those that the broker has confirmed will be marked, whatever became of the others."""
-        reach(Failpoint.BEFORE_PUBLISH)
-        results = await asyncio.gather(*(_published(exchange, self._key, row) for row in rows), return_exceptions=True)
-        confirmed: list[Lease] = []
-        failed: list[Lease] = []
-        failure: BaseException | None = None
-        for row, result in zip(rows, results, strict=True):
-            if result is None:
-                confirmed.append(row.lease)
-            else:
-                failed.append(row.lease)
-                failure = result
-        if confirmed:
-            reach(Failpoint.AFTER_CONFIRM)
-            self._confirmed += confirmed
-            self._metrics.published.inc(len(confirmed))
-        if failed:
-            await self._ledger.give_back([lease.id for lease in failed])
-        if failure is not None:
-            self._news.set()  # the session is to end now, not at the next poll
-            raise failure
-        self._went_well()
-        if len(self._confirmed) >= MARK:
-            await self._mark()
+            self._under_way -= 1
+            room.release()
 
     async def _keep_books(self) -> None:
-        """What is due now and then: marking, and letting be published again what must have been lost."""
+        """Mark what was confirmed once a second, and once a minute publish again what must have been lost."""
         now = asyncio.get_running_loop().time()
         if now >= self._mark_at:
             self._mark_at = now + MARK_AFTER_S
@@ -290,14 +296,14 @@ class _Lane:
                 log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
 
     async def _mark(self) -> None:
-        """Mark what was confirmed. Where that fails, its lease ends, and it is published again."""
+        """Mark what was confirmed. Where this fails, the leases end, and the rows are published again."""
         confirmed, self._confirmed = self._confirmed, []
         if confirmed:
             await self._ledger.mark_published(confirmed)
 
 
-async def _published(exchange: "AbstractExchange", key: str, row: "Publishable") -> None:
-    """Publish one; return once the broker has it on disk. Raises BrokerUnavailable."""
+async def _publish_one(exchange: "AbstractExchange", key: str, row: "Publishable") -> None:
+    """Publish one message; return once the broker has it on disk. Raises BrokerUnavailable."""
     await broker.publish(
         exchange,
         key,
@@ -306,11 +312,3 @@ async def _published(exchange: "AbstractExchange", key: str, row: "Publishable")
         headers={LEDGER_HEADER: True} | ({"traceparent": row.traceparent} if row.traceparent else {}),
         within_s=PUBLISH_TIMEOUT_S,
     )
-
-
-def _still_going(publishing: "set[asyncio.Task[None]]") -> "set[asyncio.Task[None]]":
-    """The tasks that are not done. Raises what one that is has raised."""
-    for task in publishing:
-        if task.done():
-            task.result()
-    return {task for task in publishing if not task.done()}

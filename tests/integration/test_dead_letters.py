@@ -498,11 +498,11 @@ async def test_what_was_published_long_ago_and_not_settled_is_published_again(
     await queues.delete(topology.RETRIES)
     await long_ago(jobs, lost.id)
 
-    relay = Relay(ledger, amqp_url, ApiMetrics(CollectorRegistry()))
+    relay, stopping = Relay(ledger, amqp_url, ApiMetrics(CollectorRegistry())), asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(relay.run())
+        tasks.create_task(relay.run(stop=stopping))
         await eventually(lambda: _waits(queues, 1))
-        relay.stop()
+        stopping.set()
 
     (letter,) = await queues.peek(topology.RETRIES)
     assert str(lost.id).encode() in letter.body

@@ -35,7 +35,8 @@ class RunningRelay:
     def __init__(self, ledger: RetryLedger, amqp_url: str) -> None:
         self.registry = CollectorRegistry()
         self.relay = Relay(ledger, amqp_url, Metrics(self.registry))
-        self.task = asyncio.create_task(self.relay.run())
+        self.stopping = asyncio.Event()
+        self.task = asyncio.create_task(self.relay.run(stop=self.stopping))
 
     @property
     def published(self) -> int:
@@ -46,7 +47,7 @@ class RunningRelay:
         return int(self.registry.get_sample_value("redrive_relay_failures_total") or 0)
 
     async def stop(self) -> None:
-        self.relay.stop()
+        self.stopping.set()
         async with asyncio.timeout(10):
             await self.task
 
@@ -227,11 +228,11 @@ async def test_a_broker_that_takes_nothing_is_asked_ever_less_often_and_told_of_
     with monkeypatch.context() as patched:
         patched.setattr(topology, "declare", no_more_binding)
         async with relaying(ledger, amqp_url) as relay:
-            await eventually(lambda: relay.relay._singles._pause_s == 0.4)
+            await eventually(lambda: relay.relay._singles._backoff.next_s == 0.4)
             assert relay.failures >= 3
             patched.undo()
             await eventually(lambda: all_published(jobs))
-            assert relay.relay._singles._pause_s == 0.05
+            assert relay.relay._singles._backoff.next_s == 0.05
 
     assert told(log) == ["relay connected", "relay session ended", "relay connected"]
 
