@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
 
+from shared.bisection import bisect
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused
 
 K = TypeVar("K", bound=Hashable)
@@ -49,41 +50,28 @@ class Splitter(Generic[K, V]):
         """What is behind the keys: for each a value, or its error; a key that matches nothing is missing.
 
         One call of `load` where nothing is refused; for a refused key among n, some 2 * log2(n) more. `refused` is
-        called with each key once it is found. Raises what `load` raises of no key in particular.
+        called with each key as soon as it is found. Raises what `load` raises of no key in particular.
         """
-        try:
-            return await self._load(keys)
-        except StatementRefused as error:
-            first: RedriveError = error
-        except DatabaseUnfit as error:
-            if self._probe is None:
-                raise
-            first = error
-        if self._probe is not None:
-            await self._probe()
-        found: dict[K, V | RedriveError] = {}
-        await self._split(keys, first, found, refused)
-        return found
 
-    async def _split(
-        self,
-        keys: Sequence[K],
-        error: RedriveError,
-        found: dict[K, V | RedriveError],
-        refused: Callable[[K], None] | None,
-    ) -> None:
-        """Put into `found` what is behind keys that were refused together, with `error`."""
-        if len(keys) == 1:
-            if refused is not None:
-                refused(keys[0])
-            found[keys[0]] = error if self._refusal is None else self._refusal()
-            return
-        middle = len(keys) // 2
-        for half in (keys[:middle], keys[middle:]):
+        async def attempt(part: Sequence[K]) -> Mapping[K, V | RedriveError] | RedriveError:
             try:
-                found.update(await self._load(half))
-            except (StatementRefused, DatabaseUnfit) as again:
-                await self._split(half, again, found, refused)
+                return await self._load(part)
+            except StatementRefused as error:
+                fault: RedriveError = error
+            except DatabaseUnfit as error:
+                if self._probe is None:
+                    raise
+                fault = error
+            if self._probe is not None and len(part) == len(keys):
+                await self._probe()
+            if refused is not None and len(part) == 1:
+                refused(part[0])
+            return fault
+
+        found, faults = await bisect(keys, attempt)
+        if not faults:
+            return found
+        return {**found, **{key: fault if self._refusal is None else self._refusal() for key, fault in faults}}
 
 
 class _Callers(NamedTuple, Generic[V]):
