@@ -14,6 +14,7 @@ from api.door import Cost, Door
 from api.ids import JobIds
 from api.keys import KeySet, keys_of
 from api.metrics import Metrics
+from api.origins import Origins
 from api.pages import Cursors
 from api.ratelimit import ClientAddresses, RateLimit
 from api.relay import Relay
@@ -99,6 +100,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
             Cost.BULK: _rate_limit("bulk", settings.limit_bulk),
         },
         read_only=settings.read_only,
+        origins=Origins(settings.cors_origins),
         metrics=metrics,
     )
     waiters = Waiters(settings.max_waiters)

@@ -1,7 +1,8 @@
 """The door: every request passes it, in one order, and a request refused at one step never reaches the next.
 
-    request id → limit per client address → chunks where no body is taken: 411 → unknown path 404, method 405
-    → authentication → limit per project → scope → read-only → query parameters → the handler: id → body → database
+    request id → preflight → limit per client address → chunks where no body is taken: 411 → unknown path 404, method
+    405 → cross-site → authentication → limit per project → scope → read-only → query parameters → the handler: id →
+    body → database
 
 What comes before the path, and the turning of errors into answers, are one middleware, for every path there is; the
 rest stands before each handler that needs it.
@@ -22,7 +23,9 @@ from uuid_utils import uuid7
 from api.answers import Answer
 from api.auth import PROJECT_ID, Authenticator, Principal, Scope
 from api.compression import LEAST_BYTES, Compressor
+from api.origins import Origins, is_preflight
 from api.problems import (
+    CrossSite,
     InsufficientScope,
     InvalidParameter,
     LengthRequired,
@@ -36,7 +39,7 @@ from shared.errors import DatabaseUnavailable, RedriveError
 from shared.models import JobId, ProjectId
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Mapping, MutableMapping
 
     from api.metrics import Metrics
     from api.ratelimit import Bucket, ClientAddresses, RateLimit
@@ -100,12 +103,17 @@ class Call(NamedTuple):
 
 
 class Passage:
-    """What the door knows of a request so far; `standing` is where the limit stands that it was charged to."""
+    """What the door knows of a request so far.
 
-    __slots__ = ("request_id", "standing")
+    `standing` is where the limit stands that it was charged to. `cross_origin`: what its answer carries for the page
+    that it comes from; None where no origins are listed.
+    """
+
+    __slots__ = ("cross_origin", "request_id", "standing")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
+        self.cross_origin: Mapping[str, str] | None = None
         self.standing: tuple[RateLimit, Bucket] | None = None
 
     def complete(self, headers: "MutableMapping[str, str]") -> None:
@@ -118,6 +126,15 @@ class Passage:
             limit, bucket = self.standing
             headers[_RATE_LIMIT_POLICY] = limit.policy
             headers[_RATE_LIMIT] = limit.standing(bucket)
+        if self.cross_origin is not None:
+            mark_cross_origin(headers, self.cross_origin)
+
+
+def mark_cross_origin(headers: "MutableMapping[str, str]", cross_origin: "Mapping[str, str]") -> None:
+    """Add what an answer carries where origins are listed."""
+    vary = headers.get(hdrs.VARY)
+    headers[hdrs.VARY] = hdrs.ORIGIN if vary is None else f"{vary}, {hdrs.ORIGIN}"
+    headers.update(cross_origin)
 
 
 PASSAGE: Final = web.RequestKey("passage", Passage)
@@ -140,6 +157,7 @@ class Door:
         by_address: "RateLimit | None",
         by_project: "dict[Cost, RateLimit | None]",
         read_only: bool,
+        origins: Origins,
         metrics: "Metrics",
     ) -> None:
         self._noted_at = -1.0
@@ -150,6 +168,7 @@ class Door:
         self._by_address = by_address
         self._by_project = by_project
         self._read_only = read_only
+        self.origins = origins
         self._metrics = metrics
         self._compressor = Compressor()
 
@@ -163,8 +182,8 @@ class Door:
             request_id = request_id_of(request)
             passage = request[PASSAGE] = Passage(request_id)
             try:
-                self._admit(request)
-                answer = await handler(request)
+                preflight = self._admit(request, passage)
+                answer = await handler(request) if preflight is None else preflight
             except DatabaseUnavailable as error:
                 self._note(error)
                 answer = problem_answer(error, request_id)
@@ -195,16 +214,31 @@ class Door:
             self._noted_at = now
             log.warning("database unavailable", error=str(error))
 
-    def _admit(self, request: web.Request) -> None:
+    def _preflight_answer(self, request: web.Request) -> web.StreamResponse:
+        """The answer to a preflight, which is charged to no limit. Raises aiohttp's HTTPNotFound."""
+        refusal = request.match_info.http_exception
+        if isinstance(refusal, web.HTTPMethodNotAllowed):
+            return self.origins.preflight_answer(request, refusal.allowed_methods)
+        raise refusal or web.HTTPNotFound
+
+    def _admit(self, request: web.Request, passage: Passage) -> web.StreamResponse | None:
+        """Take the steps that every path has; a preflight is answered by them."""
+        if self.origins.any:
+            passage.cross_origin = self.origins.headers_of(request)
+            if is_preflight(request):
+                return self._preflight_answer(request)
         self.charge_address(request)
         if hdrs.TRANSFER_ENCODING in request.headers and request.method in _BODILESS:
             raise LengthRequired
+        return None
 
     def charge_address(self, request: web.BaseRequest) -> None:
         """Charge a request to the address that it comes from. Raises RateLimited."""
         if self._by_address is not None:
             addresses = self._addresses
-            forwarded = request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if addresses.trusting else ()
+            forwarded = (
+                request.headers.getall(hdrs.X_FORWARDED_FOR, ()) if addresses.trusting and request.headers else ()
+            )
             self._by_address.bucket_of(addresses.key_of(request.remote, forwarded)).charge()
 
     def guarded(self, access: Access, handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Handler:
@@ -214,6 +248,8 @@ class Door:
         closed = access.writes and self._read_only
 
         async def behind_the_door(request: web.Request) -> web.StreamResponse:
+            if access.writes and self.origins.is_cross_site(request):
+                raise CrossSite
             principal = self._authenticator.authenticate(request.headers.getall(hdrs.AUTHORIZATION, ()))
             if limit is not None:
                 bucket = limit.bucket_of(principal.charged_to)

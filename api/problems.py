@@ -88,6 +88,12 @@ class InsufficientScope(RedriveError):
     code = "insufficient-scope"
 
 
+class CrossSite(RedriveError):
+    """A page of another site, whose origin is not listed, asks for a change."""
+
+    code = "cross-site"
+
+
 class ReadOnly(RedriveError):
     """This deployment only reads."""
 
@@ -191,6 +197,11 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     ),
     InvalidToken: Problem(HTTPStatus.UNAUTHORIZED, "Invalid token", "The token is not valid here, or no longer."),
     InsufficientScope: Problem(HTTPStatus.FORBIDDEN, "Insufficient scope", "The token does not permit this."),
+    CrossSite: Problem(
+        HTTPStatus.FORBIDDEN,
+        "Cross-site",
+        "A page of another site may not change anything here, unless the deployment lists its origin.",
+    ),
     ReadOnly: Problem(HTTPStatus.FORBIDDEN, "Read-only", "This deployment answers questions and changes nothing."),
     NotFound: Problem(HTTPStatus.NOT_FOUND, "Not found", "There is nothing here."),
     JobNotFound: Problem(HTTPStatus.NOT_FOUND, "Job not found", "There is no such job in this project."),

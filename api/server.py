@@ -14,13 +14,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 from api.answers import Answer
-from api.door import request_id_of
+from api.door import mark_cross_origin, request_id_of
 from api.problems import BadRequest, ExpectationFailed, problem_answer
 from api.unread import Unread
 from shared.errors import RedriveError
 
 if TYPE_CHECKING:
     from api.door import Door
+    from api.origins import Origins
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -39,12 +40,14 @@ KERNEL_BYTES = 128 * 1024
 """How many unsent bytes of a connection the kernel takes; of its own accord it would take some megabytes."""
 
 
-def _plain(request: web.BaseRequest, error: RedriveError) -> Answer:
+def _plain(request: web.BaseRequest, error: RedriveError, origins: "Origins") -> Answer:
     """The answer to a request that never got as far as the door."""
     request_id = request_id_of(request)
     answer = problem_answer(error, request_id)
     answer.headers.setdefault("X-Request-Id", request_id)
     answer.headers.setdefault("X-Content-Type-Options", "nosniff")
+    if origins.any:
+        mark_cross_origin(answer.headers, origins.headers_of(request))
     return answer
 
 
@@ -120,7 +123,7 @@ class _Protocol(RequestHandler):
             answer = self._refusal(request, ExpectationFailed())
         else:
             log.error("request failed outside the door", status=status, exc_info=exc)
-            answer = _plain(request, RedriveError())
+            answer = _plain(request, RedriveError(), self._door.origins)
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was under way already")
         _end_connection(answer)
@@ -132,7 +135,7 @@ class _Protocol(RequestHandler):
             self._door.charge_address(request)
         except RedriveError as limited:
             error = limited
-        return _plain(request, error)
+        return _plain(request, error, self._door.origins)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None

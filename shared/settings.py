@@ -34,6 +34,8 @@ from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 PREFIX = "REDRIVE_"
 MIN_SECRET_BYTES = 32
 MAX_STATUS = 100
+_ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
+_OWN_PORT = re.compile(r"\A(http://.*(?=:80\Z)|https://.*(?=:443\Z)):\d+\Z")
 _NEVER_FINAL = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.FAILED})
 
 
@@ -76,6 +78,15 @@ def _networks(value: object) -> object:
         return tuple(ip_network(word) for word in _words(value))  # type: ignore[attr-defined]
     except ValueError:
         raise ValueError("must be addresses or networks, such as 10.0.0.0/8, separated by commas") from None
+
+
+def _origins(value: object) -> object:
+    """Origins as browsers write them: in lower case, and without the scheme's own port."""
+    words = tuple(word.lower() for word in cast("tuple[str, ...]", _words(value)))
+    for word in words:
+        if not _ORIGIN.fullmatch(word):
+            raise ValueError("must be origins, such as https://app.example.com, separated by commas")
+    return tuple(_OWN_PORT.sub(r"\1", word) for word in words)
 
 
 def _statuses(value: object) -> object:
@@ -205,6 +216,7 @@ class ApiSettings(Settings):
     limit_retry: OptionalLimit = Limit(60, 60)
     limit_bulk: OptionalLimit = Limit(6, 60)
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ()
     job_id_versions: Annotated[frozenset[int], NoDecode, BeforeValidator(_versions)] = frozenset({4})
     final_statuses: Annotated[frozenset[str], NoDecode, BeforeValidator(_statuses)] = FINAL_STATUSES
     max_waiters: Annotated[int, Field(ge=0)] = 20_000

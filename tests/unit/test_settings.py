@@ -384,3 +384,29 @@ def test_a_url_from_a_file_is_read_again_each_time(environment: pytest.MonkeyPat
 
     assert seen == ["postgresql://new@h/x"] * 3 + ["postgresql://new@other/y"]
     assert current(url) == "postgresql://new@other/y"
+
+
+@pytest.mark.parametrize(
+    ("text", "origins"),
+    [
+        ("https://app.example.com", ("https://app.example.com",)),
+        ("https://A.example.com:443, http://b:80 http://localhost:5173", ("https://a.example.com", "http://b", "http://localhost:5173")),
+        ("http://[::1]:8080,https://x:80", ("http://[::1]:8080", "https://x:80")),
+    ],
+)  # fmt: skip
+def test_origins_are_read_as_browsers_write_them(
+    monkeypatch: pytest.MonkeyPatch, text: str, origins: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("REDRIVE_CORS_ORIGINS", text)
+    settings = read(ApiSettings, database_url="postgresql://localhost/db", jwt_secret="s" * 32)
+
+    assert settings.cors_origins == origins
+
+
+@pytest.mark.parametrize(
+    "text", ["*", "null", "app.example.com", "https://a/", "https://a/b", "https://u@a", "https://*.a"]
+)
+def test_what_is_no_origin_is_a_wrong_setting(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("REDRIVE_CORS_ORIGINS", text)
+    with pytest.raises(SettingsError, match="REDRIVE_CORS_ORIGINS: must be origins"):
+        read(ApiSettings, database_url="postgresql://localhost/db", jwt_secret="s" * 32)

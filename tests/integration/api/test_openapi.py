@@ -378,6 +378,11 @@ async def read_only(world: World, operation: Operation, _: pytest.MonkeyPatch) -
     return [await (await world.good(operation)).to(world.apis["read only"])]
 
 
+async def cross_site(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    return [await replace(await world.good(operation), headers=headers).to(world.api)]
+
+
 async def not_found(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
     path = operation.path.replace("{id}", str(uuid4()))
     return [await Request(operation.method, path).to(world.api)]
@@ -516,6 +521,7 @@ REFUSALS: Final[dict[str, Provoking]] = {
     "bad-request": bad_request, "invalid-parameter": invalid_parameter, "invalid-job-id": invalid_job_id,
     "invalid-cursor": invalid_cursor, "authentication-required": authentication_required,
     "invalid-token": invalid_token, "insufficient-scope": insufficient_scope, "read-only": read_only,
+    "cross-site": cross_site,
     "not-found": not_found, "job-not-found": not_found, "retry-not-found": not_found,
     "job-unreadable": job_unreadable, "job-not-failed": job_not_failed, "attempts-exhausted": attempts_exhausted,
     "retry-not-dead-lettered": retry_not_dead_lettered, "retry-queued": retry_queued,
