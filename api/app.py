@@ -28,8 +28,9 @@ from shared.errors import DatabaseUnavailable
 from shared.jobs import JobStore
 from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Status, exposition_of, serve_ops
+from shared.outbox import Outbox
 from shared.overview import Overview
-from shared.retries import RetryLedger
+from shared.retries import Retries
 from shared.telemetry import metrics_registry
 
 if TYPE_CHECKING:
@@ -83,13 +84,13 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> web.Ap
     stores = Stores(
         jobs=jobs,
         readable_jobs=jobs if reading is database else JobStore(reading, final_statuses=settings.final_statuses),
-        ledger=RetryLedger(database, jobs),
+        retries=Retries(database, jobs),
         batches=RetryBatches(database),
         overview=Overview(reading),
         ledger_overview=Overview(database),
     )
     keys = keys_of(settings)
-    relay = None if settings.amqp_url is None else Relay(stores.ledger, settings.url("amqp_url"), metrics)
+    relay = None if settings.amqp_url is None else Relay(Outbox(database), settings.url("amqp_url"), metrics)
     door = Door(
         authenticator=Authenticator(settings, keys),
         addresses=ClientAddresses(settings.trusted_proxies),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractChannel, AbstractExchange
 
     from api.metrics import Metrics
-    from shared.retries import Lease, Publishable, RetryLedger
+    from shared.outbox import Lease, Leased, Outbox
     from shared.secret import Url
 
 log = structlog.stdlib.get_logger(__name__)
@@ -64,11 +64,11 @@ _HEALTHY_S: Final = 10.0
 class Relay:
     """Publishes in the background; `poke` and `poke_bulk` tell it that there is something new."""
 
-    def __init__(self, ledger: "RetryLedger", amqp_url: "Url", metrics: "Metrics") -> None:
+    def __init__(self, outbox: "Outbox", amqp_url: "Url", metrics: "Metrics") -> None:
         self._metrics = metrics
         topology = Topology.of(current(amqp_url))
         self._singles, self._bulk = self._lanes = [
-            _Lane(ledger, amqp_url, metrics, topology, bulk=bulk, changed=self._show) for bulk in (False, True)
+            _Lane(outbox, amqp_url, metrics, topology, bulk=bulk, changed=self._show) for bulk in (False, True)
         ]
 
     @property
@@ -105,7 +105,7 @@ class _Lane:
 
     def __init__(
         self,
-        ledger: "RetryLedger",
+        outbox: "Outbox",
         amqp_url: "Url",
         metrics: "Metrics",
         topology: Topology,
@@ -113,7 +113,7 @@ class _Lane:
         bulk: bool,
         changed: "Callable[[], None]",
     ) -> None:
-        self._ledger = ledger
+        self._outbox = outbox
         self._url = amqp_url
         self._metrics = metrics
         self._topology = topology
@@ -245,7 +245,7 @@ class _Lane:
             await room.acquire()
             if self._failure is not None:
                 return
-            rows = await self._ledger.publishable(BATCH, lease_s=LEASE_S, bulk=self._bulk)
+            rows = await self._outbox.lease(BATCH, lease_s=LEASE_S, bulk=self._bulk)
             if not rows:
                 room.release()
                 return
@@ -254,9 +254,7 @@ class _Lane:
             if len(rows) < BATCH:
                 return
 
-    async def _publish(
-        self, exchange: "AbstractExchange", rows: "Sequence[Publishable]", room: asyncio.Semaphore
-    ) -> None:
+    async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Leased]", room: asyncio.Semaphore) -> None:
         """Publish one batch: note the rows that are confirmed, give the others back, and record the failure."""
         try:
             reach(Failpoint.BEFORE_PUBLISH)
@@ -272,7 +270,7 @@ class _Lane:
                 (row.lease.id, failure) for row, failure in zip(rows, failures, strict=True) if failure is not None
             ]
             if refused:
-                await self._ledger.give_back([retry_id for retry_id, _ in refused])
+                await self._outbox.give_back([retry_id for retry_id, _ in refused])
                 self._fail(refused[0][1])
                 return
             self._note_success()
@@ -292,17 +290,17 @@ class _Lane:
             await self._mark()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY_S
-            if stale := await self._ledger.republish_stale(SWEEP, age_s=STALE_S, bulk=self._bulk):
+            if stale := await self._outbox.republish_stale(SWEEP, age_s=STALE_S, bulk=self._bulk):
                 log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
 
     async def _mark(self) -> None:
         """Mark what was confirmed. Where this fails, the leases end, and the rows are published again."""
         confirmed, self._confirmed = self._confirmed, []
         if confirmed:
-            await self._ledger.mark_published(confirmed)
+            await self._outbox.mark_published(confirmed)
 
 
-async def _publish_one(exchange: "AbstractExchange", key: str, row: "Publishable") -> None:
+async def _publish_one(exchange: "AbstractExchange", key: str, row: "Leased") -> None:
     """Publish one message; return once the broker has it on disk. Raises BrokerUnavailable."""
     await broker.publish(
         exchange,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from api.pages import Cursors, Page
     from api.patience import Reader
     from shared.jobs import JobStore
-    from shared.retries import RetryLedger
+    from shared.retries import Retries
 
 MAX_BODY_BYTES: Final = 4096
 MAX_KEY_LENGTH: Final = 255
@@ -183,7 +183,7 @@ class RetryResource:
     def __init__(
         self,
         *,
-        ledger: "RetryLedger",
+        retries: "Retries",
         jobs: "JobStore",
         ids: "JobIds",
         reader: "Reader[RetryKey, Retry]",
@@ -191,7 +191,7 @@ class RetryResource:
         poke: "Callable[[], None]",
         poke_bulk: "Callable[[], None]",
     ) -> None:
-        self._ledger = ledger
+        self._retries = retries
         self._jobs = jobs
         self._ids = ids
         self._reader = reader
@@ -224,7 +224,7 @@ class RetryResource:
         if dry_run:
             return await self._forecast(request)
         async with in_time():
-            accepted = await self._ledger.accept(request)
+            accepted = await self._retries.accept(request)
         self._poke()
         headers: dict[str, str] = {hdrs.LOCATION: _path_of(accepted.retry.id)}
         if accepted.replayed:
@@ -248,7 +248,7 @@ class RetryResource:
     async def delete_retry(self, call: "Call") -> Answer:
         """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
         async with in_time():
-            retry = await self._ledger.cancel(_key_of(call), actor=call.principal.actor)
+            retry = await self._retries.cancel(_key_of(call), actor=call.principal.actor)
         return Answer(encoded(retry))
 
     async def post_redrive(self, call: "Call") -> Answer:
@@ -259,7 +259,7 @@ class RetryResource:
         key = _key_of(call)
         await body_of(call.request, _nothing_decoder, max_bytes=MAX_BODY_BYTES)
         async with in_time():
-            retry = await self._ledger.redrive(key, actor=call.principal.actor)
+            retry = await self._retries.redrive(key, actor=call.principal.actor)
         (self._poke if retry.batch_id is None else self._poke_bulk)()
         return Answer(encoded(retry), status=202)
 
@@ -275,7 +275,7 @@ class RetryResource:
             raise
         page = await page_of(call, self._cursors, path=f"/api/jobs/{job.id}/retries")
         async with in_time():
-            retries = await self._ledger.history(job, after=page.after, limit=page.limit + 1)
+            retries = await self._retries.history(job, after=page.after, limit=page.limit + 1)
             if not retries:
                 await self._jobs.get(job)  # no retries is an answer for a job of this project only
         return await self._page(page, retries)
@@ -289,7 +289,7 @@ class RetryResource:
             batch_id=_batch_id_of(page.filters.get("batch_id")),
             actor=text_of(page.filters, "actor", longest=MAX_ACTOR),
         )
-        retries = await self._ledger.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
+        retries = await self._retries.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
         return await self._page(page, retries)
 
     async def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:

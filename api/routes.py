@@ -20,7 +20,7 @@ from shared.batches import Batch, BatchKey, RetryBatches
 from shared.jobs import JobStore
 from shared.models import Job, JobKey, Retry
 from shared.overview import Overview
-from shared.retries import RetryKey, RetryLedger
+from shared.retries import Retries, RetryKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,7 @@ class Stores(NamedTuple):
 
     jobs: JobStore
     readable_jobs: JobStore
-    ledger: RetryLedger
+    retries: Retries
     batches: RetryBatches
     overview: Overview
     ledger_overview: Overview
@@ -69,10 +69,10 @@ class Watches(NamedTuple):
     @classmethod
     def over(cls, stores: Stores, *, interval_s: float, waiters: "Waiters") -> "Watches":
         """Watches of everything that can be waited for; they count their waiters together."""
-        jobs, ledger, batches = stores.jobs, stores.ledger, stores.batches
+        jobs, retries, batches = stores.jobs, stores.retries, stores.batches
         return cls(
             StatusWatch(changed=jobs.changed, load=jobs.find_many, interval_s=interval_s, waiters=waiters),
-            StatusWatch(changed=ledger.changed, load=ledger.find_many, interval_s=interval_s, waiters=waiters),
+            StatusWatch(changed=retries.changed, load=retries.find_many, interval_s=interval_s, waiters=waiters),
             StatusWatch(changed=batches.changed, load=batches.find_many, interval_s=interval_s, waiters=waiters),
         )
 
@@ -104,7 +104,7 @@ def add_routes(
     about = AboutResource(read_only=read_only)
     event = EventResource(stores.jobs, ids, watches.jobs)
     retry = RetryResource(
-        ledger=stores.ledger,
+        retries=stores.retries,
         jobs=stores.jobs,
         ids=ids,
         reader=_retry_reader(stores, watches, max_wait_s),
@@ -162,7 +162,7 @@ def _job_reader(jobs: JobStore, watches: Watches, max_wait_s: int) -> Reader[Job
 
 def _retry_reader(stores: Stores, watches: Watches, max_wait_s: int) -> Reader[RetryKey, Retry]:
     return Reader(
-        get=stores.ledger.get,
+        get=stores.retries.get,
         watch=watches.retries,
         etag_of=etag_of_retry,
         retry_after_of=retry_after_of_request,

@@ -42,11 +42,11 @@ _INDEXES: Final = {
     (("project_id", "created_at", "id"),): "lists of jobs",
     (("project_id", "status", "created_at", "id"),): "counts, lists and bulk retries of the jobs of one status",
 }
-_SETTLING: Final = frozenset(
-    {"apply", "adopt", "hold", "block", "take_queued", "queued", "dead_letter", "outcomes", "backlog"}
-    | {"republish_stale", "row_security"}
-)
-"""Of the ledger's statements, the worker's; it runs those on dead letters, too."""
+_FILES: Final = {
+    "api": ("jobs", "failed", "overview", "retries", "batches", "idempotency", "outbox"),
+    "worker": ("settlement", "outbox", "dead_letters"),
+}
+"""The files with the statements that each program runs."""
 _GRANT: Final = re.compile(r"GRANT ([A-Z, ]+) ON (redrive\.\w+) TO ([\w, ]+);")
 _PARAMETER: Final = re.compile(r"\$(\d+)")
 
@@ -266,19 +266,9 @@ def _tables(programs: Collection[str]) -> list[_Table]:
 
 
 def statements_of(programs: Collection[str], *, writes: bool) -> dict[str, str]:
-    """Every statement that the programs run, by name; those that only read, where nothing is written."""
-    if not writes:
-        return dict(statements("jobs"))
-    ledger = statements("retries")
-    found: dict[str, str] = {}
-    if "api" in programs:
-        for file in ("jobs", "batches", "idempotency"):
-            found.update(statements(file))
-        found.update({name: sql for name, sql in ledger.items() if name not in _SETTLING - {"republish_stale"}})
-    if "worker" in programs:
-        found.update({name: sql for name, sql in ledger.items() if name in _SETTLING})
-        found.update(statements("dead_letters"))
-    return found
+    """Every statement that the programs run, by `file.name`; where nothing is written, only the reads of jobs."""
+    files = {file for program in programs for file in _FILES[program]} if writes else {"jobs"}
+    return {f"{file}.{name}": sql for file in sorted(files) for name, sql in statements(file).items()}
 
 
 async def _refusals(place: _Place) -> list[str]:

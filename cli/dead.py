@@ -21,7 +21,8 @@ from cli.tables import print_facts, print_json, print_table, time_text
 if TYPE_CHECKING:
     from shared.dead_letters import DeadLetters, DeadRequest, Standing
     from shared.models import RetryId
-    from shared.retries import RetryLedger
+    from shared.outbox import Outbox
+    from shared.settlement import Settlement
     from worker.dead_queue import DeadQueue, Letter
     from worker.redriving import Judged
 
@@ -42,7 +43,8 @@ class _Servers(NamedTuple):
     """What the settings name. `queue` is None where there is no broker."""
 
     letters: "DeadLetters"
-    ledger: "RetryLedger"
+    outbox: "Outbox"
+    settlement: "Settlement"
     queue: "DeadQueue | None"
 
 
@@ -50,9 +52,9 @@ class _Servers(NamedTuple):
 async def _opened() -> AsyncIterator[_Servers]:
     from shared.database import open_database
     from shared.dead_letters import DeadLetters
-    from shared.jobs import JobStore
-    from shared.retries import RetryLedger
+    from shared.outbox import Outbox
     from shared.settings import WorkerSettings, read
+    from shared.settlement import Settlement
     from shared.telemetry import configure_logging
     from shared.topology import Topology
     from worker.dead_queue import DeadQueue
@@ -75,7 +77,7 @@ async def _opened() -> AsyncIterator[_Servers]:
             queue = await stack.enter_async_context(
                 DeadQueue.opened(url, name="redrive dead", topology=Topology.of(url))
             )
-        yield _Servers(DeadLetters(database), RetryLedger(database, JobStore(database)), queue)
+        yield _Servers(DeadLetters(database), Outbox(database), Settlement(database), queue)
 
 
 @app.command("list")
@@ -151,7 +153,7 @@ def redrive_(
                     servers.letters, maximum, actor=actor, dry_run=dry_run
                 )
             else:
-                redriving = Redriving(servers.queue, servers.letters, servers.ledger, actor=actor, dry_run=dry_run)
+                redriving = Redriving(servers.queue, servers.letters, servers.outbox, actor=actor, dry_run=dry_run)
                 judged: Judged
                 async for judged in redriving.redrive(maximum, looking_at=MOST):
                     fates[judged.fate] += 1
@@ -186,7 +188,7 @@ def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
             if count and not yes and not typer.confirm(f"Throw {count} dead letters away for good?", err=True):
                 await servers.queue.give_back()
                 raise CommandFailed("nothing was thrown away")
-            purged = await purge(servers.queue, servers.letters, servers.ledger)
+            purged = await purge(servers.queue, servers.letters, servers.settlement)
         if as_json:
             print_json({"purged": purged})
         else:

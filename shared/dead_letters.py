@@ -8,9 +8,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from shared.errors import DatabaseUnavailable, StatementRefused
-from shared.messages import RetryMessage
+from shared.messages import RetryMessage, message_of
 from shared.models import RetryId, RetryState
-from shared.retries import Lease, message_of
+from shared.outbox import Lease
 from shared.sql import statements
 
 if TYPE_CHECKING:

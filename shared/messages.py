@@ -11,13 +11,16 @@ Reading is strict about what it needs and blind to the rest: a new optional fiel
 """
 
 from datetime import datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import msgspec
 
 from shared.errors import UnreadableMessage
 from shared.models import RetryId
+
+if TYPE_CHECKING:
+    from shared.database import Row
 
 VERSION = 1
 MAX_BYTES = 64 * 1024
@@ -78,6 +81,22 @@ def decoded(body: bytes, *, from_ledger: bool = False) -> RetryMessage:
     if message.v != VERSION:
         raise UnreadableMessage("unknown version")
     return message
+
+
+def message_of(row: "Row") -> RetryMessage:
+    """The message of a request: of a row of the ledger with the columns that a message has."""
+    return RetryMessage(
+        v=VERSION,
+        request_id=row["id"],
+        job_id=row["job_id"],
+        project_id=row["project_id"],
+        job_version=row["job_version"],
+        run_at=row["run_at"],
+        extra_attempts=row["extra_attempts"],
+        actor=row["actor"],
+        reason=row["reason"],
+        requested_at=row["requested_at"],
+    )
 
 
 def _without_values(reason: str) -> str:

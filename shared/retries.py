@@ -1,19 +1,18 @@
-"""The ledger: `accept` writes a retry request down, the relay publishes it, `apply` settles it.
+"""The api's side of the ledger: accept retry requests, cancel and redrive them, read them.
 
-A row of `redrive.retry_requests` is an accepted request: its place in the outbox, its audit line and its result. From
-it everything else can be rebuilt, so nothing is kept in memory that would be missed.
+A row of `redrive.retry_requests` is an accepted request: its place in the outbox, its audit line and its result. All
+else can be rebuilt from it, so a process that dies loses nothing.
 
-    queued ──apply────────▶ applied | rejected    (with the outcome, and what the retry cleared)
-           ──block────────▶ rejected              (the jobs table's owner does not take the job back)
-           ──cancel───────▶ cancelled
-           ──dead_letter──▶ dead_lettered         (what no worker could settle) ──redrive──▶ queued
+    accept ──▶ queued ──▶ applied | rejected | dead_lettered   by a worker: shared/settlement.py
+                      ──cancel──▶ cancelled
+               dead_lettered ──redrive──▶ queued
 
-Only `queued` rows are ever settled, under their lock. A message that is delivered twice finds its row settled the
-second time, and changes nothing.
+A job has at most one queued request. shared/outbox.py says how a queued request reaches a worker; the table at the top
+of shared/sql/settlement.sql has every change of a row.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -36,7 +35,6 @@ from shared.errors import (
 )
 from shared.failpoints import Failpoint, reach
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
-from shared.messages import VERSION, LedgerMessage, RetryMessage
 from shared.models import (
     BatchId,
     Job,
@@ -96,35 +94,6 @@ class RetryFilter(NamedTuple):
     job_id: JobId | None = None
     batch_id: BatchId | None = None
     actor: str | None = None
-
-
-class Lease(NamedTuple):
-    """The right to publish a request, until then."""
-
-    id: RetryId
-    until: datetime
-
-
-class Publishable(NamedTuple):
-    """A queued request that this relay holds the lease on."""
-
-    message: RetryMessage
-    traceparent: str | None
-    lease: Lease
-
-
-class Settled(NamedTuple):
-    """What became of a request, and how long it was in line; None where it had been settled before."""
-
-    outcome: Outcome
-    waited_s: float | None
-
-
-class Backlog(NamedTuple):
-    """What is queued: how many (counted up to a thousand), and how long the oldest has waited."""
-
-    requests: int
-    oldest_s: float
 
 
 class _NewRow(NamedTuple):
@@ -202,39 +171,8 @@ def _parts_of(position: Position | None) -> tuple[datetime | int | None, UUID | 
     return (None, None) if position is None else (position.at, position.id)
 
 
-def message_of(row: "Row") -> RetryMessage:
-    """The message that carries a request: of a row with the columns that a message has."""
-    return RetryMessage(
-        v=VERSION,
-        request_id=row["id"],
-        job_id=row["job_id"],
-        project_id=row["project_id"],
-        job_version=row["job_version"],
-        run_at=row["run_at"],
-        extra_attempts=row["extra_attempts"],
-        actor=row["actor"],
-        reason=row["reason"],
-        requested_at=row["requested_at"],
-    )
-
-
-def _columns_of(messages: Sequence[RetryMessage]) -> list[list[object]]:
-    """What the ledger takes from messages, column by column."""
-    return [
-        [message.request_id for message in messages],
-        [message.project_id for message in messages],
-        [message.job_id for message in messages],
-        [message.job_version for message in messages],
-        [message.run_at for message in messages],
-        [message.extra_attempts for message in messages],
-        [message.actor for message in messages],
-        [message.reason for message in messages],
-        [message.requested_at for message in messages],
-    ]
-
-
-class RetryLedger:
-    """Writing and reading the ledger; `jobs` is where `accept` looks at the job."""
+class Retries:
+    """Retry requests. `accept` reads the job from `jobs`."""
 
     def __init__(self, database: "Database", jobs: "JobStore") -> None:
         self._database = database
@@ -242,9 +180,7 @@ class RetryLedger:
         self._sql = statements("retries")
         self._accepting: Coalescer[_NewRow, Retry] = Coalescer(self._insert, max_batch=256)
         self._keys = IdempotencyKeys(database)
-        self._reading: Coalescer[RetryKey, Retry] = Coalescer(self._load)
-
-    # -- accepting: the api's side
+        self._reading: Coalescer[RetryKey, Retry] = Coalescer(self.find_many)
 
     async def accept(self, request: RetryRequest) -> Accepted:
         """Write the request down; it is safe once this returns, and will be applied or rejected.
@@ -380,15 +316,13 @@ class RetryLedger:
         """
         async with self._database.turn():
             try:
-                rows = await self._database.fetch(self._sql["redrive_retry"], key.id, key.project_id, actor)
+                rows = await self._database.fetch(self._sql["redrive"], key.id, key.project_id, actor)
             except StatementRefused as error:  # at most one request is queued for a job
                 raise RetryQueued from error
         if not rows:
             await self.get(key)
             raise RetryNotDeadLettered
         return _retry_of(rows[0])
-
-    # -- reading
 
     async def get(self, key: RetryKey) -> Retry:
         """The request as it stands. Raises RetryNotFound, for foreign ones too, and DatabaseUnavailable."""
@@ -397,19 +331,16 @@ class RetryLedger:
             raise RetryNotFound
         return retry
 
-    async def _load(self, keys: Sequence[RetryKey]) -> Mapping[RetryKey, Retry]:
-        ids, projects = zip(*keys, strict=True)
-        rows = await self._database.fetch(self._sql["find_retries"], ids, projects)
-        return {RetryKey(retry.id, retry.project_id): retry for retry in map(_retry_of, rows)}
-
     async def find_many(self, keys: Sequence[RetryKey]) -> Mapping[RetryKey, Retry]:
         """The requests behind distinct keys, in one query; a key that matches nothing is missing."""
-        return await self._load(keys)
+        ids, projects = zip(*keys, strict=True)
+        rows = await self._database.fetch(self._sql["find_many"], ids, projects)
+        return {RetryKey(retry.id, retry.project_id): retry for retry in map(_retry_of, rows)}
 
     async def changed(self, seen: Mapping[RetryKey, Retry]) -> Sequence[RetryKey]:
         """Which of the requests are no longer as they were seen."""
         rows = await self._database.fetch(
-            self._sql["changed_retries"],
+            self._sql["changed"],
             [key.id for key in seen],
             [key.project_id for key in seen],
             [retry.state for retry in seen.values()],
@@ -430,156 +361,12 @@ class RetryLedger:
         # Each along the index that holds the fewest: a plan is made once, and does not know what is asked for.
         asked: tuple[object, ...]
         if job_id is not None:
-            name, asked = "history", (project_id, job_id, state, batch_id, actor)
+            name, asked = "page_of_job", (project_id, job_id, state, batch_id, actor)
         elif batch_id is not None:
-            name, asked = "list_batch", (project_id, batch_id, state, actor)
+            name, asked = "page_of_batch", (project_id, batch_id, state, actor)
         else:
             whole_trail = state is None or state is RetryState.APPLIED
-            name, asked = "list_retries" if whole_trail else "list_retries_of_state", (project_id, state, actor)
+            name, asked = "page" if whole_trail else "page_of_state", (project_id, state, actor)
         async with self._database.turn():
             rows = await self._database.fetch(self._sql[name], *asked, *position, limit)
         return [_retry_of(row) for row in rows]
-
-    async def backlog(self) -> Backlog:
-        """What waits to be settled."""
-        ((requests, oldest_s),) = await self._database.fetch(self._sql["backlog"])
-        return Backlog(requests, oldest_s)
-
-    # -- publishing: the relay's side
-
-    async def publishable(self, limit: int, *, lease_s: float, bulk: bool) -> list[Publishable]:
-        """Up to `limit` requests that nobody has published, leased to the caller for `lease_s`, oldest first.
-
-        `bulk`: those of batches; otherwise single ones.
-        """
-        rows = await self._database.fetch(self._sql["publishable"], limit, timedelta(seconds=lease_s), bulk)
-        return [
-            Publishable(message_of(row), row["traceparent"], Lease(RetryId(row["id"]), row["publish_lease_until"]))
-            for row in sorted(rows, key=lambda row: row["id"])  # UUIDv7: by the time they were made
-        ]
-
-    async def mark_published(self, leases: Sequence[Lease]) -> None:
-        """Note that the broker has confirmed these, except where the lease is no longer the one that they were on."""
-        ids, ends = [lease.id for lease in leases], [lease.until for lease in leases]
-        await self._database.fetch(self._sql["mark_published"], ids, ends)
-
-    async def give_back(self, ids: Sequence[RetryId]) -> None:
-        """End the lease on these early: they were not published."""
-        await self._database.fetch(self._sql["give_back"], ids)
-
-    async def republish_stale(self, limit: int, *, age_s: float, bulk: bool) -> int:
-        """Let up to `limit` requests be published again that have not been settled for so long; answers how many.
-
-        `bulk`: those of batches; otherwise single ones.
-        """
-        rows = await self._database.fetch(self._sql["republish_stale"], timedelta(seconds=age_s), limit, bulk)
-        return len(rows)
-
-    # -- settling: the worker's side
-
-    async def apply(self, messages: Sequence[RetryMessage]) -> dict[RetryId, Settled]:
-        """Settle the requests that these messages carry, in one transaction: `retry_job` for a batch.
-
-        Every distinct request id has its outcome in the answer; one that was settled before has its first outcome
-        again, and no second effect. A request that the ledger does not know is written down first, except that of a
-        LedgerMessage: it ended so long ago that it was pruned, and counts as superseded. Missing is only what is held:
-        somebody keeps the job locked, and the request, still queued, is to be published again.
-
-        Raises DatabaseUnavailable: try all of it again later. Raises StatementRefused: one of the rows is at fault;
-        nothing was settled.
-        """
-        by_id = {message.id: message for message in reversed(messages)}
-        async with self._database.transaction() as session:
-            theirs = [message for message in by_id.values() if not isinstance(message, LedgerMessage)]
-            adopted = await self._adopt(session, theirs)
-            reach(Failpoint.IN_TRANSACTION)
-            settled = await self._settle(session, list(by_id), adopted, published=True)
-            if missing := by_id.keys() - settled.keys():
-                known = await self._outcomes(session, list(missing))
-                for each in missing:
-                    if (outcome := known.get(each, Outcome.SUPERSEDED)) is not None:
-                        settled[each] = Settled(outcome, None)
-            reach(Failpoint.BEFORE_COMMIT)
-        reach(Failpoint.AFTER_COMMIT)
-        return settled
-
-    async def apply_queued(self, limit: int, *, held: set[RetryId] | None = None) -> dict[RetryId, Settled]:
-        """Settle up to `limit` queued requests straight from the ledger, oldest first: dispatch without a broker.
-
-        Rows that another worker has in hand are left to it; what is held is missing, and added to `held`. Raises as
-        `apply` does.
-        """
-        async with self._database.transaction() as session:
-            rows = await session.fetch(self._sql["take_queued"], limit)
-            if not rows:
-                return {}
-            reach(Failpoint.IN_TRANSACTION)
-            taken = [RetryId(row["id"]) for row in rows]
-            settled = await self._settle(session, taken, [], published=False)
-            reach(Failpoint.BEFORE_COMMIT)
-        reach(Failpoint.AFTER_COMMIT)
-        if held is not None and len(settled) < len(taken):
-            held.update(each for each in taken if each not in settled)
-        return settled
-
-    async def is_under_row_security(self) -> bool:
-        """Whether row-level security decides which jobs this role sees and updates. Raises DatabaseUnavailable."""
-        ((active,),) = await self._database.fetch(self._sql["row_security"])
-        return bool(active)
-
-    async def queued(self, limit: int) -> list[RetryMessage]:
-        """Up to `limit` queued requests, oldest first, as messages; nobody's hands are on them."""
-        return [message_of(row) for row in await self._database.fetch(self._sql["queued"], limit)]
-
-    async def dead_letter(self, ids: Sequence[RetryId]) -> dict[RetryId, Settled]:
-        """Give up on these: no worker could settle them.
-
-        One that was settled before keeps its first outcome; an id that the ledger does not know is missing.
-        """
-        async with self._database.transaction() as session:
-            rows = await session.fetch(self._sql["dead_letter"], ids)
-            settled = {RetryId(row[0]): Settled(Outcome(row[1]), row[2]) for row in rows}
-            known = await self._outcomes(session, [each for each in ids if each not in settled])
-            settled |= {each: Settled(outcome, None) for each, outcome in known.items() if outcome is not None}
-        return settled
-
-    async def block(self, message: RetryMessage) -> Settled:
-        """Reject a request whose job the table's owner does not take back now; one settled before keeps its outcome.
-
-        One that `apply` would write down is written down, as rejected. Raises DatabaseUnavailable, and StatementRefused
-        where it cannot be written down.
-        """
-        async with self._database.transaction() as session:
-            theirs = [] if isinstance(message, LedgerMessage) else [message]
-            rows = await session.fetch(self._sql["block"], [message.id], await self._adopt(session, theirs))
-            if rows:
-                return Settled(Outcome(rows[0][1]), rows[0][2])
-            known = await self._outcomes(session, [message.id])
-        return Settled(known.get(message.id) or Outcome.SUPERSEDED, None)
-
-    async def probe(self) -> None:
-        """Prove that requests can be settled, with the very statements for it, which find none. Raises as `apply`."""
-        async with self._database.transaction() as session:
-            await self._settle(session, [], await self._adopt(session, []), published=True)
-
-    async def hold(self, message: RetryMessage) -> None:
-        """Let a request that takes the database too long come again later, on its own: it stays queued until then.
-
-        One that `apply` would write down is written down; one that is settled stays so. Raises DatabaseUnavailable, and
-        StatementRefused where it cannot be queued because another request for its job is.
-        """
-        await self._database.fetch(self._sql["hold"], *_columns_of([message]), not isinstance(message, LedgerMessage))
-
-    async def _adopt(self, session: "Session", messages: Sequence[RetryMessage]) -> list[RetryId]:
-        rows = await session.fetch(self._sql["adopt"], *_columns_of(messages))
-        return [RetryId(row["id"]) for row in rows]
-
-    async def _outcomes(self, session: "Session", ids: Sequence[RetryId]) -> dict[RetryId, Outcome | None]:
-        rows = await session.fetch(self._sql["outcomes"], ids)
-        return {RetryId(row["id"]): None if row["outcome"] is None else Outcome(row["outcome"]) for row in rows}
-
-    async def _settle(
-        self, session: "Session", ids: Sequence[RetryId], adopted: Sequence[RetryId], *, published: bool
-    ) -> dict[RetryId, Settled]:
-        rows = await session.fetch(self._sql["apply"], ids, adopted, published)
-        return {RetryId(row[0]): Settled(Outcome(row[1]), row[2]) for row in rows}

@@ -1,4 +1,4 @@
-"""Which statements the programs send, by their names in `shared/sql`: for saying how many are needed for what."""
+"""Which statements the programs send, as `file.name` of `shared/sql`: for saying how many are needed for what."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +11,9 @@ from shared.database import Database, Row, Session
 from shared.sql import blocks
 
 FILES = sorted((Path(__file__).parents[1] / "shared" / "sql").glob("*.sql"))
-NAMES = {statement: name for file in FILES for name, statement in blocks(file.read_text("utf-8")).items()}
+NAMES = {
+    statement: f"{file.stem}.{name}" for file in FILES for name, statement in blocks(file.read_text("utf-8")).items()
+}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The worker, put together by hand: a database, a ledger, and a session loop for each source of requests.
+"""The worker, put together by hand: a database, its settlement, and a session loop for each source of requests.
 
 Stopping goes the other way round: readiness off, consumers cancelled, what is in hand settled and acknowledged,
 connections closed. What could not be finished in time is where it was: queued, in the ledger and in its queue.
@@ -14,10 +14,10 @@ from shared.backoff import wait_for_any
 from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import DatabaseUnavailable
-from shared.jobs import JobStore
 from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
-from shared.retries import RetryLedger
+from shared.outbox import Outbox
+from shared.settlement import Settlement
 from shared.telemetry import metrics_registry
 from shared.topology import Topology
 from worker.dead_watch import DeadWatch
@@ -54,9 +54,9 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
         pool_size=settings.db_pool_size,
         pooled=settings.database_pooled,
     )
-    ledger = RetryLedger(database, JobStore(database))
+    settlement = Settlement(database)
     topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
-    sources = _sources(settings, ledger, metrics, topology)
+    sources = _sources(settings, settlement, metrics, topology)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(database.opened())
         if ops:
@@ -66,13 +66,21 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
             )
         async with asyncio.TaskGroup() as tasks:
             watching = [
-                tasks.create_task(_watch_backlog(ledger, metrics, stop=stop)),
+                tasks.create_task(_watch_backlog(settlement, metrics, stop=stop)),
                 tasks.create_task(warn_of_missing(database)),
             ]
             if settings.amqp_url is not None and topology is not None:
                 queues = [source for source in sources if isinstance(source, QueueSource)]
                 url = settings.url("amqp_url")
-                dead = DeadWatch(url, ledger, DeadLetters(database), metrics, topology=topology, sources=queues)
+                dead = DeadWatch(
+                    url,
+                    settlement,
+                    Outbox(database),
+                    DeadLetters(database),
+                    metrics,
+                    topology=topology,
+                    sources=queues,
+                )
                 watching.append(tasks.create_task(dead.run(stop=stop)))
             working = [tasks.create_task(supervise(source, metrics, stop=stop)) for source in sources]
             log.info("worker started", sources=[source.name for source in sources])
@@ -84,15 +92,15 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
 
 
 def _sources(
-    settings: "WorkerSettings", ledger: RetryLedger, metrics: Metrics, topology: Topology | None
+    settings: "WorkerSettings", settlement: Settlement, metrics: Metrics, topology: Topology | None
 ) -> "Sequence[Source]":
     if settings.amqp_url is None or topology is None:
-        return [LedgerSource(Settler(ledger, metrics), batch_size=settings.worker_batch_size)]
+        return [LedgerSource(Settler(settlement, metrics), batch_size=settings.worker_batch_size)]
     return [
         QueueSource(
             settings.url("amqp_url"),
             queue,
-            Settler(ledger, metrics),
+            Settler(settlement, metrics),
             metrics,
             topology,
             batch_size=settings.worker_batch_size,
@@ -128,11 +136,11 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event)
     return ready
 
 
-async def _watch_backlog(ledger: RetryLedger, metrics: Metrics, *, stop: asyncio.Event) -> None:
+async def _watch_backlog(settlement: Settlement, metrics: Metrics, *, stop: asyncio.Event) -> None:
     """Keep the backlog's gauges up to date; while the database is away, they show what was last seen."""
     while not stop.is_set():
         try:
-            backlog = await ledger.backlog()
+            backlog = await settlement.backlog()
         except DatabaseUnavailable:
             pass  # the sessions say so, once
         else:

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from shared.dead_letters import DeadLetters
     from shared.models import RetryId
-    from shared.retries import RetryLedger
+    from shared.outbox import Outbox
     from shared.secret import Url
+    from shared.settlement import Settlement
     from shared.topology import Topology
     from worker.dead_queue import Letter
     from worker.metrics import Metrics
@@ -55,7 +56,8 @@ class DeadWatch:
     def __init__(
         self,
         url: "Url",
-        ledger: "RetryLedger",
+        settlement: "Settlement",
+        outbox: "Outbox",
         letters: "DeadLetters",
         metrics: "Metrics",
         *,
@@ -65,7 +67,8 @@ class DeadWatch:
         self._url = url
         self._topology = topology
         self._sources = sources
-        self._ledger = ledger
+        self._settlement = settlement
+        self._outbox = outbox
         self._letters = letters
         self._metrics = metrics
         self._seen = 0
@@ -134,7 +137,7 @@ class DeadWatch:
 
     async def _mark(self, overdue: "list[RetryId]") -> None:
         if overdue:
-            settled = await self._ledger.dead_letter(overdue)
+            settled = await self._settlement.dead_letter(overdue)
             self._metrics.settled(settled.values())
             log.warning("requests dead-lettered", requests=len(settled), reason="delivered too often")
 
@@ -143,7 +146,7 @@ class DeadWatch:
         for source in self._sources:
             if source.idle_s >= LOST_S / 2:
                 bulk = source.name == RETRIES_BULK
-                if lost := await self._ledger.republish_stale(LOST_AT_ONCE, age_s=LOST_S, bulk=bulk):
+                if lost := await self._outbox.republish_stale(LOST_AT_ONCE, age_s=LOST_S, bulk=bulk):
                     log.warning(
                         "requests to be published again",
                         requests=lost,

@@ -17,7 +17,8 @@ from shared.models import RetryState
 if TYPE_CHECKING:
     from shared.dead_letters import DeadLetters, Standing
     from shared.models import RetryId
-    from shared.retries import Lease, RetryLedger
+    from shared.outbox import Lease, Outbox
+    from shared.settlement import Settlement
     from worker.dead_queue import DeadQueue, Letter
 
 AT_A_TIME: Final = 100
@@ -47,11 +48,11 @@ class Redriving:
     """Redrives letters from the queue in the name of `actor`; with `dry_run`, only says what would become of them."""
 
     def __init__(
-        self, queue: "DeadQueue", letters: "DeadLetters", ledger: "RetryLedger", *, actor: str, dry_run: bool
+        self, queue: "DeadQueue", letters: "DeadLetters", outbox: "Outbox", *, actor: str, dry_run: bool
     ) -> None:
         self._queue = queue
         self._letters = letters
-        self._ledger = ledger
+        self._outbox = outbox
         self._actor = actor
         self._dry_run = dry_run
 
@@ -98,7 +99,7 @@ class Redriving:
             if not leases:
                 return Judged(letter, Fate.RETRY_QUEUED)  # since we looked
         await self._queue.publish(letter, topology.KEY_BULK if standing and standing.bulk else topology.KEY_RETRY)
-        await self._ledger.mark_published(leases)
+        await self._outbox.mark_published(leases)
         await self._queue.ack(letter)
         return judged
 
@@ -121,22 +122,24 @@ def _fate_of(letter: "Letter", standings: "dict[RetryId, Standing]", seen: set[s
             return Fate.SETTLED
 
 
-async def purge(queue: "DeadQueue", letters: "DeadLetters", ledger: "RetryLedger") -> int:
+async def purge(queue: "DeadQueue", letters: "DeadLetters", settlement: "Settlement") -> int:
     """Throw away the letters that wait now; answers how many. Their requests are given up in the ledger first."""
     purged = 0
     batch: list[Letter] = []
     async for letter in queue.letters(await queue.count()):
         batch.append(letter)
         if len(batch) == AT_A_TIME:
-            purged += await _purged(batch, queue, letters, ledger)
+            purged += await _purged(batch, queue, letters, settlement)
             batch = []
-    return purged + await _purged(batch, queue, letters, ledger)
+    return purged + await _purged(batch, queue, letters, settlement)
 
 
-async def _purged(batch: "Sequence[Letter]", queue: "DeadQueue", letters: "DeadLetters", ledger: "RetryLedger") -> int:
+async def _purged(
+    batch: "Sequence[Letter]", queue: "DeadQueue", letters: "DeadLetters", settlement: "Settlement"
+) -> int:
     ids = [letter.message.id for letter in batch if letter.message is not None]
     if ids and (still_queued := await letters.overdue_among(ids, 0)):
-        await ledger.dead_letter(still_queued)
+        await settlement.dead_letter(still_queued)
     for letter in batch:
         await queue.ack(letter)
     return len(batch)

@@ -23,7 +23,7 @@ import structlog
 
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused
 from shared.models import Outcome, RetryId
-from shared.retries import Settled
+from shared.settlement import Settled
 from worker import holding
 from worker.holding import Holding
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from shared.messages import RetryMessage
-    from shared.retries import RetryLedger
+    from shared.settlement import Settlement
     from worker.metrics import Metrics
 
 log = structlog.stdlib.get_logger(__name__)
@@ -44,8 +44,8 @@ HELD_FOR_S: Final = 90.0
 class Settler:
     """Settles batches for one source."""
 
-    def __init__(self, ledger: "RetryLedger", metrics: "Metrics") -> None:
-        self._ledger = ledger
+    def __init__(self, settlement: "Settlement", metrics: "Metrics") -> None:
+        self._settlement = settlement
         self._metrics = metrics
         self._unsettled: list[RetryMessage] = []
         self._holding = Holding()
@@ -82,9 +82,9 @@ class Settler:
         began = time.perf_counter()
         held: set[RetryId] = set()
         try:
-            settled = await self._ledger.apply_queued(limit, held=held)
+            settled = await self._settlement.apply_queued(limit, deferred=held)
         except (StatementRefused, DatabaseUnavailable):  # if it is away, the next call says so
-            settled = await self._applied(await self._ledger.queued(limit))
+            settled = await self._applied(await self._settlement.queued(limit))
         if settled:
             self._report(settled, len(settled), began)
             if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # asked once, not once a request
@@ -113,14 +113,14 @@ class Settler:
 
     async def _is_under_row_security(self) -> bool:
         try:
-            return await self._ledger.is_under_row_security()
+            return await self._settlement.is_under_row_security()
         except (DatabaseUnavailable, StatementRefused):
             return False  # a warning's second thought; what is settled is settled
 
     async def catch_up(self) -> None:
         """Look whether the database can settle anything, then settle what it could not. Raises DatabaseUnavailable."""
         try:
-            await self._ledger.probe()
+            await self._settlement.probe()
         except DatabaseUnavailable as failed:
             self._unfit = isinstance(failed, DatabaseUnfit)
             raise
@@ -135,12 +135,12 @@ class Settler:
             return {}
         fault: StatementRefused | DatabaseUnavailable
         try:
-            return await self._ledger.apply(messages)
+            return await self._settlement.apply(messages)
         except StatementRefused as refused:
             fault, again = refused, True
         except DatabaseUnavailable as failed:
             fault = failed
-            await self._ledger.probe()  # raises, unless it is these messages that fail
+            await self._settlement.probe()  # raises, unless it is these messages that fail
         if len(messages) > 1:
             half = len(messages) // 2
             return await self._applied(messages[:half], again=True) | await self._applied(messages[half:], again=True)
@@ -159,7 +159,7 @@ class Settler:
 
     async def _held(self, message: "RetryMessage", fault: DatabaseUnavailable) -> dict[RetryId, Settled]:
         try:
-            await self._ledger.hold(message)
+            await self._settlement.defer(message)
         except StatementRefused as refused:  # another program's, and it cannot be queued
             return self._given_up(message.id, str(refused))
         self._held_at = time.monotonic()
@@ -172,7 +172,7 @@ class Settler:
 
     async def _blocked(self, message: "RetryMessage", sqlstate: str) -> dict[RetryId, Settled]:
         try:
-            settled = await self._ledger.block(message)
+            settled = await self._settlement.block(message)
         except StatementRefused as refused:  # another program's, and it cannot be written down
             return self._given_up(message.id, str(refused))
         log.warning("retry request blocked", request_id=str(message.id), sqlstate=sqlstate)

@@ -6,9 +6,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from shared.database import Database
-from shared.jobs import JobStore
-from shared.retries import RetryLedger
 from tests.jobs import JobMaker
+from tests.ledger import Ledger
 from tests.logs import Log
 from tests.queues import Queues
 from tests.servers.rabbitmq import Rabbitmq
@@ -36,8 +35,8 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def ledger(database: Database) -> RetryLedger:
-    return RetryLedger(database, JobStore(database))
+async def ledger(database: Database) -> Ledger:
+    return Ledger(database)
 
 
 @pytest.fixture

@@ -165,8 +165,8 @@ async def test_keys_that_cannot_be_fetched_fail_the_api_alone(database_url: str)
 def test_every_statement_is_some_program_s() -> None:
     known = statements_of(("api", "worker"), writes=True)
 
-    for file in ("jobs", "batches", "idempotency", "retries", "dead_letters"):
-        assert statements(file).keys() <= known.keys()
+    for file in ("jobs", "batches", "idempotency", "retries", "outbox", "settlement", "dead_letters"):
+        assert {f"{file}.{name}" for name in statements(file)} <= known.keys()
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])

@@ -18,10 +18,10 @@ from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import BrokerUnavailable
 from shared.messages import RetryMessage, encoded
-from shared.retries import RetryLedger
 from tests.commands import commanded
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.ledger import Ledger
 from tests.queues import Queues
 from tests.servers.rabbitmq import Rabbitmq
 from tests.workers import a_worker
@@ -42,8 +42,15 @@ def letters(database: Database) -> DeadLetters:
 
 
 @pytest.fixture
-async def watch(amqp_url: str, ledger: RetryLedger, letters: DeadLetters) -> DeadWatch:
-    return DeadWatch(amqp_url, ledger, letters, Metrics(CollectorRegistry()), topology=topology.Topology())
+async def watch(amqp_url: str, ledger: Ledger, letters: DeadLetters) -> DeadWatch:
+    return DeadWatch(
+        amqp_url,
+        ledger.settlement,
+        ledger.outbox,
+        letters,
+        Metrics(CollectorRegistry()),
+        topology=topology.Topology(),
+    )
 
 
 class Office(NamedTuple):
@@ -51,23 +58,23 @@ class Office(NamedTuple):
 
     queue: DeadQueue
     letters: DeadLetters
-    ledger: RetryLedger
+    ledger: Ledger
 
     async def redrive(self, maximum: int = 100, *, dry_run: bool = False) -> list[Fate]:
         """Redrive; answers what became of each letter that was looked at."""
-        redriving = Redriving(self.queue, self.letters, self.ledger, actor="operator", dry_run=dry_run)
+        redriving = Redriving(self.queue, self.letters, self.ledger.outbox, actor="operator", dry_run=dry_run)
         return [judged.fate async for judged in redriving.redrive(maximum, looking_at=1000)]
 
 
 @pytest.fixture
-async def office(amqp_url: str, queues: Queues, letters: DeadLetters, ledger: RetryLedger) -> AsyncIterator[Office]:
+async def office(amqp_url: str, queues: Queues, letters: DeadLetters, ledger: Ledger) -> AsyncIterator[Office]:
     assert queues is not None
     async with DeadQueue.opened(amqp_url, name="test") as opened:
         yield Office(opened, letters, ledger)
 
 
 async def published(
-    ledger: RetryLedger,
+    ledger: Ledger,
     queues: Queues,
     job: MadeJob,
     *,
@@ -75,10 +82,10 @@ async def published(
     headers: Mapping[str, str] | None = None,
 ) -> RetryMessage:
     """An accepted request, as the relay publishes it."""
-    await ledger.accept(a_retry_of(job))
-    (row,) = await ledger.publishable(1, lease_s=30, bulk=False)
+    await ledger.retries.accept(a_retry_of(job))
+    (row,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
     await queues.publish(row.message, key=key, headers=headers)
-    await ledger.mark_published([row.lease])
+    await ledger.outbox.mark_published([row.lease])
     return row.message
 
 
@@ -117,11 +124,11 @@ async def state_of(jobs: JobMaker, request_id: uuid.UUID) -> str:
     return str(row["state"])
 
 
-async def dead_lettered(jobs: JobMaker, ledger: RetryLedger, queues: Queues, count: int = 1) -> list[RetryMessage]:
+async def dead_lettered(jobs: JobMaker, ledger: Ledger, queues: Queues, count: int = 1) -> list[RetryMessage]:
     """Requests that were given up, and their letters in the queue."""
     failed = await jobs.many_failed(count)
     messages = [await published(ledger, queues, job, key=topology.KEY_DEAD) for job in failed]
-    await ledger.dead_letter([message.id for message in messages])
+    await ledger.settlement.dead_letter([message.id for message in messages])
     await eventually(lambda: _dead(queues, count))
     return messages
 
@@ -130,7 +137,7 @@ async def dead_lettered(jobs: JobMaker, ledger: RetryLedger, queues: Queues, cou
 
 
 async def test_a_request_that_rabbitmq_gave_up_on_is_marked_and_its_letter_stays(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     message = await published(ledger, queues, await jobs.failed())
     await fail_deliveries(amqp_url, queues)
@@ -149,7 +156,7 @@ async def test_a_request_that_rabbitmq_gave_up_on_is_marked_and_its_letter_stays
 
 
 async def test_a_request_that_is_not_overdue_keeps_its_second_chance(
-    watch: DeadWatch, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    watch: DeadWatch, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     fresh = await published(ledger, queues, await jobs.failed(), key=topology.KEY_DEAD)
     overdue = await published(
@@ -170,7 +177,7 @@ async def test_a_request_that_is_not_overdue_keeps_its_second_chance(
 async def test_what_expired_or_was_dropped_is_published_again_and_its_letter_removed(  # noqa: PLR0917 - fixtures
     watch: DeadWatch,
     jobs: JobMaker,
-    ledger: RetryLedger,
+    ledger: Ledger,
     queues: Queues,
     rabbitmq: Rabbitmq,
     amqp_url: str,
@@ -196,18 +203,18 @@ async def test_what_expired_or_was_dropped_is_published_again_and_its_letter_rem
     await watch.look()
 
     assert await state_of(jobs, message.id) == "queued"
-    assert [row.message.id for row in await ledger.publishable(9, lease_s=30, bulk=False)] == [message.id]
+    assert [row.message.id for row in await ledger.outbox.lease(9, lease_s=30, bulk=False)] == [message.id]
     await eventually(lambda: _dead(queues, 0))
 
 
 async def test_what_is_in_no_queue_any_more_is_published_again_by_a_worker_that_waits_for_it(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, monkeypatch: pytest.MonkeyPatch
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.dead_watch.LOST_S", 0.2)
     monkeypatch.setattr("worker.dead_watch.EVERY_S", 0.1)
-    await ledger.accept(a_retry_of(await jobs.failed()))
-    (row,) = await ledger.publishable(1, lease_s=30, bulk=False)
-    await ledger.mark_published([row.lease])
+    await ledger.retries.accept(a_retry_of(await jobs.failed()))
+    (row,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
+    await ledger.outbox.mark_published([row.lease])
     await long_ago(jobs, row.message.id)
 
     async def is_unpublished() -> bool:
@@ -219,10 +226,10 @@ async def test_what_is_in_no_queue_any_more_is_published_again_by_a_worker_that_
 
 
 async def test_a_letter_of_a_settled_request_changes_nothing(
-    watch: DeadWatch, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    watch: DeadWatch, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     message = await published(ledger, queues, await jobs.failed(), key=topology.KEY_DEAD)
-    await ledger.apply([message])
+    await ledger.settlement.apply([message])
     await long_ago(jobs, message.id)
     await eventually(lambda: _dead(queues, 1))
 
@@ -293,7 +300,7 @@ async def test_a_redriven_request_is_applied_once(
     async with a_worker(database_url, amqp_url):
         await eventually(settled)
     assert await jobs.all_effects() == 5
-    assert await office.ledger.publishable(10, lease_s=1, bulk=False) == []  # it was published by whoever redrove it
+    assert await office.ledger.outbox.lease(10, lease_s=1, bulk=False) == []  # it was published by whoever redrove it
 
 
 async def test_redriving_a_dead_letter_whose_job_has_moved_on_is_superseded(
@@ -326,7 +333,9 @@ async def test_no_more_are_redriven_than_asked_and_the_others_stay(
     await queues.publish(b"unreadable", key=topology.KEY_DEAD, headers={topology.REASON_HEADER: "not JSON"})
     await eventually(lambda: _dead(queues, 1))
     for job in await jobs.many_failed(4):
-        await office.ledger.dead_letter([(await published(office.ledger, queues, job, key=topology.KEY_DEAD)).id])
+        await office.ledger.settlement.dead_letter(
+            [(await published(office.ledger, queues, job, key=topology.KEY_DEAD)).id]
+        )
     await eventually(lambda: _dead(queues, 5))
 
     fates = await office.redrive(3)
@@ -343,8 +352,8 @@ async def test_a_request_whose_job_has_another_one_queued_waits_for_the_next_tim
 ) -> None:
     job = await jobs.failed()
     message = await published(office.ledger, queues, job, key=topology.KEY_DEAD)
-    await office.ledger.dead_letter([message.id])
-    await office.ledger.accept(a_retry_of(job))
+    await office.ledger.settlement.dead_letter([message.id])
+    await office.ledger.retries.accept(a_retry_of(job))
     await eventually(lambda: _dead(queues, 1))
 
     assert await office.redrive() == [Fate.RETRY_QUEUED]
@@ -396,22 +405,22 @@ async def test_a_bulk_request_goes_back_to_the_bulk_queue(jobs: JobMaker, queues
 
 
 async def test_a_request_that_is_being_redriven_is_left_alone_by_the_relay(
-    jobs: JobMaker, ledger: RetryLedger, letters: DeadLetters, queues: Queues
+    jobs: JobMaker, ledger: Ledger, letters: DeadLetters, queues: Queues
 ) -> None:
     (message,) = await dead_lettered(jobs, ledger, queues)
     assert set(await letters.redrive([message.id], actor="operator", lease_s=30)) == {message.id}
-    assert await ledger.publishable(10, lease_s=1, bulk=False) == []
+    assert await ledger.outbox.lease(10, lease_s=1, bulk=False) == []
     assert set(await letters.redrive([message.id], actor="operator", lease_s=30)) == set()  # it is queued
 
 
 async def test_one_job_gets_one_of_its_dead_requests_back(
-    jobs: JobMaker, ledger: RetryLedger, letters: DeadLetters, queues: Queues
+    jobs: JobMaker, ledger: Ledger, letters: DeadLetters, queues: Queues
 ) -> None:
     job = await jobs.failed()
     ids: list[RetryId] = []
     for _ in range(3):
         message = await published(ledger, queues, job)
-        await ledger.dead_letter([message.id])
+        await ledger.settlement.dead_letter([message.id])
         ids.append(message.id)
 
     assert set(await letters.redrive(ids, actor="operator", lease_s=1)) == {min(ids)}
@@ -424,16 +433,16 @@ async def test_purging_empties_the_queue_and_leaves_nothing_queued(
     await queues.publish(b"unreadable", key=topology.KEY_DEAD)
     await eventually(lambda: _dead(queues, 2))
 
-    assert await purge(office.queue, office.letters, office.ledger) == 2
+    assert await purge(office.queue, office.letters, office.ledger.settlement) == 2
     assert await queues.waiting(topology.RETRIES_DEAD) == 0
     assert await state_of(jobs, message.id) == "dead_lettered"
 
 
 async def test_without_a_broker_a_dead_request_is_redriven_through_the_ledger(
-    database_url: str, jobs: JobMaker, ledger: RetryLedger, letters: DeadLetters
+    database_url: str, jobs: JobMaker, ledger: Ledger, letters: DeadLetters
 ) -> None:
-    accepted = await ledger.accept(a_retry_of(await jobs.failed()))
-    await ledger.dead_letter([accepted.retry.id])
+    accepted = await ledger.retries.accept(a_retry_of(await jobs.failed()))
+    await ledger.settlement.dead_letter([accepted.retry.id])
     (dead,) = await letters.dead_lettered(10)
     assert dead.message.id == accepted.retry.id
 
@@ -446,7 +455,7 @@ async def test_without_a_broker_a_dead_request_is_redriven_through_the_ledger(
 
 
 async def test_dead_letters_are_listed_shown_redriven_and_thrown_away_by_command(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     (message,) = await dead_lettered(jobs, ledger, queues)
     await queues.publish(b"\x1b?", key=topology.KEY_DEAD, headers={topology.REASON_HEADER: "not JSON"})
@@ -475,10 +484,10 @@ async def test_dead_letters_are_listed_shown_redriven_and_thrown_away_by_command
 
 
 async def test_without_a_broker_the_commands_act_on_the_ledger(
-    database_url: str, jobs: JobMaker, ledger: RetryLedger
+    database_url: str, jobs: JobMaker, ledger: Ledger
 ) -> None:
-    accepted = await ledger.accept(a_retry_of(await jobs.failed()))
-    await ledger.dead_letter([accepted.retry.id])
+    accepted = await ledger.retries.accept(a_retry_of(await jobs.failed()))
+    await ledger.settlement.dead_letter([accepted.retry.id])
 
     (listed,) = (await commanded("dead", "list", "--json", DATABASE_URL=database_url)).json
     assert (listed["id"], listed["state"]) == (str(accepted.retry.id), "dead_lettered")
@@ -492,13 +501,13 @@ async def test_without_a_broker_the_commands_act_on_the_ledger(
 
 
 async def test_what_was_published_long_ago_and_not_settled_is_published_again(
-    amqp_url: str, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     lost, fresh = [await published(ledger, queues, await jobs.failed()) for _ in range(2)]
     await queues.delete(topology.RETRIES)
     await long_ago(jobs, lost.id)
 
-    relay, stopping = Relay(ledger, amqp_url, ApiMetrics(CollectorRegistry())), asyncio.Event()
+    relay, stopping = Relay(ledger.outbox, amqp_url, ApiMetrics(CollectorRegistry())), asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(relay.run(stop=stopping))
         await eventually(lambda: _waits(queues, 1))
@@ -510,30 +519,30 @@ async def test_what_was_published_long_ago_and_not_settled_is_published_again(
 
 
 async def test_the_sweep_leaves_alone_what_is_settled_fresh_or_not_published(
-    jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     settled, stale, fresh = [await published(ledger, queues, await jobs.failed()) for _ in range(3)]
-    await ledger.apply([settled])
+    await ledger.settlement.apply([settled])
     await long_ago(jobs, settled.id, stale.id)
-    await ledger.accept(a_retry_of(await jobs.failed()))
+    await ledger.retries.accept(a_retry_of(await jobs.failed()))
 
-    assert await ledger.republish_stale(100, age_s=3600, bulk=True) == 0
-    assert await ledger.republish_stale(100, age_s=3600, bulk=False) == 1
-    assert await ledger.republish_stale(100, age_s=3600, bulk=False) == 0
-    publishable = {row.message.id for row in await ledger.publishable(100, lease_s=1, bulk=False)}
+    assert await ledger.outbox.republish_stale(100, age_s=3600, bulk=True) == 0
+    assert await ledger.outbox.republish_stale(100, age_s=3600, bulk=False) == 1
+    assert await ledger.outbox.republish_stale(100, age_s=3600, bulk=False) == 0
+    publishable = {row.message.id for row in await ledger.outbox.lease(100, lease_s=1, bulk=False)}
     assert stale.id in publishable
     assert fresh.id not in publishable
     assert len(publishable) == 2
 
 
 async def test_a_request_that_is_published_again_has_one_effect(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     job = await jobs.failed()
     message = await published(ledger, queues, job)
     await long_ago(jobs, message.id)
-    await ledger.republish_stale(100, age_s=3600, bulk=False)
-    (again,) = await ledger.publishable(1, lease_s=30, bulk=False)
+    await ledger.outbox.republish_stale(100, age_s=3600, bulk=False)
+    (again,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
     await queues.publish(again.message)
 
     async with a_worker(database_url, amqp_url):

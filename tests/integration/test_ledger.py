@@ -22,8 +22,9 @@ from shared.errors import (
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.messages import RetryMessage
 from shared.models import JobId, Outcome, ProjectId, RetryId, RetryState, Version
-from shared.retries import Accepted, RetryKey, RetryLedger, RetryRequest
+from shared.retries import Accepted, RetryKey, RetryRequest
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.ledger import Ledger
 from tests.statements import statements_sent
 
 Making = Callable[[JobMaker], Awaitable[MadeJob]]
@@ -32,28 +33,28 @@ Making = Callable[[JobMaker], Awaitable[MadeJob]]
 # -- accepting
 
 
-async def test_an_accepted_request_waits_in_the_ledger(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_an_accepted_request_waits_in_the_ledger(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed(attempts=2)
 
-    accepted = await ledger.accept(a_retry_of(job, actor="ann"))
+    accepted = await ledger.retries.accept(a_retry_of(job, actor="ann"))
 
     assert not accepted.deduplicated
-    assert accepted.retry == await ledger.get(RetryKey(accepted.retry.id, job.project_id))
+    assert accepted.retry == await ledger.retries.get(RetryKey(accepted.retry.id, job.project_id))
     assert (accepted.retry.state, accepted.retry.outcome, accepted.retry.actor) == (RetryState.QUEUED, None, "ann")
-    assert await ledger.history(job.key, after=None, limit=10) == [accepted.retry]
+    assert await ledger.retries.history(job.key, after=None, limit=10) == [accepted.retry]
     assert await jobs.status_of(job) == "failed"
 
 
-async def test_a_second_request_while_one_is_queued_is_the_first(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_second_request_while_one_is_queued_is_the_first(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
-    first = await ledger.accept(a_retry_of(job, actor="ann"))
-    second = await ledger.accept(a_retry_of(job, actor="bob"))
+    first = await ledger.retries.accept(a_retry_of(job, actor="ann"))
+    second = await ledger.retries.accept(a_retry_of(job, actor="bob"))
     assert (second.retry, second.deduplicated) == (first.retry, True)
 
 
 @pytest.mark.parametrize("if_version", [False, True])
 async def test_a_key_whose_request_is_applied_while_another_post_looks_still_gets_the_first_answer(
-    jobs: JobMaker, ledger: RetryLedger, monkeypatch: pytest.MonkeyPatch, *, if_version: bool
+    jobs: JobMaker, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, *, if_version: bool
 ) -> None:
     job = await jobs.failed()
     key = IdempotencyKey(job.project_id, "k1", b"the same request")
@@ -66,12 +67,12 @@ async def test_a_key_whose_request_is_applied_while_another_post_looks_still_get
     async def find_too_early(keys: IdempotencyKeys, wanted: IdempotencyKey) -> Claim | None:
         found = await find(keys, wanted)
         monkeypatch.setattr(IdempotencyKeys, "find", find)
-        first.append(await ledger.accept(request))
-        await ledger.apply([a_message_for(job, request_id=first[0].retry.id)])
+        first.append(await ledger.retries.accept(request))
+        await ledger.settlement.apply([a_message_for(job, request_id=first[0].retry.id)])
         return found
 
     monkeypatch.setattr(IdempotencyKeys, "find", find_too_early)
-    second = await ledger.accept(request)
+    second = await ledger.retries.accept(request)
 
     assert (second.retry, second.replayed) == (first[0].retry, True)
     assert await jobs.effects_of(job) == 1
@@ -81,26 +82,26 @@ def keyed(job: MadeJob, key: str) -> RetryRequest:
     return msgspec.structs.replace(a_retry_of(job), key=IdempotencyKey(job.project_id, key, b"the same request"))
 
 
-async def test_requests_at_once_take_a_few_statements_though_each_has_a_key(
-    jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_requests_at_once_take_a_few_statements_though_each_has_a_key(jobs: JobMaker, ledger: Ledger) -> None:
     """Where each took its own, a crowd that asks anew would keep a database that was away from coming back."""
     made = await jobs.many_failed(200)
 
     with statements_sent() as sent:
-        accepted = await asyncio.gather(*(ledger.accept(keyed(job, str(job.id))) for job in made))
+        accepted = await asyncio.gather(*(ledger.retries.accept(keyed(job, str(job.id))) for job in made))
 
-    assert sent == {"find_keys": 1, "find_jobs": 1, "claim_keys": 1, "accept": 1}
+    assert sent == {"idempotency.find_keys": 1, "jobs.find_jobs": 1, "idempotency.claim_keys": 1, "retries.accept": 1}
     assert {each.retry.job_id for each in accepted} == {job.id for job in made}
 
 
 async def test_requests_at_once_for_one_job_take_a_few_statements_though_each_has_a_key(
-    jobs: JobMaker, ledger: RetryLedger
+    jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()
 
     with statements_sent() as sent:
-        accepted = await asyncio.gather(*(ledger.accept(keyed(job, f"k{number // 2}")) for number in range(200)))
+        accepted = await asyncio.gather(
+            *(ledger.retries.accept(keyed(job, f"k{number // 2}")) for number in range(200))
+        )
 
     assert sent.total() < 15, sent
     assert len({each.retry.id for each in accepted}) == 1
@@ -108,23 +109,23 @@ async def test_requests_at_once_for_one_job_take_a_few_statements_though_each_ha
     assert [each.replayed for each in accepted].count(False) == 100  # each key is new once
 
 
-async def test_requests_in_parallel_for_one_job_are_one_row(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_requests_in_parallel_for_one_job_are_one_row(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
-    answers = await asyncio.gather(*(ledger.accept(a_retry_of(job)) for _ in range(100)))
+    answers = await asyncio.gather(*(ledger.retries.accept(a_retry_of(job)) for _ in range(100)))
     assert len({answer.retry.id for answer in answers}) == 1
     assert [answer.deduplicated for answer in answers].count(False) == 1
     assert await jobs.queued() == 1
 
 
-async def test_a_job_can_be_retried_again_after_it_was_and_failed_anew(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_job_can_be_retried_again_after_it_was_and_failed_anew(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
-    first = (await ledger.accept(a_retry_of(job))).retry
-    await ledger.apply_queued(10)
+    first = (await ledger.retries.accept(a_retry_of(job))).retry
+    await ledger.settlement.apply_queued(10)
     again = await jobs.fail_again(job)
-    second = (await ledger.accept(a_retry_of(again))).retry
-    await ledger.apply_queued(10)
+    second = (await ledger.retries.accept(a_retry_of(again))).retry
+    await ledger.settlement.apply_queued(10)
     assert first.id != second.id
-    assert [retry.id for retry in await ledger.history(job.key, after=None, limit=10)] == [second.id, first.id]
+    assert [retry.id for retry in await ledger.retries.history(job.key, after=None, limit=10)] == [second.id, first.id]
     assert await jobs.effects_of(job) == 2
 
 
@@ -139,65 +140,65 @@ async def test_a_job_can_be_retried_again_after_it_was_and_failed_anew(jobs: Job
     ],
 )
 async def test_a_job_that_cannot_be_retried_is_refused(
-    jobs: JobMaker, ledger: RetryLedger, making: Making, refusal: type[RedriveError]
+    jobs: JobMaker, ledger: Ledger, making: Making, refusal: type[RedriveError]
 ) -> None:
     with pytest.raises(refusal):
-        await ledger.accept(a_retry_of(await making(jobs)))
+        await ledger.retries.accept(a_retry_of(await making(jobs)))
     assert await jobs.queued() == 0
 
 
-async def test_an_exhausted_job_is_accepted_with_extra_attempts(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_an_exhausted_job_is_accepted_with_extra_attempts(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed(attempts=3, max_attempts=3)
-    await ledger.accept(a_retry_of(job, extra_attempts=2))
-    await ledger.apply_queued(10)
+    await ledger.retries.accept(a_retry_of(job, extra_attempts=2))
+    await ledger.settlement.apply_queued(10)
     row = await jobs.row(job)
     assert (row["status"], row["attempts"], row["max_attempts"]) == ("pending", 3, 5)
 
 
-async def test_a_foreign_job_and_an_unknown_one_are_not_there(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_foreign_job_and_an_unknown_one_are_not_there(jobs: JobMaker, ledger: Ledger) -> None:
     theirs = await jobs.failed(project_id="theirs")
     for job in (
         MadeJob(theirs.id, ProjectId("ours"), theirs.version),
         MadeJob(JobId(uuid4()), ProjectId("ours"), Version("1")),
     ):
         with pytest.raises(JobNotFound):
-            await ledger.accept(a_retry_of(job))
+            await ledger.retries.accept(a_retry_of(job))
 
 
-async def test_a_request_for_a_version_that_has_passed_is_refused(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_request_for_a_version_that_has_passed_is_refused(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
     await jobs.fail_again(job)
     with pytest.raises(JobChanged):
-        await ledger.accept(msgspec.structs.replace(a_retry_of(job), if_version=frozenset({job.version})))
+        await ledger.retries.accept(msgspec.structs.replace(a_retry_of(job), if_version=frozenset({job.version})))
 
 
-async def test_a_foreign_retry_and_an_unknown_one_are_not_there(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_foreign_retry_and_an_unknown_one_are_not_there(jobs: JobMaker, ledger: Ledger) -> None:
     theirs = await jobs.failed(project_id="theirs")
-    retry = (await ledger.accept(a_retry_of(theirs))).retry
+    retry = (await ledger.retries.accept(a_retry_of(theirs))).retry
     for retry_id in (retry.id, RetryId(uuid4())):
         with pytest.raises(RetryNotFound):
-            await ledger.get(RetryKey(retry_id, ProjectId("ours")))
-    assert await ledger.history(theirs.key._replace(project_id=ProjectId("ours")), after=None, limit=10) == []
+            await ledger.retries.get(RetryKey(retry_id, ProjectId("ours")))
+    assert await ledger.retries.history(theirs.key._replace(project_id=ProjectId("ours")), after=None, limit=10) == []
 
 
 # -- publishing
 
 
-async def test_two_relays_get_different_rows(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_two_relays_get_different_rows(jobs: JobMaker, ledger: Ledger) -> None:
     for job in await jobs.many_failed(20):
-        await ledger.accept(a_retry_of(job))
+        await ledger.retries.accept(a_retry_of(job))
     one, other = await asyncio.gather(
-        ledger.publishable(10, lease_s=30, bulk=False), ledger.publishable(10, lease_s=30, bulk=False)
+        ledger.outbox.lease(10, lease_s=30, bulk=False), ledger.outbox.lease(10, lease_s=30, bulk=False)
     )
     assert len(one) == len(other) == 10
     assert len({each.message.id for each in (*one, *other)}) == 20
-    assert await ledger.publishable(10, lease_s=30, bulk=False) == []
+    assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
 
 
-async def test_a_message_says_what_was_asked_for(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_message_says_what_was_asked_for(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
-    retry = (await ledger.accept(a_retry_of(job, actor="ann", extra_attempts=1))).retry
-    (publishable,) = await ledger.publishable(10, lease_s=30, bulk=False)
+    retry = (await ledger.retries.accept(a_retry_of(job, actor="ann", extra_attempts=1))).retry
+    (publishable,) = await ledger.outbox.lease(10, lease_s=30, bulk=False)
     assert publishable.message == RetryMessage(
         v=1,
         request_id=retry.id,
@@ -211,26 +212,26 @@ async def test_a_message_says_what_was_asked_for(jobs: JobMaker, ledger: RetryLe
 
 
 async def test_a_lease_ends_and_can_be_given_back_and_a_published_row_stays_published(
-    jobs: JobMaker, ledger: RetryLedger
+    jobs: JobMaker, ledger: Ledger
 ) -> None:
-    await ledger.accept(a_retry_of(await jobs.failed()))
-    (first,) = await ledger.publishable(10, lease_s=-1, bulk=False)
-    (second,) = await ledger.publishable(10, lease_s=30, bulk=False)  # the lease is over: whoever held it may be dead
-    await ledger.give_back([second.message.id])
-    (third,) = await ledger.publishable(10, lease_s=-2, bulk=False)
+    await ledger.retries.accept(a_retry_of(await jobs.failed()))
+    (first,) = await ledger.outbox.lease(10, lease_s=-1, bulk=False)
+    (second,) = await ledger.outbox.lease(10, lease_s=30, bulk=False)  # the lease is over: whoever held it may be dead
+    await ledger.outbox.give_back([second.message.id])
+    (third,) = await ledger.outbox.lease(10, lease_s=-2, bulk=False)
     assert first.message == second.message == third.message
-    await ledger.mark_published([first.lease])  # too late: it is on another lease by now
-    (fourth,) = await ledger.publishable(10, lease_s=30, bulk=False)
-    await ledger.mark_published([fourth.lease])
-    assert await ledger.publishable(10, lease_s=30, bulk=False) == []
-    await ledger.give_back([fourth.message.id])
-    assert await ledger.publishable(10, lease_s=30, bulk=False) == []
+    await ledger.outbox.mark_published([first.lease])  # too late: it is on another lease by now
+    (fourth,) = await ledger.outbox.lease(10, lease_s=30, bulk=False)
+    await ledger.outbox.mark_published([fourth.lease])
+    assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
+    await ledger.outbox.give_back([fourth.message.id])
+    assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
 
 
-async def test_what_is_settled_is_not_published_any_more(jobs: JobMaker, ledger: RetryLedger) -> None:
-    await ledger.accept(a_retry_of(await jobs.failed()))
-    await ledger.apply_queued(10)
-    assert await ledger.publishable(10, lease_s=30, bulk=False) == []
+async def test_what_is_settled_is_not_published_any_more(jobs: JobMaker, ledger: Ledger) -> None:
+    await ledger.retries.accept(a_retry_of(await jobs.failed()))
+    await ledger.settlement.apply_queued(10)
+    assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
 
 
 # -- settling
@@ -249,111 +250,111 @@ async def test_what_is_settled_is_not_published_any_more(jobs: JobMaker, ledger:
     ],
 )
 async def test_a_request_is_settled_by_how_the_job_stands(
-    jobs: JobMaker, ledger: RetryLedger, making: Making, outcome: Outcome
+    jobs: JobMaker, ledger: Ledger, making: Making, outcome: Outcome
 ) -> None:
     job = await making(jobs)
     before = dict(await jobs.row(job))
     message = a_message_for(job)
 
-    settled = await ledger.apply([message])
+    settled = await ledger.settlement.apply([message])
 
     assert {key: value.outcome for key, value in settled.items()} == {message.id: outcome}
     applied = outcome is Outcome.APPLIED
     assert await jobs.effects_of(job) == applied
     assert applied or dict(await jobs.row(job)) == before
-    retry = await ledger.get(RetryKey(message.id, job.project_id))
+    retry = await ledger.retries.get(RetryKey(message.id, job.project_id))
     assert retry.state is (RetryState.APPLIED if applied else RetryState.REJECTED)
     assert retry.attempts_before == (before["attempts"] or 0)
     assert retry.error_before == (before["last_error"] if applied else None)
 
 
 async def test_a_redelivered_message_gets_its_first_outcome_and_has_no_second_effect(
-    jobs: JobMaker, ledger: RetryLedger
+    jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()
     message = a_message_for(job)
-    first = (await ledger.apply([message, message]))[message.id]
+    first = (await ledger.settlement.apply([message, message]))[message.id]
     await jobs.fail_again(job)
-    second = (await ledger.apply([message]))[message.id]
+    second = (await ledger.settlement.apply([message]))[message.id]
     assert (first.outcome, second.outcome) == (Outcome.APPLIED, Outcome.APPLIED)
     assert first.waited_s is not None
     assert second.waited_s is None
     assert await jobs.effects_of(job) == 1
 
 
-async def test_a_message_of_no_version_fits_any_and_one_of_an_old_version_none(
-    jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_a_message_of_no_version_fits_any_and_one_of_an_old_version_none(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
     await jobs.fail_again(job)
     stale = a_message_for(job)
     unbound = msgspec.structs.replace(a_message_for(job), job_version=None)
-    settled = await ledger.apply([stale, unbound])
+    settled = await ledger.settlement.apply([stale, unbound])
     assert settled[stale.id].outcome is Outcome.SUPERSEDED
     assert settled[unbound.id].outcome is Outcome.APPLIED
 
 
-async def test_of_several_requests_for_one_job_in_a_batch_one_is_applied(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_of_several_requests_for_one_job_in_a_batch_one_is_applied(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
     messages = [a_message_for(job) for _ in range(5)]
-    outcomes = [settled.outcome for settled in (await ledger.apply(messages)).values()]
+    outcomes = [settled.outcome for settled in (await ledger.settlement.apply(messages)).values()]
     assert sorted(outcomes) == [Outcome.APPLIED] + [Outcome.SUPERSEDED] * 4
     assert await jobs.effects_of(job) == 1
 
 
-async def test_for_a_known_request_the_ledgers_facts_win_over_the_messages(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_for_a_known_request_the_ledgers_facts_win_over_the_messages(jobs: JobMaker, ledger: Ledger) -> None:
     job, other = await jobs.failed(), await jobs.failed(project_id="theirs")
-    retry = (await ledger.accept(a_retry_of(job))).retry
+    retry = (await ledger.retries.accept(a_retry_of(job))).retry
     lying = a_message_for(other, request_id=retry.id)
-    assert (await ledger.apply([lying]))[retry.id].outcome is Outcome.APPLIED
+    assert (await ledger.settlement.apply([lying]))[retry.id].outcome is Outcome.APPLIED
     assert await jobs.effects([job, other]) == [1, 0]
 
 
-async def test_unknown_requests_in_two_hands_at_once_have_one_effect_each(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_unknown_requests_in_two_hands_at_once_have_one_effect_each(jobs: JobMaker, ledger: Ledger) -> None:
     failed = await jobs.many_failed(50)
     messages = [a_message_for(job) for job in failed]
-    answers = await asyncio.gather(*(ledger.apply(order) for order in (messages, messages[::-1], messages, messages)))
+    answers = await asyncio.gather(
+        *(ledger.settlement.apply(order) for order in (messages, messages[::-1], messages, messages))
+    )
     for settled in answers:
         assert {each.outcome for each in settled.values()} == {Outcome.APPLIED}
         assert settled.keys() == {message.id for message in messages}
     assert await jobs.effects(failed) == [1] * 50
 
 
-async def test_a_delayed_retry_is_scheduled_for_later(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_delayed_retry_is_scheduled_for_later(jobs: JobMaker, ledger: Ledger) -> None:
     delayed, dated = await jobs.failed(), await jobs.failed()
-    await ledger.accept(a_retry_of(delayed, delay_seconds=3600))
+    await ledger.retries.accept(a_retry_of(delayed, delay_seconds=3600))
     run_at = datetime.now(UTC) + timedelta(days=1)
-    await ledger.apply([msgspec.structs.replace(a_message_for(dated), run_at=run_at)])
-    await ledger.apply_queued(10)
+    await ledger.settlement.apply([msgspec.structs.replace(a_message_for(dated), run_at=run_at)])
+    await ledger.settlement.apply_queued(10)
     now = datetime.now(UTC)
     assert timedelta(minutes=59) < (await jobs.row(delayed))["scheduled_at"] - now <= timedelta(hours=1)
     assert (await jobs.row(dated))["scheduled_at"] == run_at
 
 
-async def test_workers_without_a_broker_take_different_rows_oldest_first(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_workers_without_a_broker_take_different_rows_oldest_first(jobs: JobMaker, ledger: Ledger) -> None:
     for job in await jobs.many_failed(30):
-        await ledger.accept(a_retry_of(job))
-    oldest = {message.id for message in await ledger.queued(10)}
-    assert (await ledger.apply_queued(10)).keys() == oldest
-    one, other = await asyncio.gather(ledger.apply_queued(10), ledger.apply_queued(10))
+        await ledger.retries.accept(a_retry_of(job))
+    oldest = {message.id for message in await ledger.settlement.queued(10)}
+    assert (await ledger.settlement.apply_queued(10)).keys() == oldest
+    one, other = await asyncio.gather(ledger.settlement.apply_queued(10), ledger.settlement.apply_queued(10))
     assert not one.keys() & other.keys()
 
 
-async def test_the_backlog_tells_how_many_wait_and_for_how_long(jobs: JobMaker, ledger: RetryLedger) -> None:
-    assert await ledger.backlog() == (0, 0.0)
+async def test_the_backlog_tells_how_many_wait_and_for_how_long(jobs: JobMaker, ledger: Ledger) -> None:
+    assert await ledger.settlement.backlog() == (0, 0.0)
     for job in await jobs.many_failed(3):
-        await ledger.accept(a_retry_of(job))
-    requests, oldest_s = await ledger.backlog()
+        await ledger.retries.accept(a_retry_of(job))
+    requests, oldest_s = await ledger.settlement.backlog()
     assert requests == 3
     assert 0 < oldest_s < 60
 
 
 async def test_a_scaler_sees_how_many_requests_a_worker_could_take_and_nothing_else(
-    jobs: JobMaker, ledger: RetryLedger
+    jobs: JobMaker, ledger: Ledger
 ) -> None:
     for job in await jobs.many_failed(3):
-        await ledger.accept(a_retry_of(job))
-    await ledger.publishable(1, lease_s=60, bulk=False)  # a relay has it in hand
+        await ledger.retries.accept(a_retry_of(job))
+    await ledger.outbox.lease(1, lease_s=60, bulk=False)  # a relay has it in hand
     async with jobs.pool.acquire() as scaler, scaler.transaction():
         await scaler.execute("SET LOCAL ROLE redrive_scaler")
         assert await scaler.fetchval("SELECT waiting FROM redrive.backlog") == 2
@@ -366,50 +367,48 @@ async def test_a_scaler_sees_how_many_requests_a_worker_could_take_and_nothing_e
 # -- giving up
 
 
-async def test_a_dead_lettered_request_is_done_and_the_job_is_free_for_another(
-    jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_a_dead_lettered_request_is_done_and_the_job_is_free_for_another(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
-    retry = (await ledger.accept(a_retry_of(job))).retry
-    settled = await ledger.dead_letter([retry.id])
+    retry = (await ledger.retries.accept(a_retry_of(job))).retry
+    settled = await ledger.settlement.dead_letter([retry.id])
     assert settled[retry.id].outcome is Outcome.POISON
-    retry = await ledger.get(RetryKey(retry.id, job.project_id))
+    retry = await ledger.retries.get(RetryKey(retry.id, job.project_id))
     assert (retry.state, retry.outcome, retry.done) == (RetryState.DEAD_LETTERED, Outcome.POISON, True)
-    assert not (await ledger.accept(a_retry_of(job))).deduplicated
+    assert not (await ledger.retries.accept(a_retry_of(job))).deduplicated
 
 
-async def test_giving_up_changes_nothing_that_is_settled_or_unknown(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_giving_up_changes_nothing_that_is_settled_or_unknown(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
     message = a_message_for(job)
-    await ledger.apply([message])
+    await ledger.settlement.apply([message])
     unknown = RetryId(uuid4())
-    assert await ledger.dead_letter([message.id, unknown]) == {message.id: (Outcome.APPLIED, None)}
+    assert await ledger.settlement.dead_letter([message.id, unknown]) == {message.id: (Outcome.APPLIED, None)}
 
 
-async def test_a_refused_row_undoes_its_whole_batch_and_says_so(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_refused_row_undoes_its_whole_batch_and_says_so(jobs: JobMaker, ledger: Ledger) -> None:
     await jobs.pool.execute("ALTER TABLE control_plane.jobs ADD CHECK (type <> 'sealed' OR status = 'failed')")
     good, sealed = await jobs.failed(), await jobs.failed(kind="sealed")
     with pytest.raises(StatementRefused, match="23514"):
-        await ledger.apply([a_message_for(good), a_message_for(sealed)])
+        await ledger.settlement.apply([a_message_for(good), a_message_for(sealed)])
     assert await jobs.effects([good, sealed]) == [0, 0]
 
 
-async def test_a_locked_table_is_an_unavailable_database_in_time(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_locked_table_is_an_unavailable_database_in_time(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
     async with jobs.locked(), asyncio.timeout(3):
         with pytest.raises(DatabaseUnavailable):
-            await ledger.apply([a_message_for(job)])
+            await ledger.settlement.apply([a_message_for(job)])
     assert await jobs.effects_of(job) == 0
 
 
 async def test_what_a_broker_brought_has_been_published_whether_or_not_its_relay_came_to_say_so(
-    jobs: JobMaker, ledger: RetryLedger
+    jobs: JobMaker, ledger: Ledger
 ) -> None:
     brought, taken = await jobs.failed(), await jobs.failed()
-    request = (await ledger.accept(a_retry_of(brought))).retry
-    await ledger.apply([a_message_for(brought, request_id=request.id)])
-    await ledger.accept(a_retry_of(taken))
-    await ledger.apply_queued(10)
+    request = (await ledger.retries.accept(a_retry_of(brought))).retry
+    await ledger.settlement.apply([a_message_for(brought, request_id=request.id)])
+    await ledger.retries.accept(a_retry_of(taken))
+    await ledger.settlement.apply_queued(10)
 
     rows = await jobs.pool.fetch("SELECT job_id, published_at IS NOT NULL AS published FROM redrive.retry_requests")
 

@@ -24,12 +24,12 @@ from shared.dead_letters import DeadLetters
 from shared.errors import JobNotFailed, RetryAlreadySettled
 from shared.failpoints import Failpoint
 from shared.idempotency import IdempotencyKey
-from shared.jobs import JobStore
 from shared.models import ProjectId, RetryId
 from shared.pruning import Pruning
-from shared.retries import RetryKey, RetryLedger, RetryRequest
+from shared.retries import RetryKey, RetryRequest
 from tests.acceptance.chaos.tally import scaled
 from tests.jobs import JobMaker, MadeJob
+from tests.ledger import Ledger
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -106,7 +106,7 @@ class LedgerMachine(RuleBasedStateMachine):
             )
         )
         self.jobs: list[MadeJob] = self.world.run(self.world.jobs.many_failed(JOBS))
-        self.ledger = RetryLedger(self.world.database, JobStore(self.world.database))
+        self.ledger = Ledger(self.world.database)
         self.letters = DeadLetters(self.world.database)
         self.queue: list[RetryMessage] = []
         self.acknowledged: list[RetryMessage] = []
@@ -128,7 +128,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         told: RetryId | None = None
         with crashing(Failpoint.AFTER_INSERT if dies else None), suppress(JobNotFailed):
-            told = self.world.run(self.ledger.accept(wanted)).retry.id
+            told = self.world.run(self.ledger.retries.accept(wanted)).retry.id
             self.acked.add(told)
         return told
 
@@ -156,26 +156,26 @@ class LedgerMachine(RuleBasedStateMachine):
         retry_id = sorted(self.acked)[which % len(self.acked)]
         if retry_id not in self.pruned:
             with suppress(RetryAlreadySettled):
-                self.world.run(self.ledger.cancel(RetryKey(retry_id, PROJECT), actor="ann"))
+                self.world.run(self.ledger.retries.cancel(RetryKey(retry_id, PROJECT), actor="ann"))
 
     # -- the relay
 
     @rule(confirmed=st.booleans(), limit=st.integers(1, 3))
     def publish(self, confirmed: bool, limit: int) -> None:  # noqa: FBT001 - drawn
-        rows = self.world.run(self.ledger.publishable(limit, lease_s=0, bulk=False))
+        rows = self.world.run(self.ledger.outbox.lease(limit, lease_s=0, bulk=False))
         self.queue += [row.message for row in rows]
         if confirmed:
-            self.world.run(self.ledger.mark_published([row.lease for row in rows]))
+            self.world.run(self.ledger.outbox.mark_published([row.lease for row in rows]))
 
     @rule()
     def publish_what_was_published_long_ago(self) -> None:
-        self.world.run(self.ledger.republish_stale(10, age_s=0, bulk=False))
+        self.world.run(self.ledger.outbox.republish_stale(10, age_s=0, bulk=False))
 
     @precondition(lambda self: self.queue)
     @rule()
     def lose_the_queue(self) -> None:
         self.queue.clear()
-        self.world.run(self.ledger.republish_stale(10, age_s=0, bulk=False))
+        self.world.run(self.ledger.outbox.republish_stale(10, age_s=0, bulk=False))
 
     # -- the worker
 
@@ -184,7 +184,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def deliver(self, count: int, acks: bool) -> None:  # noqa: FBT001 - drawn
         """Settle a batch; without its ack, all of it will come again."""
         batch = self.queue[:count]
-        self.world.run(self.ledger.apply(batch))
+        self.world.run(self.ledger.settlement.apply(batch))
         if acks:
             del self.queue[:count]
             self.acknowledged += batch
@@ -193,22 +193,22 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(count=st.integers(1, 5), point=before_commit)
     def deliver_and_die(self, count: int, point: Failpoint) -> None:
         with crashing(point):
-            self.world.run(self.ledger.apply(self.queue[:count]))
+            self.world.run(self.ledger.settlement.apply(self.queue[:count]))
 
     @precondition(lambda self: self.acknowledged)
     @rule(which=any_of_them)
     def deliver_a_copy(self, which: int) -> None:
-        self.world.run(self.ledger.apply([self.acknowledged[which % len(self.acknowledged)]] * 2))
+        self.world.run(self.ledger.settlement.apply([self.acknowledged[which % len(self.acknowledged)]] * 2))
 
     @rule(limit=st.integers(1, 3), point=st.none() | before_commit)
     def settle_without_a_broker(self, limit: int, point: Failpoint | None) -> None:
         with crashing(point):
-            self.world.run(self.ledger.apply_queued(limit))
+            self.world.run(self.ledger.settlement.apply_queued(limit))
 
     @precondition(lambda self: self.queue)
     @rule()
     def dead_letter(self) -> None:
-        self.world.run(self.ledger.dead_letter([self.queue.pop(0).id]))
+        self.world.run(self.ledger.settlement.dead_letter([self.queue.pop(0).id]))
 
     # -- operators, and the owner of the jobs
 
@@ -253,10 +253,10 @@ class LedgerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever has happened, health settles everything."""
         if self.queue:
-            self.world.run(self.ledger.apply(self.queue))
-        self.world.run(self.ledger.republish_stale(100, age_s=0, bulk=False))
-        if rows := self.world.run(self.ledger.publishable(100, lease_s=0, bulk=False)):
-            self.world.run(self.ledger.apply([row.message for row in rows]))
+            self.world.run(self.ledger.settlement.apply(self.queue))
+        self.world.run(self.ledger.outbox.republish_stale(100, age_s=0, bulk=False))
+        if rows := self.world.run(self.ledger.outbox.lease(100, lease_s=0, bulk=False)):
+            self.world.run(self.ledger.settlement.apply([row.message for row in rows]))
         assert self.world.run(self.world.jobs.queued()) == 0
         self.each_request_took_effect_once_at_most()
 

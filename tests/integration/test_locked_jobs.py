@@ -9,11 +9,11 @@ import pytest
 
 from shared.errors import StatementRefused
 from shared.models import Outcome
-from shared.retries import RetryLedger
 from shared.sql import statements
 from tests.api_server import serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.ledger import Ledger
 from tests.queues import Queues
 from tests.workers import a_worker
 
@@ -61,12 +61,12 @@ async def test_a_locked_job_delays_its_own_retry_and_no_other(
 
 
 async def test_many_locked_jobs_do_not_stand_in_the_way_of_those_behind_them(
-    database_url: str, jobs: JobMaker, ledger: RetryLedger
+    database_url: str, jobs: JobMaker, ledger: Ledger
 ) -> None:
     locked = await jobs.many_failed(25)
-    await asyncio.gather(*(ledger.accept(a_retry_of(job)) for job in locked))
+    await asyncio.gather(*(ledger.retries.accept(a_retry_of(job)) for job in locked))
     free = await jobs.failed()
-    await ledger.accept(a_retry_of(free))
+    await ledger.retries.accept(a_retry_of(free))
 
     async with locking(database_url, locked), a_worker(database_url, worker_batch_size=10):
         await eventually(lambda: jobs.effects_of(free))
@@ -76,20 +76,20 @@ async def test_many_locked_jobs_do_not_stand_in_the_way_of_those_behind_them(
 
 
 async def test_a_mark_that_comes_late_does_not_hide_a_request_that_is_held(
-    database_url: str, jobs: JobMaker, ledger: RetryLedger
+    database_url: str, jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()
-    await ledger.accept(a_retry_of(job))
-    (published,) = await ledger.publishable(1, lease_s=30, bulk=False)
+    await ledger.retries.accept(a_retry_of(job))
+    (published,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
     async with locking(database_url, [job]):
-        assert await ledger.apply([published.message]) == {}
-    await ledger.mark_published([published.lease])
+        assert await ledger.settlement.apply([published.message]) == {}
+    await ledger.outbox.mark_published([published.lease])
 
     async def again() -> bool:
-        return [each.message for each in await ledger.publishable(1, lease_s=30, bulk=False)] == [published.message]
+        return [each.message for each in await ledger.outbox.lease(1, lease_s=30, bulk=False)] == [published.message]
 
     await eventually(again)
-    assert len(await ledger.apply([published.message])) == 1
+    assert len(await ledger.settlement.apply([published.message])) == 1
     assert await jobs.effects_of(job) == 1
 
 
@@ -132,32 +132,32 @@ async def test_another_program_s_message_for_a_job_that_is_locked_for_long_delay
 
 
 async def test_what_is_held_is_a_queued_request_and_there_is_one_for_a_job_at_most(
-    jobs: JobMaker, ledger: RetryLedger
+    jobs: JobMaker, ledger: Ledger
 ) -> None:
     job, done = await jobs.failed(), await jobs.failed()
     held, second, settled = a_message_for(job), a_message_for(job), a_message_for(done)
-    await ledger.apply([settled])
+    await ledger.settlement.apply([settled])
 
     for _ in range(2):
-        await ledger.hold(held)
-        await ledger.hold(settled)
+        await ledger.settlement.defer(held)
+        await ledger.settlement.defer(settled)
     with pytest.raises(StatementRefused):
-        await ledger.hold(second)
+        await ledger.settlement.defer(second)
 
     assert await jobs.queued() == 1
     assert await jobs.ledger_row(second.id) is None
     assert await jobs.outcome_of(settled.id) == "applied"
-    assert await ledger.publishable(1, lease_s=30, bulk=False) == []  # not yet
+    assert await ledger.outbox.lease(1, lease_s=30, bulk=False) == []  # not yet
 
     async def comes_again() -> bool:
-        return [each.message.id for each in await ledger.publishable(1, lease_s=30, bulk=False)] == [held.id]
+        return [each.message.id for each in await ledger.outbox.lease(1, lease_s=30, bulk=False)] == [held.id]
 
     await eventually(comes_again)
-    assert (await ledger.apply([held]))[held.id].outcome is Outcome.APPLIED
+    assert (await ledger.settlement.apply([held]))[held.id].outcome is Outcome.APPLIED
 
 
 async def test_a_row_that_refers_to_a_job_neither_holds_up_its_retry_nor_is_held_up(
-    jobs: JobMaker, ledger: RetryLedger
+    jobs: JobMaker, ledger: Ledger
 ) -> None:
     await jobs.pool.execute("CREATE TABLE control_plane.attachments (job_id uuid REFERENCES control_plane.jobs (id))")
     attach = "INSERT INTO control_plane.attachments VALUES ($1)"
@@ -165,12 +165,12 @@ async def test_a_row_that_refers_to_a_job_neither_holds_up_its_retry_nor_is_held
     async with jobs.pool.acquire() as theirs, theirs.transaction():
         await theirs.execute(attach, first.id)
         message = a_message_for(first)
-        assert (await ledger.apply([message]))[message.id].outcome is Outcome.APPLIED
+        assert (await ledger.settlement.apply([message]))[message.id].outcome is Outcome.APPLIED
 
-    retry = (await ledger.accept(a_retry_of(second))).retry
+    retry = (await ledger.retries.accept(a_retry_of(second))).retry
     async with jobs.pool.acquire() as ours, ours.transaction():
         adopted: list[object] = []
         published = False
-        assert await ours.fetch(statements("retries")["apply"], [retry.id], adopted, published)
+        assert await ours.fetch(statements("settlement")["apply"], [retry.id], adopted, published)
         await jobs.pool.execute(attach, second.id, timeout=5)
     assert await jobs.effects([first, second]) == [1, 1]

@@ -8,11 +8,11 @@ import pytest
 
 from shared.database import Database
 from shared.pruning import Pruned, Pruning
-from shared.retries import RetryLedger
 from shared.sql import statements
 from tests.api_server import serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_retry_of
+from tests.ledger import Ledger
 from tests.queues import Queues
 from tests.workers import a_worker
 
@@ -24,9 +24,9 @@ def pruning(database: Database) -> Pruning:
     return Pruning(database, at_a_time=3)
 
 
-async def settled(ledger: RetryLedger, job: MadeJob) -> uuid.UUID:
-    accepted = await ledger.accept(a_retry_of(job))
-    await ledger.apply([row.message for row in await ledger.publishable(1, lease_s=1, bulk=False)])
+async def settled(ledger: Ledger, job: MadeJob) -> uuid.UUID:
+    accepted = await ledger.retries.accept(a_retry_of(job))
+    await ledger.settlement.apply([row.message for row in await ledger.outbox.lease(1, lease_s=1, bulk=False)])
     return accepted.retry.id
 
 
@@ -47,7 +47,7 @@ async def left(jobs: JobMaker, table: str = "retry_requests", column: str = "id"
 
 
 async def test_what_was_settled_long_ago_goes_in_bounded_steps(
-    pruning: Pruning, jobs: JobMaker, ledger: RetryLedger
+    pruning: Pruning, jobs: JobMaker, ledger: Ledger
 ) -> None:
     old = [await settled(ledger, job) for job in await jobs.many_failed(7)]
     young = await settled(ledger, await jobs.failed())
@@ -60,8 +60,8 @@ async def test_what_was_settled_long_ago_goes_in_bounded_steps(
     assert await left(jobs) == {young}
 
 
-async def test_what_is_queued_stays_however_old_it_is(pruning: Pruning, jobs: JobMaker, ledger: RetryLedger) -> None:
-    queued = (await ledger.accept(a_retry_of(await jobs.failed()))).retry.id
+async def test_what_is_queued_stays_however_old_it_is(pruning: Pruning, jobs: JobMaker, ledger: Ledger) -> None:
+    queued = (await ledger.retries.accept(a_retry_of(await jobs.failed()))).retry.id
     await aged(jobs, queued, days=1000)
 
     assert await pruning.prune(NINETY_DAYS) == Pruned(0, 0, 0)
@@ -88,9 +88,7 @@ async def test_a_message_that_outlives_its_request_retries_nothing(
     assert await left(jobs) == set()
 
 
-async def test_age_counts_from_when_a_request_was_settled(
-    pruning: Pruning, jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_age_counts_from_when_a_request_was_settled(pruning: Pruning, jobs: JobMaker, ledger: Ledger) -> None:
     lately = await settled(ledger, await jobs.failed())
     await jobs.pool.execute("UPDATE redrive.retry_requests SET requested_at = requested_at - interval '1000 days'")
 
@@ -100,7 +98,7 @@ async def test_age_counts_from_when_a_request_was_settled(
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=23, minutes=59), timedelta(days=-90)])
 async def test_less_than_the_idempotency_window_is_refused(
-    pruning: Pruning, jobs: JobMaker, ledger: RetryLedger, age: timedelta
+    pruning: Pruning, jobs: JobMaker, ledger: Ledger, age: timedelta
 ) -> None:
     old = await settled(ledger, await jobs.failed())
     await aged(jobs, old, days=1000)

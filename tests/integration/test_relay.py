@@ -14,13 +14,12 @@ from api.metrics import Metrics
 from api.relay import Relay
 from shared import topology
 from shared.database import Database
-from shared.jobs import JobStore
 from shared.messages import decoded
 from shared.models import RetryId
-from shared.retries import RetryLedger
 from tests.api_server import Api, serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker, a_retry_of
+from tests.ledger import Ledger
 from tests.logs import Log
 from tests.queues import Queues
 from tests.servers.proxy import Proxy
@@ -32,9 +31,9 @@ TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 class RunningRelay:
     """A relay that runs, what it counts, and how it ends."""
 
-    def __init__(self, ledger: RetryLedger, amqp_url: str) -> None:
+    def __init__(self, ledger: Ledger, amqp_url: str) -> None:
         self.registry = CollectorRegistry()
-        self.relay = Relay(ledger, amqp_url, Metrics(self.registry))
+        self.relay = Relay(ledger.outbox, amqp_url, Metrics(self.registry))
         self.stopping = asyncio.Event()
         self.task = asyncio.create_task(self.relay.run(stop=self.stopping))
 
@@ -57,7 +56,7 @@ class RunningRelay:
 
 
 @asynccontextmanager
-async def relaying(ledger: RetryLedger, amqp_url: str) -> AsyncIterator[RunningRelay]:
+async def relaying(ledger: Ledger, amqp_url: str) -> AsyncIterator[RunningRelay]:
     running = RunningRelay(ledger, amqp_url)
     try:
         yield running
@@ -65,9 +64,9 @@ async def relaying(ledger: RetryLedger, amqp_url: str) -> AsyncIterator[RunningR
         await running.kill()
 
 
-async def accepted(ledger: RetryLedger, jobs: JobMaker, count: int) -> list[RetryId]:
+async def accepted(ledger: Ledger, jobs: JobMaker, count: int) -> list[RetryId]:
     made = await jobs.many_failed(count)
-    answers = await asyncio.gather(*(ledger.accept(a_retry_of(job)) for job in made))
+    answers = await asyncio.gather(*(ledger.retries.accept(a_retry_of(job)) for job in made))
     return [answer.retry.id for answer in answers]
 
 
@@ -93,7 +92,7 @@ def told(log: Log) -> list[str]:
 
 
 async def test_what_is_accepted_is_published_once_and_marked(
-    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str
 ) -> None:
     ids = await accepted(ledger, jobs, 600)  # more than fits into one batch
 
@@ -142,11 +141,11 @@ async def holding(queues: Queues, messages: int) -> bool:
     return await queues.waiting() == messages
 
 
-async def test_what_is_settled_by_then_was_marked_with_it(ledger: RetryLedger, jobs: JobMaker) -> None:
+async def test_what_is_settled_by_then_was_marked_with_it(ledger: Ledger, jobs: JobMaker) -> None:
     settled, waiting = await accepted(ledger, jobs, 2)
-    rows = await ledger.publishable(2, lease_s=30, bulk=False)
-    await ledger.apply([row.message for row in rows if row.message.id == settled])
-    await ledger.mark_published([row.lease for row in rows])
+    rows = await ledger.outbox.lease(2, lease_s=30, bulk=False)
+    await ledger.settlement.apply([row.message for row in rows if row.message.id == settled])
+    await ledger.outbox.mark_published([row.lease for row in rows])
 
     marked = await jobs.pool.fetch("SELECT id, published_at = processed_at AS settling FROM redrive.retry_requests")
     assert dict(map(tuple, marked)) == {settled: True, waiting: None}
@@ -154,7 +153,7 @@ async def test_what_is_settled_by_then_was_marked_with_it(ledger: RetryLedger, j
 
 
 async def test_two_relays_publish_no_request_twice(
-    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.relay.BATCH", 10)
     async with relaying(ledger, amqp_url) as one, relaying(ledger, amqp_url) as other:
@@ -170,10 +169,10 @@ async def test_two_relays_publish_no_request_twice(
 
 
 async def test_what_a_dead_relay_held_is_published_when_its_lease_ends(
-    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str
 ) -> None:
     ids = await accepted(ledger, jobs, 20)
-    assert len(await ledger.publishable(10, lease_s=1, bulk=False)) == 10  # and then it died
+    assert len(await ledger.outbox.lease(10, lease_s=1, bulk=False)) == 10  # and then it died
 
     async with relaying(ledger, amqp_url):
         await eventually(lambda: all_published(jobs))
@@ -182,7 +181,7 @@ async def test_what_a_dead_relay_held_is_published_when_its_lease_ends(
 
 
 async def test_a_request_that_no_queue_takes_is_not_marked_and_heals(
-    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str
 ) -> None:
     async with relaying(ledger, amqp_url) as relay:
         await eventually(lambda: relay.relay.connected)
@@ -196,7 +195,7 @@ async def test_a_request_that_no_queue_takes_is_not_marked_and_heals(
 
 
 async def test_a_request_that_meets_no_queue_at_all_waits_in_the_ledger(
-    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def no_more_binding(*_: object) -> object:
         return queues._exchange
@@ -216,7 +215,7 @@ async def test_a_request_that_meets_no_queue_at_all_waits_in_the_ledger(
 
 
 async def test_a_broker_that_takes_nothing_is_asked_ever_less_often_and_told_of_once(  # noqa: PLR0917 - fixtures
-    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch, log: Log
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch, log: Log
 ) -> None:
     async def no_more_binding(*_: object) -> object:
         return queues._exchange
@@ -238,7 +237,7 @@ async def test_a_broker_that_takes_nothing_is_asked_ever_less_often_and_told_of_
 
 
 async def test_a_broker_that_is_back_is_used_at_once_however_long_it_was_away(
-    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.relay._FIRST_PAUSE_S", 10.0)  # as if it had been trouble for long
     ids = await accepted(ledger, jobs, 1)
@@ -252,9 +251,7 @@ async def test_a_broker_that_is_back_is_used_at_once_however_long_it_was_away(
     assert same(await ids_in(queues), ids)
 
 
-async def test_stopping_publishes_what_is_there(
-    ledger: RetryLedger, jobs: JobMaker, queues: Queues, amqp_url: str
-) -> None:
+async def test_stopping_publishes_what_is_there(ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str) -> None:
     async with relaying(ledger, amqp_url) as relay:
         await eventually(lambda: relay.relay.connected)
         ids = await accepted(ledger, jobs, 400)
@@ -264,7 +261,7 @@ async def test_stopping_publishes_what_is_there(
     assert same(await ids_in(queues), ids)
 
 
-async def test_stopping_without_a_broker_does_not_wait_for_one(ledger: RetryLedger, jobs: JobMaker) -> None:
+async def test_stopping_without_a_broker_does_not_wait_for_one(ledger: Ledger, jobs: JobMaker) -> None:
     await accepted(ledger, jobs, 1)
     async with relaying(ledger, "amqp://guest:guest@127.0.0.1:9/") as relay:
         await eventually(lambda: relay.failures > 0)
@@ -276,12 +273,12 @@ async def test_stopping_without_a_broker_does_not_wait_for_one(ledger: RetryLedg
 
 
 async def test_a_database_that_goes_away_only_delays_publishing(  # noqa: PLR0917 - fixtures
-    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, ledger: RetryLedger, log: Log
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, ledger: Ledger, log: Log
 ) -> None:
     async with (
         Proxy.to(database_url) as proxy,
         Database(proxy.url_of(database_url), program="relay", timeout_s=0.5, pool_size=2).opened() as far,
-        relaying(RetryLedger(far, JobStore(far)), amqp_url) as relay,
+        relaying(Ledger(far), amqp_url) as relay,
     ):
         await eventually(lambda: relay.relay.connected)
         await proxy.refuse()

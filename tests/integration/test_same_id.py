@@ -17,9 +17,10 @@ from shared.failed import FailedFilter
 from shared.jobs import JobStore
 from shared.messages import VERSION, RetryMessage
 from shared.models import JobKey, Outcome, ProjectId, RetryState
-from shared.retries import RetryFilter, RetryKey, RetryLedger
+from shared.retries import RetryFilter, RetryKey
 from tests.integration.reading.test_plans import SQL, connected, nodes_of, plan_of
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.ledger import Ledger
 
 if TYPE_CHECKING:
     from shared.database import Database
@@ -57,47 +58,48 @@ async def test_each_project_reads_and_watches_its_own_job(jobs: JobMaker, databa
     assert [key.project_id for key in await store.changed(seen)] == [B]
 
 
-async def test_each_project_queues_and_gets_its_own_retry(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_each_project_queues_and_gets_its_own_retry(jobs: JobMaker, ledger: Ledger) -> None:
     of_a, of_b, of_c = await of_one_id(jobs, projects=(A, B, C))
 
     retries = [
-        answer.retry for answer in await asyncio.gather(*(ledger.accept(a_retry_of(job)) for job in (of_a, of_b)))
+        answer.retry
+        for answer in await asyncio.gather(*(ledger.retries.accept(a_retry_of(job)) for job in (of_a, of_b)))
     ]
 
     assert [retry.project_id for retry in retries] == [A, B]
-    assert (await ledger.accept(a_retry_of(of_b))).retry == retries[1]
-    assert [await ledger.history(job.key, after=None, limit=9) for job in (of_a, of_b, of_c)] == [
+    assert (await ledger.retries.accept(a_retry_of(of_b))).retry == retries[1]
+    assert [await ledger.retries.history(job.key, after=None, limit=9) for job in (of_a, of_b, of_c)] == [
         [retries[0]], [retries[1]], []
     ]  # fmt: skip
-    assert await ledger.page(C, RetryFilter(job_id=of_a.id), after=None, limit=9) == []
-    assert (await ledger._jobs.get(of_c.key)).pending_retry is None
-    settled = await ledger.apply([a_message_for(of_a, request_id=retries[0].id)])
+    assert await ledger.retries.page(C, RetryFilter(job_id=of_a.id), after=None, limit=9) == []
+    assert (await ledger.retries._jobs.get(of_c.key)).pending_retry is None
+    settled = await ledger.settlement.apply([a_message_for(of_a, request_id=retries[0].id)])
     assert settled[retries[0].id].outcome is Outcome.APPLIED
     assert await jobs.effects([of_a, of_b, of_c]) == [1, 0, 0]
-    assert (await ledger.get(RetryKey(retries[1].id, B))).state is RetryState.QUEUED
+    assert (await ledger.retries.get(RetryKey(retries[1].id, B))).state is RetryState.QUEUED
 
 
 @pytest.mark.parametrize("by_broker", [True, False])
 async def test_a_retry_leaves_a_running_job_of_the_same_id_alone(
-    jobs: JobMaker, ledger: RetryLedger, *, by_broker: bool
+    jobs: JobMaker, ledger: Ledger, *, by_broker: bool
 ) -> None:
     job_id = uuid.uuid4()
     (running,) = await jobs.make(1, status="running", project_id=B, job_id=job_id, attempts=2)
     failed = await jobs.failed(project_id=A, job_id=job_id)
     before = await jobs.row(running)
-    retry = (await ledger.accept(a_retry_of(failed))).retry
+    retry = (await ledger.retries.accept(a_retry_of(failed))).retry
 
     if by_broker:
-        await ledger.apply([a_message_for(failed, request_id=retry.id)])
+        await ledger.settlement.apply([a_message_for(failed, request_id=retry.id)])
     else:
-        await ledger.apply_queued(10)
+        await ledger.settlement.apply_queued(10)
 
     assert await jobs.outcome_of(retry.id) == "applied"
     assert await jobs.row(running) == before
     assert await jobs.effects([failed, running]) == [1, 0]
 
 
-async def test_one_batch_settles_each_project_by_its_own_row(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_one_batch_settles_each_project_by_its_own_row(jobs: JobMaker, ledger: Ledger) -> None:
     """In one statement: the same id is failed, exhausted, of another version, locked by its owner, and not there."""
     job_id = uuid.uuid4()
     made = [await jobs.failed(project_id=project, job_id=job_id) for project in "abcd"]
@@ -105,11 +107,11 @@ async def test_one_batch_settles_each_project_by_its_own_row(jobs: JobMaker, led
     await jobs.fail_again(made[2])
     messages = [a_message_for(job) for job in (*made, used_up)]
     messages.append(a_message_for(made[0], project_id="f", any_version=True))
-    queued = (await ledger.accept(a_retry_of(made[3]))).retry
+    queued = (await ledger.retries.accept(a_retry_of(made[3]))).retry
     messages[3] = a_message_for(made[3], request_id=queued.id)
     async with jobs.pool.acquire() as owner, owner.transaction():
         await owner.execute("SELECT FROM control_plane.jobs WHERE project_id = 'd' FOR UPDATE")
-        settled = await ledger.apply(messages)
+        settled = await ledger.settlement.apply(messages)
 
     assert [settled[m.id].outcome if m.id in settled else None for m in messages] == [
         "applied", "applied", "superseded", None, "attempts_exhausted", "job_not_found",
@@ -118,7 +120,7 @@ async def test_one_batch_settles_each_project_by_its_own_row(jobs: JobMaker, led
 
 
 async def test_bulk_by_ids_and_by_filter_takes_the_jobs_of_its_project(jobs: JobMaker, database: "Database") -> None:
-    batches, ledger = RetryBatches(database), RetryLedger(database, JobStore(database))
+    batches, ledger = RetryBatches(database), Ledger(database)
     pairs = [await of_one_id(jobs) for _ in range(3)]
     ids = tuple(of_a.id for of_a, _ in pairs)
 
@@ -131,40 +133,42 @@ async def test_bulk_by_ids_and_by_filter_takes_the_jobs_of_its_project(jobs: Job
     assert (await batches.preview(BatchRequest(project_id=C, actor="eve", chosen=ids))).skipped == {"job_not_found": 3}
     await jobs.pool.execute("UPDATE redrive.retry_requests SET state = 'cancelled', outcome = 'cancelled',"
                             " processed_at = now() WHERE project_id = 'b'")  # fmt: skip
-    assert len(await ledger.apply_queued(100)) == 3
+    assert len(await ledger.settlement.apply_queued(100)) == 3
     assert await jobs.effects([job for pair in pairs for job in pair]) == [1, 0] * 3
 
 
 async def test_taking_back_and_redriving_touch_the_request_of_their_project(
-    jobs: JobMaker, ledger: RetryLedger, database: "Database"
+    jobs: JobMaker, ledger: Ledger, database: "Database"
 ) -> None:
     of_a, of_b = await of_one_id(jobs)
-    first, second = [(await ledger.accept(a_retry_of(job))).retry for job in (of_a, of_b)]
+    first, second = [(await ledger.retries.accept(a_retry_of(job))).retry for job in (of_a, of_b)]
     letters = DeadLetters(database)
 
     with pytest.raises(RetryNotFound):
-        await ledger.cancel(RetryKey(first.id, B), actor="ann")
-    await ledger.dead_letter([first.id])
+        await ledger.retries.cancel(RetryKey(first.id, B), actor="ann")
+    await ledger.settlement.dead_letter([first.id])
     assert not (await letters.standings([first.id]))[first.id].job_is_queued  # b's is: another job
     assert set(await letters.redrive([first.id], actor="operator", lease_s=0)) == {first.id}
-    await ledger.cancel(RetryKey(second.id, B), actor="ann")
-    await ledger.apply_queued(10)
+    await ledger.retries.cancel(RetryKey(second.id, B), actor="ann")
+    await ledger.settlement.apply_queued(10)
 
     assert await jobs.effects([of_a, of_b]) == [1, 0]
 
 
 async def test_a_message_that_names_a_request_of_another_project_settles_it_by_the_ledgers_facts(
-    jobs: JobMaker, ledger: RetryLedger
+    jobs: JobMaker, ledger: Ledger
 ) -> None:
     """A request's id is in the ledger: what the ledger says of project, job and version holds, not the message."""
     of_a, of_b = await of_one_id(jobs)
-    retry = (await ledger.accept(a_retry_of(of_a))).retry
+    retry = (await ledger.retries.accept(a_retry_of(of_a))).retry
     forged = RetryMessage(
         v=VERSION, request_id=retry.id, job_id=of_b.id, project_id=B, extra_attempts=9, actor="b's program"
     )
 
-    assert (await ledger.apply([forged]))[retry.id].outcome is Outcome.APPLIED
-    assert (await ledger.apply([forged]))[retry.id].outcome is Outcome.APPLIED  # its first outcome, no second effect
+    assert (await ledger.settlement.apply([forged]))[retry.id].outcome is Outcome.APPLIED
+    assert (await ledger.settlement.apply([forged]))[
+        retry.id
+    ].outcome is Outcome.APPLIED  # its first outcome, no second effect
 
     row = await jobs.ledger_row(retry.id)
     assert row is not None
@@ -172,24 +176,24 @@ async def test_a_message_that_names_a_request_of_another_project_settles_it_by_t
     assert await jobs.effects([of_a, of_b]) == [1, 0]
 
 
-async def test_a_held_request_waits_for_the_row_of_its_own_project(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_held_request_waits_for_the_row_of_its_own_project(jobs: JobMaker, ledger: Ledger) -> None:
     of_a, of_b = await of_one_id(jobs)
-    requests = [(await ledger.accept(a_retry_of(job))).retry for job in (of_a, of_b)]
+    requests = [(await ledger.retries.accept(a_retry_of(job))).retry for job in (of_a, of_b)]
     async with jobs.pool.acquire() as owner, owner.transaction():
         await owner.execute("SELECT FROM control_plane.jobs WHERE project_id = 'a' FOR UPDATE")
 
-        settled = await ledger.apply_queued(10)
+        settled = await ledger.settlement.apply_queued(10)
 
     assert settled.keys() == {requests[1].id}
     assert await jobs.effects([of_a, of_b]) == [0, 1]
 
 
-async def test_batches_in_any_order_over_shared_ids_do_not_deadlock(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_batches_in_any_order_over_shared_ids_do_not_deadlock(jobs: JobMaker, ledger: Ledger) -> None:
     pairs = [await of_one_id(jobs, projects=(A, B, C)) for _ in range(30)]
     every = [job for three in pairs for job in three]
     copies = [[a_message_for(job) for job in (every if n % 2 else reversed(every))] for n in range(6)]
 
-    await asyncio.gather(*(ledger.apply(messages) for messages in copies))
+    await asyncio.gather(*(ledger.settlement.apply(messages) for messages in copies))
 
     assert await jobs.effects(every) == [1] * len(every)
 
@@ -201,7 +205,13 @@ async def test_looking_a_job_up_goes_along_the_tables_own_key(jobs: JobMaker, da
     await jobs.pool.execute("ANALYZE control_plane.jobs")
 
     async with connected(database_url) as connection:
-        for name in ("find_jobs", "changed_jobs", "look_at", "accept_batch", "apply"):
+        for name in (
+            "jobs.find_jobs",
+            "jobs.changed_jobs",
+            "batches.look_at",
+            "batches.accept_batch",
+            "settlement.apply",
+        ):
             nodes = [node for node in nodes_of(await plan_of(connection, SQL[name])) if "Index Cond" in node]
             taken = [node["Index Name"] for node in nodes if node.get("Relation Name") == "jobs"]
 

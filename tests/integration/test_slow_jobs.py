@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from shared.retries import RetryLedger
 from tests.api_server import serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_retry_of
+from tests.ledger import Ledger
 from tests.workers import RunningWorker, a_worker
 
 _SLOW = """
@@ -32,8 +32,8 @@ async def _working(database_url: str, broker: str | None) -> AsyncIterator[Runni
         yield worker
 
 
-async def _accepted(ledger: RetryLedger, jobs: Sequence[MadeJob]) -> None:
-    await asyncio.gather(*(ledger.accept(a_retry_of(job)) for job in jobs))
+async def _accepted(ledger: Ledger, jobs: Sequence[MadeJob]) -> None:
+    await asyncio.gather(*(ledger.retries.accept(a_retry_of(job)) for job in jobs))
 
 
 async def _all_put_back(jobs: JobMaker, failed: Sequence[MadeJob]) -> bool:
@@ -42,7 +42,7 @@ async def _all_put_back(jobs: JobMaker, failed: Sequence[MadeJob]) -> bool:
 
 @pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
 async def test_a_job_that_takes_too_long_delays_its_own_retry_and_no_other(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, dispatch: str
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, dispatch: str
 ) -> None:
     await jobs.pool.execute(_SLOW)
     slow, others = await jobs.failed(kind="slow"), await jobs.many_failed(30)
@@ -60,7 +60,7 @@ async def test_a_job_that_takes_too_long_delays_its_own_retry_and_no_other(
 
 @pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
 async def test_a_batch_that_takes_too_long_goes_through_in_parts(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, dispatch: str
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, dispatch: str
 ) -> None:
     await jobs.pool.execute(_SLOW)
     failed = await jobs.make(60, status="failed", kind="slowish", last_error="it broke")

@@ -2,17 +2,17 @@
 
 import asyncio
 
-from shared.retries import RetryLedger
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_retry_of
+from tests.ledger import Ledger
 from tests.workers import a_worker
 
 
-async def _accepted(ledger: RetryLedger, failed: list[MadeJob]) -> None:
-    await asyncio.gather(*(ledger.accept(a_retry_of(job)) for job in failed))
+async def _accepted(ledger: Ledger, failed: list[MadeJob]) -> None:
+    await asyncio.gather(*(ledger.retries.accept(a_retry_of(job)) for job in failed))
 
 
-async def test_queued_requests_are_settled(database_url: str, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_queued_requests_are_settled(database_url: str, jobs: JobMaker, ledger: Ledger) -> None:
     good, stale = await jobs.failed(), await jobs.failed()
     await _accepted(ledger, [good, stale])
     await jobs.fail_again(stale)
@@ -32,9 +32,7 @@ async def _none_queued(jobs: JobMaker) -> bool:
     return await jobs.queued() == 0
 
 
-async def test_two_workers_share_the_line_without_collisions(
-    database_url: str, jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_two_workers_share_the_line_without_collisions(database_url: str, jobs: JobMaker, ledger: Ledger) -> None:
     failed = await jobs.many_failed(500)
     await _accepted(ledger, failed)
 
@@ -51,9 +49,7 @@ async def test_two_workers_share_the_line_without_collisions(
     assert sum(shares) == len(failed)
 
 
-async def test_a_worker_that_is_stopped_leaves_whole_batches(
-    database_url: str, jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_a_worker_that_is_stopped_leaves_whole_batches(database_url: str, jobs: JobMaker, ledger: Ledger) -> None:
     failed = await jobs.many_failed(300)
     await _accepted(ledger, failed)
 

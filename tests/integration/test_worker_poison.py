@@ -10,9 +10,9 @@ import pytest
 from shared import topology
 from shared.messages import MAX_BYTES, RetryMessage
 from shared.models import Outcome
-from shared.retries import RetryLedger
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.ledger import Ledger
 from tests.logs import Log
 from tests.queues import Letter, Queues
 from tests.workers import a_worker
@@ -137,11 +137,11 @@ async def test_what_cannot_be_dead_lettered_is_not_acknowledged(
     assert await jobs.effects_of(job) == 1
 
 
-async def sealed(jobs: JobMaker, ledger: RetryLedger, sqlstate: str) -> RetryMessage:
+async def sealed(jobs: JobMaker, ledger: Ledger, sqlstate: str) -> RetryMessage:
     """An accepted request for a job whose update fails, of all jobs it alone, with this SQLSTATE."""
     await jobs.pool.execute(_OWNERS_RULE.replace("{sqlstate}", sqlstate))
-    await ledger.accept(a_retry_of(await jobs.failed(kind="sealed", attempts=2)))
-    (publishable,) = await ledger.publishable(1, lease_s=30, bulk=False)
+    await ledger.retries.accept(a_retry_of(await jobs.failed(kind="sealed", attempts=2)))
+    (publishable,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
     return publishable.message
 
 
@@ -152,7 +152,7 @@ OF_THE_SERVER = ["08006", "40001", "42501", "53100", "55000", "57014", "58030"]
 
 @pytest.mark.parametrize("sqlstate", OF_THE_JOB)
 async def test_a_job_that_its_owner_does_not_take_back_is_blocked_and_its_neighbours_are_applied(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: RetryLedger, sqlstate: str
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: Ledger, sqlstate: str
 ) -> None:
     refused = await sealed(jobs, ledger, sqlstate)
     theirs = a_message_for(await jobs.failed(kind="sealed", attempts=2))  # not in the ledger: written down as blocked
@@ -179,13 +179,13 @@ async def test_a_job_that_its_owner_does_not_take_back_is_blocked_and_its_neighb
 
 
 async def test_a_blocked_job_does_not_block_the_line_without_a_broker(
-    database_url: str, jobs: JobMaker, ledger: RetryLedger
+    database_url: str, jobs: JobMaker, ledger: Ledger
 ) -> None:
     refused = await sealed(jobs, ledger, "P0001")
-    await ledger.give_back([refused.id])  # to be taken without a broker, not published
+    await ledger.outbox.give_back([refused.id])  # to be taken without a broker, not published
     failed = await jobs.many_failed(30)
     for job in failed:
-        await ledger.accept(a_retry_of(job))
+        await ledger.retries.accept(a_retry_of(job))
 
     async with a_worker(database_url):
         await eventually(lambda: _all_put_back(jobs, failed))
@@ -196,7 +196,7 @@ async def test_a_blocked_job_does_not_block_the_line_without_a_broker(
 
 @pytest.mark.parametrize("sqlstate", OF_THE_SERVER)
 async def test_what_the_server_refuses_for_a_reason_that_is_not_the_jobs_stays_queued_and_readiness_says_so(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: RetryLedger, log: Log, sqlstate: str
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: Ledger, log: Log, sqlstate: str
 ) -> None:
     refused = await sealed(jobs, ledger, sqlstate)
     failed = await jobs.many_failed(10)
@@ -222,13 +222,13 @@ async def test_what_the_server_refuses_for_a_reason_that_is_not_the_jobs_stays_q
 
 @pytest.mark.parametrize("veto", ["RETURN NULL", "RETURN OLD"])
 async def test_a_job_that_a_trigger_leaves_as_it_was_is_blocked_and_not_called_applied(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: RetryLedger, veto: str
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, ledger: Ledger, veto: str
 ) -> None:
     await jobs.pool.execute(_OWNERS_VETO.replace("RETURN NULL", veto))
     failed = await jobs.many_failed(10)
     for job in [await jobs.failed(kind="sealed", last_error="it broke"), *failed]:
-        await ledger.accept(a_retry_of(job))
-    vetoed, *others = await ledger.queued(20)
+        await ledger.retries.accept(a_retry_of(job))
+    vetoed, *others = await ledger.settlement.queued(20)
     await queues.publish_all([vetoed, *others])
 
     async with a_worker(database_url, amqp_url):
@@ -241,14 +241,14 @@ async def test_a_job_that_a_trigger_leaves_as_it_was_is_blocked_and_not_called_a
     assert await _dead(queues, 0) == []
 
 
-async def test_a_job_that_fails_anew_within_its_update_was_applied(jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_job_that_fails_anew_within_its_update_was_applied(jobs: JobMaker, ledger: Ledger) -> None:
     """A trigger that runs the job at once, and has it fail with another error: that is another failure."""
     fails_again = "NEW.status = 'failed'; NEW.last_error = 'again'; RETURN NEW"
     await jobs.pool.execute(_OWNERS_VETO.replace("RETURN NULL", fails_again))
     job = await jobs.failed(kind="sealed", last_error="it broke")
-    retry = (await ledger.accept(a_retry_of(job))).retry
+    retry = (await ledger.retries.accept(a_retry_of(job))).retry
 
-    assert (await ledger.apply_queued(1))[retry.id].outcome is Outcome.APPLIED
+    assert (await ledger.settlement.apply_queued(1))[retry.id].outcome is Outcome.APPLIED
 
 
 async def test_a_time_before_the_calendar_begins_spoils_nothing(

@@ -4,23 +4,26 @@ import random
 
 from shared import topology
 from shared.messages import RetryMessage
-from shared.retries import RetryKey, RetryLedger
+from shared.retries import RetryKey
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.ledger import Ledger
 from tests.queues import Queues
 from tests.workers import a_worker
 
 
-async def _requested(ledger: RetryLedger, job: MadeJob) -> RetryMessage:
+async def _requested(ledger: Ledger, job: MadeJob) -> RetryMessage:
     """The message that the relay would publish for a request."""
-    request = (await ledger.accept(a_retry_of(job, actor="ann"))).retry
-    (found,) = [each for each in await ledger.publishable(100, lease_s=30, bulk=False) if each.message.id == request.id]
-    await ledger.mark_published([found.lease])
+    request = (await ledger.retries.accept(a_retry_of(job, actor="ann"))).retry
+    (found,) = [
+        each for each in await ledger.outbox.lease(100, lease_s=30, bulk=False) if each.message.id == request.id
+    ]
+    await ledger.outbox.mark_published([found.lease])
     return found.message
 
 
 async def test_a_published_retry_puts_the_job_back(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     job = await jobs.failed(attempts=2, last_error="smtp said no")
     message = await _requested(ledger, job)
@@ -32,7 +35,7 @@ async def test_a_published_retry_puts_the_job_back(
         await worker.sampled("redrive_retry_wait_seconds_count", 1)
         await worker.sampled("redrive_consumers", 2)
 
-    retry = await ledger.get(RetryKey(message.id, job.project_id))
+    retry = await ledger.retries.get(RetryKey(message.id, job.project_id))
     assert (retry.state, retry.outcome, retry.actor) == ("applied", "applied", "ann")
     assert (retry.attempts_before, retry.error_before) == (2, "smtp said no")
     row = await jobs.row(job)
@@ -42,7 +45,7 @@ async def test_a_published_retry_puts_the_job_back(
 
 
 async def test_a_message_that_is_delivered_twice_has_one_effect(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     job = await jobs.failed()
     message = await _requested(ledger, job)
@@ -107,7 +110,7 @@ async def _all_settled(jobs: JobMaker, messages: list[RetryMessage]) -> bool:
 
 
 async def test_a_job_that_has_failed_anew_since_the_request_is_left_alone(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     job = await jobs.failed()
     message = await _requested(ledger, job)
@@ -154,7 +157,7 @@ async def test_a_job_whose_attempts_are_used_up_stays_failed(
 
 
 async def test_another_programs_message_is_written_into_the_ledger(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: RetryLedger, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:
     job = await jobs.failed(last_error="their error")
     message = a_message_for(job)
@@ -163,7 +166,7 @@ async def test_another_programs_message_is_written_into_the_ledger(
         await queues.publish(message)
         assert await eventually(lambda: jobs.outcome_of(message.id)) == "applied"
 
-    retry = await ledger.get(RetryKey(message.id, job.project_id))
+    retry = await ledger.retries.get(RetryKey(message.id, job.project_id))
     assert (retry.job_id, retry.actor, retry.error_before) == (job.id, "unknown", "their error")
     assert await jobs.effects_of(job) == 1
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from shared.errors import DatabaseUnavailable, StatementRefused
 from shared.messages import VERSION, RetryMessage
 from shared.models import Outcome, RetryId
-from shared.retries import RetryLedger, Settled
+from shared.settlement import Settled, Settlement
 from worker.metrics import Metrics
 from worker.settling import Settler
 
@@ -49,12 +49,12 @@ class _Ledger:
         if self.away:
             raise DatabaseUnavailable
 
-    async def hold(self, message: RetryMessage) -> None:
+    async def defer(self, message: RetryMessage) -> None:
         self.held.add(message.id)
 
 
 def _settler(ledger: _Ledger) -> Settler:
-    return Settler(cast("RetryLedger", ledger), Metrics(CollectorRegistry()))
+    return Settler(cast("Settlement", ledger), Metrics(CollectorRegistry()))
 
 
 def _messages(count: int) -> list[RetryMessage]:

@@ -3,10 +3,9 @@
 from collections.abc import AsyncIterator
 
 from shared.database import Database
-from shared.jobs import JobStore
-from shared.retries import RetryLedger
 from tests.api_server import Api, serving
 from tests.integration.api.conftest import database_url, jobs, module_fixture
+from tests.ledger import Ledger
 
 __all__ = ["api", "database", "database_url", "jobs", "ledger"]
 
@@ -26,6 +25,6 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 
 
 @module_fixture
-async def ledger(database: Database) -> RetryLedger:
+async def ledger(database: Database) -> Ledger:
     """The worker's side: `apply_queued` settles what the api has accepted."""
-    return RetryLedger(database, JobStore(database))
+    return Ledger(database)

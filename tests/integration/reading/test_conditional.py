@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shared.retries import RetryLedger
 from tests.api_server import Api, Reply
 from tests.jobs import JobMaker, MadeJob
+from tests.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 class Life:
     """What can happen to a job: to its row by its owner, and around it by retries. Each is seen by who reads it."""
 
-    def __init__(self, api: Api, jobs: JobMaker, ledger: RetryLedger, job: MadeJob) -> None:
+    def __init__(self, api: Api, jobs: JobMaker, ledger: Ledger, job: MadeJob) -> None:
         self._api = api
         self._jobs = jobs
         self._ledger = ledger
@@ -45,7 +45,7 @@ class Life:
             assert (await self._api.call("DELETE", f"/api/retries/{pending['id']}")).status == 200
 
     async def _settle(self) -> None:
-        await self._ledger.apply_queued(10)
+        await self._ledger.settlement.apply_queued(10)
 
     async def _fail(self) -> None:
         await self._change("status = 'failed', last_error = 'it broke', completed_at = now()")
@@ -71,7 +71,7 @@ class Life:
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_two_answers_have_the_same_tag_exactly_when_they_have_the_same_body(
-    api: Api, jobs: JobMaker, ledger: RetryLedger, seed: int
+    api: Api, jobs: JobMaker, ledger: Ledger, seed: int
 ) -> None:
     chance = random.Random(seed)
     life = Life(api, jobs, ledger, await jobs.failed())
@@ -86,7 +86,7 @@ async def test_two_answers_have_the_same_tag_exactly_when_they_have_the_same_bod
 
 
 async def test_a_write_that_nobody_sees_may_change_the_tag_but_no_tag_stands_for_two_bodies(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     life = Life(api, jobs, ledger, await jobs.failed())
     bodies: dict[str, bytes] = {}
@@ -97,7 +97,7 @@ async def test_a_write_that_nobody_sees_may_change_the_tag_but_no_tag_stands_for
 
 
 async def test_a_retry_and_a_batch_have_the_same_tag_exactly_when_they_have_the_same_body(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     made = await jobs.many_failed(4)
     accepted = [await api.post(f"/api/jobs/{job.id}/retry") for job in made]
@@ -111,7 +111,7 @@ async def test_a_retry_and_a_batch_have_the_same_tag_exactly_when_they_have_the_
     await api.call("DELETE", accepted[0].headers["Location"])
     await look()
     await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", made[1].id)
-    await ledger.apply_queued(10)
+    await ledger.settlement.apply_queued(10)
     await look()
 
     for answers in seen.values():
@@ -174,7 +174,7 @@ async def test_the_tag_with_the_payload_is_not_the_tag_without(api: Api, jobs: J
     assert (await read_again(api, f"{path}?include=payload", plain)).status == 200
 
 
-async def test_a_retry_and_a_batch_are_read_conditionally_too(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_retry_and_a_batch_are_read_conditionally_too(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     retry = (await api.post(f"/api/jobs/{(await jobs.failed()).id}/retry")).headers["Location"]
     tag = (await api.get(retry)).headers["ETag"]
 
@@ -182,7 +182,7 @@ async def test_a_retry_and_a_batch_are_read_conditionally_too(api: Api, jobs: Jo
         304,
         200,
     )
-    await ledger.apply_queued(10)
+    await ledger.settlement.apply_queued(10)
     assert (await read_again(api, retry, tag)).status == 200
 
 

@@ -16,10 +16,10 @@ import pytest
 import api.events
 from api.watch import StatusWatch
 from shared.models import Job
-from shared.retries import RetryLedger
 from tests.api_server import Api, serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
+from tests.ledger import Ledger
 from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -140,14 +140,12 @@ async def test_the_first_event_is_the_job_as_it_stands(api: Api, jobs: JobMaker)
     assert "ETag" not in headers
 
 
-async def test_each_change_is_heard_and_the_stream_ends_after_done(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_each_change_is_heard_and_the_stream_ends_after_done(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
     await api.post(f"/api/jobs/{job.id}/retry")
     async with stream_of(api, job) as stream:
         heard = [await stream.news()]
-        await ledger.apply_queued(10)
+        await ledger.settlement.apply_queued(10)
         heard.append(await stream.news())
         await set_status(jobs, job, "running")
         heard.append(await stream.news())

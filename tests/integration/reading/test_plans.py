@@ -33,10 +33,26 @@ OF_FEW = {
     "retry_requests_dead_idx",
 }
 # These want all that waits, in its order; whoever looks for one job's request must not read along the line.
-IN_LINE = {"publishable", "republish_stale", "backlog", "take_queued", "queued", "any_overdue", "dead_lettered"}
+IN_LINE = {
+    "outbox.lease",
+    "outbox.republish_stale",
+    "settlement.backlog",
+    "settlement.take",
+    "settlement.queued",
+    "dead_letters.any_overdue",
+    "dead_letters.dead_lettered",
+}
 # These look for some ids among what waits: in an empty table that may be one pass over it, and never one for each.
-ONE_PASS = {"cancel", "dead_letter", "overdue_among", "redrive", "redrive_retry", "republish", "prune_batches"}
-SQL = {name: sql for sql, name in NAMES.items() if name != "make_schema"}  # a DO block has no plan
+ONE_PASS = {
+    "retries.cancel",
+    "settlement.dead_letter",
+    "dead_letters.overdue_among",
+    "dead_letters.redrive",
+    "retries.redrive",
+    "dead_letters.republish",
+    "prune.prune_batches",
+}
+SQL = {name: sql for sql, name in NAMES.items() if not name.startswith("migrations.")}
 OLD_BATCH = UUID(int=1, version=4)
 
 
@@ -158,7 +174,7 @@ async def test_no_plan_that_is_made_before_there_is_anything_reads_more_than_it_
         along = {node.get("Index Name") for node in nodes_of(plan) if node.get("Relation Name") in GROWING}
 
         assert name in ONE_PASS or scans_in(plan) == [], name
-        assert name in {"list_retries", "retry_stats"} or "retry_requests_project_idx" not in along, name
+        assert name in {"retries.page", "overview.retry_stats"} or "retry_requests_project_idx" not in along, name
         assert name in IN_LINE | ONE_PASS or not along & OF_FEW, name
 
 
@@ -170,15 +186,15 @@ async def buffers(connection: "PoolConnectionProxy[asyncpg.Record]", name: str, 
 
 async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     for name, table, by, filters in (
-        ("list_jobs", "control_plane.jobs", "created_at", ["NULL", "NULL"]),
-        ("list_retries", "redrive.retry_requests", "requested_at", ["NULL", "NULL"]),
+        ("jobs.list_jobs", "control_plane.jobs", "created_at", ["NULL", "NULL"]),
+        ("retries.page", "redrive.retry_requests", "requested_at", ["NULL", "NULL"]),
     ):
         place = await large.fetchrow(
             f"SELECT {by}, id FROM {table} WHERE project_id = 'p1' ORDER BY {by} DESC, id DESC OFFSET 51000 LIMIT 1"
         )
         assert place is not None
         thousandth = [f"'{place[0]}'", f"'{place[1]}'"]
-        rest = ["NULL", "51", "NULL"] if name == "list_jobs" else ["51"]
+        rest = ["NULL", "51", "NULL"] if name == "jobs.list_jobs" else ["51"]
 
         first = await buffers(large, name, "'p1'", *filters, "NULL", "NULL", *rest)
         later = await buffers(large, name, "'p1'", *filters, *thousandth, *rest)
@@ -190,16 +206,16 @@ async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnect
 async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     nothing = ["NULL"] * 4
     for name, arguments in (
-        ("list_jobs", ["'rare'", *nothing, "51", "NULL"]),
-        ("list_jobs_of_status", [*nothing, "NULL", "51", "'failed'", "NULL"]),
-        ("list_places", ["'rare'", *nothing, "51", "NULL", "'failed'"]),
-        ("count_statuses", ["NULL", "10000"]),
-        ("count_statuses_of_newest", ["NULL", "10000"]),
-        ("list_types", ["10000", "500"]),
-        ("group_failures", [*["NULL"] * 3, "10000", "100", "5"]),
-        ("group_failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
-        ("match_failed", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 3]),
-        ("list_retries", ["NULL", "'nobody'", "NULL", "NULL", "51"]),
+        ("jobs.list_jobs", ["'rare'", *nothing, "51", "NULL"]),
+        ("jobs.list_jobs_of_status", [*nothing, "NULL", "51", "'failed'", "NULL"]),
+        ("jobs.list_places", ["'rare'", *nothing, "51", "NULL", "'failed'"]),
+        ("overview.count_statuses", ["NULL", "10000"]),
+        ("overview.count_statuses_of_newest", ["NULL", "10000"]),
+        ("overview.list_types", ["10000", "500"]),
+        ("overview.group_failures", [*["NULL"] * 3, "10000", "100", "5"]),
+        ("overview.group_failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
+        ("failed.match_failed", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 3]),
+        ("retries.page", ["NULL", "'nobody'", "NULL", "NULL", "51"]),
     ):
         assert await buffers(large, name, "'p8'", *arguments) < 4 * 80 * 5, name  # it has 80 rows
 
@@ -207,8 +223,8 @@ async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConne
 async def test_an_old_batch_costs_what_is_in_it(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     page = ["NULL", "NULL", "NULL", "NULL", "51"]
 
-    assert await buffers(large, "list_batch", "'p1'", f"'{OLD_BATCH}'", *page) < 1_000
-    assert await buffers(large, "find_batches", f"ARRAY['{OLD_BATCH}']::uuid[]", "ARRAY['p1']") < 1_000
+    assert await buffers(large, "retries.page_of_batch", "'p1'", f"'{OLD_BATCH}'", *page) < 1_000
+    assert await buffers(large, "batches.find_batches", f"ARRAY['{OLD_BATCH}']::uuid[]", "ARRAY['p1']") < 1_000
 
 
 async def test_the_trail_of_an_old_job_costs_a_few_pages(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
@@ -216,25 +232,28 @@ async def test_the_trail_of_an_old_job_costs_a_few_pages(large: "PoolConnectionP
         "SELECT job_id FROM redrive.retry_requests WHERE project_id = 'p1' ORDER BY requested_at"
     )
 
-    assert await buffers(large, "history", "'p1'", f"'{job_id}'", *["NULL"] * 5, "51") < 20
+    assert await buffers(large, "retries.page_of_job", "'p1'", f"'{job_id}'", *["NULL"] * 5, "51") < 20
 
 
 async def test_a_state_that_is_rare_costs_a_few_pages_in_a_long_trail(
     large: "PoolConnectionProxy[asyncpg.Record]", fresh: "PoolConnectionProxy[asyncpg.Record]"
 ) -> None:
     for state in ("rejected", "cancelled", "dead_lettered"):
-        assert await buffers(large, "list_retries_of_state", "'p1'", f"'{state}'", *["NULL"] * 3, "51") < 20
-    assert await buffers(large, "list_retries_of_state", "'p1'", "'queued'", *["NULL"] * 3, "51") < 51 * 5
+        assert await buffers(large, "retries.page_of_state", "'p1'", f"'{state}'", *["NULL"] * 3, "51") < 20
+    assert await buffers(large, "retries.page_of_state", "'p1'", "'queued'", *["NULL"] * 3, "51") < 51 * 5
 
     taken = {name: nodes_of(await plan_of(fresh, sql)) for name, sql in SQL.items()}
     along = {name for name, nodes in taken.items() for n in nodes if n.get("Index Name") == "retry_requests_state_idx"}
-    assert along == {"list_retries_of_state", "retry_stats"}
+    assert along == {"retries.page_of_state", "overview.retry_stats"}
 
 
 async def test_what_waits_unpublished_is_not_read_for_what_was_published(
     large: "PoolConnectionProxy[asyncpg.Record]", fresh: "PoolConnectionProxy[asyncpg.Record]"
 ) -> None:
-    for name, arguments in (("any_overdue", ["'0 s'"]), ("republish_stale", ["'0 s'", "1000", "false"])):
+    for name, arguments in (
+        ("dead_letters.any_overdue", ["'0 s'"]),
+        ("outbox.republish_stale", ["'0 s'", "1000", "false"]),
+    ):
         assert await buffers(large, name, *arguments) < 20, name  # 2,000 wait
 
         taken = {node.get("Index Name") for node in nodes_of(await plan_of(fresh, SQL[name]))}
@@ -244,12 +263,12 @@ async def test_what_waits_unpublished_is_not_read_for_what_was_published(
 
 async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     few = {
-        "count_statuses": ["'p1'", "NULL", "51"],
-        "group_failures": ["'p1'", *["NULL"] * 3, "51", "100", "5"],
-        "count_cells": ["'p1'", "NULL", "now() - interval '1 minute'", "1", "60", "51", "51", "now()"],
-        "match_failed": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", *["NULL"] * 3],
-        "has_more_failed": ["'p1'", *["NULL"] * 3, "51"],
-        "list_jobs_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
+        "overview.count_statuses": ["'p1'", "NULL", "51"],
+        "overview.group_failures": ["'p1'", *["NULL"] * 3, "51", "100", "5"],
+        "overview.count_cells": ["'p1'", "NULL", "now() - interval '1 minute'", "1", "60", "51", "51", "now()"],
+        "failed.match_failed": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", *["NULL"] * 3],
+        "failed.has_more_failed": ["'p1'", *["NULL"] * 3, "51"],
+        "jobs.list_jobs_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
     }
     change = large.transaction()
     await change.start()

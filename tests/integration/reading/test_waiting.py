@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 
 from api.app import WATCHES, run
-from shared.retries import RetryLedger
 from shared.settings import ApiSettings, read
 from tests.api_server import Api, Reply, serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
+from tests.ledger import Ledger
 from tests.servers.processes import free_port
 from tests.tokens import SECRET, token
 
@@ -114,19 +114,19 @@ async def test_who_names_a_tag_that_is_empty_names_none(api: Api, jobs: JobMaker
     assert (answer.result().status, answer.result().data["status"]) == (200, "completed")
 
 
-async def test_a_failed_job_with_a_retry_queued_is_waited_for(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_failed_job_with_a_retry_queued_is_waited_for(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
     retry = (await api.post(f"{path_of(job)}/retry")).headers["Location"]
 
     async with waiting(api, path_of(job)) as answer, waiting(api, retry, others=1) as settled:
-        await ledger.apply_queued(10)
+        await ledger.settlement.apply_queued(10)
         await complete(jobs, job)
 
     assert answer.result().data["status"] == "completed"
     assert (settled.result().data["state"], settled.result().data["error_before"]) == ("applied", "it broke")
 
 
-async def test_a_batch_is_waited_for(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_batch_is_waited_for(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     made = await jobs.many_failed(3)
     bulk = token(scope="jobs:retry:bulk")
     accepted = await api.post("/api/jobs/retry", {"ids": [str(job.id) for job in made]}, token=bulk)
@@ -135,10 +135,10 @@ async def test_a_batch_is_waited_for(api: Api, jobs: JobMaker, ledger: RetryLedg
 
     async with waiting(api, batch) as done:
         async with waiting(api, batch, known=known, others=1) as heard:
-            assert len(await ledger.apply_queued(1)) == 1
+            assert len(await ledger.settlement.apply_queued(1)) == 1
         assert (heard.result().data["queued"], heard.result().data["applied"]) == (2, 1)
         assert not done.done()
-        await ledger.apply_queued(10)
+        await ledger.settlement.apply_queued(10)
 
     assert (done.result().data["applied"], done.result().data["done"]) == (3, True)
 

@@ -40,9 +40,9 @@ def all_looks(api: Api) -> dict[str, int]:
     """How often each watch has looked, by the statement that it looks with."""
     watches = api.app[WATCHES]
     return {
-        "changed_jobs": watches.jobs._looks,
-        "changed_retries": watches.retries._looks,
-        "find_batches": watches.batches._looks,
+        "jobs.changed_jobs": watches.jobs._looks,
+        "retries.changed": watches.retries._looks,
+        "batches.find_batches": watches.batches._looks,
     }
 
 
@@ -54,7 +54,7 @@ async def test_a_tick_is_one_query_however_many_wait(api: Api, jobs: JobMaker) -
             await eventually(lambda: looks_at_jobs(api) >= before + 8)
             looks = looks_at_jobs(api) - before
 
-    assert sent == {"changed_jobs": looks}
+    assert sent == {"jobs.changed_jobs": looks}
 
 
 async def test_what_changed_is_loaded_in_one_query_more(api: Api, jobs: JobMaker) -> None:
@@ -67,8 +67,8 @@ async def test_what_changed_is_loaded_in_one_query_more(api: Api, jobs: JobMaker
             changed = [answer for number, answer in enumerate(answers) if number % 60 < 30]
             async with asyncio.timeout(5):
                 assert {answer.data["status"] for answer in await asyncio.gather(*changed)} == {"completed"}
-            assert sent["find_jobs"] == 1
-            assert sent.keys() == {"changed_jobs", "find_jobs"}
+            assert sent["jobs.find_jobs"] == 1
+            assert sent.keys() == {"jobs.changed_jobs", "jobs.find_jobs"}
         assert not any(answer.done() for number, answer in enumerate(answers) if number % 60 >= 30)
 
 
@@ -84,7 +84,7 @@ async def test_jobs_retries_and_batches_that_are_waited_for_are_one_query_each(a
     async with waiters(api, [*retries, *batches, *(f"/api/jobs/{job.id}" for job in made)]):
         with statements_sent() as sent:
             before = all_looks(api)
-            await eventually(lambda: looks_at_jobs(api) >= before["changed_jobs"] + 5)
+            await eventually(lambda: looks_at_jobs(api) >= before["jobs.changed_jobs"] + 5)
             looks = {name: count - before[name] for name, count in all_looks(api).items()}
 
     assert sent == looks

@@ -2,9 +2,9 @@
 
 from typing import Any, Final
 
-from shared.retries import RetryLedger
 from tests.api_server import Api, Reply
 from tests.jobs import JobMaker, MadeJob
+from tests.ledger import Ledger
 from tests.tokens import token
 
 BULK_SCOPES: Final = "jobs:read jobs:retry jobs:retry:bulk jobs:retry:extend"
@@ -50,9 +50,9 @@ async def retries_of(api: Api, job: MadeJob) -> list[Any]:
     return found
 
 
-async def settle(ledger: RetryLedger) -> None:
+async def settle(ledger: Ledger) -> None:
     """Settle all that is queued, as workers do: one test's requests stand in line behind those of the one before."""
-    while await ledger.apply_queued(1000):
+    while await ledger.settlement.apply_queued(1000):
         pass
 
 

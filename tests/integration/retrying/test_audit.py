@@ -6,22 +6,22 @@ from uuid import uuid4
 
 import pytest
 
-from shared.retries import RetryLedger
 from tests.api_server import Api, Reply
 from tests.integration.retrying.operators import RETRY_FIELDS, bulk, operator, path_of, rows_for, settle
 from tests.jobs import JobMaker, MadeJob
+from tests.ledger import Ledger
 from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def given_up(api: Api, jobs: JobMaker, ledger: RetryLedger) -> tuple[MadeJob, str]:
+async def given_up(api: Api, jobs: JobMaker, ledger: Ledger) -> tuple[MadeJob, str]:
     """A job, and the path of its retry, which was dead-lettered."""
     job = await jobs.failed()
     accepted = await api.post(path_of(job))
     row = await jobs.pool.fetchrow("SELECT id FROM redrive.retry_requests WHERE job_id = $1", job.id)
     assert row is not None
-    await ledger.dead_letter([row["id"]])
+    await ledger.settlement.dead_letter([row["id"]])
     return job, accepted.headers["Location"]
 
 
@@ -62,7 +62,7 @@ async def test_the_first_answer_to_a_key_says_nothing_of_what_came_later(api: Ap
     assert again.data == first.data
 
 
-async def test_a_retry_keeps_what_it_cleared(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_retry_keeps_what_it_cleared(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed(last_error="x" * 70_000)
     before = await jobs.row(job)
     path = (await api.post(path_of(job))).headers["Location"]
@@ -86,7 +86,7 @@ async def test_a_retry_keeps_what_it_cleared(api: Api, jobs: JobMaker, ledger: R
 # -- redriving
 
 
-async def test_a_redriven_retry_is_queued_again_and_says_by_whom(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_redriven_retry_is_queued_again_and_says_by_whom(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job, path = await given_up(api, jobs, ledger)
     dead = await api.get(path)
 
@@ -106,12 +106,12 @@ async def test_a_redriven_retry_is_queued_again_and_says_by_whom(api: Api, jobs:
 
 
 async def test_a_redriven_retry_has_another_tag_than_before_it_was_given_up(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()
     path = (await api.post(path_of(job))).headers["Location"]
     first = await api.get(path)
-    await ledger.dead_letter([(await jobs.pool.fetchval(
+    await ledger.settlement.dead_letter([(await jobs.pool.fetchval(
         "SELECT id FROM redrive.retry_requests WHERE job_id = $1", job.id))])  # fmt: skip
     await redrive(api, path)
 
@@ -123,9 +123,7 @@ async def test_a_redriven_retry_has_another_tag_than_before_it_was_given_up(
 
 
 @pytest.mark.parametrize("state", ["queued", "applied", "cancelled", "rejected"])
-async def test_what_was_not_given_up_cannot_be_redriven(
-    api: Api, jobs: JobMaker, ledger: RetryLedger, state: str
-) -> None:
+async def test_what_was_not_given_up_cannot_be_redriven(api: Api, jobs: JobMaker, ledger: Ledger, state: str) -> None:
     job = await jobs.failed()
     path = (await api.post(path_of(job))).headers["Location"]
     if state == "cancelled":
@@ -143,9 +141,7 @@ async def test_what_was_not_given_up_cannot_be_redriven(
     assert (await api.get(path)).data == before
 
 
-async def test_a_retry_is_not_redriven_beside_another_one_of_its_job(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_a_retry_is_not_redriven_beside_another_one_of_its_job(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job, path = await given_up(api, jobs, ledger)
     await api.post(path_of(job))
 
@@ -156,7 +152,7 @@ async def test_a_retry_is_not_redriven_beside_another_one_of_its_job(
     assert await rows_for(jobs, job) == 2
 
 
-async def test_redriven_by_many_at_once_a_retry_has_one_effect(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_redriven_by_many_at_once_a_retry_has_one_effect(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job, path = await given_up(api, jobs, ledger)
 
     answers = await asyncio.gather(*(redrive(api, path, sub=f"u{n}") for n in range(10)))
@@ -167,7 +163,7 @@ async def test_redriven_by_many_at_once_a_retry_has_one_effect(api: Api, jobs: J
 
 
 async def test_redriving_asks_for_the_scope_of_a_retry_and_is_for_the_own_project(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     _, path = await given_up(api, jobs, ledger)
 
@@ -206,7 +202,7 @@ async def test_a_batch_keeps_its_filter_as_it_was_asked(api: Api, jobs: JobMaker
 
 
 async def test_a_projects_batches_are_listed_newest_first_page_by_page(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     project = "p-batches"
     made = [await jobs.many_failed(2, project_id=project) for _ in range(5)]
@@ -268,7 +264,7 @@ async def cancel(
     return await api.call("DELETE", accepted.headers["Location"], token=bearer)
 
 
-async def test_what_is_still_queued_of_a_batch_is_taken_back(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_what_is_still_queued_of_a_batch_is_taken_back(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     made = await jobs.many_failed(6)
     alone = await jobs.failed()
     before = await api.post(path_of(alone), token=token(sub="eve"))
@@ -327,7 +323,7 @@ async def test_a_large_batch_is_taken_back_in_time(api: Api, jobs: JobMaker) -> 
 
 
 async def test_what_workers_and_an_operator_reach_for_at_once_is_applied_or_cancelled_never_both(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     project = "p-race"
     made = await jobs.many_failed(2_000, project_id=project)
@@ -335,7 +331,7 @@ async def test_what_workers_and_an_operator_reach_for_at_once_is_applied_or_canc
     accepted = await bulk(api, order, project=project, query="?dry_run=false")
 
     async def work() -> None:
-        while await ledger.apply_queued(50):
+        while await ledger.settlement.apply_queued(50):
             pass
 
     answer, *_ = await asyncio.gather(cancel(api, accepted, project=project), work(), work())

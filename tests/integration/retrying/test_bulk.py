@@ -15,11 +15,11 @@ import pytest
 from shared.batches import AcceptedBatch, BatchRequest, RetryBatches
 from shared.database import Session
 from shared.models import JobId
-from shared.retries import RetryLedger
 from tests.api_server import Api, Reply
 from tests.eventually import eventually
 from tests.integration.retrying.operators import bulk, operator, path_of, rows_for, settle
 from tests.jobs import JobMaker, MadeJob
+from tests.ledger import Ledger
 from tests.statements import statements_sent
 from tests.tokens import token
 
@@ -45,7 +45,7 @@ async def batch_of(api: Api, accepted: Reply, *, project: str = "p1") -> Any:  #
 # -- by ids
 
 
-async def test_a_bulk_retry_is_recorded_with_who_asked_and_why(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_bulk_retry_is_recorded_with_who_asked_and_why(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     made = await jobs.many_failed(3)
 
     answer = await bulk(api, {"ids": ids_of(made), "reason": "smtp is back", "delay_seconds": 60}, sub="bob")
@@ -149,7 +149,7 @@ async def test_what_moves_on_between_the_look_and_the_writing_is_left_out_with_i
 
 
 async def test_what_moves_on_before_it_is_applied_is_rejected_and_counted(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     made = await jobs.many_failed(12)
     answer = await bulk(api, {"ids": ids_of(made)})
@@ -214,7 +214,7 @@ async def test_a_filter_first_says_what_it_would_do(api: Api, jobs: JobMaker) ->
         answer = await bulk(api, matching(), project=project)
     written = await jobs.queued() - before
 
-    assert sent == {"match_failed": 1}
+    assert sent == {"failed.match_failed": 1}
     assert (answer.status, written) == (200, 0)
     assert answer.json.keys() == {"data"}
     preview = answer.data
@@ -279,7 +279,7 @@ async def test_a_filter_chooses_by_type_time_and_error(api: Api, jobs: JobMaker)
     assert await chosen(created_after=yesterday, created_before=yesterday) == 0
 
 
-async def test_a_filter_for_real_retries_what_it_matches(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_filter_for_real_retries_what_it_matches(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     project = "p-for-real"
     made = await failing_project(jobs, project)
 
@@ -316,7 +316,7 @@ async def test_more_matches_than_allowed_write_nothing(api: Api, jobs: JobMaker)
     assert (accepted.status, accepted.data["accepted"]) == (202, 6)
 
 
-async def test_a_retry_is_spread_over_the_time_asked_for(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_retry_is_spread_over_the_time_asked_for(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     made = await jobs.many_failed(200, project_id="p-spread")
     order = {"ids": ids_of(made), "delay_seconds": 100, "spread_seconds": 600}
 
@@ -334,9 +334,7 @@ async def test_a_retry_is_spread_over_the_time_asked_for(api: Api, jobs: JobMake
     assert [sum(lower <= offset < lower + 150 for offset in offsets) > 20 for lower in (0, 150, 300, 450)] == [True] * 4
 
 
-async def test_a_retry_that_is_applied_late_is_spread_from_then_on(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
-) -> None:
+async def test_a_retry_that_is_applied_late_is_spread_from_then_on(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     made = await jobs.many_failed(50, project_id="p-late")
     order = {"ids": ids_of(made), "delay_seconds": 100, "spread_seconds": 600}
     assert (await bulk(api, order, project="p-late")).data["accepted"] == 50
@@ -361,7 +359,7 @@ async def test_a_retry_that_is_applied_late_is_spread_from_then_on(
 # -- the batch
 
 
-async def test_a_batch_counts_live_and_can_be_waited_for(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_batch_counts_live_and_can_be_waited_for(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     own = operator("p-live")
     answer = await bulk(api, {"ids": ids_of(await jobs.many_failed(6, project_id="p-live"))}, project="p-live")
     location = answer.headers["Location"]
@@ -512,7 +510,7 @@ async def test_a_bulk_retry_takes_no_other_parameters(api: Api, jobs: JobMaker, 
 
 
 async def test_a_single_retry_is_published_and_settled_before_those_of_a_batch(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     await settle(ledger)
     made, single = await jobs.many_failed(5), await jobs.failed()
@@ -520,10 +518,10 @@ async def test_a_single_retry_is_published_and_settled_before_those_of_a_batch(
     await api.post(path_of(single))
 
     published = [
-        {each.message.job_id for each in await ledger.publishable(10, lease_s=-1, bulk=of_batches)}
+        {each.message.job_id for each in await ledger.outbox.lease(10, lease_s=-1, bulk=of_batches)}
         for of_batches in (False, True)
     ]
-    assert len(await ledger.apply_queued(1)) == 1
+    assert len(await ledger.settlement.apply_queued(1)) == 1
 
     assert published == [{single.id}, {job.id for job in made}]  # by lanes of their own
     assert await jobs.effects([single, *made]) == [1, 0, 0, 0, 0, 0]
@@ -553,8 +551,18 @@ async def test_ten_thousand_jobs_are_accepted_in_the_statements_that_ten_are(api
     answer = await eventually(accepted, within_s=30)
 
     assert (ten.data["accepted"], answer.data["accepted"]) == (10, 10_000)
-    assert few == many == {"find_keys": 1, "match_failed": 1, "claim_keys": 1, "accept_batch": 1, "record_batch": 1}
+    assert (
+        few
+        == many
+        == {
+            "idempotency.find_keys": 1,
+            "failed.match_failed": 1,
+            "idempotency.claim_keys": 1,
+            "batches.accept_batch": 1,
+            "batches.record_batch": 1,
+        }
+    )
     assert await rows_for(jobs, *made) == 10_000
     with statements_sent() as counting:
         assert (await batch_of(api, answer, project="p-many"))["queued"] == 10_000
-    assert counting == {"find_batches": 1}
+    assert counting == {"batches.find_batches": 1}

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from shared.retries import RetryLedger
 from tests.api_server import Api, Reply, serving
 from tests.integration.retrying.operators import bulk, operator, path_of, rows_for, settle
 from tests.jobs import JobMaker
+from tests.ledger import Ledger
 from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -83,7 +83,7 @@ async def test_two_servers_at_once_claim_a_key_once(api: Api, jobs: JobMaker, da
 
 
 async def test_the_first_answer_is_given_again_whatever_has_become_of_the_request(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()
     headers = {"Idempotency-Key": f"again-{job.id}"}
@@ -181,7 +181,7 @@ async def test_a_key_is_visible_ascii(api: Api, jobs: JobMaker, key: str) -> Non
     assert (first.status, again.status, again.body) == (202, 202, first.body)
 
 
-async def test_a_key_has_had_its_day_after_twenty_four_hours(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_key_has_had_its_day_after_twenty_four_hours(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job, other = await jobs.many_failed(2)
     headers = {"Idempotency-Key": f"old-{job.id}"}
 
@@ -211,7 +211,7 @@ async def test_a_key_has_had_its_day_after_twenty_four_hours(api: Api, jobs: Job
 
 
 async def test_a_key_can_stand_for_a_request_that_somebody_else_had_queued(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()
     queued = await api.post(path_of(job), token=token(sub="bob"))
@@ -266,7 +266,7 @@ async def test_a_key_belongs_to_its_project(api: Api, jobs: JobMaker) -> None:
     assert (replayed.body, replayed.headers["Idempotent-Replayed"]) == (other.body, "true")
 
 
-async def test_a_bulk_retry_with_a_key_is_one_batch(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_bulk_retry_with_a_key_is_one_batch(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     made, spent = await jobs.many_failed(30, project_id="p-bulk-key"), await jobs.failed(attempts=3)
     order = {"ids": [str(job.id) for job in (*made, spent)], "reason": "r"}
     headers = {"Idempotency-Key": "one-batch"}

@@ -4,16 +4,16 @@ import asyncio
 
 import pytest
 
-from shared.retries import RetryLedger
 from tests.api_server import Api
 from tests.integration.retrying.operators import bulk, done_with, path_of, retries_of, settle
 from tests.jobs import JobMaker
+from tests.ledger import Ledger
 from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-async def test_a_bulk_retry_is_not_all_or_nothing(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_bulk_retry_is_not_all_or_nothing(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     good, spent = await jobs.many_failed(3), await jobs.failed(attempts=3)
     running, foreign = await jobs.running(), await jobs.failed(project_id="p2")
 
@@ -24,7 +24,7 @@ async def test_a_bulk_retry_is_not_all_or_nothing(api: Api, jobs: JobMaker, ledg
     assert await jobs.effects([*good, spent, running, foreign]) == [1, 1, 1, 0, 0, 0]
 
 
-async def test_a_bulk_retry_does_not_answer_ok_without_counts(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_bulk_retry_does_not_answer_ok_without_counts(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     good, spent, running = await jobs.many_failed(3), await jobs.failed(attempts=3), await jobs.running()
     foreign = await jobs.failed(project_id="p2")
 
@@ -47,7 +47,7 @@ async def test_a_bulk_retry_does_not_answer_ok_without_counts(api: Api, jobs: Jo
 
 
 async def test_an_exhausted_job_is_not_retried_only_to_fail_again_at_once(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     spent = await jobs.failed(attempts=3, max_attempts=3)
 
@@ -63,9 +63,7 @@ async def test_an_exhausted_job_is_not_retried_only_to_fail_again_at_once(
 
 
 @pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "double-click"}], ids=["without a key", "with a key"])
-async def test_a_button_does_not_retry_twice(
-    api: Api, jobs: JobMaker, ledger: RetryLedger, headers: dict[str, str]
-) -> None:
+async def test_a_button_does_not_retry_twice(api: Api, jobs: JobMaker, ledger: Ledger, headers: dict[str, str]) -> None:
     job = await jobs.failed()
 
     one, other = await asyncio.gather(*(api.post(path_of(job), headers=headers) for _ in range(2)))
@@ -83,7 +81,7 @@ async def test_a_button_does_not_retry_twice(
 
 
 async def test_a_button_pressed_again_after_the_job_moved_on_does_not_retry_with_its_old_key(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()
     first = await api.post(path_of(job), headers={"Idempotency-Key": "pressed-again"})
@@ -98,7 +96,7 @@ async def test_a_button_pressed_again_after_the_job_moved_on_does_not_retry_with
     assert await jobs.status_of(job) == "failed"
 
 
-async def test_success_never_means_that_nothing_happened(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_success_never_means_that_nothing_happened(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     pending, completed = await jobs.pending(), await jobs.completed()
     assert {(await api.post(path_of(job))).code for job in (pending, completed)} == {"job-not-failed"}
     # Accepted is not applied: where it comes to nothing after all, it says so, and why.
@@ -118,7 +116,7 @@ async def test_success_never_means_that_nothing_happened(api: Api, jobs: JobMake
     assert await jobs.effects([moved, superseded, spent, deleted]) == [0] * 4
 
 
-async def test_it_is_never_unknown_who_did_it(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_it_is_never_unknown_who_did_it(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job, other, third = await jobs.many_failed(3)
     await api.post(path_of(job), {"reason": "smtp is back"}, token=token(sub="bob"))
     await bulk(api, {"ids": [str(other.id)], "reason": "all of them"}, sub="carol")
@@ -134,7 +132,7 @@ async def test_it_is_never_unknown_who_did_it(api: Api, jobs: JobMaker, ledger: 
         assert each["outcome"] == "applied"
 
 
-async def test_the_error_is_not_wiped_by_the_retry(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_the_error_is_not_wiped_by_the_retry(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed(attempts=2, last_error="smtp: 421 — später")
     before = await jobs.row(job)
     accepted = await api.post(path_of(job))

@@ -8,17 +8,17 @@ from uuid import UUID, uuid4
 import pytest
 
 from api.auth import MAX_ACTOR
-from shared.retries import RetryLedger
 from tests.api_server import Api, serving
 from tests.integration.retrying.operators import RETRY_FIELDS, bulk, done_with, operator, path_of, rows_for, settle
 from tests.jobs import JobMaker
+from tests.ledger import Ledger
 from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 async def test_a_delayed_retry_is_scheduled_for_as_much_later_as_asked(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     delayed, longest, at_once = await jobs.many_failed(3)
     accepted = await api.post(path_of(delayed), {"delay_seconds": 600})
@@ -46,7 +46,7 @@ async def test_a_delayed_retry_is_scheduled_for_as_much_later_as_asked(
 async def test_extra_attempts_raise_the_cap_to_exactly_what_is_needed(  # noqa: PLR0917 - a table
     api: Api,
     jobs: JobMaker,
-    ledger: RetryLedger,
+    ledger: Ledger,
     attempts: int | None,
     max_attempts: int | None,
     extra: int | None,
@@ -130,7 +130,7 @@ async def test_a_rehearsal_names_what_stands_against_it(api: Api, jobs: JobMaker
 # -- taking it back
 
 
-async def test_what_is_settled_or_foreign_cannot_be_taken_back(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_what_is_settled_or_foreign_cannot_be_taken_back(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     applied, rejected, foreign = await jobs.failed(), await jobs.failed(), await jobs.failed(project_id="p2")
     accepted = [await api.post(path_of(job)) for job in (applied, rejected)]
     await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", rejected.id)
@@ -146,7 +146,7 @@ async def test_what_is_settled_or_foreign_cannot_be_taken_back(api: Api, jobs: J
 
 
 async def test_what_is_taken_back_is_in_the_trail_and_leaves_room_for_another(
-    api: Api, jobs: JobMaker, ledger: RetryLedger
+    api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()
     first = await api.post(path_of(job))
@@ -176,12 +176,12 @@ async def test_of_many_who_take_it_back_at_once_one_does(api: Api, jobs: JobMake
     assert sorted(answer.status for answer in answers) == [200] + [409] * 19
 
 
-async def test_a_retry_is_taken_back_or_applied_never_both(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_a_retry_is_taken_back_or_applied_never_both(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     made = await jobs.many_failed(60)
     accepted = await asyncio.gather(*(api.post(path_of(job)) for job in made))
 
     async def settle() -> None:
-        while await ledger.apply_queued(7):
+        while await ledger.settlement.apply_queued(7):
             pass
 
     *answers, _ = await asyncio.gather(
@@ -195,7 +195,7 @@ async def test_a_retry_is_taken_back_or_applied_never_both(api: Api, jobs: JobMa
 # -- the trail
 
 
-async def test_the_trail_is_found_by_state_job_batch_and_actor(api: Api, jobs: JobMaker, ledger: RetryLedger) -> None:
+async def test_the_trail_is_found_by_state_job_batch_and_actor(api: Api, jobs: JobMaker, ledger: Ledger) -> None:
     project = "p-trail"
     made = await jobs.many_failed(6, project_id=project)
     by_actor = {

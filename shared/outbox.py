@@ -1,0 +1,73 @@
+"""The relay's side of the ledger: lease queued requests, publish them, mark them published.
+
+A queued request waits in the ledger until a relay has published it. A relay takes requests on a lease:
+
+    lease ──▶ the relay publishes ──confirmed──▶ mark_published ──▶ a worker settles the request
+                                  ──failed─────▶ give_back ──▶ another relay may lease it now
+              the relay dies: the lease ends by itself
+
+A request can be published twice, for example when a relay dies before `mark_published`. The second message has no
+effect, because a worker settles only requests that are still queued.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, NamedTuple
+
+from shared.messages import RetryMessage, message_of
+from shared.models import RetryId
+from shared.sql import statements
+
+if TYPE_CHECKING:
+    from shared.database import Database
+
+
+class Lease(NamedTuple):
+    """The right to publish a request, until `until`."""
+
+    id: RetryId
+    until: datetime
+
+
+class Leased(NamedTuple):
+    """A queued request, and the caller's lease on it."""
+
+    message: RetryMessage
+    traceparent: str | None
+    lease: Lease
+
+
+class Outbox:
+    """Requests on their way to the broker. `bulk` selects the requests of batches, or else the single ones.
+
+    Every method raises DatabaseUnavailable.
+    """
+
+    def __init__(self, database: "Database") -> None:
+        self._database = database
+        self._sql = statements("outbox")
+
+    async def lease(self, limit: int, *, lease_s: float, bulk: bool) -> list[Leased]:
+        """Lease up to `limit` unpublished requests for `lease_s`, the oldest first."""
+        rows = await self._database.fetch(self._sql["lease"], limit, timedelta(seconds=lease_s), bulk)
+        return [
+            Leased(message_of(row), row["traceparent"], Lease(RetryId(row["id"]), row["publish_lease_until"]))
+            for row in sorted(rows, key=lambda row: row["id"])  # UUIDv7: in order of time
+        ]
+
+    async def mark_published(self, leases: Sequence[Lease]) -> None:
+        """Mark requests that the broker has confirmed, except where the lease has been replaced meanwhile."""
+        ids, ends = [lease.id for lease in leases], [lease.until for lease in leases]
+        await self._database.fetch(self._sql["mark_published"], ids, ends)
+
+    async def give_back(self, ids: Sequence[RetryId]) -> None:
+        """End the lease on these early: they were not published."""
+        await self._database.fetch(self._sql["give_back"], ids)
+
+    async def republish_stale(self, limit: int, *, age_s: float, bulk: bool) -> int:
+        """Let up to `limit` requests be published again that were published over `age_s` ago and are still queued.
+
+        Answers how many.
+        """
+        rows = await self._database.fetch(self._sql["republish_stale"], timedelta(seconds=age_s), limit, bulk)
+        return len(rows)

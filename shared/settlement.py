@@ -1,0 +1,182 @@
+"""The worker's side of the ledger: settle queued requests, defer them, or give them up.
+
+1. A request is a row of `redrive.retry_requests`. Only `queued` rows are settled, under their lock. A message that is
+   delivered twice finds its row settled the second time, and changes nothing.
+2. `apply` settles a batch in one transaction: it locks the rows, then their jobs, sets each job that may be retried to
+   `pending`, and writes the outcome of each request.
+3. A message of another program names a request that the ledger does not have. The request is adopted: inserted in the
+   same transaction, then settled like the others.
+4. A job that another transaction has locked is not waited for: its request is deferred. It stays queued until its
+   `publish_lease_until` has passed; then the relay publishes it again, or, without a broker, `apply_queued` takes it.
+5. The caller (worker/settling.py) finds the one request that fails a batch: `block` rejects it, where the table's owner
+   refuses the change of its job; `defer` sets it aside, where the change takes too long.
+6. `dead_letter` gives up requests whose message killed its worker too often.
+
+The table at the top of shared/sql/settlement.sql has every change of a row, and the columns that it sets.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from shared.failpoints import Failpoint, reach
+from shared.messages import LedgerMessage, RetryMessage, message_of
+from shared.models import Outcome, RetryId
+from shared.sql import statements
+
+if TYPE_CHECKING:
+    from shared.database import Database, Row, Session
+
+
+class Settled(NamedTuple):
+    """The outcome of a request, and how long it waited; None where it was settled before."""
+
+    outcome: Outcome
+    waited_s: float | None
+
+
+class Backlog(NamedTuple):
+    """How many requests are queued, counted up to a thousand, and how long the oldest has waited."""
+
+    requests: int
+    oldest_s: float
+
+
+class Settlement:
+    """Settles requests. Every method raises DatabaseUnavailable."""
+
+    def __init__(self, database: "Database") -> None:
+        self._database = database
+        self._sql = statements("settlement")
+
+    async def apply(self, messages: Sequence[RetryMessage]) -> dict[RetryId, Settled]:
+        """Settle the requests of these messages, in one transaction: `retry_job` for a batch.
+
+        Every distinct request id has its outcome in the answer, except the deferred ones. A request that was settled
+        before has its first outcome again, and no second effect. A request that the ledger does not know is
+        adopted; one of a LedgerMessage was pruned, long after it was settled, and counts as superseded.
+
+        Raises DatabaseUnavailable: try all of it again later. Raises StatementRefused: one of the requests is at fault;
+        nothing was settled.
+        """
+        by_id = {message.id: message for message in reversed(messages)}
+        async with self._database.transaction() as session:
+            theirs = [message for message in by_id.values() if not isinstance(message, LedgerMessage)]
+            adopted = await self._adopt(session, theirs)
+            reach(Failpoint.IN_TRANSACTION)
+            settled = await self._apply(session, list(by_id), adopted, published=True)
+            if missing := by_id.keys() - settled.keys():
+                known = await self._outcomes(session, list(missing))
+                for each in missing:
+                    if (outcome := known.get(each, Outcome.SUPERSEDED)) is not None:
+                        settled[each] = Settled(outcome, None)
+            reach(Failpoint.BEFORE_COMMIT)
+        reach(Failpoint.AFTER_COMMIT)
+        return settled
+
+    async def apply_queued(self, limit: int, *, deferred: set[RetryId] | None = None) -> dict[RetryId, Settled]:
+        """Settle up to `limit` queued requests straight from the ledger, oldest first: dispatch without a broker.
+
+        Skips rows that another worker has locked. Deferred requests are missing in the answer, and are added to
+        `deferred`. Raises as `apply` does.
+        """
+        async with self._database.transaction() as session:
+            ids = await self._take(session, limit)
+            if not ids:
+                return {}
+            reach(Failpoint.IN_TRANSACTION)
+            settled = await self._apply(session, ids, [], published=False)
+            reach(Failpoint.BEFORE_COMMIT)
+        reach(Failpoint.AFTER_COMMIT)
+        if deferred is not None and len(settled) < len(ids):
+            deferred.update(each for each in ids if each not in settled)
+        return settled
+
+    async def probe(self) -> None:
+        """Run the statements that settle, for no request: prove that the database lets them. Raises as `apply`."""
+        async with self._database.transaction() as session:
+            await self._apply(session, [], await self._adopt(session, []), published=True)
+
+    async def queued(self, limit: int) -> list[RetryMessage]:
+        """Up to `limit` queued requests, oldest first, as messages; does not lock them."""
+        return [message_of(row) for row in await self._database.fetch(self._sql["queued"], limit)]
+
+    async def defer(self, message: RetryMessage) -> None:
+        """Set aside a request that takes the database too long: it stays queued, and comes again later.
+
+        Inserts a request that `apply` would adopt; leaves a settled one alone. Raises StatementRefused where it cannot
+        be inserted because another request for its job is queued.
+        """
+        await self._database.fetch(self._sql["defer"], *_columns_of([message]), not isinstance(message, LedgerMessage))
+
+    async def block(self, message: RetryMessage) -> Settled:
+        """Reject a request whose job the table's owner does not take back now; one settled before keeps its outcome.
+
+        Inserts a request that `apply` would adopt, as rejected. Raises StatementRefused where it cannot be inserted.
+        """
+        async with self._database.transaction() as session:
+            theirs = [] if isinstance(message, LedgerMessage) else [message]
+            rows = await session.fetch(self._sql["block"], [message.id], await self._adopt(session, theirs))
+            if rows:
+                return _settled_of(rows)[message.id]
+            known = await self._outcomes(session, [message.id])
+        return Settled(known.get(message.id) or Outcome.SUPERSEDED, None)
+
+    async def dead_letter(self, ids: Sequence[RetryId]) -> dict[RetryId, Settled]:
+        """Give up these requests.
+
+        One that was settled before keeps its first outcome; an id that the ledger does not know is missing.
+        """
+        async with self._database.transaction() as session:
+            settled = _settled_of(await session.fetch(self._sql["dead_letter"], ids))
+            known = await self._outcomes(session, [each for each in ids if each not in settled])
+            settled |= {each: Settled(outcome, None) for each, outcome in known.items() if outcome is not None}
+        return settled
+
+    async def backlog(self) -> Backlog:
+        """How many requests wait, and for how long."""
+        ((requests, oldest_s),) = await self._database.fetch(self._sql["backlog"])
+        return Backlog(requests, oldest_s)
+
+    async def is_under_row_security(self) -> bool:
+        """Whether row-level security decides which jobs this role sees and updates."""
+        ((active,),) = await self._database.fetch(self._sql["is_under_row_security"])
+        return bool(active)
+
+    async def _take(self, session: "Session", limit: int) -> list[RetryId]:
+        """Lock queued requests; answers their ids."""
+        return [RetryId(row["id"]) for row in await session.fetch(self._sql["take"], limit)]
+
+    async def _adopt(self, session: "Session", messages: Sequence[RetryMessage]) -> list[RetryId]:
+        """Insert the requests of another program's messages; answers the ids of those that the ledger did not know."""
+        rows = await session.fetch(self._sql["adopt"], *_columns_of(messages))
+        return [RetryId(row["id"]) for row in rows]
+
+    async def _apply(
+        self, session: "Session", ids: Sequence[RetryId], adopted: Sequence[RetryId], *, published: bool
+    ) -> dict[RetryId, Settled]:
+        """Settle queued and adopted requests; deferred ones, and ones settled before, are missing in the answer."""
+        return _settled_of(await session.fetch(self._sql["apply"], ids, adopted, published))
+
+    async def _outcomes(self, session: "Session", ids: Sequence[RetryId]) -> dict[RetryId, Outcome | None]:
+        """The outcomes of requests, None for a queued one; an id that the ledger does not know is missing."""
+        rows = await session.fetch(self._sql["outcomes"], ids)
+        return {RetryId(row["id"]): None if row["outcome"] is None else Outcome(row["outcome"]) for row in rows}
+
+
+def _settled_of(rows: "Sequence[Row]") -> dict[RetryId, Settled]:
+    return {RetryId(row[0]): Settled(Outcome(row[1]), row[2]) for row in rows}
+
+
+def _columns_of(messages: Sequence[RetryMessage]) -> list[list[object]]:
+    """The arguments of `adopt` and `defer`: an array for each column."""
+    return [
+        [message.request_id for message in messages],
+        [message.project_id for message in messages],
+        [message.job_id for message in messages],
+        [message.job_version for message in messages],
+        [message.run_at for message in messages],
+        [message.extra_attempts for message in messages],
+        [message.actor for message in messages],
+        [message.reason for message in messages],
+        [message.requested_at for message in messages],
+    ]

@@ -1,0 +1,72 @@
+-- The relay's side of the ledger: which requests are to be published, and which are.
+--
+-- published_at  publish_lease_until   a queued request is
+-- NULL          NULL, or in the past  waiting: a relay may lease it
+-- NULL          in the future         leased by a relay, or deferred by a worker: no relay and no worker takes it
+-- set           NULL                  with the broker
+--
+-- Every statement chooses its rows once, in an ARRAY, and finds them by their ids. Joined to the choice instead, the
+-- whole ledger might be read, and the choice made anew for each row, by a plan made while the table was empty.
+-- Lock order: ledger rows by id, as in settlement.sql, because workers may be settling the same rows. Statements that
+-- skip locked rows need no order.
+
+-- name: lease
+-- Take the oldest requests that no relay has published, on a lease: until it ends no other relay takes them. The leases
+-- of a relay that dies end by themselves.
+-- $1 int how many, $2 interval the lease, $3 bool those of batches, or single ones
+UPDATE redrive.retry_requests
+SET publish_lease_until = now() + $2
+WHERE id = ANY (ARRAY(
+    SELECT free.id FROM redrive.retry_requests AS free
+    WHERE
+        state = 'queued' AND processed_at IS NULL AND published_at IS NULL
+        AND (batch_id IS NOT NULL) = $3
+        AND (publish_lease_until IS NULL OR publish_lease_until < now())
+    ORDER BY requested_at, id
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+))
+RETURNING
+    id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, traceparent,
+    publish_lease_until;
+
+-- name: mark_published
+-- Mark requests that the broker has confirmed. A request that a worker has settled is marked already. A request whose
+-- lease is another by now stays unmarked and is published again: a worker has deferred it meanwhile.
+-- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
+UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
+WHERE id = ANY (ARRAY(
+    SELECT leased.id FROM redrive.retry_requests AS leased
+    WHERE
+        id = ANY ($1::uuid[]) AND published_at IS NULL
+        AND publish_lease_until = ($2::timestamptz[])[array_position($1::uuid[], id)]
+    ORDER BY id -- the lock order
+    FOR UPDATE
+));
+
+-- name: give_back
+-- End the lease of requests that could not be published, so that the next attempt does not wait for its end.
+-- $1 uuid[] ids
+UPDATE redrive.retry_requests SET publish_lease_until = NULL
+WHERE id = ANY (ARRAY(
+    SELECT leased.id FROM redrive.retry_requests AS leased WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+    ORDER BY id -- the lock order
+    FOR UPDATE
+));
+
+-- name: republish_stale
+-- Let requests be published again that were published long ago and are still queued: their queue may have been lost. A
+-- second copy of a message has no effect. The longest published come first.
+-- $1 interval how long ago, $2 int how many at most, $3 bool those of batches, or single ones
+UPDATE redrive.retry_requests
+SET published_at = NULL, publish_lease_until = NULL
+WHERE id = ANY (ARRAY(
+    SELECT stale.id FROM redrive.retry_requests AS stale
+    WHERE
+        state = 'queued' AND processed_at IS NULL
+        AND (batch_id IS NOT NULL) = $3 AND published_at < now() - $1::interval
+    ORDER BY published_at
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED -- a worker has the message of a locked row, so it is not lost
+))
+RETURNING id;

@@ -1,0 +1,269 @@
+-- The worker's side of the ledger: the statements that end a request, or defer it.
+--
+-- Every change of a row's state, the statement that makes it, and the columns that it sets. `queued` means outcome and
+-- processed_at NULL; every other state sets both. outbox.sql says how published_at and publish_lease_until go together.
+--
+--   from           to             statement                       sets
+--   no row         queued         retries.accept, batches.accept  what was asked; a batch: batch_id, and run_at if spread
+--   no row         queued         defer                           what the message says; publish_lease_until
+--   no row         rejected       adopt                           what the message says; `apply` or `block` runs next
+--   queued         queued         outbox.*, dead_letters.republish published_at, publish_lease_until
+--   queued         queued         apply, defer                    published_at NULL, publish_lease_until
+--   queued         applied        apply                           …_before, and status = 'pending' on the job
+--   queued         rejected       apply                           attempts_before, max_attempts_before
+--   queued         rejected       block                           the same; outcome 'blocked'
+--   queued         dead_lettered  dead_letter                     outcome 'poison'
+--   queued         cancelled      retries.cancel, batches.cancel  cancelled_by
+--   dead_lettered  queued         retries.redrive, dead_letters.redrive  redriven_by, redriven_at; published_at NULL
+--   not queued     no row         prune.prune_requests
+--
+-- Lock order of every statement: ledger rows by id, then jobs by (project_id, id). Two batches can wait for each other's
+-- rows, and never deadlock. No relay and no worker takes a queued request before its publish_lease_until.
+-- Look-ups are LATERAL, or join to arrays, for the reason that jobs.sql gives.
+
+-- name: apply
+-- retry_job for a batch: settle every request of $1 that is still queued, and every request of $2, which `adopt` has just
+-- inserted. Answers the settled requests. A request that is missing was settled before, or is deferred: another
+-- transaction holds a lock on its job, and this one does not wait for it. Jobs of adopted requests are waited for,
+-- because no relay would bring these requests again.
+-- $1 uuid[] request ids, $2 uuid[] the adopted among them, $3 bool whether a broker brought them: then they were
+-- published, though their relay may not have marked them yet
+WITH request AS MATERIALIZED (
+    SELECT
+        id, job_id, project_id, job_version, delay_seconds, extra_attempts,
+        -- A batch's times were drawn at random when it was accepted. Applied late, they would all lie in the past, so only
+        -- their distance to requested_at counts. A run_at without a batch comes from another program and is taken as it is.
+        CASE WHEN batch_id IS NULL THEN run_at ELSE now() + (run_at - requested_at) END AS run_at
+    FROM redrive.retry_requests
+    WHERE id = ANY ($1::uuid[]) AND (state = 'queued' OR id = ANY ($2::uuid[]))
+    ORDER BY id
+    FOR UPDATE
+),
+waited_for AS MATERIALIZED (
+    SELECT j.id
+    FROM (
+        SELECT DISTINCT project_id, job_id FROM request WHERE id = ANY ($2::uuid[])
+        ORDER BY project_id, job_id -- one lock order for all workers, so overlapping batches cannot deadlock
+    ) AS wanted
+    CROSS JOIN LATERAL (
+        SELECT id FROM control_plane.jobs
+        WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.job_id
+        FOR NO KEY UPDATE -- does not conflict with foreign keys of other tables that refer to a job
+    ) AS j
+),
+wanted AS MATERIALIZED (
+    SELECT DISTINCT project_id, job_id FROM request
+    WHERE (SELECT count(*) FROM waited_for) IS NOT NULL -- runs waited_for first: to wait while holding a later job breaks the order
+    ORDER BY project_id, job_id
+),
+job AS MATERIALIZED (
+    SELECT j.*
+    FROM unnest( -- of arrays, so that the planner expects more than one row, and joins the jobs by a hash below
+        ARRAY(SELECT project_id FROM wanted), ARRAY(SELECT job_id FROM wanted)
+    ) AS one (project_id, job_id)
+    CROSS JOIN LATERAL (
+        SELECT
+            id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
+            last_error, scheduled_at, started_at, completed_at, xmin::text AS version
+        FROM control_plane.jobs
+        WHERE jobs.project_id = one.project_id AND jobs.id = one.job_id
+        FOR NO KEY UPDATE SKIP LOCKED
+    ) AS j
+),
+checked AS (
+    SELECT
+        request.id, request.project_id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
+        job.attempts, job.max_attempts, job.last_error, job.scheduled_at, job.started_at, job.completed_at,
+        CASE
+            WHEN job.id IS NULL AND EXISTS (
+                SELECT FROM control_plane.jobs AS j WHERE j.project_id = request.project_id AND j.id = request.job_id
+            ) THEN 'deferred'
+            WHEN job.id IS NULL THEN 'job_not_found'
+            WHEN job.version <> request.job_version THEN 'superseded'
+            WHEN job.status <> 'failed' THEN 'job_not_failed'
+            WHEN job.attempts >= greatest(job.max_attempts, job.attempts + request.extra_attempts)
+                THEN 'attempts_exhausted'
+            ELSE 'applied'
+        END AS outcome
+    FROM request
+    LEFT JOIN job ON job.project_id = request.project_id AND job.id = request.job_id
+),
+verdict AS ( -- of several requests for one job the first is applied, and supersedes the rest
+    SELECT
+        checked.*,
+        CASE
+            WHEN outcome = 'applied' AND row_number() OVER (PARTITION BY project_id, job_id, outcome ORDER BY id) > 1
+                THEN 'superseded'
+            ELSE outcome
+        END AS final_outcome
+    FROM checked
+),
+deferred AS ( -- for a second, or a quarter of the time that it has waited, five seconds at most
+    UPDATE redrive.retry_requests
+    SET
+        published_at = NULL,
+        publish_lease_until = now() + least(greatest((now() - requested_at) / 4, interval '1 s'), interval '5 s')
+    WHERE id = ANY (ARRAY(SELECT id FROM verdict WHERE final_outcome = 'deferred'))
+),
+put_back AS (
+    UPDATE control_plane.jobs AS j
+    SET
+        status = 'pending', last_error = NULL, started_at = NULL, completed_at = NULL,
+        scheduled_at = greatest(now() + verdict.delay_seconds * interval '1 second', verdict.run_at),
+        max_attempts = CASE
+            WHEN verdict.extra_attempts > 0
+                THEN greatest(verdict.max_attempts, verdict.attempts + verdict.extra_attempts)
+            ELSE j.max_attempts
+        END
+    FROM verdict
+    WHERE j.project_id = verdict.project_id AND j.id = verdict.job_id AND verdict.final_outcome = 'applied'
+    RETURNING
+        j.project_id, j.id,
+        j.status = 'failed'
+        AND (
+            j.last_error, j.scheduled_at, j.started_at, j.completed_at, coalesce(j.attempts, 0),
+            coalesce(j.max_attempts, 3)
+        ) IS NOT DISTINCT FROM (
+            verdict.last_error, verdict.scheduled_at, verdict.started_at, verdict.completed_at, verdict.attempts,
+            verdict.max_attempts
+        ) AS is_unchanged
+),
+done AS ( -- a trigger of the table's owner may veto an update without an error: then the job is unchanged
+    SELECT
+        verdict.*,
+        CASE
+            WHEN final_outcome = 'applied'
+                AND (project_id, job_id) NOT IN (SELECT project_id, id FROM put_back WHERE is_unchanged IS NOT TRUE)
+                THEN 'blocked'
+            ELSE final_outcome
+        END AS what_became
+    FROM verdict
+)
+UPDATE redrive.retry_requests AS r
+SET
+    state = CASE done.what_became WHEN 'applied' THEN 'applied' ELSE 'rejected' END,
+    outcome = done.what_became,
+    published_at = CASE WHEN $3 THEN coalesce(r.published_at, now()) ELSE r.published_at END,
+    processed_at = now(),
+    attempts_before = done.attempts,
+    max_attempts_before = done.max_attempts,
+    error_before = CASE WHEN done.what_became = 'applied' THEN done.last_error END, -- only what was cleared
+    started_at_before = CASE WHEN done.what_became = 'applied' THEN done.started_at END,
+    completed_at_before = CASE WHEN done.what_became = 'applied' THEN done.completed_at END
+FROM done
+WHERE r.id = ANY ($1::uuid[]) AND r.id = done.id AND done.what_became <> 'deferred'
+RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
+
+-- name: outcomes
+-- The outcomes of requests, NULL for a queued one; an id that the ledger does not know is missing.
+-- $1 uuid[] request ids
+SELECT id, outcome FROM redrive.retry_requests WHERE id = ANY ($1::uuid[]);
+
+-- name: adopt
+-- Insert requests that another program published, before `apply` or `block` settles them in the same transaction. They
+-- are inserted as rejected, the state that holds if neither does. A second copy of the message, in another worker, waits
+-- for this insertion until the transaction ends, and then finds the row. Answers the ids of the inserted rows.
+-- $1 uuid[] ids, $2 text[] project ids, $3 uuid[] job ids, $4 text[] job versions, $5 timestamptz[] run at,
+-- $6 int[] extra attempts, $7 text[] actors, $8 text[] reasons, $9 timestamptz[] requested at; same length
+INSERT INTO redrive.retry_requests (
+    id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at,
+    state, outcome, published_at, processed_at
+)
+SELECT
+    id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, coalesce(requested_at, now()),
+    'rejected', 'job_not_found', now(), now()
+FROM unnest(
+    $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::int[], $7::text[], $8::text[],
+    $9::timestamptz[]
+) AS message (id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at)
+WHERE id <> ALL (ARRAY(SELECT known.id FROM redrive.retry_requests AS known WHERE known.id = ANY ($1::uuid[])))
+ORDER BY id
+ON CONFLICT (id) DO NOTHING
+RETURNING id;
+
+-- name: take
+-- Dispatch without a broker: lock the oldest queued requests that no other worker has locked.
+-- $1 int how many
+SELECT id FROM redrive.retry_requests
+WHERE state = 'queued' AND processed_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
+ORDER BY (batch_id IS NOT NULL), requested_at, id -- bulk never delays a single request
+LIMIT $1
+FOR UPDATE SKIP LOCKED;
+
+-- name: queued
+-- The oldest queued requests, without a lock: to find the one that the database refuses.
+-- $1 int how many
+SELECT id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at
+FROM redrive.retry_requests
+WHERE state = 'queued' AND processed_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
+ORDER BY (batch_id IS NOT NULL), requested_at, id
+LIMIT $1;
+
+-- name: defer
+-- Set requests aside that cannot be settled in time: each stays queued, and no worker takes it for a second, or for a
+-- quarter of the time that it has waited, a minute at most. (`apply` defers for less, because a locked job costs its
+-- neighbours nothing, and a slow one costs them the time of each attempt.) A request that another program published is
+-- inserted, and from then on published by the relay. A settled row stays as it is.
+-- $1 … $9 as for `adopt`, $10 bool whether to insert requests that the ledger does not know
+INSERT INTO redrive.retry_requests AS r (
+    id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at, publish_lease_until
+)
+SELECT
+    id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, coalesce(requested_at, now()),
+    now() + interval '1 s'
+FROM unnest(
+    $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::int[], $7::text[], $8::text[],
+    $9::timestamptz[]
+) AS message (id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at)
+WHERE $10 OR id = ANY (ARRAY(SELECT known.id FROM redrive.retry_requests AS known WHERE known.id = ANY ($1::uuid[])))
+ORDER BY id
+ON CONFLICT (id) DO UPDATE SET
+    published_at = NULL,
+    publish_lease_until = now() + least(greatest((now() - r.requested_at) / 4, interval '1 s'), interval '1 min')
+    WHERE r.state = 'queued';
+
+-- name: block
+-- Reject requests whose job the table's owner does not take back now: the requests of $1 that are still queued, and the
+-- requests of $2. Answers them; a request that is missing was settled before.
+-- $1 uuid[] request ids, $2 uuid[] those among them that were adopted in this transaction
+UPDATE redrive.retry_requests AS r
+SET
+    state = 'rejected', outcome = 'blocked', processed_at = now(),
+    (attempts_before, max_attempts_before) = (
+        SELECT coalesce(j.attempts, 0), coalesce(j.max_attempts, 3) FROM control_plane.jobs AS j
+        WHERE j.project_id = r.project_id AND j.id = r.job_id
+        LIMIT 1
+    )
+WHERE id = ANY (ARRAY(
+    SELECT refused.id FROM redrive.retry_requests AS refused
+    WHERE id = ANY ($1::uuid[]) AND (state = 'queued' OR id = ANY ($2::uuid[]))
+    ORDER BY id -- the lock order: other workers may be settling the same rows
+    FOR UPDATE
+))
+RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
+
+-- name: dead_letter
+-- Give up requests that are still queued. Answers them; a request that is missing was settled before.
+-- $1 uuid[] request ids
+UPDATE redrive.retry_requests
+SET state = 'dead_lettered', outcome = 'poison', processed_at = now()
+WHERE id = ANY (ARRAY(
+    SELECT refused.id FROM redrive.retry_requests AS refused WHERE id = ANY ($1::uuid[]) AND state = 'queued'
+    ORDER BY id -- the lock order: other workers may be settling the same rows
+    FOR UPDATE
+))
+RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
+
+-- name: backlog
+-- How many requests wait, up to a thousand, and how many seconds the oldest has waited.
+SELECT count(*), coalesce(extract(epoch FROM now() - min(requested_at)), 0)::float8
+FROM (
+    SELECT requested_at FROM redrive.retry_requests
+    WHERE state = 'queued' AND processed_at IS NULL
+    ORDER BY (batch_id IS NOT NULL), requested_at, id
+    LIMIT 1000
+) AS oldest;
+
+-- name: is_under_row_security
+-- Whether row-level security decides which jobs this role sees and updates. A hidden row is no error: it is not there.
+SELECT row_security_active('control_plane.jobs'::regclass);

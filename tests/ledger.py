@@ -1,0 +1,20 @@
+"""The three sides of the ledger together, for tests that follow a request through all of them."""
+
+from typing import TYPE_CHECKING
+
+from shared.jobs import JobStore
+from shared.outbox import Outbox
+from shared.retries import Retries
+from shared.settlement import Settlement
+
+if TYPE_CHECKING:
+    from shared.database import Database
+
+
+class Ledger:
+    """The api's `retries`, the relay's `outbox` and the worker's `settlement`, in one database."""
+
+    def __init__(self, database: "Database") -> None:
+        self.retries = Retries(database, JobStore(database))
+        self.outbox = Outbox(database)
+        self.settlement = Settlement(database)
