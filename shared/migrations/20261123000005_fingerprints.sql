@@ -55,7 +55,7 @@ BEGIN
         RETURN line;
     END IF;
 
-    -- 5. Hexadecimal numbers: 0x…, and words of eight digits and more that have a letter and a digit among them.
+    -- 5. Hexadecimal numbers: 0x..., and words of eight digits and more that have a letter and a digit among them.
     IF strpos(line, '0x') > 0 THEN
         line := regexp_replace(line, '0x[0-9a-fA-F]+', '<hex>', 'g');
     END IF;
