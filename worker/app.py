@@ -127,7 +127,7 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event)
             checks["settling"] = Status.DEGRADED
         queues = [source for source in sources if isinstance(source, QueueSource)]
         if queues:
-            checks["broker"] = Status.OK if all(queue.live for queue in queues) else Status.UNAVAILABLE
+            checks["broker"] = Status.OK if all(queue.is_ready for queue in queues) else Status.UNAVAILABLE
         well = not stop.is_set() and Status.UNAVAILABLE not in checks.values()
         if not well:
             return Readiness(Status.UNAVAILABLE, checks)

@@ -7,9 +7,7 @@ one channel, one consumer and one batch in hand, so a single `ack(multiple=True)
 
 Each queue has sessions of its own. Bulk retries share neither a socket nor a batch with single ones.
 
-A message can be what ends a session: one whose properties the client library cannot decode takes the connection with
-it, and every message in hand comes back, counted as delivered in vain. So the session after a loss goes carefully, one
-message at a time, until it has seen fifty: whatever is wrong with one is then counted against that one alone.
+The session after a lost one is on probation: one message at a time (worker/probation.py).
 """
 
 import asyncio
@@ -20,15 +18,16 @@ import structlog
 
 from shared.backoff import wait_for_any
 from shared.broker import connected, translated
-from shared.errors import BrokerUnavailable, DatabaseUnavailable, UnreadableMessage
+from shared.errors import BrokerUnavailable, UnreadableMessage
 from shared.failpoints import Failpoint, reach
 from shared.messages import RetryMessage, decoded
 from shared.models import Outcome
 from shared.telemetry import traceparent_of
 from shared.topology import LEDGER_HEADER, RETRIES, RETRIES_BULK
-from worker import dead
+from worker import dead, probation
 from worker.consumers import Consumer
 from worker.dead import DeadLetter
+from worker.probation import Probation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,7 +44,6 @@ log = structlog.stdlib.get_logger(__name__)
 QUEUES: Final = (RETRIES, RETRIES_BULK)
 POLL_S: Final = 0.1
 WATCHDOG_S: Final = 15.0
-CAREFUL_MESSAGES: Final = 50
 _REFUSED: Final = "refused by the database"
 
 
@@ -54,6 +52,10 @@ class Source(Protocol):
 
     name: str
     settler: "Settler"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests come from here now."""
 
     async def session(self, stop: asyncio.Event) -> None:
         """Settle batches until `stop` is set, the one in hand included. Raises what was lost."""
@@ -70,6 +72,11 @@ class LedgerSource:
     def __init__(self, settler: "Settler", *, batch_size: int) -> None:
         self.settler = settler
         self._batch_size = batch_size
+
+    @property
+    def is_ready(self) -> bool:
+        """Always: where the database is away, the worker says so of it."""
+        return True
 
     async def session(self, stop: asyncio.Event) -> None:
         """Look for queued requests ten times a second, and at once again while there is a batch full of them."""
@@ -103,7 +110,7 @@ class QueueSource:
         self._batch_size = batch_size
         self._batch_wait_s = batch_wait_s
         self._consumer: Consumer | None = None
-        self._careful = False
+        self._probation = Probation()
         self._idle_since: float | None = None
 
     @property
@@ -114,8 +121,8 @@ class QueueSource:
         return asyncio.get_running_loop().time() - self._idle_since
 
     @property
-    def live(self) -> bool:
-        """Whether a consumer is on the queue, as far as anybody has told us."""
+    def is_ready(self) -> bool:
+        """Whether a consumer is on the queue, as far as RabbitMQ has said."""
         return self._consumer is not None
 
     async def session(self, stop: asyncio.Event) -> None:
@@ -123,11 +130,9 @@ class QueueSource:
 
         Raises BrokerUnavailable, DatabaseUnavailable. Messages in hand are then back in the queue.
         """
-        careful, self._careful = self._careful, True  # the next one is careful, unless this one ends well
-        size = 1 if careful else self._batch_size
-        with translated():
+        with self._probation.session() as on_probation, translated():
+            size, prefetch = (1, 1) if on_probation else (self._batch_size, 2 * self._batch_size)
             async with connected(self._url, name=f"redrive worker: {self.name}") as connection:
-                prefetch = 1 if careful else 2 * size
                 consumer = await self._topology.needed_by(
                     connection, lambda: Consumer.on(connection, self.name, prefetch=prefetch)
                 )
@@ -142,12 +147,8 @@ class QueueSource:
                         await self._settle(batch)
                         reach(Failpoint.BEFORE_ACK)
                         await consumer.ack(batch)
-                        if careful and consumer.acked == CAREFUL_MESSAGES:
+                        if on_probation and consumer.acked == probation.MESSAGES:
                             await consumer.cancel()
-                    self._careful = False
-                except DatabaseUnavailable:
-                    self._careful = careful
-                    raise
                 finally:
                     self._consumer = None
                     self._metrics.consumers.dec()
