@@ -160,7 +160,7 @@ def api(
 
             signals.run(lambda stop: run_processes(settings, processes, stop=stop))
         else:
-            from api.app import run
+            from api.serving import run
 
             signals.run(lambda stop: run(settings, stop=stop), grace_s=settings.shutdown_grace)
 
@@ -169,7 +169,7 @@ def _one_of_several(settings: "ApiSettings", ops_path: str) -> None:
     """One process of `--processes`: a signal, or the end of whoever started it, ends it."""
     import asyncio
 
-    from api.app import run
+    from api.serving import run
     from cli.processes import until_orphaned
     from cli.signals import StopSignals
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import api.app
+import api.serving
 import worker.app
 from cli.broker_check import broker_findings
 from cli.demo import PROJECT, Demo
@@ -186,7 +186,7 @@ class _Stack:
             stops = [asyncio.Event() for _ in range(3)]
             started = asyncio.Event()
             groups = [
-                [tasks.create_task(api.app.run(self._settings, stop=stops[0], started=started))],
+                [tasks.create_task(api.serving.run(self._settings, stop=stops[0], started=started))],
                 [
                     tasks.create_task(worker.app.run(self._worker_settings, stop=stops[1], ops=False))
                     for _ in range(self._plan.workers)

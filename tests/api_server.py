@@ -13,7 +13,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from prometheus_client import CollectorRegistry
 from yarl import URL
 
-from api.app import DOOR, create_app
+from api.app import Api as Parts
+from api.app import create_app
 from api.server import Runner
 from shared.settings import ApiSettings, read
 from tests.tokens import SECRET, token
@@ -58,10 +59,8 @@ class Reply:
 class Api:
     """An api that runs, as a client sees it. Requests carry a good token of project p1 unless they are given one."""
 
-    def __init__(
-        self, app: web.Application, registry: CollectorRegistry, port: int, session: aiohttp.ClientSession
-    ) -> None:
-        self.app = app
+    def __init__(self, parts: Parts, registry: CollectorRegistry, port: int, session: aiohttp.ClientSession) -> None:
+        self.parts = parts
         self.port = port
         self._registry = registry
         self._session = session
@@ -135,15 +134,15 @@ async def serving(database_url: str, **known: object) -> AsyncIterator[Api]:
     }  # fmt: skip
     registry = CollectorRegistry()
     settings = read(ApiSettings, **given)
-    app = create_app(settings, registry)
+    parts = create_app(settings, registry)
     runner = Runner(
-        app, app[DOOR], keepalive_timeout_s=settings.keepalive_timeout, shutdown_timeout_s=1, lingering_s=0.2
+        parts.app, parts.door, keepalive_timeout_s=settings.keepalive_timeout, shutdown_timeout_s=1, lingering_s=0.2
     )
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
         connector = aiohttp.TCPConnector(limit=200)
         async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=20)) as session:
-            yield Api(app, registry, runner.addresses[0][1], session)
+            yield Api(parts, registry, runner.addresses[0][1], session)
     finally:
         await runner.cleanup()

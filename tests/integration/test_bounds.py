@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import pytest
 
 import shared.jobs
-from api.app import WATCHES
 from api.pages import MAX_PAGE_BYTES
 from shared.database import Database, Row
 from shared.jobs import JobStore
@@ -145,7 +144,7 @@ async def test_whoever_waits_holds_neither_the_payload_nor_a_long_error(database
                 f"/api/jobs/{job.id}?include=payload", headers={"Prefer": "wait=20"}, token=token(exp=4_000_000_000)
             )
         )
-        watched = api.app[WATCHES].jobs._watched
+        watched = api.parts.watches.jobs._watched
         await eventually(lambda: watched)
         (held,) = [each.seen for each in watched.values()]
         await jobs.pool.execute(

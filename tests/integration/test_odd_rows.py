@@ -9,7 +9,6 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from api.app import WATCHES
 from shared import migrations
 from tests.api_server import Api, Reply, serving
 from tests.eventually import eventually
@@ -348,7 +347,7 @@ async def test_a_job_that_becomes_unreadable_while_it_is_waited_for_ends_that_wa
                 asyncio.create_task(api.get(f"/api/jobs/{id_}", token=READER, headers={"Prefer": "wait=20"}))
                 for id_ in (bad, good)
             ]
-            await eventually(lambda: len(api.app[WATCHES].jobs._watched) == 2)
+            await eventually(lambda: len(api.parts.watches.jobs._watched) == 2)
             await connection.execute(spoil, bad)
             ended = await waits[0]
             await connection.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", good)

@@ -86,7 +86,7 @@ def test_the_table_of_calls_has_every_route() -> None:
     settings = read(ApiSettings, database_url="postgresql://", jwt_secret=SECRET)
     routes = {
         (route.method, route.resource.canonical)
-        for route in create_app(settings, CollectorRegistry()).router.routes()
+        for route in create_app(settings, CollectorRegistry()).app.router.routes()
         if route.resource is not None
     }
 

@@ -47,10 +47,10 @@ def routes(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Route]:
         return made
 
     monkeypatch.setattr(Door, "guarded", noted)
-    app = create_app(read(ApiSettings, database_url="postgresql://nowhere/db", jwt_secret=SECRET), CollectorRegistry())
+    settings = read(ApiSettings, database_url="postgresql://nowhere/db", jwt_secret=SECRET)
     return {
         (route.method, route.resource.canonical): behind[route.handler]
-        for route in app.router.routes()
+        for route in create_app(settings, CollectorRegistry()).app.router.routes()
         if route.resource is not None and (route.method, route.resource.canonical) != OPEN
     }
 

@@ -160,7 +160,7 @@ def _tell(fact: Mapping[str, int]) -> None:
 
 
 def _serve() -> None:
-    for module in ("api.app", "cli.ports", "cli.signals", "worker.app"):
+    for module in ("api.serving", "cli.ports", "cli.signals", "worker.app"):
         importlib.import_module(module)  # loaded before anybody is forked
     children: set[int] = set()
     unread = b""

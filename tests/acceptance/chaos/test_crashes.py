@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from api.app import DRAIN_S
+from api.serving import DRAIN_S
 from shared.failpoints import Failpoint
 from tests.acceptance.chaos.fleet import Member
 from tests.acceptance.chaos.load import IDLE_S

@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import ec
 
 import api.keys
-from api.app import KEYS, _readiness
+from api.serving import readiness
 from shared.ops import Status
 from tests.api_server import NO_TOKEN, Api, serving
 from tests.eventually import eventually
@@ -42,6 +42,11 @@ async def served(issuer: Issuer, database_url: str) -> AsyncIterator[Api]:
         yield running
 
 
+def keys_of(served: Api) -> api.keys.KeySet:
+    assert served.parts.keys is not None
+    return served.parts.keys
+
+
 async def test_without_keys_the_api_is_not_ready_and_refuses_no_token(issuer: Issuer, served: Api) -> None:
     await eventually(lambda: issuer.asked > 1)
 
@@ -52,34 +57,34 @@ async def test_without_keys_the_api_is_not_ready_and_refuses_no_token(issuer: Is
     assert (await served.get(PATH, token=NO_TOKEN)).code == "authentication-required"
     assert (await served.get(PATH, token="canary")).code == "invalid-token"
     assert (await served.get("/nowhere", token=GOOD)).status == 404
-    readiness = await _readiness(served.app)
-    assert (readiness.status, readiness.checks["keys"]) == (Status.UNAVAILABLE, Status.UNAVAILABLE)
+    without = await readiness(served.parts)
+    assert (without.status, without.checks["keys"]) == (Status.UNAVAILABLE, Status.UNAVAILABLE)
 
     issuer.document = {"keys": [jwk(KEY, kid="a")]}
-    await eventually(lambda: served.app[KEYS].ready)
+    await eventually(lambda: keys_of(served).ready)
 
     assert (await served.get(PATH, token=GOOD)).code == "job-not-found"
-    assert (await _readiness(served.app)).checks == {"database": Status.OK, "keys": Status.OK}
+    assert (await readiness(served.parts)).checks == {"database": Status.OK, "keys": Status.OK}
 
 
 @pytest.mark.parametrize("status", [200, 503], ids=["no key", "away"])
 async def test_once_there_were_keys_the_api_stays_ready(issuer: Issuer, served: Api, status: int) -> None:
     issuer.document = {"keys": [jwk(KEY, kid="a")]}
-    await eventually(lambda: served.app[KEYS].ready)
+    await eventually(lambda: keys_of(served).ready)
     assert 0 < served.counted("redrive_jwks_age_seconds") < 60
 
     issuer.status, issuer.document, asked = status, {"keys": []}, issuer.asked
-    served.app[KEYS]._fetched_at -= api.keys.JWKS_REFETCH_S
+    keys_of(served)._fetched_at -= api.keys.JWKS_REFETCH_S
     assert (await served.get(PATH, token=token(key=KEY, alg="ES384", header={"kid": "b"}))).code == "invalid-token"
     await eventually(lambda: issuer.asked > asked + 1)
 
     assert (await served.get(PATH, token=GOOD)).code == "job-not-found"
-    assert (await _readiness(served.app)).status is Status.OK
+    assert (await readiness(served.parts)).status is Status.OK
 
 
 async def test_without_an_issuer_nothing_is_said_of_its_keys(database_url: str) -> None:
     async with serving(database_url) as running:
-        assert (await _readiness(running.app)).checks == {"database": Status.OK}
+        assert (await readiness(running.parts)).checks == {"database": Status.OK}
         assert running.counted("redrive_jwks_age_seconds") == 0.0
 
 

@@ -209,7 +209,7 @@ async def test_a_stream_ends_when_the_api_stops(database_url: str, jobs: JobMake
         await stream.news()
         await eventually(lambda: running.counted("redrive_waiters") == 1)
         began = time.monotonic()
-        await running.app.shutdown()
+        await running.parts.app.shutdown()
         assert await stream.next() is None
         assert time.monotonic() - began < SOON_S
 

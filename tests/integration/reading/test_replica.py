@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from api.app import _readiness
+from api.serving import readiness
 from shared.ops import Status
 from tests.api_server import Api, serving
 from tests.integration.api.conftest import module_fixture
@@ -107,13 +107,13 @@ async def test_an_api_is_ready_while_both_answer(database_url: str, replica_url:
         Proxy.to(replica_url) as replica,
         serving(database.url_of(database_url), database_read_url=replica.url_of(replica_url)) as running,
     ):
-        before = await _readiness(running.app)
+        before = await readiness(running.parts)
         lost = {"database": database, "replica": replica}[away]
         await lost.refuse()
         await lost.reset()
-        meanwhile = await _readiness(running.app)
+        meanwhile = await readiness(running.parts)
         await lost.heal()
-        after = await _readiness(running.app)
+        after = await readiness(running.parts)
 
     assert before.checks == after.checks == {"database": Status.OK, "replica": Status.OK}
     assert meanwhile.checks == {**before.checks, away: Status.UNAVAILABLE}
@@ -122,4 +122,4 @@ async def test_an_api_is_ready_while_both_answer(database_url: str, replica_url:
 
 async def test_without_a_replica_there_is_no_check_of_one(database_url: str) -> None:
     async with serving(database_url) as running:
-        assert (await _readiness(running.app)).checks == {"database": Status.OK}
+        assert (await readiness(running.parts)).checks == {"database": Status.OK}

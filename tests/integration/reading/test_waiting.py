@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, contextmanager
 import pytest
 from aiohttp import web
 
-from api.app import WATCHES, run
+from api.serving import run
 from shared.settings import ApiSettings, read
 from tests.api_server import Api, Reply, serving
 from tests.eventually import eventually
@@ -333,7 +333,7 @@ async def test_who_waits_when_the_api_is_told_to_stop_is_answered_at_once(databa
 async def test_nobody_waits_at_an_api_that_is_stopping(database_url: str, jobs: JobMaker) -> None:
     job = await jobs.pending()
     async with serving(database_url) as api:
-        api.app[WATCHES].close()
+        api.parts.watches.close()
         async with asyncio.timeout(SOON_S):
             assert (await waited_for(api, path_of(job))).status == 200
 
@@ -379,7 +379,7 @@ async def test_who_has_just_connected_when_the_api_stops_listening_is_heard_out(
 
 @pytest.mark.parametrize("path", ["", "/events"])
 async def test_whoever_has_waited_leaves_nothing_for_the_cyclic_collector(api: Api, jobs: JobMaker, path: str) -> None:
-    """An api lets it look but seldom at what has lived for long (`api.app`); thousands who are held have."""
+    """An api lets it look but seldom at what has lived for long (`api.serving`); thousands who are held have."""
     job, other = await jobs.pending(), await jobs.pending()
 
     with garbage() as left:

@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from api.app import WATCHES
 from tests.api_server import Api, Reply
 from tests.eventually import eventually
 from tests.integration.reading.conftest import TICK_S
@@ -33,12 +32,12 @@ async def waiters(api: Api, paths: list[str]) -> AsyncIterator["list[asyncio.Tas
 
 
 def looks_at_jobs(api: Api) -> int:
-    return api.app[WATCHES].jobs._looks
+    return api.parts.watches.jobs._looks
 
 
 def all_looks(api: Api) -> dict[str, int]:
     """How often each watch has looked, by the statement that it looks with."""
-    watches = api.app[WATCHES]
+    watches = api.parts.watches
     return {
         "jobs.changed_jobs": watches.jobs._looks,
         "retries.changed": watches.retries._looks,
@@ -94,7 +93,7 @@ async def test_nobody_who_waits_is_no_query(api: Api, jobs: JobMaker) -> None:
     job = await jobs.pending()
     async with waiters(api, [f"/api/jobs/{job.id}"]):
         pass
-    watch = api.app[WATCHES].jobs
+    watch = api.parts.watches.jobs
     await eventually(lambda: watch._ticking is None or watch._ticking.done())
 
     with statements_sent() as sent:
