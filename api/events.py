@@ -6,7 +6,8 @@
 
 The job as it is, then at each change. A change that another follows within one tick may be skipped: what is sent is
 always the newest. A client of the standard connects again after the end, for ever; where the job is done and the client
-has had its last event (`Last-Event-ID`), it is answered 204, which stops it.
+has had its last event (`Last-Event-ID`), it is answered 204, which stops it. Where the row is deleted, the end is
+`event: gone`, with the id.
 
 A stream has one place among those who wait, for as long as it lasts. Where all are taken it is one event, with the time
 after which a client of the standard connects again:
@@ -40,12 +41,12 @@ if TYPE_CHECKING:
 KEEP_ALIVE_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
 COME_BACK_S: Final = 10
-_LAST_EVENT_ID: Final = istr("Last-Event-ID")
-_KEEP_ALIVE: Final = b": keep-alive\n\n"
-_COME_BACK: Final = b"retry: %d\n" % (1000 * COME_BACK_S)
+LAST_EVENT_ID: Final = istr("Last-Event-ID")
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+COME_BACK: Final = b"retry: %d\n" % (1000 * COME_BACK_S)
 
 
-class _Stream(web.StreamResponse):
+class Stream(web.StreamResponse):
     """A response that goes on, and does not say what software made it.
 
     aiohttp puts its name into every response just before the headers go out, and offers no setting for it.
@@ -74,9 +75,9 @@ class EventResource:
             raise JobNotFound
         job = await self._store.get(key)
         request = call.request
-        if job.done and request.headers.get(_LAST_EVENT_ID) == _event_id_of(job):
+        if job.done and request.headers.get(LAST_EVENT_ID) == _event_id_of(job):
             return Answer(None, status=204)
-        stream = _Stream()
+        stream = Stream()
         request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
         stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
@@ -84,16 +85,16 @@ class EventResource:
         ends_at = loop.time() + call.principal.expires_at - time.time()
         try:
             with self._watch.place() as placed:
-                await _sent(stream.prepare(request))
-                come_back = b"" if placed or job.done else _COME_BACK
-                await _sent(stream.write(come_back + await self._event_of(key, job)))
+                await sent(stream.prepare(request))
+                come_back = b"" if placed or job.done else COME_BACK
+                await sent(stream.write(come_back + await self._event_of(key, job)))
                 while placed and not job.done:
                     changed = await self._next(stream, request, key, job, ends_at)
                     if changed is None:
                         break
                     job = changed
-                    await _sent(stream.write(await self._event_of(key, job)))
-                await _sent(stream.write_eof())
+                    await sent(stream.write(await self._event_of(key, job)))
+                await sent(stream.write_eof())
         except (ConnectionError, TimeoutError):
             if request.transport is not None:
                 request.transport.abort()
@@ -120,16 +121,20 @@ class EventResource:
                 enough=lambda now: etag_of_job(now) != etag,
                 alive=lambda: request.transport is not None,
             )
-            if seen is None or etag_of_job(seen) != etag:
+            if seen is None:
+                await sent(stream.write(b'event: gone\ndata: {"id":"%b"}\n\n' % str(key.id).encode()))
+                return None
+            if etag_of_job(seen) != etag:
                 return seen
             if self._watch.closed or request.transport is None:
                 return None
             if loop.time() < ends_at:
-                await _sent(stream.write(_KEEP_ALIVE))
+                await sent(stream.write(KEEP_ALIVE))
         return None
 
 
-async def _sent(writing: Awaitable[object]) -> None:
+async def sent(writing: Awaitable[object]) -> None:
+    """Wait for a write, but for no more than WRITE_TIMEOUT_S. Raises TimeoutError."""
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await writing
 

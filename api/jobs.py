@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from api.pages import Cursors
     from api.patience import Reader
     from shared.jobs import JobStore
+    from shared.models import JobId
 
 MAX_IDS: Final = 100
 MAX_STATUS: Final = 100
@@ -124,6 +125,14 @@ def encoded_bare(job: Job) -> bytes:
     return _encoder.encode(_body_of(job))
 
 
+def ids_of(call: "Call", ids: "JobIds") -> "list[JobId]":
+    """The jobs that the parameter `ids` names, MAX_IDS at most. Raises InvalidParameter, InvalidJobId."""
+    texts = call.parameters.get("ids", "").split(",")
+    if "ids" not in call.parameters or len(texts) > MAX_IDS:
+        raise InvalidParameter("ids")
+    return [ids.parse(text) for text in texts]
+
+
 class JobResource:
     """`/api/jobs`."""
 
@@ -203,10 +212,7 @@ class JobResource:
         """
         if others := [name for name in call.parameters if name != "ids"]:
             raise InvalidParameter(others[0])
-        texts = call.parameters["ids"].split(",")
-        if len(texts) > MAX_IDS:
-            raise InvalidParameter("ids")
-        keys = [JobKey(self._ids.parse(text), call.project_id) for text in texts]
+        keys = [JobKey(job_id, call.project_id) for job_id in ids_of(call, self._ids)]
         visible = [key for key in dict.fromkeys(keys) if call.may_see(key.id)]
         found = await self._store.find_these(visible) if visible else {}
         return Answer(

@@ -11,6 +11,7 @@ from api.batches import BatchResource
 from api.conditional import etag_of_batch, etag_of_job, etag_of_retry, retry_after_of_job, retry_after_of_request
 from api.door import Access, Cost
 from api.events import EventResource
+from api.job_streams import JobStreamResource
 from api.jobs import JobResource
 from api.overview import OverviewResource
 from api.patience import Reader
@@ -103,6 +104,7 @@ def add_routes(
     overview = OverviewResource(stores.overview, stores.ledger_overview)
     about = AboutResource(read_only=read_only)
     event = EventResource(stores.jobs, ids, watches.jobs)
+    stream = JobStreamResource(stores.jobs, ids, watches.jobs)
     retry = RetryResource(
         retries=stores.retries,
         jobs=stores.jobs,
@@ -131,6 +133,7 @@ def add_routes(
         ("GET", "/api/jobs/series", COUNT.taking("from", "to", "by", "type"), overview.get_series),
         ("GET", "/api/failures", COUNT.taking("type", "created_after", "created_before"), overview.get_failures),
         ("POST", "/api/jobs/retry", BULK.taking("dry_run"), batch.post_batch),
+        ("GET", "/api/jobs/events", NARROWED.taking("ids"), stream.get_many_events),
         ("GET", "/api/jobs/{id:[^/]+}/events", NARROWED, event.get_events),
         ("GET", "/api/jobs/{id:[^/]+}/retries", READ.taking("limit", "cursor"), retry.get_job_retries),
         ("POST", "/api/jobs/{id:[^/]+}/retry", RETRY.taking("dry_run"), retry.post_retry),

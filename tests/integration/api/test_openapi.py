@@ -99,6 +99,8 @@ class World:
                 path = await self.batch()
             case "post_batch":
                 body = b'{"ids":["%b"]}' % str((await self.failed()).id).encode()
+            case "get_many_events":
+                return Request(method, path, f"ids={(await self.failed()).id}")
             case "get_stats" | "get_types" | "get_series" | "get_failures" | "get_retry_stats":
                 return Request(method, path, f"project_id=p-{uuid4()}")  # of another, the numbers may be known already
             case _:
@@ -218,6 +220,18 @@ async def get_events_200(world: World) -> list[Reply]:
     return await _lists(world, f"/api/jobs/{(await world.failed()).id}/events", "")
 
 
+async def get_many_events_200(world: World) -> list[Reply]:
+    job = await world.jobs.completed(project_id=PROJECT)
+    return await _lists(world, "/api/jobs/events", f"ids={job.id},{uuid4()}")
+
+
+async def get_many_events_204(world: World) -> list[Reply]:
+    (first,) = await get_many_events_200(world)
+    last = first.body.decode().rpartition("\nid: ")[2].partition("\n")[0]
+    job_id = first.body.decode().rpartition('"id":"')[2][:36]
+    return await _with_headers(world, f"/api/jobs/events?ids={job_id}", {"Last-Event-ID": last})
+
+
 async def get_events_204(world: World) -> list[Reply]:
     path = f"/api/jobs/{(await world.failed()).id}"
     tag = (await Request("GET", path).to(world.api)).headers["ETag"]
@@ -322,6 +336,7 @@ SUCCESSES: Final[dict[tuple[str, int], Callable[[World], Awaitable[list[Reply]]]
     ("get_retry", 304): get_retry_304, ("delete_retry", 200): delete_retry_200, ("get_batch", 200): get_batch_200,
     ("get_batch", 304): get_batch_304, ("post_redrive", 202): post_redrive_202,
     ("get_types", 200): get_types_200, ("get_series", 200): get_series_200, ("get_failures", 200): get_failures_200,
+    ("get_many_events", 200): get_many_events_200, ("get_many_events", 204): get_many_events_204,
     ("get_retry_stats", 200): get_retry_stats_200, ("get_me", 200): get_me_200, ("get_openapi", 200): get_openapi_200,
     ("get_batches", 200): get_batches_200, ("delete_batch", 200): delete_batch_200,
 }  # fmt: skip
@@ -346,7 +361,7 @@ async def invalid_parameter(world: World, operation: Operation, _: pytest.Monkey
 async def invalid_job_id(world: World, operation: Operation, _: pytest.MonkeyPatch) -> list[Reply]:
     good = await world.good(operation)
     match operation.id:
-        case "get_jobs":
+        case "get_jobs" | "get_many_events":
             bad = replace(good, query="ids=1")
         case "get_retries":
             bad = replace(good, query="job_id=1")

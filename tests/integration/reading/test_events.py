@@ -43,7 +43,9 @@ class Event(NamedTuple):
         if lines[0].startswith(":"):
             return cls({}, "\n".join(lines))
         fields = [line.split(": ", 1) for line in lines]
-        assert sorted({*dict(fields)} - {"retry"}) == ["data", "event", "id"], "each on one line"
+        given = dict(fields)
+        expected = ["data", "event"] if given.get("event") == "gone" and "id" not in given else ["data", "event", "id"]
+        assert sorted({*given} - {"retry"}) == expected, "each on one line"
         assert len(fields) == len(dict(fields))
         return cls(dict(fields))
 
@@ -220,6 +222,8 @@ async def test_a_stream_ends_when_its_job_is_gone(api: Api, jobs: JobMaker) -> N
         await stream.news()
         await eventually(lambda: api.counted("redrive_waiters") == 1)
         await jobs.pool.execute("DELETE FROM control_plane.jobs WHERE id = $1", job.id)
+        event = await stream.news()
+        assert (event.fields["event"], event.data) == ("gone", {"id": str(job.id)})
         assert await stream.next() is None
 
     assert (await api.get(path_of(job))).code == "job-not-found"
@@ -254,13 +258,13 @@ async def test_a_stream_keeps_its_place_for_as_long_as_it_lasts(
 ) -> None:
     monkeypatch.setattr(api_events(), "KEEP_ALIVE_S", 0.05)
     waiters_when_written: list[float] = []
-    sent = api_events()._sent
+    sent = api_events().sent
 
     async def watched_sent(writing: Awaitable[object]) -> None:
         waiters_when_written.append(api.counted("redrive_waiters"))
         await sent(writing)
 
-    monkeypatch.setattr(api_events(), "_sent", watched_sent)
+    monkeypatch.setattr(api_events(), "sent", watched_sent)
     job = await jobs.pending()
     async with stream_of(api, job) as stream:
         blocks = [await stream.news() for _ in range(3)]

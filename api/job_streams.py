@@ -1,0 +1,188 @@
+"""The events of many jobs in one stream: browsers keep no more than six connections to an origin.
+
+    event: not_found
+    id: 9f86d081884c7d65
+    data: {"ids": ["…"]}
+
+    event: job
+    id: 60303ae22b998861
+    data: {"id": …}
+
+What is not there comes first, and counts as done; then each job as it is, and each change; `event: gone` where a row is
+deleted. An `id` is a hash of the ids and tags of all jobs as they were last sent. A client that has seen all jobs at
+their ends is answered 204, which stops it.
+"""
+
+import asyncio
+import time
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from aiohttp import web
+
+from api.answers import Answer
+from api.conditional import etag_of_job
+from api.door import PASSAGE
+from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, Stream, sent
+from api.jobs import encoded_bare, ids_of
+from shared.errors import JobNotFound, RedriveError
+from shared.models import Job, JobId, JobKey, UnreadableJob
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from api.door import Call
+    from api.ids import JobIds
+    from api.watch import StatusWatch
+    from shared.jobs import JobStore
+
+_UNREADABLE: Final = "unreadable"
+_GONE: Final = "gone"
+
+
+class _Told:
+    """What a client was sent of each job last: its tag, or a word in its place."""
+
+    def __init__(self) -> None:
+        self._tags: dict[JobId, str] = {}
+
+    def add(self, job: Job | UnreadableJob) -> None:
+        self._tags[job.id] = etag_of_job(job) if isinstance(job, Job) else _UNREADABLE
+
+    def forget(self, job_id: JobId) -> None:
+        self._tags[job_id] = _GONE
+
+    @property
+    def id(self) -> str:
+        """A hash of all of it: 16 hexadecimal digits."""
+        tags = sorted((str(job_id), tag) for job_id, tag in self._tags.items())
+        return blake2b(msgspec.json.encode(tags), digest_size=8).hexdigest()
+
+    def event(self, kind: str, data: bytes) -> bytes:
+        """One event; JSON has no line break in it, so neither has the event."""
+        return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), self.id.encode(), data)
+
+
+class JobStreamResource:
+    """`/api/jobs/events`."""
+
+    def __init__(self, store: "JobStore", ids: "JobIds", watch: "StatusWatch[JobKey, Job]") -> None:
+        self._store = store
+        self._ids = ids
+        self._watch = watch
+
+    async def get_many_events(self, call: "Call") -> web.StreamResponse:
+        """Stream until all jobs are done, the token expires, the client leaves, or we stop; 204 for what is known.
+
+        The stream has one place among those who wait. Raises InvalidParameter, InvalidJobId, DatabaseUnavailable.
+        """
+        keys = [JobKey(job_id, call.project_id) for job_id in dict.fromkeys(ids_of(call, self._ids))]
+        visible = [key for key in keys if call.may_see(key.id)]
+        found = await self._store.find_these(visible) if visible else {}
+        all_now = _Told()
+        for job in found.values():
+            all_now.add(job)
+        waiting = {key: job for key, job in found.items() if isinstance(job, Job) and not job.done}
+        request = call.request
+        if not waiting and request.headers.get(LAST_EVENT_ID) == all_now.id:
+            return Answer(None, status=204)
+        stream = Stream()
+        request[PASSAGE].complete(stream.headers)
+        stream.content_type = "text/event-stream"
+        stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
+        ends_at = asyncio.get_running_loop().time() + call.principal.expires_at - time.time()
+        told = _Told()
+        try:
+            with self._watch.place() as placed:
+                await sent(stream.prepare(request))
+                if waiting and not placed:
+                    await sent(stream.write(COME_BACK))
+                await self._send_all(stream, told, keys, found)
+                if placed:
+                    await self._send_changes(stream, request, told, waiting, ends_at)
+                await sent(stream.write_eof())
+        except (ConnectionError, TimeoutError, RedriveError):  # the client takes the stream up again
+            if request.transport is not None:
+                request.transport.abort()
+        return stream
+
+    async def _send_all(
+        self,
+        stream: web.StreamResponse,
+        told: _Told,
+        keys: "Sequence[JobKey]",
+        found: "Mapping[JobKey, Job | UnreadableJob]",
+    ) -> None:
+        """Send what is not there, and each job as it is."""
+        if missing := [str(key.id) for key in keys if key not in found]:
+            await sent(stream.write(told.event("not_found", msgspec.json.encode({"ids": missing}))))
+        for key in keys:
+            if (job := found.get(key)) is not None:
+                await self._send(stream, told, key, job)
+
+    async def _send(self, stream: web.StreamResponse, told: _Told, key: JobKey, job: Job | UnreadableJob) -> None:
+        """Send one job, whole: what is held between events is light."""
+        if isinstance(job, UnreadableJob):
+            told.add(job)
+            await sent(stream.write(told.event("job", msgspec.json.encode({"id": str(job.id), "unreadable": True}))))
+            return
+        if (rest := self._store.rest_of(key, job)) is None:
+            told.add(job)
+            await sent(stream.write(told.event("job", encoded_bare(job))))
+            return
+        try:
+            async with rest as whole:
+                told.add(whole)
+                await sent(stream.write(told.event("job", encoded_bare(whole))))
+        except JobNotFound:
+            await self._send_gone(stream, told, key)
+
+    async def _send_gone(self, stream: web.StreamResponse, told: _Told, key: JobKey) -> None:
+        told.forget(key.id)
+        await sent(stream.write(told.event("gone", msgspec.json.encode({"id": str(key.id)}))))
+
+    async def _send_changes(
+        self,
+        stream: web.StreamResponse,
+        request: web.Request,
+        told: _Told,
+        waiting: "Mapping[JobKey, Job]",
+        ends_at: float,
+    ) -> None:
+        """Send each change, with keep-alives between them, until all are done or the stream is to end."""
+        loop = asyncio.get_running_loop()
+        watching = {
+            loop.create_task(self._changed(request, key, job, ends_at)): (key, job) for key, job in waiting.items()
+        }
+        try:
+            while watching:
+                ended, _ = await asyncio.wait(watching, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                if not ended:
+                    await sent(stream.write(KEEP_ALIVE))
+                for task in ended:
+                    key, seen = watching.pop(task)
+                    job = task.result()
+                    if job is None:
+                        await self._send_gone(stream, told, key)
+                        continue
+                    if etag_of_job(job) == etag_of_job(seen):
+                        return  # the time is up, the client has left, or we stop
+                    await self._send(stream, told, key, job)
+                    if not job.done:
+                        watching[loop.create_task(self._changed(request, key, job, ends_at))] = (key, job)
+        finally:
+            for task in watching:
+                task.cancel()
+            if watching:
+                await asyncio.wait(watching)
+
+    async def _changed(self, request: web.Request, key: JobKey, job: Job, ends_at: float) -> Job | None:
+        etag = etag_of_job(job)
+        return await self._watch.hold(
+            key,
+            job,
+            until=ends_at,
+            enough=lambda now: etag_of_job(now) != etag,
+            alive=lambda: request.transport is not None,
+        )

@@ -1,0 +1,205 @@
+"""The events of many jobs in one stream."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import aiohttp
+import pytest
+
+from tests.api_server import Api, serving
+from tests.eventually import eventually
+from tests.integration.reading.test_events import Event, Stream, set_status
+from tests.jobs import JobMaker
+from tests.tokens import token
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@asynccontextmanager
+async def stream_of(running: Api, ids: Sequence[UUID | str], *, bearer: str | None = None) -> AsyncIterator[Stream]:
+    headers = {"Authorization": f"Bearer {bearer or token()}"}
+    url = f"http://127.0.0.1:{running.port}/api/jobs/events?ids={','.join(map(str, ids))}"
+    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
+        yield Stream(answer)
+
+
+async def rest_of(stream: Stream) -> list[Event]:
+    events: list[Event] = []
+    while (event := await stream.next()) is not None:
+        events.append(event)
+    return events
+
+
+def told(event: Event) -> tuple[str, Any]:
+    data = event.data
+    return event.fields["event"], data["ids"] if "ids" in data else (data["id"], data.get("status"))
+
+
+async def test_each_job_comes_as_it_is_then_at_each_change_until_all_are_done(api: Api, jobs: JobMaker) -> None:
+    first, second = await jobs.pending(), await jobs.running()
+    done = await jobs.completed()
+    missing, foreign = uuid4(), await jobs.failed(project_id="p2")
+
+    async with stream_of(api, [first.id, missing, done.id, second.id, first.id, foreign.id]) as stream:
+        begin = [await stream.news() for _ in range(4)]
+        await set_status(jobs, second, "completed")
+        changed = await stream.news()
+        await set_status(jobs, first, "failed")
+        last = await rest_of(stream)
+
+    assert [told(event) for event in begin] == [
+        ("not_found", [str(missing), str(foreign.id)]),
+        ("job", (str(first.id), "pending")),
+        ("job", (str(done.id), "completed")),
+        ("job", (str(second.id), "running")),
+    ]
+    assert told(changed) == ("job", (str(second.id), "completed"))
+    assert [told(event) for event in last] == [("job", (str(first.id), "failed"))]
+    ids = [event.fields["id"] for event in (*begin, changed, *last)]
+    assert len(set(ids)) == len(ids)
+    assert all(len(each) == 16 and int(each, 16) >= 0 for each in ids)
+
+
+async def test_who_has_seen_all_jobs_done_is_told_to_stop(api: Api, jobs: JobMaker) -> None:
+    made = [await jobs.completed() for _ in range(3)]
+    missing = str(uuid4())
+    ids = [*(str(job.id) for job in made), missing]
+    async with stream_of(api, ids) as stream:
+        last = (await rest_of(stream))[-1].fields["id"]
+    async with stream_of(api, [missing]) as stream:
+        (of_nothing,) = await rest_of(stream)
+
+    async def again(ids: list[str], last: str) -> int:
+        answer = await api.get(f"/api/jobs/events?ids={','.join(ids)}", headers={"Last-Event-ID": last})
+        return answer.status
+
+    assert await again(ids, last) == 204
+    assert await again([*reversed(ids)], last) == 204
+    assert await again([missing], of_nothing.fields["id"]) == 204
+    assert await again(ids, "0" * 16) == 200
+    assert await again(ids[1:], last) == 200
+    await jobs.pool.execute("UPDATE control_plane.jobs SET attempts = 3 WHERE id = $1", made[0].id)
+    assert await again(ids, last) == 200
+
+
+async def test_a_job_that_is_deleted_is_gone_and_the_others_go_on(api: Api, jobs: JobMaker) -> None:
+    gone, stays = await jobs.pending(), await jobs.pending()
+
+    async with stream_of(api, [gone.id, stays.id]) as stream:
+        for _ in range(2):
+            await stream.news()
+        await jobs.pool.execute("DELETE FROM control_plane.jobs WHERE id = $1", gone.id)
+        event = await stream.news()
+        await set_status(jobs, stays, "completed")
+        (last,) = await rest_of(stream)
+
+    assert (event.fields["event"], event.data) == ("gone", {"id": str(gone.id)})
+    assert told(last) == ("job", (str(stays.id), "completed"))
+
+
+async def test_a_stream_of_many_has_one_place_and_gives_it_back(database_url: str, jobs: JobMaker) -> None:
+    made = [await jobs.pending() for _ in range(5)]
+    async with serving(database_url, max_waiters=1, watch_interval=0.05) as running:
+        async with stream_of(running, [job.id for job in made]) as stream:
+            begin = [await stream.news() for _ in made]
+            async with stream_of(running, [job.id for job in made]) as refused:
+                events = await rest_of(refused)
+        await eventually(lambda: running.counted("redrive_waiters") == 0)
+
+    assert "retry" not in begin[0].fields
+    assert events[0].fields["retry"] == "10000"
+    assert [event.data["id"] for event in events] == [str(job.id) for job in made]
+
+
+async def test_a_silent_stream_of_many_is_kept_alive(api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("api.job_streams.KEEP_ALIVE_S", 0.05)
+    made = [await jobs.pending() for _ in range(2)]
+
+    async with stream_of(api, [job.id for job in made]) as stream:
+        for _ in made:
+            await stream.news()
+        assert (await stream.news()).comment == ": keep-alive"
+        await set_status(jobs, made[0], "completed")
+        while (event := await stream.news()).comment:
+            pass
+    assert told(event) == ("job", (str(made[0].id), "completed"))
+
+
+async def test_a_stream_of_many_ends_when_the_api_stops(database_url: str, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+    async with serving(database_url, watch_interval=0.05) as running, stream_of(running, [job.id]) as stream:
+        await stream.news()
+        await running.parts.app.shutdown()
+        assert await stream.next() is None
+
+
+# -- narrowed tokens
+
+
+async def test_a_narrowed_token_reads_its_jobs_and_no_other(api: Api, jobs: JobMaker) -> None:
+    own, other = await jobs.completed(), await jobs.completed()
+    bearer = token(jobs=[str(own.id)])
+
+    async def status(path: str) -> tuple[int, str | None]:
+        answer = await api.get(path, token=bearer)
+        return answer.status, answer.json["code"] if answer.status >= 400 else None
+
+    assert await status(f"/api/jobs/{own.id}") == (200, None)
+    assert await status(f"/api/jobs/{own.id}/events") == (200, None)
+    assert await status("/api/me") == (200, None)
+    assert await status(f"/api/jobs/{other.id}") == (404, "job-not-found")
+    assert await status(f"/api/jobs/{other.id}/events") == (404, "job-not-found")
+    listed = (await api.get(f"/api/jobs?ids={own.id},{other.id}", token=bearer)).json
+    assert ([job["id"] for job in listed["data"]], listed["not_found"]) == ([str(own.id)], [str(other.id)])
+    async with stream_of(api, [own.id, other.id], bearer=bearer) as stream:
+        events = [told(event) for event in await rest_of(stream)]
+    assert events == [("not_found", [str(other.id)]), ("job", (str(own.id), "completed"))]
+    for path in (
+        f"/api/jobs/{own.id}?include=payload", "/api/jobs", "/api/jobs?status=failed", "/api/jobs/stats",
+        "/api/jobs/types", "/api/jobs/series", "/api/failures", f"/api/jobs/{own.id}/retries", "/api/retries",
+        "/api/retries/stats", f"/api/retries/{uuid4()}", "/api/retry-batches", "/api/me?project_id=p2",
+    ):  # fmt: skip
+        assert await status(path) == (403, "insufficient-scope"), path
+    for method, path in (
+        ("POST", f"/api/jobs/{own.id}/retry"), ("POST", "/api/jobs/retry"), ("DELETE", f"/api/retries/{uuid4()}"),
+        ("POST", f"/api/retries/{uuid4()}/redrive"), ("DELETE", f"/api/retry-batches/{uuid4()}"),
+    ):  # fmt: skip
+        admin = token(jobs=[str(own.id)], scope="jobs:read jobs:retry jobs:retry:bulk jobs:admin jobs:payload")
+        assert (await api.call(method, path, token=admin)).code == "insufficient-scope", path
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [
+        None, [], str(uuid4()), {}, [1], [None], ["1"], [""], [str(uuid4()), 1], True,
+        [str(uuid4()) for _ in range(21)],
+    ],
+)  # fmt: skip
+async def test_a_claim_of_jobs_that_is_none_is_a_bad_token(api: Api, claim: object) -> None:
+    assert (await api.get("/api/me", token=token(jobs=claim))).code == "invalid-token"
+
+
+async def test_what_a_narrowed_token_reads_is_charged_to_its_holder(database_url: str, jobs: JobMaker) -> None:
+    job = await jobs.completed()
+    async with serving(database_url, limit_read="2/3600") as running:
+        narrowed = [token(sub=sub, jobs=[str(job.id)]) for sub in ("ann", "bob")]
+        path = f"/api/jobs/{job.id}"
+        answers = [(await running.get(path, token=bearer)).status for bearer in narrowed for _ in range(3)]
+        of_project = [(await running.get(path)).status for _ in range(3)]
+
+    assert answers == [200, 200, 429, 200, 200, 429]
+    assert of_project == [200, 200, 429]
+
+
+@pytest.mark.parametrize(
+    ("query", "code"),
+    [("", "invalid-parameter"), ("ids=", "invalid-job-id"), ("ids=1", "invalid-job-id"),
+     ("ids=" + ",".join(str(uuid4()) for _ in range(101)), "invalid-parameter"),
+     ("ids=a&limit=1", "invalid-parameter")],
+)  # fmt: skip
+async def test_a_stream_of_what_cannot_be_is_refused(api: Api, query: str, code: str) -> None:
+    answer = await api.get(f"/api/jobs/events?{query}")
+
+    assert (answer.status, answer.code) == (400, code)
