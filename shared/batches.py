@@ -7,7 +7,6 @@ listed with its reason. The requests themselves are ledger rows like any other, 
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,7 +14,7 @@ import msgspec
 from uuid_utils.compat import uuid7
 
 from shared.coalesce import Coalescer
-from shared.errors import BatchNotFound, DatabaseUnavailable, JobUnreadable, StatementRefused, TooManyMatches
+from shared.errors import BatchNotFound, JobUnreadable, StatementRefused, TooManyMatches
 from shared.failed import FailedFilter, FailedJobs
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, Position, ProjectId, RetryBlock
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 MAX_BATCH: Final = 10_000
 SAMPLE: Final = 20
-_ROUNDS: Final = 5
 
 JOB_NOT_FOUND: Final = "job_not_found"
 _CODES: Final = {
@@ -122,10 +120,6 @@ class BatchKey(NamedTuple):
     project_id: ProjectId
 
 
-class _Raced(Exception):
-    """Somebody else has claimed the idempotency key meanwhile."""
-
-
 def _batch_of(row: "Row") -> Batch:
     return Batch(
         id=BatchId(row["id"]),
@@ -179,17 +173,20 @@ class RetryBatches:
         Raises TooManyMatches, with nothing written; IdempotencyKeyReused; DatabaseUnavailable, after which it may or
         may not have been written: the same key again tells.
         """
-        for _ in range(_ROUNDS):
-            if request.key is not None and (claim := await self._keys.find(request.key)) is not None:
-                return await self._replayed(request.project_id, claim)
-            async with self._database.turn():
-                blocks = await self._blocks(request, limit=request.maximum + 1)
-                if len(blocks) > request.maximum:
-                    raise TooManyMatches
-                with suppress(_Raced):
-                    async with self._database.transaction() as session:
-                        return await self._write(session, request, blocks)
-        raise DatabaseUnavailable("others were faster, again and again")
+        return await self._keys.once(
+            request.key,
+            replay=lambda claim: self._replay(request.project_id, claim),
+            attempt=lambda: self._attempt(request),
+        )
+
+    async def _attempt(self, request: BatchRequest) -> AcceptedBatch:
+        """Choose the jobs and insert their requests. Raises Raced when another request was faster with the key."""
+        async with self._database.turn():
+            blocks = await self._blocks(request, limit=request.maximum + 1)
+            if len(blocks) > request.maximum:
+                raise TooManyMatches
+            async with self._database.transaction() as session:
+                return await self._insert(session, request, blocks)
 
     async def _blocks(self, request: BatchRequest, *, limit: int) -> list[tuple[JobId, str | None]]:
         """The chosen jobs, each with what stands against retrying it.
@@ -209,13 +206,12 @@ class RetryBatches:
             raise JobUnreadable from error
         return [(JobId(row["id"]), row["blocked_by"]) for row in rows]
 
-    async def _write(
+    async def _insert(
         self, session: "Session", request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]
     ) -> AcceptedBatch:
         batch_id = BatchId(uuid7())
-        # The key first: whoever else holds it makes us wait here, before anything is written.
-        if request.key is not None and not await self._keys.claim(session, [(request.key, Claim(batch_id=batch_id))]):
-            raise _Raced
+        if request.key is not None:  # first: it may wait, and must not wait with rows inserted
+            await self._keys.claim(session, [(request.key, Claim(batch_id=batch_id))])
         free = [job_id for job_id, block in blocks if block is None]
         rows = await session.fetch(
             self._sql["accept_batch"],
@@ -255,7 +251,7 @@ class RetryBatches:
         rows = await session.fetch(self._sql["look_at"], request.project_id, lost, request.extra_attempts)
         return {JobId(row["id"]): row["blocked_by"] or RetryBlock.RETRY_QUEUED for row in rows}
 
-    async def _replayed(self, project_id: ProjectId, claim: Claim) -> AcceptedBatch:
+    async def _replay(self, project_id: ProjectId, claim: Claim) -> AcceptedBatch:
         if claim.batch_id is None:
             raise BatchNotFound
         async with self._database.turn():

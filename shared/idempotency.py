@@ -1,43 +1,62 @@
-"""Idempotency keys: the same key with the same request is the same request, for 24 hours, however often it is sent.
+"""Idempotency keys: for 24 hours, the same key with the same request gets the same answer, however often it is sent.
 
-A key belongs to a project. It stands for a retry or for a batch, which is claimed in the transaction that writes it
-down, so there is never a key without its request, nor a request whose key another may take.
+A key belongs to a project, and names a retry or a batch. It is claimed in the transaction that inserts the retry or the
+batch, so there is no key without its request, and no request whose key another request can take.
+
+`once` is the loop around it, for single and for bulk retries:
+
+    find the key ──claimed──▶ replay the first answer
+        │ free
+        ▼
+    attempt ──Raced──▶ find the key again
+        │   ──refused──▶ find the key again: another request with it may have been accepted meanwhile ──free──▶ refuse
+        ▼
+    answer
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from shared.coalesce import Coalescer
-from shared.errors import IdempotencyKeyReused
+from shared.errors import DatabaseUnavailable, IdempotencyKeyReused, RedriveError
 from shared.models import BatchId, ProjectId, RetryId
 from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database, Row, Session
 
+A = TypeVar("A")
+
+_ROUNDS: Final = 10
+"""How often `once` attempts; each further round needs another request that is faster."""
+
 
 class IdempotencyKey(NamedTuple):
     """A client's key, and a digest of the request that it was sent with."""
 
     project_id: ProjectId
-    key: str
+    text: str
     fingerprint: bytes
 
 
 class Claim(NamedTuple):
-    """What a key stands for: a retry or a batch. `deduplicated`: the retry was queued before, by somebody else."""
+    """What a key names: a retry or a batch. `deduplicated`: another request had queued the retry before."""
 
     retry_id: RetryId | None = None
     batch_id: BatchId | None = None
     deduplicated: bool = False
 
 
+class Raced(Exception):
+    """Another request was faster with the key or with the job: look again. Nothing was written."""
+
+
 class _Name(NamedTuple):
-    """What a key is found by."""
+    """What identifies a key."""
 
     project_id: ProjectId
-    key: str
+    text: str
 
 
 class _Known(NamedTuple):
@@ -48,45 +67,80 @@ class _Known(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Wish:
-    """What one caller wants a key to stand for. Of two callers who want the same, one has the key, and one is late."""
+class _Remembered:
+    """A call of `remember`. Equal calls are two: the first gets the key, the second raises Raced."""
 
     key: IdempotencyKey
     claim: Claim
 
 
 class IdempotencyKeys:
-    """Claims and finds keys. However many clients ask at once, the database is asked a few times."""
+    """Finds and claims keys; concurrent calls share queries."""
 
     def __init__(self, database: "Database") -> None:
         self._database = database
         self._sql = statements("idempotency")
-        self._finding: Coalescer[_Name, _Known] = Coalescer(self._found)
-        self._remembering: Coalescer[_Wish, bool] = Coalescer(self._remembered, max_batch=256)
+        self._finding: Coalescer[_Name, _Known] = Coalescer(self._find)
+        self._remembering: Coalescer[_Remembered, bool] = Coalescer(self._remember, max_batch=256)
 
-    async def find(self, key: IdempotencyKey) -> Claim | None:
-        """What the key stands for; None for nothing yet. Raises IdempotencyKeyReused for another request."""
-        known = await self._finding.get(_Name(key.project_id, key.key))
-        if known is None:
+    async def once(
+        self, key: IdempotencyKey | None, replay: Callable[[Claim], Awaitable[A]], attempt: Callable[[], Awaitable[A]]
+    ) -> A:
+        """The first answer again, by `replay`, where the key is claimed; else the answer of `attempt`.
+
+        `attempt` raises Raced to be called again. Any other RedriveError refuses the request, unless the key has been
+        claimed meanwhile. Raises IdempotencyKeyReused; DatabaseUnavailable, also after too many rounds.
+        """
+        for _ in range(_ROUNDS):
+            if (claim := await self.find(key)) is not None:
+                return await replay(claim)
+            try:
+                return await attempt()
+            except Raced:
+                continue
+            except DatabaseUnavailable:
+                raise
+            except RedriveError:
+                if (claim := await self.find(key)) is not None:
+                    return await replay(claim)
+                raise
+        raise DatabaseUnavailable("other requests were faster, again and again")
+
+    async def find(self, key: IdempotencyKey | None) -> Claim | None:
+        """What the key names; None where it names nothing, or there is no key. Raises IdempotencyKeyReused."""
+        known = None if key is None else await self._finding.get(_Name(key.project_id, key.text))
+        if key is None or known is None:
             return None
         if known.fingerprint != key.fingerprint:
             raise IdempotencyKeyReused
         return known.claim
 
-    async def _found(self, names: Sequence[_Name]) -> Mapping[_Name, _Known]:
+    async def claim(self, session: "Session", claims: Sequence[tuple[IdempotencyKey, Claim]]) -> None:
+        """Claim distinct keys in the transaction of `session`. Raises Raced where one is claimed already.
+
+        Waits for other transactions that are claiming one of the keys.
+        """
+        if len(await self._claim(session, claims)) < len(claims):
+            raise Raced
+
+    async def remember(self, key: IdempotencyKey, claim: Claim) -> None:
+        """Claim the key for a request that is in the ledger already. Raises Raced where the key is claimed already."""
+        if await self._remembering.get(_Remembered(key, claim)) is None:
+            raise Raced
+
+    async def _find(self, names: Sequence[_Name]) -> Mapping[_Name, _Known]:
         projects, keys = zip(*names, strict=True)
-        rows = await self._database.fetch(self._sql["find_keys"], projects, keys)
+        rows = await self._database.fetch(self._sql["find"], projects, keys)
         return {_Name(row["project_id"], row["key"]): _Known(row["fingerprint"], _claim_of(row)) for row in rows}
 
-    async def claim(self, database: "Database | Session", claims: Sequence[tuple[IdempotencyKey, Claim]]) -> set[_Name]:
-        """Let distinct keys stand for requests; answers which do now. The others were claimed before.
-
-        Waits for whoever is claiming one of them at this moment.
-        """
+    async def _claim(
+        self, database: "Database | Session", claims: Sequence[tuple[IdempotencyKey, Claim]]
+    ) -> set[_Name]:
+        """Claim distinct keys; answers those that were free."""
         rows = await database.fetch(
-            self._sql["claim_keys"],
+            self._sql["claim"],
             [key.project_id for key, _ in claims],
-            [key.key for key, _ in claims],
+            [key.text for key, _ in claims],
             [key.fingerprint for key, _ in claims],
             [claim.retry_id for _, claim in claims],
             [claim.batch_id for _, claim in claims],
@@ -94,14 +148,11 @@ class IdempotencyKeys:
         )
         return {_Name(row["project_id"], row["key"]) for row in rows}
 
-    async def remember(self, key: IdempotencyKey, claim: Claim) -> bool:
-        """Let the key stand for what is written down already; False when it stands for something by now."""
-        return await self._remembering.get(_Wish(key, claim)) is not None
-
-    async def _remembered(self, wishes: Sequence[_Wish]) -> Mapping[_Wish, bool]:
-        first = {_Name(wish.key.project_id, wish.key.key): wish for wish in reversed(wishes)}
-        claimed = await self.claim(self._database, [(wish.key, wish.claim) for wish in first.values()])
-        return {wish: True for name, wish in first.items() if name in claimed}
+    async def _remember(self, calls: Sequence[_Remembered]) -> Mapping[_Remembered, bool]:
+        """Claim a key for the first call of each; the other calls are missing in the answer."""
+        first = {_Name(call.key.project_id, call.key.text): call for call in reversed(calls)}
+        claimed = await self._claim(self._database, [(call.key, call.claim) for call in first.values()])
+        return {call: True for name, call in first.items() if name in claimed}
 
 
 def _claim_of(row: "Row") -> Claim:

@@ -22,11 +22,9 @@ from uuid_utils.compat import uuid7
 from shared.coalesce import Coalescer
 from shared.errors import (
     AttemptsExhausted,
-    DatabaseUnavailable,
     IdempotencyKeyReused,
     JobChanged,
     JobNotFailed,
-    JobNotFound,
     RetryAlreadySettled,
     RetryNotDeadLettered,
     RetryNotFound,
@@ -34,7 +32,7 @@ from shared.errors import (
     StatementRefused,
 )
 from shared.failpoints import Failpoint, reach
-from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
+from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys, Raced
 from shared.models import (
     BatchId,
     Job,
@@ -54,9 +52,6 @@ from shared.sql import statements
 if TYPE_CHECKING:
     from shared.database import Database, Row, Session
     from shared.jobs import JobStore
-
-_ROUNDS = 10
-"""How often `accept` looks again after somebody else's request was faster; each round needs another one settled."""
 
 
 class RetryRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,10 +102,6 @@ class RetryKey(NamedTuple):
 
     id: RetryId
     project_id: ProjectId
-
-
-class _Raced(Exception):
-    """Somebody else was faster with a job or a key of the batch."""
 
 
 def blocked_by(job: Job, *, extra_attempts: int = 0) -> RetryBlock | None:
@@ -183,43 +174,26 @@ class Retries:
         self._reading: Coalescer[RetryKey, Retry] = Coalescer(self.find_many)
 
     async def accept(self, request: RetryRequest) -> Accepted:
-        """Write the request down; it is safe once this returns, and will be applied or rejected.
+        """Insert the request. When this returns, the request is safe, and will be applied or rejected.
 
-        A request that is already queued for the job is the answer to a second one. What is accepted may still be
-        rejected: the job is looked at again, under its lock, when the request is applied.
+        A job with a queued request gets no second one: the answer is the queued request. An accepted request may be
+        rejected later, because the worker checks the job again, under its lock.
 
         Raises JobNotFound, JobChanged, JobNotFailed, AttemptsExhausted, IdempotencyKeyReused; DatabaseUnavailable,
-        after which the request may or may not have been written: the same key again tells.
+        after which the request may be in the ledger or not: a repeated call with the same key finds out.
         """
-        for _ in range(_ROUNDS):
-            if (first := await self._first_answer(request)) is not None:
-                return first
-            try:
-                accepted = await self._accepted(request)
-            except (JobNotFound, JobChanged, JobNotFailed, AttemptsExhausted):
-                # Another request with this key may have been accepted, and even applied, since we looked for one.
-                if (first := await self._first_answer(request)) is not None:
-                    return first
-                raise
-            if accepted is not None:
-                return accepted
-        raise DatabaseUnavailable("others were faster, again and again")
+        return await self._keys.once(
+            request.key, replay=lambda claim: self._replay(request, claim), attempt=lambda: self._attempt(request)
+        )
 
-    async def _first_answer(self, request: RetryRequest) -> Accepted | None:
-        """What the request's key stands for already, if it has one and that does."""
-        if request.key is None or (claim := await self._keys.find(request.key)) is None:
-            return None
-        return await self._replayed(request, claim)
-
-    async def _accepted(self, request: RetryRequest) -> Accepted | None:
-        """Look at the job and write the request down; None when somebody else was faster with the job or the key."""
+    async def _attempt(self, request: RetryRequest) -> Accepted:
+        """Read the job and insert the request. Raises Raced when another request was faster with the job or the key."""
         job = await self._jobs.get(request.job)
         if request.if_version is not None and job.version not in request.if_version:
             raise JobChanged
         if job.pending_retry is not None:
-            claim = Claim(job.pending_retry.id, deduplicated=True)
-            if request.key is not None and not await self._keys.remember(request.key, claim):
-                return None
+            if request.key is not None:
+                await self._keys.remember(request.key, Claim(job.pending_retry.id, deduplicated=True))
             return Accepted(await self.get(RetryKey(job.pending_retry.id, job.project_id)), deduplicated=True)
         match blocked_by(job, extra_attempts=request.extra_attempts):
             case RetryBlock.NOT_FAILED:
@@ -228,60 +202,59 @@ class Retries:
                 raise AttemptsExhausted
             case RetryBlock.RETRY_QUEUED | None:
                 pass
-        # The id is made here, so the database answers for this very row and not for somebody else's.
+        # The id is made here, so that the answer is about this row and not about another request's.
         retry = await self._accepting.get(_NewRow(RetryId(uuid7()), request, job.version))
         if retry is None:
-            return None
+            raise Raced
         return Accepted(retry, deduplicated=False)
 
     async def _insert(self, rows: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
-        """Write what can be written now; who is missing from the answer looks again."""
+        """Insert one row for each job and each key. A row that was not inserted is missing in the answer."""
         first_for_job = {(row.request.job.project_id, row.request.job.id): row for row in reversed(rows)}
         first_for_key = {row.request.key or row.id: row for row in first_for_job.values()}
         chosen = list(first_for_key.values())
         claims = [(row.request.key, Claim(row.id)) for row in chosen if row.request.key is not None]
         try:
-            written = await (
-                self._claimed_and_written(chosen, claims) if claims else self._written(self._database, chosen)
+            inserted = await (
+                self._claim_and_accept(chosen, claims) if claims else self._accept(self._database, chosen)
             )
-        except _Raced:
+        except Raced:
             return {}
         reach(Failpoint.AFTER_INSERT)
-        return written
+        return inserted
 
-    async def _claimed_and_written(
-        self, chosen: Sequence[_NewRow], claims: Sequence[tuple[IdempotencyKey, Claim]]
+    async def _claim_and_accept(
+        self, rows: Sequence[_NewRow], claims: Sequence[tuple[IdempotencyKey, Claim]]
     ) -> Mapping[_NewRow, Retry]:
-        """Write all of these rows and their keys. Raises _Raced, with nothing written, where somebody was faster."""
+        """Insert all of these rows and claim their keys. Raises Raced, with nothing written, where one is not free."""
         async with self._database.transaction() as session:
-            # The keys first: whoever else holds one makes us wait here, before anything is written.
-            if len(await self._keys.claim(session, claims)) < len(claims):
-                raise _Raced
-            written = await self._written(session, chosen)
-            if len(written) < len(chosen):
-                raise _Raced  # a key must not stand for a request that was not written
-            return written
+            await self._keys.claim(session, claims)  # first: it may wait, and must not wait with rows inserted
+            inserted = await self._accept(session, rows)
+            if len(inserted) < len(rows):
+                raise Raced  # a key must not name a request that was not inserted
+            return inserted
 
-    async def _written(self, database: "Database | Session", chosen: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
-        rows = await database.fetch(
+    async def _accept(self, database: "Database | Session", rows: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
+        """Insert rows. One whose job has a queued request is missing in the answer."""
+        inserted = await database.fetch(
             self._sql["accept"],
-            [row.id for row in chosen],
-            [row.request.job.project_id for row in chosen],
-            [row.request.job.id for row in chosen],
-            [row.version for row in chosen],
-            [row.request.actor for row in chosen],
-            [row.request.reason for row in chosen],
-            [row.request.delay_seconds for row in chosen],
-            [row.request.extra_attempts for row in chosen],
-            [row.request.traceparent for row in chosen],
-            [None if row.request.key is None else row.request.key.key for row in chosen],
-            [None if row.request.key is None else row.request.key.fingerprint for row in chosen],
+            [row.id for row in rows],
+            [row.request.job.project_id for row in rows],
+            [row.request.job.id for row in rows],
+            [row.version for row in rows],
+            [row.request.actor for row in rows],
+            [row.request.reason for row in rows],
+            [row.request.delay_seconds for row in rows],
+            [row.request.extra_attempts for row in rows],
+            [row.request.traceparent for row in rows],
+            [None if row.request.key is None else row.request.key.text for row in rows],
+            [None if row.request.key is None else row.request.key.fingerprint for row in rows],
         )
-        written = {row["id"]: row["requested_at"] for row in rows}
-        return {row: _queued(row.id, row.request, written[row.id]) for row in chosen if row.id in written}
+        requested_at = {row["id"]: row["requested_at"] for row in inserted}
+        return {row: _queued(row.id, row.request, requested_at[row.id]) for row in rows if row.id in requested_at}
 
-    async def _replayed(self, request: RetryRequest, claim: Claim) -> Accepted:
-        """The first answer again: the request as it was then, whatever has become of it."""
+    async def _replay(self, request: RetryRequest, claim: Claim) -> Accepted:
+        """The first answer again: the request as it was then."""
         if claim.retry_id is None:
             raise IdempotencyKeyReused
         retry = await self.get(RetryKey(claim.retry_id, request.job.project_id))

@@ -1,7 +1,7 @@
--- Idempotency keys: which request a client's key stands for, for 24 hours.
+-- Idempotency keys: what a client's key names, for 24 hours.
 
--- name: find_keys
--- What keys stand for. One that is missing from the answer stands for nothing, or no longer.
+-- name: find
+-- What keys name. A key that is missing from the answer names nothing, or no longer does.
 -- $1 text[] project ids, $2 text[] keys; same length
 SELECT wanted.project_id, wanted.key, known.fingerprint, known.retry_id, known.batch_id, known.deduplicated
 FROM unnest($1::text[], $2::text[]) AS wanted (project_id, key)
@@ -11,16 +11,16 @@ JOIN LATERAL (
     LIMIT 1
 ) AS known ON true;
 
--- name: claim_keys
--- Let keys stand for requests. A key that stands for one already is missing from the answer, after waiting for whoever
--- is claiming it at this moment.
+-- name: claim
+-- Claim keys for requests. A key that is claimed already is missing from the answer. Waits for transactions that are
+-- claiming one of the keys.
 -- $1 text[] project ids, $2 text[] keys, $3 bytea[] fingerprints, $4 uuid[] retry ids or NULL, $5 uuid[] batch ids or
 -- NULL, $6 bool[] whether the request was queued before; same length
 INSERT INTO redrive.idempotency_keys AS known (project_id, key, fingerprint, retry_id, batch_id, deduplicated)
 SELECT project_id, key, fingerprint, retry_id, batch_id, deduplicated
 FROM unnest($1::text[], $2::text[], $3::bytea[], $4::uuid[], $5::uuid[], $6::bool[])
     AS claim (project_id, key, fingerprint, retry_id, batch_id, deduplicated)
-ORDER BY project_id, key -- one order for all processes
+ORDER BY project_id, key -- one order for all processes, so that two batches cannot deadlock
 ON CONFLICT (project_id, key) DO UPDATE
 SET
     fingerprint = excluded.fingerprint, retry_id = excluded.retry_id, batch_id = excluded.batch_id,

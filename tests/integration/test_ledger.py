@@ -9,6 +9,8 @@ import asyncpg
 import msgspec
 import pytest
 
+from shared.batches import AcceptedBatch, BatchRequest, RetryBatches
+from shared.database import Database
 from shared.errors import (
     AttemptsExhausted,
     DatabaseUnavailable,
@@ -19,6 +21,7 @@ from shared.errors import (
     RetryNotFound,
     StatementRefused,
 )
+from shared.failed import FailedFilter
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.messages import RetryMessage
 from shared.models import JobId, Outcome, ProjectId, RetryId, RetryState, Version
@@ -64,7 +67,7 @@ async def test_a_key_whose_request_is_applied_while_another_post_looks_still_get
     first: list[Accepted] = []
     find = IdempotencyKeys.find
 
-    async def find_too_early(keys: IdempotencyKeys, wanted: IdempotencyKey) -> Claim | None:
+    async def find_too_early(keys: IdempotencyKeys, wanted: IdempotencyKey | None) -> Claim | None:
         found = await find(keys, wanted)
         monkeypatch.setattr(IdempotencyKeys, "find", find)
         first.append(await ledger.retries.accept(request))
@@ -78,6 +81,34 @@ async def test_a_key_whose_request_is_applied_while_another_post_looks_still_get
     assert await jobs.effects_of(job) == 1
 
 
+async def test_a_key_whose_batch_is_accepted_while_another_post_looks_gets_the_first_answer_and_no_refusal(
+    jobs: JobMaker, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await jobs.many_failed(3)
+    batches = RetryBatches(database)
+    request = BatchRequest(
+        project_id=made[0].project_id,
+        actor="tester",
+        chosen=FailedFilter(),
+        maximum=3,
+        key=IdempotencyKey(made[0].project_id, "k1", b"the same request"),
+    )
+    first: list[AcceptedBatch] = []
+    find = IdempotencyKeys.find
+
+    async def find_too_early(keys: IdempotencyKeys, wanted: IdempotencyKey | None) -> Claim | None:
+        found = await find(keys, wanted)
+        monkeypatch.setattr(IdempotencyKeys, "find", find)
+        first.append(await batches.accept(request))
+        await jobs.failed()  # one more than the second may take
+        return found
+
+    monkeypatch.setattr(IdempotencyKeys, "find", find_too_early)
+    second = await batches.accept(request)
+
+    assert (second.id, second.accepted, second.replayed) == (first[0].id, 3, True)
+
+
 def keyed(job: MadeJob, key: str) -> RetryRequest:
     return msgspec.structs.replace(a_retry_of(job), key=IdempotencyKey(job.project_id, key, b"the same request"))
 
@@ -89,7 +120,7 @@ async def test_requests_at_once_take_a_few_statements_though_each_has_a_key(jobs
     with statements_sent() as sent:
         accepted = await asyncio.gather(*(ledger.retries.accept(keyed(job, str(job.id))) for job in made))
 
-    assert sent == {"idempotency.find_keys": 1, "jobs.find_jobs": 1, "idempotency.claim_keys": 1, "retries.accept": 1}
+    assert sent == {"idempotency.find": 1, "jobs.find_jobs": 1, "idempotency.claim": 1, "retries.accept": 1}
     assert {each.retry.job_id for each in accepted} == {job.id for job in made}
 
 

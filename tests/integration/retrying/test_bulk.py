@@ -121,9 +121,9 @@ async def test_what_moves_on_between_the_look_and_the_writing_is_left_out_with_i
 ) -> None:
     made = await jobs.many_failed(20)
     completed, queued, deleted, kept = made[:4], made[4:8], made[8:10], made[10:]
-    write = RetryBatches._write
+    insert = RetryBatches._insert
 
-    async def write_late(
+    async def insert_late(
         self: RetryBatches, session: Session, request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]
     ) -> AcceptedBatch:
         await jobs.pool.execute(
@@ -132,9 +132,9 @@ async def test_what_moves_on_between_the_look_and_the_writing_is_left_out_with_i
         await jobs.pool.execute("DELETE FROM control_plane.jobs WHERE id = ANY ($1)", [job.id for job in deleted])
         for job in queued:
             assert (await api.post(path_of(job))).status == 202
-        return await write(self, session, request, blocks)
+        return await insert(self, session, request, blocks)
 
-    monkeypatch.setattr(RetryBatches, "_write", write_late)
+    monkeypatch.setattr(RetryBatches, "_insert", insert_late)
     answer = await bulk(api, {"ids": ids_of(made)})
 
     assert (answer.status, answer.data["accepted"]) == (202, 10)
@@ -555,9 +555,9 @@ async def test_ten_thousand_jobs_are_accepted_in_the_statements_that_ten_are(api
         few
         == many
         == {
-            "idempotency.find_keys": 1,
+            "idempotency.find": 1,
             "failed.match_failed": 1,
-            "idempotency.claim_keys": 1,
+            "idempotency.claim": 1,
             "batches.accept_batch": 1,
             "batches.record_batch": 1,
         }
