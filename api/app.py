@@ -18,10 +18,10 @@ from api.ratelimit import ClientAddresses, RateLimit
 from api.relay import Relay
 from api.routes import Stores, Watches, add_routes
 from api.watch import Waiters
-from shared.batches import RetryBatches
+from shared.batches import Batches
 from shared.cursor_key import cursor_key
 from shared.database import Database
-from shared.jobs import JobStore
+from shared.jobs import Jobs
 from shared.outbox import Outbox
 from shared.overview import Overview
 from shared.retries import Retries
@@ -54,12 +54,12 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
     reading = database
     if settings.database_read_url is not None:
         reading = _database_of(settings, "database_read_url", writes=False)
-    jobs = JobStore(database, final_statuses=settings.final_statuses)
+    jobs = Jobs(database, final_statuses=settings.final_statuses)
     stores = Stores(
         jobs=jobs,
-        readable_jobs=jobs if reading is database else JobStore(reading, final_statuses=settings.final_statuses),
+        readable_jobs=jobs if reading is database else Jobs(reading, final_statuses=settings.final_statuses),
         retries=Retries(database, jobs),
-        batches=RetryBatches(database),
+        batches=Batches(database),
         overview=Overview(reading),
         ledger_overview=Overview(database),
     )

@@ -14,7 +14,7 @@ from api.ids import retry_id_of
 from api.pages import flag_of, page_of, text_of
 from api.problems import Fault, InvalidBody
 from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of, key_text_of
-from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, Preview, Skipped
+from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, BulkDryRun, Skipped
 from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
 from shared.failed import FailedFilter, RetriedFewerThan
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from api.ids import JobIds
     from api.pages import Cursors
     from api.patience import Reader
-    from shared.batches import RetryBatches
+    from shared.batches import Batches
     from shared.models import JobId
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -58,7 +58,7 @@ class _BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     spread_seconds: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
 
 
-class _PreviewBody(msgspec.Struct, frozen=True):
+class _DryRunBody(msgspec.Struct, frozen=True):
     matched: int
     retryable: int
     skipped: dict[str, int]
@@ -66,8 +66,8 @@ class _PreviewBody(msgspec.Struct, frozen=True):
     truncated: bool
 
 
-class _PreviewEnvelope(msgspec.Struct, frozen=True):
-    data: _PreviewBody
+class _DryRunEnvelope(msgspec.Struct, frozen=True):
+    data: _DryRunBody
 
 
 class _AcceptedBody(msgspec.Struct, frozen=True):
@@ -136,7 +136,7 @@ class BatchResource:
     def __init__(
         self,
         *,
-        batches: "RetryBatches",
+        batches: "Batches",
         ids: "JobIds",
         reader: "Reader[BatchKey, Batch]",
         cursors: "Cursors",
@@ -174,7 +174,7 @@ class BatchResource:
             key=idempotency_key_of(call, key, call.request.path, order),
         )
         if dry_run or (dry_run is None and order.filter is not None):
-            return _preview_answer(await self._batches.preview(request))
+            return _dry_run_answer(await self._batches.dry_run(request))
         async with in_time():
             accepted = await self._batches.accept(request)
         self._poke()
@@ -231,10 +231,10 @@ def _check(order: _BatchOrder) -> None:
         raise InvalidBody(tuple(faults))
 
 
-def _preview_answer(preview: Preview) -> Answer:
-    skipped = {"attempts_exhausted": 0, "retry_queued": 0, **preview.skipped}
-    body = _PreviewBody(preview.matched, preview.retryable, skipped, list(preview.sample), preview.truncated)
-    return Answer(_encoder.encode(_PreviewEnvelope(body)))
+def _dry_run_answer(dry_run: BulkDryRun) -> Answer:
+    skipped = {"attempts_exhausted": 0, "retry_queued": 0, **dry_run.skipped}
+    body = _DryRunBody(dry_run.matched, dry_run.retryable, skipped, list(dry_run.sample), dry_run.truncated)
+    return Answer(_encoder.encode(_DryRunEnvelope(body)))
 
 
 def _accepted_answer(accepted: AcceptedBatch) -> Answer:

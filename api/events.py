@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from api.door import Call
     from api.ids import JobIds
     from api.watch import StatusWatch
-    from shared.jobs import JobStore
+    from shared.jobs import Jobs
 
 KEEP_ALIVE_S: Final = 15.0
 WRITE_TIMEOUT_S: Final = 10.0
@@ -60,7 +60,7 @@ class Stream(web.StreamResponse):
 class EventResource:
     """`/api/jobs/{id}/events`."""
 
-    def __init__(self, store: "JobStore", ids: "JobIds", watch: "StatusWatch[JobKey, Job]") -> None:
+    def __init__(self, store: "Jobs", ids: "JobIds", watch: "StatusWatch[JobKey, Job]") -> None:
         self._store = store
         self._ids = ids
         self._watch = watch
@@ -101,7 +101,7 @@ class EventResource:
         return stream
 
     async def _event_of(self, key: JobKey, job: Job) -> bytes:
-        """The job as one event, whole: what is held between events is light. Raises as JobStore.get does."""
+        """The job as one event, whole: what is held between events is light. Raises as Jobs.get does."""
         if (rest := self._store.rest_of(key, job)) is None:
             return _event_of(job)
         async with rest as whole:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from api.door import Call
     from api.ids import JobIds
     from api.watch import StatusWatch
-    from shared.jobs import JobStore
+    from shared.jobs import Jobs
 
 _UNREADABLE: Final = "unreadable"
 _GONE: Final = "gone"
@@ -67,7 +67,7 @@ class _Told:
 class JobStreamResource:
     """`/api/jobs/events`."""
 
-    def __init__(self, store: "JobStore", ids: "JobIds", watch: "StatusWatch[JobKey, Job]") -> None:
+    def __init__(self, store: "Jobs", ids: "JobIds", watch: "StatusWatch[JobKey, Job]") -> None:
         self._store = store
         self._ids = ids
         self._watch = watch

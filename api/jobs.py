@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from api.ids import JobIds
     from api.pages import Cursors
     from api.patience import Reader
-    from shared.jobs import JobStore
+    from shared.jobs import Jobs
     from shared.models import JobId
 
 MAX_IDS: Final = 100
@@ -138,7 +138,7 @@ class JobResource:
 
     def __init__(
         self,
-        store: "JobStore",
+        store: "Jobs",
         ids: "JobIds",
         reader: "Reader[JobKey, Job]",
         cursors: "Cursors",

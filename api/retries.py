@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from api.ids import JobIds
     from api.pages import Cursors, Page
     from api.patience import Reader
-    from shared.jobs import JobStore
+    from shared.jobs import Jobs
     from shared.retries import Retries
 
 MAX_BODY_BYTES: Final = 4096
@@ -93,13 +93,13 @@ class _Accepted(msgspec.Struct, frozen=True):
     deduplicated: bool
 
 
-class _Forecast(msgspec.Struct, frozen=True):
+class _DryRun(msgspec.Struct, frozen=True):
     would_retry: bool
     blocked_by: RetryBlock | None
 
 
-class _ForecastEnvelope(msgspec.Struct, frozen=True):
-    data: _Forecast
+class _DryRunEnvelope(msgspec.Struct, frozen=True):
+    data: _DryRun
 
 
 class _Page(msgspec.Struct, frozen=True):
@@ -184,7 +184,7 @@ class RetryResource:
         self,
         *,
         retries: "Retries",
-        jobs: "JobStore",
+        jobs: "Jobs",
         ids: "JobIds",
         reader: "Reader[RetryKey, Retry]",
         cursors: "Cursors",
@@ -222,7 +222,7 @@ class RetryResource:
             key=idempotency_key_of(call, key, f"/api/jobs/{job.id}/retry", order),
         )
         if dry_run:
-            return await self._forecast(request)
+            return await self._dry_run(request)
         async with in_time():
             accepted = await self._retries.accept(request)
         self._poke()
@@ -233,13 +233,13 @@ class RetryResource:
             _encoder.encode(_Accepted(_body_of(accepted.retry), accepted.deduplicated)), status=202, headers=headers
         )
 
-    async def _forecast(self, request: RetryRequest) -> Answer:
+    async def _dry_run(self, request: RetryRequest) -> Answer:
         """What a retry would be answered, with nothing written."""
         job = await self._jobs.get(request.job)
         if request.if_version is not None and job.version not in request.if_version:
             raise JobChanged
         block = blocked_by(job, extra_attempts=request.extra_attempts)
-        return Answer(_encoder.encode(_ForecastEnvelope(_Forecast(block is None, block))))
+        return Answer(_encoder.encode(_DryRunEnvelope(_DryRun(block is None, block))))
 
     async def get_retry(self, call: "Call") -> Answer:
         """What became of one request. Raises RetryNotFound, for foreign ones too."""

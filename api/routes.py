@@ -17,8 +17,8 @@ from api.overview import OverviewResource
 from api.patience import Reader
 from api.retries import RetryResource
 from api.watch import StatusWatch
-from shared.batches import Batch, BatchKey, RetryBatches
-from shared.jobs import JobStore
+from shared.batches import Batch, Batches, BatchKey
+from shared.jobs import Jobs
 from shared.models import Job, JobKey, Retry
 from shared.overview import Overview
 from shared.retries import Retries, RetryKey
@@ -52,10 +52,10 @@ class Stores(NamedTuple):
     for: a replica that is behind would show a waiter the failure from before a retry.
     """
 
-    jobs: JobStore
-    readable_jobs: JobStore
+    jobs: Jobs
+    readable_jobs: Jobs
     retries: Retries
-    batches: RetryBatches
+    batches: Batches
     overview: Overview
     ledger_overview: Overview
 
@@ -151,7 +151,7 @@ def add_routes(
     router.add_route("GET", "/api/openapi.json", about.get_openapi)  # without a token: it is the same for all
 
 
-def _job_reader(jobs: JobStore, watches: Watches, max_wait_s: int) -> Reader[JobKey, Job]:
+def _job_reader(jobs: Jobs, watches: Watches, max_wait_s: int) -> Reader[JobKey, Job]:
     return Reader(
         get=jobs.get,
         watch=watches.jobs,

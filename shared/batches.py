@@ -62,7 +62,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     key: IdempotencyKey | None = None
 
 
-class Preview(NamedTuple):
+class BulkDryRun(NamedTuple):
     """What a batch would do: counts of jobs, by what stands against retrying them, and some that would be retried."""
 
     matched: int
@@ -144,8 +144,8 @@ def _json_of(chosen: FailedFilter) -> str:
     return msgspec.json.encode(asked | times).decode()
 
 
-class RetryBatches:
-    """Previews, accepts and counts bulk retries."""
+class Batches:
+    """Bulk retries: tried dry, accepted, counted, cancelled."""
 
     def __init__(self, database: "Database") -> None:
         self._database = database
@@ -154,9 +154,9 @@ class RetryBatches:
         self._failed = FailedJobs(database)
         self._reading: Coalescer[BatchKey, Batch] = Coalescer(self.find_many)
 
-    async def preview(self, request: BatchRequest) -> Preview:
+    async def dry_run(self, request: BatchRequest) -> BulkDryRun:
         """What `accept` would do now; nothing is written. Counts at most MAX_BATCH jobs; `truncated`: more match."""
-        async with self._database.turn():
+        async with self._database.slot():
             blocks = await self._blocks(request, limit=MAX_BATCH + 1)
             truncated = len(blocks) > MAX_BATCH
             chosen = request.chosen
@@ -165,7 +165,7 @@ class RetryBatches:
         blocks = blocks[:MAX_BATCH]
         free = [job_id for job_id, block in blocks if block is None]
         counts = Counter(block for _, block in blocks if block is not None)
-        return Preview(len(blocks), len(free), counts, tuple(free[:SAMPLE]), truncated)
+        return BulkDryRun(len(blocks), len(free), counts, tuple(free[:SAMPLE]), truncated)
 
     async def accept(self, request: BatchRequest) -> AcceptedBatch:
         """Write down a request for every job that can be retried; list the others.
@@ -181,7 +181,7 @@ class RetryBatches:
 
     async def _attempt(self, request: BatchRequest) -> AcceptedBatch:
         """Choose the jobs and insert their requests. Raises Raced when another request was faster with the key."""
-        async with self._database.turn():
+        async with self._database.slot():
             blocks = await self._blocks(request, limit=request.maximum + 1)
             if len(blocks) > request.maximum:
                 raise TooManyMatches
@@ -254,7 +254,7 @@ class RetryBatches:
     async def _replay(self, project_id: ProjectId, claim: Claim) -> AcceptedBatch:
         if claim.batch_id is None:
             raise BatchNotFound
-        async with self._database.turn():
+        async with self._database.slot():
             ((total, skipped),) = await self._database.fetch(self._sql["find_skipped"], claim.batch_id, project_id)
         return AcceptedBatch(claim.batch_id, total, msgspec.json.decode(skipped, type=list[Skipped]), replayed=True)
 
@@ -279,7 +279,7 @@ class RetryBatches:
         Fewer where the next would take the requests that are counted over COUNTED; never none because of that.
         """
         at, batch_id = (None, None) if after is None else after
-        async with self._database.turn():
+        async with self._database.slot():
             rows = await self._database.fetch(
                 self._sql["list_batches"], project_id, actor, at, batch_id, limit + 1, COUNTED
             )
@@ -297,7 +297,7 @@ class RetryBatches:
         batch = await self.get(key)
         until = asyncio.get_running_loop().time() + _CANCEL_WITHIN_S
         while not batch.done:
-            async with self._database.turn():
+            async with self._database.slot():
                 rows = await self._database.fetch(
                     self._sql["cancel_batch"], key.project_id, key.id, actor, CANCELLED_AT_ONCE
                 )

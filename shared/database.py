@@ -155,10 +155,10 @@ class Database:
     `pooled`: a pooler in transaction mode stands between. Then settings go with each transaction, at two more round
     trips for a statement, and nothing is prepared.
 
-    What is asked on behalf of many, gathered by a Coalescer or done by the program for itself, is asked at once: there
-    are never more than a few such calls. What a single client asks for waits for a `turn`. There is a turn less than
-    there are connections, so that whatever clients ask for, and however many do, status reads and retries go on; with
-    a pool of one, all take turns at it.
+    A call for many clients (a Coalescer's) or for the program itself takes a connection at once: there are never more
+    than a few such calls. A call for a single client waits for a `slot`. There is one slot less than connections, so
+    that status reads and retries go on however many clients ask for something else; a pool of one connection has one
+    slot.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Database:
         self._timeout_s = timeout_s
         self._pool_size = pool_size
         self._writes = writes
-        self._turns = asyncio.Semaphore(max(1, pool_size - 1))
+        self._slots = asyncio.Semaphore(max(1, pool_size - 1))
         self._settings = {
             "application_name": program,
             "timezone": "UTC",
@@ -238,23 +238,22 @@ class Database:
                     await self._pool.release(connection)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Let what one client alone asks for be done within the block, when it is its turn; `in_time`, all of it.
+    async def slot(self) -> AsyncIterator[None]:
+        """Run the block, the calls for a single client, when a slot is free; all of it within `in_time`.
 
-        Raises DatabaseUnavailable where that takes half of the timeout: then more is asked for than can
-        be done. Whoever were let in later would have no time left, and ask anew, to be let in as late as before: in the
-        end nobody would get an answer.
+        Raises DatabaseUnavailable when no slot is free within half of the timeout. Admitted later, a call would time
+        out and be repeated, and in the end no call would finish.
         """
         async with in_time():
             try:
                 async with asyncio.timeout(self._timeout_s / 2):
-                    await self._turns.acquire()
+                    await self._slots.acquire()
             except TimeoutError as error:
                 raise DatabaseUnavailable("too much is asked for at once") from error
             try:
                 yield
             finally:
-                self._turns.release()
+                self._slots.release()
 
     async def fetch(self, sql: str, *args: object) -> list[Row]:
         """All rows of one statement, in a transaction of its own.

@@ -94,7 +94,7 @@ class FailedPage(NamedTuple):
     truncated: bool
 
 
-class JobStore:
+class Jobs:
     """Jobs as they stand. `final_statuses` are the owner's words that stand for an end."""
 
     def __init__(self, database: "Database", *, final_statuses: frozenset[str] = FINAL_STATUSES) -> None:
@@ -208,7 +208,7 @@ class JobStore:
 
     async def find_these(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job | UnreadableJob]:
         """The same for one client, in turn; with the rows that cannot be shown."""
-        async with self._database.turn():
+        async with self._database.slot():
             return await self._find_listed(keys)
 
     async def _find_listed(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | UnreadableJob]:
@@ -280,7 +280,7 @@ class JobStore:
             limit + 1,  # one more than asked tells whether there is a next page
         ]
         below = after.id if after is not None and timeless else None
-        async with self._database.turn():
+        async with self._database.slot():
             try:
                 if wanted.status is None:
                     rows = await self._database.fetch(self._sql["list_jobs"], *arguments, below)
@@ -305,7 +305,7 @@ class JobStore:
         limit: int,
     ) -> FailedPage:
         """As `page`, of the failed jobs that match: of the newest FAILED_LOOKED_AT by type and time, and of no more."""
-        async with self._database.turn():
+        async with self._database.slot():
             try:
                 chosen = await self._failed.match(
                     project_id,

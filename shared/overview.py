@@ -121,7 +121,7 @@ class Overview:
 
     async def types(self, project_id: ProjectId) -> Types:
         """The types of the newest jobs."""
-        async with self._database.turn():
+        async with self._database.slot():
             try:
                 rows = await self._database.fetch(self._sql["list_types"], project_id, LOOKED_AT, TYPES)
             except (StatementRefused, DatabaseUnfit) as error:
@@ -189,7 +189,7 @@ class Overview:
 
     async def retries(self, project_id: ProjectId) -> RetryStats:
         """How the project's retries go."""
-        async with self._database.turn():
+        async with self._database.slot():
             (row,) = await self._database.fetch(self._sql["retry_stats"], project_id, LOOKED_AT, WAITS)
         return RetryStats(
             queued=Cell(min(row["queued"], LOOKED_AT), row["queued"] > LOOKED_AT),
@@ -215,7 +215,7 @@ class Overview:
         database refuses even then is a type that it cannot hold. No job has that, so nothing is counted.
         """
         sql = self._sql[name]
-        async with self._database.turn():
+        async with self._database.slot():
             try:
                 try:
                     return await self._database.fetch_within(FIRST_S, sql, *arguments)

@@ -51,7 +51,7 @@ from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database, Row, Session
-    from shared.jobs import JobStore
+    from shared.jobs import Jobs
 
 
 class RetryRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,7 +165,7 @@ def _parts_of(position: Position | None) -> tuple[datetime | int | None, UUID | 
 class Retries:
     """Retry requests. `accept` reads the job from `jobs`."""
 
-    def __init__(self, database: "Database", jobs: "JobStore") -> None:
+    def __init__(self, database: "Database", jobs: "Jobs") -> None:
         self._database = database
         self._jobs = jobs
         self._sql = statements("retries")
@@ -275,7 +275,7 @@ class Retries:
 
     async def cancel(self, key: RetryKey, *, actor: str) -> Retry:
         """Take a queued request back, in the name of `actor`. Raises RetryNotFound, RetryAlreadySettled."""
-        async with self._database.turn():
+        async with self._database.slot():
             rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id, actor)
         if not rows:
             await self.get(key)
@@ -287,7 +287,7 @@ class Retries:
 
         Raises RetryNotFound, RetryNotDeadLettered, RetryQueued.
         """
-        async with self._database.turn():
+        async with self._database.slot():
             try:
                 rows = await self._database.fetch(self._sql["redrive"], key.id, key.project_id, actor)
             except StatementRefused as error:  # at most one request is queued for a job
@@ -340,6 +340,6 @@ class Retries:
         else:
             whole_trail = state is None or state is RetryState.APPLIED
             name, asked = "page" if whole_trail else "page_of_state", (project_id, state, actor)
-        async with self._database.turn():
+        async with self._database.slot():
             rows = await self._database.fetch(self._sql[name], *asked, *position, limit)
         return [_retry_of(row) for row in rows]

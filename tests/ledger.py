@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from shared.jobs import JobStore
+from shared.jobs import Jobs
 from shared.outbox import Outbox
 from shared.retries import Retries
 from shared.settlement import Settlement
@@ -15,6 +15,6 @@ class Ledger:
     """The api's `retries`, the relay's `outbox` and the worker's `settlement`, in one database."""
 
     def __init__(self, database: "Database") -> None:
-        self.retries = Retries(database, JobStore(database))
+        self.retries = Retries(database, Jobs(database))
         self.outbox = Outbox(database)
         self.settlement = Settlement(database)

@@ -9,7 +9,7 @@ import pytest
 import shared.jobs
 from api.pages import MAX_PAGE_BYTES
 from shared.database import Database, Row
-from shared.jobs import JobStore
+from shared.jobs import Jobs
 from shared.models import MAX_ERROR, MAX_LISTED_ERROR, Job, JobKey
 from tests.api_server import serving
 from tests.eventually import eventually
@@ -114,13 +114,13 @@ async def test_the_tag_of_a_payload_is_a_hash_of_it_and_what_the_client_has_is_n
     database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    load = JobStore._load_payload
+    load = Jobs._load_payload
 
-    async def counted(store: JobStore, keys: Sequence[JobKey]) -> object:
+    async def counted(store: Jobs, keys: Sequence[JobKey]) -> object:
         read.append(len(keys))
         return await load(store, keys)
 
-    monkeypatch.setattr(JobStore, "_load_payload", counted)
+    monkeypatch.setattr(Jobs, "_load_payload", counted)
     one, other = [(await jobs.make(1, status="failed", payload=f'{{"n": {n}}}'))[0] for n in (1, 2)]
     async with serving(database_url) as api:
         tags = [(await api.get(f"/api/jobs/{job.id}?include=payload")).headers["ETag"] for job in (one, one, other)]
@@ -164,9 +164,9 @@ async def test_no_more_bytes_of_payloads_are_in_hand_than_may_be(
     database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_hand, most = 0, 0
-    whole = JobStore._get_whole
+    whole = Jobs._get_whole
 
-    async def counted(store: JobStore, key: JobKey) -> Job:
+    async def counted(store: Jobs, key: JobKey) -> Job:
         nonlocal in_hand, most
         in_hand += 1
         most = max(most, in_hand)
@@ -175,7 +175,7 @@ async def test_no_more_bytes_of_payloads_are_in_hand_than_may_be(
         finally:
             in_hand -= 1
 
-    monkeypatch.setattr(JobStore, "_get_whole", counted)
+    monkeypatch.setattr(Jobs, "_get_whole", counted)
     monkeypatch.setattr(shared.jobs, "IN_HAND_BYTES", 500_000)
     made = await jobs.make(20, status="failed", payload=json.dumps("x" * 100_000))
     async with serving(database_url) as api:

@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from shared.batches import AcceptedBatch, BatchRequest, RetryBatches
+from shared.batches import AcceptedBatch, Batches, BatchRequest
 from shared.database import Database
 from shared.errors import (
     AttemptsExhausted,
@@ -85,7 +85,7 @@ async def test_a_key_whose_batch_is_accepted_while_another_post_looks_gets_the_f
     jobs: JobMaker, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await jobs.many_failed(3)
-    batches = RetryBatches(database)
+    batches = Batches(database)
     request = BatchRequest(
         project_id=made[0].project_id,
         actor="tester",

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from shared.batches import BatchRequest, RetryBatches
+from shared.batches import Batches, BatchRequest
 from shared.database import Database
 from shared.failed import FailedFilter
 from shared.models import Outcome, ProjectId
@@ -35,7 +35,7 @@ async def test_a_plan_made_for_an_empty_ledger_publishes_and_settles_a_full_one(
     await ledger.settlement.apply([])
     await jobs.many_failed(MANY)
     every = FailedFilter()
-    batch = await RetryBatches(one_connection).accept(
+    batch = await Batches(one_connection).accept(
         BatchRequest(project_id=ProjectId("p1"), actor="tester", chosen=every, reason="all")
     )
     assert batch.accepted == MANY

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from shared.batches import BatchRequest, RetryBatches
+from shared.batches import Batches, BatchRequest
 from shared.dead_letters import DeadLetters
 from shared.errors import RetryNotFound
 from shared.failed import FailedFilter
-from shared.jobs import JobStore
+from shared.jobs import Jobs
 from shared.messages import VERSION, RetryMessage
 from shared.models import JobKey, Outcome, ProjectId, RetryState
 from shared.retries import RetryFilter, RetryKey
@@ -42,7 +42,7 @@ async def of_one_id(jobs: JobMaker, *, projects: tuple[ProjectId, ...] = (A, B))
 
 
 async def test_each_project_reads_and_watches_its_own_job(jobs: JobMaker, database: "Database") -> None:
-    store = JobStore(database)
+    store = Jobs(database)
     job_id = uuid.uuid4()
     failed = await jobs.failed(project_id=A, job_id=job_id, last_error="a's")
     (running,) = await jobs.make(1, status="running", project_id=B, job_id=job_id)
@@ -120,7 +120,7 @@ async def test_one_batch_settles_each_project_by_its_own_row(jobs: JobMaker, led
 
 
 async def test_bulk_by_ids_and_by_filter_takes_the_jobs_of_its_project(jobs: JobMaker, database: "Database") -> None:
-    batches, ledger = RetryBatches(database), Ledger(database)
+    batches, ledger = Batches(database), Ledger(database)
     pairs = [await of_one_id(jobs) for _ in range(3)]
     ids = tuple(of_a.id for of_a, _ in pairs)
 
@@ -130,7 +130,7 @@ async def test_bulk_by_ids_and_by_filter_takes_the_jobs_of_its_project(jobs: Job
 
     assert (by_ids.accepted, by_filter.accepted, foreign.accepted) == (3, 3, 0)
     assert {each.code for each in foreign.skipped} == {"job-not-found"}
-    assert (await batches.preview(BatchRequest(project_id=C, actor="eve", chosen=ids))).skipped == {"job_not_found": 3}
+    assert (await batches.dry_run(BatchRequest(project_id=C, actor="eve", chosen=ids))).skipped == {"job_not_found": 3}
     await jobs.pool.execute("UPDATE redrive.retry_requests SET state = 'cancelled', outcome = 'cancelled',"
                             " processed_at = now() WHERE project_id = 'b'")  # fmt: skip
     assert len(await ledger.settlement.apply_queued(100)) == 3

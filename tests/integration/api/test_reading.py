@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from shared.errors import RedriveError
-from shared.jobs import WHOLE_AT_ONCE, JobStore
+from shared.jobs import WHOLE_AT_ONCE, Jobs
 from shared.models import MAX_LISTED_ERROR, Job, JobKey
 from tests.api_server import Api, Reply, serving
 from tests.jobs import JobMaker, MadeJob
@@ -127,15 +127,15 @@ async def test_no_query_reads_more_than_one_payload(
     database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_at_once: list[tuple[int, bool]] = []
-    load = JobStore._load_hashed
+    load = Jobs._load_hashed
 
     async def counted(
-        store: JobStore, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR, *, whole: bool = False
+        store: Jobs, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR, *, whole: bool = False
     ) -> dict[JobKey, Job | RedriveError]:
         read_at_once.append((len(keys), whole))
         return await load(store, keys, most, whole=whole)
 
-    monkeypatch.setattr(JobStore, "_load_hashed", counted)
+    monkeypatch.setattr(Jobs, "_load_hashed", counted)
     made = await jobs.make(50, status="pending", attempts=0)
     async with serving(database_url) as api:
         answers = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}?include=payload") for job in made))

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from shared.batches import AcceptedBatch, BatchRequest, RetryBatches
+from shared.batches import AcceptedBatch, Batches, BatchRequest
 from shared.database import Session
 from shared.models import JobId
 from tests.api_server import Api, Reply
@@ -121,10 +121,10 @@ async def test_what_moves_on_between_the_look_and_the_writing_is_left_out_with_i
 ) -> None:
     made = await jobs.many_failed(20)
     completed, queued, deleted, kept = made[:4], made[4:8], made[8:10], made[10:]
-    insert = RetryBatches._insert
+    insert = Batches._insert
 
     async def insert_late(
-        self: RetryBatches, session: Session, request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]
+        self: Batches, session: Session, request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]
     ) -> AcceptedBatch:
         await jobs.pool.execute(
             "UPDATE control_plane.jobs SET status = 'completed' WHERE id = ANY ($1)", [job.id for job in completed]
@@ -134,7 +134,7 @@ async def test_what_moves_on_between_the_look_and_the_writing_is_left_out_with_i
             assert (await api.post(path_of(job))).status == 202
         return await insert(self, session, request, blocks)
 
-    monkeypatch.setattr(RetryBatches, "_insert", insert_late)
+    monkeypatch.setattr(Batches, "_insert", insert_late)
     answer = await bulk(api, {"ids": ids_of(made)})
 
     assert (answer.status, answer.data["accepted"]) == (202, 10)

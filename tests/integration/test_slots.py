@@ -1,4 +1,4 @@
-"""Turns: however much single clients ask the database for, what is done for many goes on, and nobody waits for ever."""
+"""Slots: however much single clients ask the database for, calls for many clients go on, and no call waits for ever."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ import pytest
 
 from shared.database import Database
 from shared.errors import DatabaseUnavailable, StatementTimeout
-from shared.jobs import JobStore
+from shared.jobs import Jobs
 from shared.models import JobKey
 from shared.overview import Overview
 from tests.jobs import JobMaker
@@ -17,7 +17,7 @@ TIMEOUT_S = 2.0
 
 @pytest.fixture
 async def database(database_url: str) -> AsyncIterator[Database]:
-    """Two connections, and so one turn."""
+    """Two connections, and so one slot."""
     async with Database(database_url, program="test", timeout_s=TIMEOUT_S, pool_size=2).opened() as opened:
         yield opened
 
@@ -25,7 +25,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 async def test_a_status_is_read_though_clients_ask_for_more_numbers_than_can_be_counted(
     jobs: JobMaker, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, store, overview = await jobs.failed(), JobStore(database), Overview(database)
+    job, store, overview = await jobs.failed(), Jobs(database), Overview(database)
     slow = "SELECT pg_sleep(5), $1::text, $2::int, $3::int"
     monkeypatch.setattr(overview, "_sql", {**overview._sql, "list_types": slow})
     counting = [asyncio.create_task(overview.types(job.project_id)) for _ in range(50)]
@@ -38,28 +38,28 @@ async def test_a_status_is_read_though_clients_ask_for_more_numbers_than_can_be_
     assert {type(end) for end in ends} <= {DatabaseUnavailable, StatementTimeout}
 
 
-async def test_whoever_waits_for_a_turn_for_too_long_is_told_so_and_takes_none(database: Database) -> None:
-    async with database.turn():
+async def test_a_call_that_waits_too_long_for_a_slot_fails_and_takes_none(database: Database) -> None:
+    async with database.slot():
         with pytest.raises(DatabaseUnavailable, match="at once"):
-            async with database.turn():
+            async with database.slot():
                 pytest.fail("two at a time")
 
-    async with asyncio.timeout(TIMEOUT_S / 4), database.turn():
+    async with asyncio.timeout(TIMEOUT_S / 4), database.slot():
         pass
 
 
-async def test_a_turn_is_given_back_by_whoever_leaves_or_fails(database: Database) -> None:
+async def test_a_slot_is_given_back_by_a_call_that_is_cancelled_or_fails(database: Database) -> None:
     async def fail() -> None:
-        async with database.turn():
+        async with database.slot():
             raise LookupError
 
     with pytest.raises(LookupError):
         await fail()
-    async with database.turn():
+    async with database.slot():
         waiting = asyncio.create_task(fail())
         await asyncio.sleep(0)
         waiting.cancel()
         await asyncio.wait([waiting])
 
-    async with asyncio.timeout(TIMEOUT_S / 4), database.turn():
+    async with asyncio.timeout(TIMEOUT_S / 4), database.slot():
         pass
