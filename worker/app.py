@@ -123,7 +123,7 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event)
             checks["database"] = Status.OK
         except DatabaseUnavailable:
             checks["database"] = Status.UNAVAILABLE
-        if any(source.settler.troubled for source in sources):
+        if any(source.settler.is_degraded for source in sources):
             checks["settling"] = Status.DEGRADED
         queues = [source for source in sources if isinstance(source, QueueSource)]
         if queues:

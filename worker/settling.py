@@ -1,17 +1,19 @@
-"""Settler: retry requests in, outcomes out, whatever the database makes of them.
+"""Settler: settles batches of retry requests, and finds the one request that makes a batch fail.
 
-A request that the database refuses (a constraint, a trigger of the jobs table's owner) fails the whole transaction. The
-batch is then halved until the refused one stands alone; it is rejected as `blocked`, and the others go through. The
-same goes for a batch that it has no time or no right for, if only it can still settle one of no requests: what fails
-on its own for a reason of the server's or ours (a slow trigger, a lock that is waited for, a missing right) is held,
-stays queued, and comes again later. The log says why, and so does readiness, for as long as it goes on.
+1. A batch is one transaction, `Settlement.apply`. As a rule that is all.
+2. The database may refuse a batch because of one job (StatementRefused): a constraint, or a trigger of the table's
+   owner. The batch is bisected: the refused request is rejected as `blocked`, and all others are settled.
+3. A batch may also fail for a reason that lies with the server or with Redrive: a slow trigger, a lock, a missing right
+   (DatabaseUnavailable). Then the settler probes: it runs the same statements for no request.
+   - The probe succeeds: the batch is bisected, and a request that fails alone is deferred. It stays queued and comes
+     again within a minute. The log says why, and `/readyz` is degraded until 90 s after the last one.
+   - The probe fails: the database is away. `settle` raises, and the session ends.
+4. A batch for which the database was away is kept here, while its messages return to the queue. `catch_up` settles it
+   before the next session takes a message. So an outage costs a message one of the twenty deliveries that its queue
+   allows, however long the outage lasts.
 
-`blocked` is what says something of the one job: SQLSTATE classes 22, 23, 38, 39, P0, 09, 20, 21, 27, 2F, 44, 54 and
-those that the table's owner has made up. Of the server or ours are those that `shared/database.py` lists.
-
-A batch that the database was away for stays here, without its messages, and is the first thing to go through when the
-database is back. Only then are messages taken again, so an outage costs each of them one delivery at most, of the
-twenty that a queue allows, however long it lasts and whatever is the matter.
+Case 2 is what says something of the one job: SQLSTATE classes 22, 23, 38, 39, P0, 09, 20, 21, 27, 2F, 44, 54, and those
+that the table's owner has made up. `shared/database.py` lists those of case 3.
 """
 
 import logging
@@ -21,14 +23,14 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused
+from shared.bisection import bisect
+from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused
 from shared.models import Outcome, RetryId
 from shared.settlement import Settled
-from worker import holding
-from worker.holding import Holding
+from worker.deferrals import Deferrals
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Sequence
 
     from shared.messages import RetryMessage
     from shared.settlement import Settlement
@@ -36,9 +38,8 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger(__name__)
 
-_MISSING: Final = Outcome.JOB_NOT_FOUND
-HELD_FOR_S: Final = 90.0
-"""So long after a request was held the settler is `troubled`: what is held comes again within a minute."""
+DEGRADED_S: Final = 90.0
+"""For so long after a request was deferred, the settler is degraded: a deferred request comes again within a minute."""
 
 
 class Settler:
@@ -48,77 +49,52 @@ class Settler:
         self._settlement = settlement
         self._metrics = metrics
         self._unsettled: list[RetryMessage] = []
-        self._holding = Holding()
-        self._failing: set[RetryId] = set()
-        self._held_at = -math.inf
+        self._deferrals = Deferrals(settlement)
+        self._deferred_at = -math.inf
         self._unfit = False
 
     @property
-    def troubled(self) -> bool:
-        """Whether the server, or a missing right, keeps requests from being settled: all, or one held of late."""
-        return self._unfit or time.monotonic() - self._held_at < HELD_FOR_S
+    def is_degraded(self) -> bool:
+        """Whether the server, or a missing right, keeps requests from being settled: all, or one deferred of late."""
+        return self._unfit or time.monotonic() - self._deferred_at < DEGRADED_S
 
     async def settle(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled]:
-        """Settle requests; every distinct id has its outcome in the answer, `blocked` for one that was refused.
+        """Settle requests; every distinct id has its outcome in the answer, except the deferred ones.
 
-        `poison` is one of another program's that cannot be written down. One that is missing is held, its job being
-        locked, or not to be updated now: it is still queued, and comes again in a message of its own.
+        `poison` is the outcome of another program's request that cannot be inserted into the ledger. A deferred request
+        comes again in a message of its own, so that this one may be acknowledged.
 
-        Raises DatabaseUnavailable; `catch_up` has to succeed before anything else is settled.
+        Raises DatabaseUnavailable; then `catch_up` must succeed before anything else is settled.
         """
         began = time.perf_counter()
         try:
-            settled = await self._applied(messages)
+            settled, failing = await self._apply(messages)
         except DatabaseUnavailable:
             self._unsettled.extend(messages)
             raise
-        held = {message.id for message in messages} - settled.keys()
-        self._report(settled, len(messages), began, held=len(held))
-        await self._warn(settled, held)
+        deferred = {message.id for message in messages} - settled.keys()
+        self._report(settled, len(messages), began, deferred=len(deferred))
+        await self._deferrals.warn(settled, deferred - failing)
         return settled
 
     async def settle_queued(self, limit: int) -> int:
-        """Settle up to `limit` requests straight from the ledger; answers how many. Raises DatabaseUnavailable."""
+        """Settle up to `limit` requests straight from the ledger; return how many. Raises DatabaseUnavailable."""
         began = time.perf_counter()
-        held: set[RetryId] = set()
+        locked: set[RetryId] = set()
         try:
-            settled = await self._settlement.apply_queued(limit, deferred=held)
-        except (StatementRefused, DatabaseUnavailable):  # if it is away, the next call says so
-            settled = await self._applied(await self._settlement.queued(limit))
+            settled = await self._settlement.apply_queued(limit, deferred=locked)
+        except (StatementRefused, DatabaseUnavailable):  # where the database is away, the next call says so
+            settled, _ = await self._apply(await self._settlement.queued(limit))
         if settled:
             self._report(settled, len(settled), began)
-            if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # asked once, not once a request
+            if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # looked up once, not for each request
                 for request_id, (outcome, _) in settled.items():
                     log.debug("retry request settled", request_id=str(request_id), outcome=outcome.value)
-        await self._warn(settled, held)
+        await self._deferrals.warn(settled, locked)
         return len(settled)
 
-    async def _warn(self, settled: dict[RetryId, Settled], held: "Collection[RetryId]") -> None:
-        """Say what looks like nothing at all: requests that are held for long, and jobs that this role may not see."""
-        self._holding.forget(settled)
-        locked = [each for each in held if each not in self._failing]  # the others have a reason of their own
-        self._failing.clear()
-        if locked:
-            longest_s = self._holding.note(locked)
-            if longest_s >= holding.LONG_S and self._holding.is_due(holding.LOCKED):
-                reason = holding.HIDDEN if await self._is_under_row_security() else holding.LOCKED
-                log.warning("retry requests held", requests=len(locked), longest_s=round(longest_s), reason=reason)
-        missing = sum(1 for outcome, waited_s in settled.values() if outcome is _MISSING and waited_s is not None)
-        if missing and self._holding.is_due(_MISSING) and await self._is_under_row_security():
-            log.warning(
-                "jobs not found",
-                requests=missing,
-                reason="row-level security may hide them from this role: run `redrive check worker`",
-            )
-
-    async def _is_under_row_security(self) -> bool:
-        try:
-            return await self._settlement.is_under_row_security()
-        except (DatabaseUnavailable, StatementRefused):
-            return False  # a warning's second thought; what is settled is settled
-
     async def catch_up(self) -> None:
-        """Look whether the database can settle anything, then settle what it could not. Raises DatabaseUnavailable."""
+        """Probe the database, then settle the batch that it was away for. Raises DatabaseUnavailable."""
         try:
             await self._settlement.probe()
         except DatabaseUnavailable as failed:
@@ -129,60 +105,64 @@ class Settler:
             self._unsettled = []
             await self.settle(messages)
 
-    async def _applied(self, messages: "Sequence[RetryMessage]", *, again: bool = False) -> dict[RetryId, Settled]:
-        """Settle what can be settled. `again`: it is what remains of a batch that has failed while a probe did not."""
-        if not messages:
-            return {}
-        fault: StatementRefused | DatabaseUnavailable
+    async def _apply(self, messages: "Sequence[RetryMessage]") -> tuple[dict[RetryId, Settled], set[RetryId]]:
+        """Settle what can be settled; block or defer the rest. Returns the outcomes, and the ids deferred here.
+
+        A request whose job is locked is in neither: the ledger has deferred it.
+        """
+        results, faults = await bisect(messages, self._attempt)
+        if len(messages) == 1 and faults and isinstance(faults[0][1], DatabaseUnavailable):
+            # It has failed only once: the database may have been away then, and back for the probe.
+            results, faults = await bisect(messages, self._attempt)
+        settled = dict(results)
+        deferred: set[RetryId] = set()
+        for message, fault in faults:
+            if message.id in settled:
+                continue  # a batch may hold a message twice
+            refused = isinstance(fault, StatementRefused)
+            outcome = await (self._block(message, str(fault)) if refused else self._defer(message, str(fault)))
+            if outcome is None:
+                deferred.add(message.id)
+            else:
+                settled[message.id] = outcome
+        return settled, deferred
+
+    async def _attempt(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled] | RedriveError:
         try:
             return await self._settlement.apply(messages)
         except StatementRefused as refused:
-            fault, again = refused, True
+            return refused
         except DatabaseUnavailable as failed:
-            fault = failed
-            await self._settlement.probe()  # raises, unless it is these messages that fail
-        if len(messages) > 1:
-            half = len(messages) // 2
-            return await self._applied(messages[:half], again=True) | await self._applied(messages[half:], again=True)
-        if not again:  # the database may have been away when it was asked, and back for the probe
-            return await self._applied(messages, again=True)
-        return await self._set_aside(messages[0], fault)
+            await self._settlement.probe()  # raises where no request at all can be settled
+            return failed
 
-    async def _set_aside(
-        self, message: "RetryMessage", fault: StatementRefused | DatabaseUnavailable
-    ) -> dict[RetryId, Settled]:
-        match fault:
-            case StatementRefused():
-                return await self._blocked(message, str(fault))
-            case DatabaseUnavailable():
-                return await self._held(message, fault)
-
-    async def _held(self, message: "RetryMessage", fault: DatabaseUnavailable) -> dict[RetryId, Settled]:
-        try:
-            await self._settlement.defer(message)
-        except StatementRefused as refused:  # another program's, and it cannot be queued
-            return self._given_up(message.id, str(refused))
-        self._held_at = time.monotonic()
-        self._failing.add(message.id)
-        longest_s = self._holding.note([message.id])
-        if self._holding.is_due(str(fault)):
-            held_for_s = round(longest_s)
-            log.warning("retry request held", request_id=str(message.id), held_for_s=held_for_s, reason=str(fault))
-        return {}
-
-    async def _blocked(self, message: "RetryMessage", sqlstate: str) -> dict[RetryId, Settled]:
+    async def _block(self, message: "RetryMessage", sqlstate: str) -> Settled:
         try:
             settled = await self._settlement.block(message)
-        except StatementRefused as refused:  # another program's, and it cannot be written down
-            return self._given_up(message.id, str(refused))
+        except StatementRefused as refused:
+            return self._refuse(message, str(refused))
         log.warning("retry request blocked", request_id=str(message.id), sqlstate=sqlstate)
-        return {message.id: settled}
+        return settled
 
-    def _given_up(self, request_id: RetryId, sqlstate: str) -> dict[RetryId, Settled]:
-        log.warning("retry request refused by the ledger", request_id=str(request_id), sqlstate=sqlstate)
-        return {request_id: Settled(Outcome.POISON, None)}
+    async def _defer(self, message: "RetryMessage", reason: str) -> Settled | None:
+        try:
+            await self._settlement.defer(message)
+        except StatementRefused as refused:
+            return self._refuse(message, str(refused))
+        self._deferred_at = time.monotonic()
+        deferred_for_s = round(self._deferrals.note([message.id]))
+        if self._deferrals.claim_warning(reason):
+            log.warning(
+                "retry request deferred", request_id=str(message.id), deferred_for_s=deferred_for_s, reason=reason
+            )
+        return None
 
-    def _report(self, settled: dict[RetryId, Settled], messages: int, began: float, *, held: int = 0) -> None:
+    def _refuse(self, message: "RetryMessage", sqlstate: str) -> Settled:
+        """The outcome of another program's request that cannot even be inserted: its message is dead-lettered."""
+        log.warning("retry request refused by the ledger", request_id=str(message.id), sqlstate=sqlstate)
+        return Settled(Outcome.POISON, None)
+
+    def _report(self, settled: dict[RetryId, Settled], messages: int, began: float, *, deferred: int = 0) -> None:
         elapsed_s = time.perf_counter() - began
         self._metrics.batches.inc()
         self._metrics.batch_seconds.observe(elapsed_s)
@@ -195,7 +175,7 @@ class Settler:
             messages=messages,
             applied=applied,
             rejected=len(fresh) - applied,
-            repeated=messages - len(fresh) - held,
-            held=held,
+            repeated=messages - len(fresh) - deferred,
+            deferred=deferred,
             elapsed_ms=round(elapsed_s * 1000, 1),
         )

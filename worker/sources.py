@@ -191,7 +191,7 @@ class QueueSource:
             for delivery, message in readable:
                 header = (delivery.header.properties.headers or {}).get("traceparent")
                 trace = traceparent_of(header if isinstance(header, str) else None)
-                outcome = settled[message.id].outcome.value if message.id in settled else "held"
+                outcome = settled[message.id].outcome.value if message.id in settled else "deferred"
                 log.debug("retry request settled", request_id=str(message.id), outcome=outcome, traceparent=trace)
 
 

@@ -204,7 +204,7 @@ async def test_what_the_server_refuses_for_a_reason_that_is_not_the_jobs_stays_q
 
     async with a_worker(database_url, amqp_url) as worker:
         await eventually(lambda: _all_put_back(jobs, failed))
-        await eventually(lambda: _said(log, "retry request held"))
+        await eventually(lambda: _said(log, "retry request deferred"))
         status, health = await worker.health()
         assert (status, health["status"], health["checks"]["settling"]) == (200, "degraded", "degraded")
         row = await jobs.ledger_row(refused.id)

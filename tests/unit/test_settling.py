@@ -1,4 +1,4 @@
-"""How the settler finds refused requests among good ones, and what it keeps for later; the ledger is a stand-in."""
+"""How the settler finds refused requests among good ones, and what it keeps for later; the settlement is a stand-in."""
 
 import uuid
 from collections.abc import Sequence
@@ -17,20 +17,24 @@ from worker.metrics import Metrics
 from worker.settling import Settler
 
 
-class _Ledger:
+class _Settlement:
     """Refuses a batch that holds one of the `refused`, has no time for one of the `slow`; counts transactions."""
 
     def __init__(self) -> None:
         self.refused: set[RetryId] = set()
         self.slow: set[RetryId] = set()
-        self.held: set[RetryId] = set()
+        self.deferred: set[RetryId] = set()
         self.away = False
+        self.failing_once = False
         self.settled: dict[RetryId, Settled] = {}
         self.transactions = 0
 
     async def apply(self, messages: Sequence[RetryMessage]) -> dict[RetryId, Settled]:
         self.transactions += 1
         if self.away:
+            raise DatabaseUnavailable
+        if self.failing_once:
+            self.failing_once = False
             raise DatabaseUnavailable
         if any(message.id in self.refused and message.id not in self.settled for message in messages):
             raise StatementRefused("23514")
@@ -42,19 +46,20 @@ class _Ledger:
 
     async def block(self, message: RetryMessage) -> Settled:
         self.transactions += 1
+        fresh = message.id not in self.settled
         self.settled[message.id] = Settled(Outcome.BLOCKED, 0.1)
-        return self.settled[message.id]
+        return Settled(Outcome.BLOCKED, 0.1 if fresh else None)
 
     async def probe(self) -> None:
         if self.away:
             raise DatabaseUnavailable
 
     async def defer(self, message: RetryMessage) -> None:
-        self.held.add(message.id)
+        self.deferred.add(message.id)
 
 
-def _settler(ledger: _Ledger) -> Settler:
-    return Settler(cast("Settlement", ledger), Metrics(CollectorRegistry()))
+def _settler(settlement: _Settlement) -> Settler:
+    return Settler(cast("Settlement", settlement), Metrics(CollectorRegistry()))
 
 
 def _messages(count: int) -> list[RetryMessage]:
@@ -65,40 +70,57 @@ def _messages(count: int) -> list[RetryMessage]:
 
 @settings(deadline=None)  # machines that are busy with servers
 @given(size=st.integers(1, 60), data=st.data())
-async def test_the_refused_are_blocked_the_slow_held_and_all_others_applied(size: int, data: st.DataObject) -> None:
+async def test_the_refused_are_blocked_the_slow_deferred_and_all_others_applied(size: int, data: st.DataObject) -> None:
     messages = _messages(size)
     refused = {message.id for message in messages if data.draw(st.booleans())}
     slow = {message.id for message in messages if data.draw(st.booleans())} - refused
-    ledger = _Ledger()
-    ledger.refused, ledger.slow = refused, slow
-    settled = await _settler(ledger).settle([*messages, *messages[:3]])  # some of them twice
+    settlement = _Settlement()
+    settlement.refused, settlement.slow = refused, slow
+    settled = await _settler(settlement).settle([*messages, *messages[:3]])  # some of them twice
     assert {key for key, value in settled.items() if value.outcome is Outcome.BLOCKED} == refused
     assert {key for key, value in settled.items() if value.outcome is Outcome.APPLIED} == (
         {message.id for message in messages} - refused - slow
     )
-    assert ledger.held == slow
+    assert settlement.deferred == slow
 
 
 async def test_one_refused_in_two_hundred_costs_few_transactions() -> None:
     messages = _messages(200)
-    ledger = _Ledger()
-    ledger.refused = {messages[77].id}
-    await _settler(ledger).settle(messages)
-    assert ledger.transactions <= 2 * 8 + 2
+    settlement = _Settlement()
+    settlement.refused = {messages[77].id}
+    await _settler(settlement).settle(messages)
+    assert settlement.transactions <= 2 * 8 + 2
+
+
+async def test_a_refused_request_that_is_twice_in_a_batch_is_settled_once() -> None:
+    messages = _messages(3)
+    settlement = _Settlement()
+    settlement.refused = {messages[0].id}
+    settled = await _settler(settlement).settle([*messages, messages[0]])
+    assert settled[messages[0].id] == Settled(Outcome.BLOCKED, 0.1)
+
+
+async def test_one_request_that_fails_once_and_then_goes_through_is_not_deferred() -> None:
+    settlement = _Settlement()
+    settlement.failing_once = True
+    (message,) = _messages(1)
+    settled = await _settler(settlement).settle([message])
+    assert settled[message.id].outcome is Outcome.APPLIED
+    assert not settlement.deferred
 
 
 async def test_what_the_database_was_away_for_goes_through_first_when_it_is_back() -> None:
-    ledger = _Ledger()
-    settler = _settler(ledger)
+    settlement = _Settlement()
+    settler = _settler(settlement)
     messages = _messages(3)
-    ledger.away = True
+    settlement.away = True
     with pytest.raises(DatabaseUnavailable):
         await settler.settle(messages)
     with pytest.raises(DatabaseUnavailable):
         await settler.catch_up()
-    ledger.away = False
+    settlement.away = False
     await settler.catch_up()
-    assert ledger.settled.keys() == {message.id for message in messages}
-    transactions = ledger.transactions
+    assert settlement.settled.keys() == {message.id for message in messages}
+    transactions = settlement.transactions
     await settler.catch_up()
-    assert ledger.transactions == transactions  # nothing is left to do
+    assert settlement.transactions == transactions  # nothing is left to do

@@ -52,20 +52,20 @@ async def locked(url: str, job: MadeJob) -> AsyncIterator[None]:
 async def test_a_job_that_stays_locked_is_one_warning_a_minute(
     database_url: str, jobs: JobMaker, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.holding.LONG_S", 0.5)
+    monkeypatch.setattr("worker.deferrals.LONG_S", 0.5)
     job = await jobs.failed()
     await queue(jobs, job)
     async with locked(database_url, job), a_worker(database_url):
-        await eventually(lambda: reasons(log, "retry requests held"), within_s=20)
+        await eventually(lambda: reasons(log, "retry requests deferred"), within_s=20)
         await asyncio.sleep(2)  # it is tried again meanwhile
 
-    assert reasons(log, "retry requests held") == ["their jobs stay locked by another transaction"]
+    assert reasons(log, "retry requests deferred") == ["their jobs stay locked by another transaction"]
 
 
 async def test_row_security_is_named_where_it_hides_jobs_from_the_worker_or_keeps_it_from_updating_them(
     users: Users, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.holding.LONG_S", 0.5)
+    monkeypatch.setattr("worker.deferrals.LONG_S", 0.5)
     async with JobMaker.on(users.admin) as jobs:
         await jobs.pool.execute("ALTER TABLE control_plane.jobs ENABLE ROW LEVEL SECURITY")
         await queue(jobs, await jobs.failed())
@@ -75,5 +75,5 @@ async def test_row_security_is_named_where_it_hides_jobs_from_the_worker_or_keep
 
             await jobs.pool.execute("CREATE POLICY seen ON control_plane.jobs FOR SELECT USING (true)")
             await queue(jobs, await jobs.failed())
-            await eventually(lambda: reasons(log, "retry requests held"), within_s=20)
-            assert "row-level security lets this role see their jobs" in reasons(log, "retry requests held")[0]
+            await eventually(lambda: reasons(log, "retry requests deferred"), within_s=20)
+            assert "row-level security lets this role see their jobs" in reasons(log, "retry requests deferred")[0]
