@@ -9,6 +9,7 @@ from aiohttp import hdrs
 
 from api.answers import Answer
 from api.auth import MAX_ACTOR, Scope
+from api.batch_view import BatchView
 from api.bodies import body_of
 from api.ids import retry_id_of
 from api.pages import flag_of, page_of, text_of
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from api.door import Call
     from api.ids import JobIds
+    from api.long_poll import Reader
     from api.pages import Cursors
-    from api.patience import Reader
     from shared.batches import Batches
     from shared.models import JobId
 
@@ -80,54 +81,14 @@ class _AcceptedEnvelope(msgspec.Struct, frozen=True):
     data: _AcceptedBody
 
 
-class _BatchBody(msgspec.Struct, frozen=True):
-    id: UUID
-    actor: str
-    reason: str | None
-    filter: msgspec.Raw | None
-    requested_at: datetime
-    total: int
-    queued: int
-    applied: int
-    rejected: int
-    cancelled: int
-    dead_lettered: int
-    done: bool
-
-
-class _Envelope(msgspec.Struct, frozen=True):
-    data: _BatchBody
-
-
 class _Page(msgspec.Struct, frozen=True):
-    data: list[_BatchBody]
+    data: list[msgspec.Raw]
     next_cursor: str | None
 
 
 _encoder = msgspec.json.Encoder()
+_view = BatchView()
 _order_decoder = msgspec.json.Decoder(_BatchOrder)
-
-
-def _body_of(batch: Batch) -> _BatchBody:
-    return _BatchBody(
-        id=batch.id,
-        actor=batch.actor,
-        reason=batch.reason,
-        filter=batch.filter,
-        requested_at=batch.requested_at,
-        total=batch.total,
-        queued=batch.queued,
-        applied=batch.applied,
-        rejected=batch.rejected,
-        cancelled=batch.cancelled,
-        dead_lettered=batch.dead_lettered,
-        done=batch.done,
-    )
-
-
-def encoded(batch: Batch) -> bytes:
-    """The batch as `{"data": …}`."""
-    return _encoder.encode(_Envelope(_body_of(batch)))
 
 
 class BatchResource:
@@ -197,7 +158,7 @@ class BatchResource:
         last = batches[-1] if more else None
         cursor = None if last is None else await self._cursors.encoded(Position(last.requested_at, last.id), page.scope)
         return Answer(
-            _encoder.encode(_Page([_body_of(batch) for batch in batches], cursor)),
+            _encoder.encode(_Page([msgspec.Raw(_view.item(batch)) for batch in batches], cursor)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},
         )
 
@@ -205,7 +166,7 @@ class BatchResource:
         """Take back what is still queued of a bulk retry. Raises BatchNotFound, for foreign ones too."""
         async with in_time():
             batch = await self._batches.cancel(_key_of(call), actor=call.principal.actor)
-        return Answer(encoded(batch))
+        return Answer(_view.body(batch))
 
 
 def _key_of(call: "Call") -> BatchKey:

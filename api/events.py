@@ -26,9 +26,8 @@ from aiohttp import hdrs, web
 from multidict import istr
 
 from api.answers import Answer
-from api.conditional import etag_of_job
 from api.door import PASSAGE
-from api.jobs import encoded_bare
+from api.job_view import JobView
 from shared.errors import JobNotFound
 from shared.models import Job, JobKey
 
@@ -44,6 +43,7 @@ COME_BACK_S: Final = 10
 LAST_EVENT_ID: Final = istr("Last-Event-ID")
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 COME_BACK: Final = b"retry: %d\n" % (1000 * COME_BACK_S)
+_view: Final = JobView()
 
 
 class Stream(web.StreamResponse):
@@ -112,19 +112,19 @@ class EventResource:
     ) -> Job | None:
         """The job once it has changed, with keep-alives until then; None when the stream is to end."""
         loop = asyncio.get_running_loop()
-        etag = etag_of_job(job)
+        etag = _view.etag(job)
         while loop.time() < ends_at:
-            seen = await self._watch.hold(
+            seen = await self._watch.wait_for_change(
                 key,
                 job,
                 until=min(ends_at, loop.time() + KEEP_ALIVE_S),
-                enough=lambda now: etag_of_job(now) != etag,
+                enough=lambda now: _view.etag(now) != etag,
                 alive=lambda: request.transport is not None,
             )
             if seen is None:
                 await sent(stream.write(b'event: gone\ndata: {"id":"%b"}\n\n' % str(key.id).encode()))
                 return None
-            if etag_of_job(seen) != etag:
+            if _view.etag(seen) != etag:
                 return seen
             if self._watch.closed or request.transport is None:
                 return None
@@ -141,9 +141,9 @@ async def sent(writing: Awaitable[object]) -> None:
 
 def _event_id_of(job: Job) -> str:
     """The text of the job's tag."""
-    return etag_of_job(job)[1:-1]
+    return _view.etag(job)[1:-1]
 
 
 def _event_of(job: Job) -> bytes:
     """The job as one event; JSON has no line break in it, so neither has the event."""
-    return b"event: job\nid: %b\ndata: %b\n\n" % (_event_id_of(job).encode(), encoded_bare(job))
+    return b"event: job\nid: %b\ndata: %b\n\n" % (_event_id_of(job).encode(), _view.item(job))

@@ -22,10 +22,10 @@ import msgspec
 from aiohttp import web
 
 from api.answers import Answer
-from api.conditional import etag_of_job
 from api.door import PASSAGE
 from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, Stream, sent
-from api.jobs import encoded_bare, ids_of
+from api.job_view import JobView
+from api.jobs import ids_of
 from shared.errors import JobNotFound, RedriveError
 from shared.models import Job, JobId, JobKey, UnreadableJob
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from api.watch import StatusWatch
     from shared.jobs import Jobs
 
+_view: Final = JobView()
 _UNREADABLE: Final = "unreadable"
 _GONE: Final = "gone"
 
@@ -48,7 +49,7 @@ class _Told:
         self._tags: dict[JobId, str] = {}
 
     def add(self, job: Job | UnreadableJob) -> None:
-        self._tags[job.id] = etag_of_job(job) if isinstance(job, Job) else _UNREADABLE
+        self._tags[job.id] = _view.etag(job) if isinstance(job, Job) else _UNREADABLE
 
     def forget(self, job_id: JobId) -> None:
         self._tags[job_id] = _GONE
@@ -129,12 +130,12 @@ class JobStreamResource:
             return
         if (rest := self._store.rest_of(key, job)) is None:
             told.add(job)
-            await sent(stream.write(told.event("job", encoded_bare(job))))
+            await sent(stream.write(told.event("job", _view.item(job))))
             return
         try:
             async with rest as whole:
                 told.add(whole)
-                await sent(stream.write(told.event("job", encoded_bare(whole))))
+                await sent(stream.write(told.event("job", _view.item(whole))))
         except JobNotFound:
             await self._send_gone(stream, told, key)
 
@@ -166,7 +167,7 @@ class JobStreamResource:
                     if job is None:
                         await self._send_gone(stream, told, key)
                         continue
-                    if etag_of_job(job) == etag_of_job(seen):
+                    if _view.etag(job) == _view.etag(seen):
                         return  # the time is up, the client has left, or we stop
                     await self._send(stream, told, key, job)
                     if not job.done:
@@ -178,11 +179,11 @@ class JobStreamResource:
                 await asyncio.wait(watching)
 
     async def _changed(self, request: web.Request, key: JobKey, job: Job, ends_at: float) -> Job | None:
-        etag = etag_of_job(job)
-        return await self._watch.hold(
+        etag = _view.etag(job)
+        return await self._watch.wait_for_change(
             key,
             job,
             until=ends_at,
-            enough=lambda now: etag_of_job(now) != etag,
+            enough=lambda now: _view.etag(now) != etag,
             alive=lambda: request.transport is not None,
         )

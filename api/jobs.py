@@ -1,7 +1,6 @@
 """The job resources: how jobs stand, one by one, in lists and in numbers."""
 
 import re
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -9,23 +8,24 @@ import msgspec
 
 from api.answers import Answer
 from api.auth import Scope
+from api.job_view import JobView
+from api.long_poll import prefers_to_wait
 from api.pages import fitting, flag_of, page_of, text_of, time_of
-from api.patience import prefers_to_wait
 from api.problems import InsufficientScope, InvalidParameter
 from shared.errors import JobNotFound
 from shared.failed import FailedFilter, RetriedFewerThan
 from shared.jobs import FailedPage, JobFilter, JobPage
-from shared.models import Job, JobKey, JobStatus, PendingRetry, RetryBlock, UnreadableJob
+from shared.models import JobKey, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from api.door import Call
     from api.ids import JobIds
+    from api.long_poll import Reader
     from api.pages import Cursors
-    from api.patience import Reader
     from shared.jobs import Jobs
-    from shared.models import JobId
+    from shared.models import Job, JobId
 
 MAX_IDS: Final = 100
 MAX_STATUS: Final = 100
@@ -35,44 +35,6 @@ _FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")
 _TIMES_IN_SECONDS: Final = re.compile(r"([1-9][0-9]{0,2})/([1-9][0-9]{0,5})")
 
 
-class _Links(msgspec.Struct, frozen=True):
-    self: str
-    retry: str
-    retries: str
-    events: str
-
-
-class _JobBody(msgspec.Struct, frozen=True):
-    id: UUID
-    type: str
-    status: JobStatus | str
-    attempts: int
-    max_attempts: int
-    last_error: str | None
-    last_error_truncated: bool
-    scheduled_at: datetime | None
-    started_at: datetime | None
-    completed_at: datetime | None
-    created_at: datetime
-    done: bool
-    retryable: bool
-    retry_blocked_by: RetryBlock | None
-    pending_retry: PendingRetry | None
-    links: _Links
-    payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Envelope(msgspec.Struct, frozen=True):
-    data: _JobBody
-
-
-class _Unreadable(msgspec.Struct, frozen=True):
-    """What stands in a list for a row that cannot be shown."""
-
-    id: UUID
-    unreadable: bool = True
-
-
 class _Page(msgspec.Struct, frozen=True):
     data: list[msgspec.Raw]
     next_cursor: str | None
@@ -80,49 +42,12 @@ class _Page(msgspec.Struct, frozen=True):
 
 
 class _Found(msgspec.Struct, frozen=True):
-    data: list[_JobBody | _Unreadable]
+    data: list[msgspec.Raw]
     not_found: list[UUID]
 
 
 _encoder = msgspec.json.Encoder()
-
-
-def _body_of(job: Job) -> _JobBody:
-    path = f"/api/jobs/{job.id}"
-    blocked_by = job.retry_blocked_by
-    return _JobBody(
-        job.id,
-        job.type,
-        job.status,
-        job.attempts,
-        job.max_attempts,
-        job.last_error,
-        job.last_error_truncated,
-        job.scheduled_at,
-        job.started_at,
-        job.completed_at,
-        job.created_at,
-        job.done,
-        blocked_by is None,
-        blocked_by,
-        job.pending_retry,
-        _Links(path, f"{path}/retry", f"{path}/retries", f"{path}/events"),
-        msgspec.UNSET if job.payload is None or job.payload.json is None else job.payload.json,
-    )
-
-
-def _listed(job: Job | UnreadableJob) -> _JobBody | _Unreadable:
-    return _body_of(job) if isinstance(job, Job) else _Unreadable(job.id)
-
-
-def encoded(job: Job) -> bytes:
-    """The job as `{"data": …}`. Nothing in it depends on the clock: equal jobs are equal bytes."""
-    return _encoder.encode(_Envelope(_body_of(job)))
-
-
-def encoded_bare(job: Job) -> bytes:
-    """The job alone, as an event carries it."""
-    return _encoder.encode(_body_of(job))
+_view = JobView()
 
 
 def ids_of(call: "Call", ids: "JobIds") -> "list[JobId]":
@@ -197,7 +122,7 @@ class JobResource:
         else:
             found = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit)
             truncated = msgspec.UNSET
-        shown = fitting(_encoder.encode(_listed(job)) for job in found.jobs)
+        shown = fitting(_view.item(job) for job in found.jobs)
         more = found.more or len(shown) < len(found.jobs)
         cursor = await self._cursors.encoded(found.positions[len(shown) - 1], page.scope) if more else None
         return Answer(
@@ -218,7 +143,7 @@ class JobResource:
         return Answer(
             _encoder.encode(
                 _Found(
-                    [_listed(found[key]) for key in keys if key in found],
+                    [msgspec.Raw(_view.item(found[key])) for key in keys if key in found],
                     [key.id for key in keys if key not in found],
                 )
             )

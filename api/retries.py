@@ -1,6 +1,5 @@
 """The retry resources: asking for a retry, taking it back, and what became of it."""
 
-from datetime import datetime
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Final
 from uuid import UUID
@@ -12,14 +11,16 @@ from multidict import istr
 from api.answers import Answer
 from api.auth import MAX_ACTOR, Scope
 from api.bodies import body_of
-from api.conditional import field_of, versions_of
+from api.conditional import field_of
 from api.ids import retry_id_of
+from api.job_view import versions_of
 from api.pages import fitting, flag_of, page_of, text_of
 from api.problems import InvalidJobId, InvalidParameter
+from api.retry_view import RetryView, path_of
 from shared.database import in_time
 from shared.errors import JobChanged
 from shared.idempotency import IdempotencyKey
-from shared.models import BatchId, JobKey, Outcome, Position, Retry, RetryBlock, RetryId, RetryState
+from shared.models import BatchId, JobKey, Position, Retry, RetryBlock, RetryState
 from shared.retries import RetryFilter, RetryKey, RetryRequest, blocked_by
 from shared.telemetry import traceparent_of
 
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 
     from api.door import Call
     from api.ids import JobIds
+    from api.long_poll import Reader
     from api.pages import Cursors, Page
-    from api.patience import Reader
     from shared.jobs import Jobs
     from shared.retries import Retries
 
@@ -54,42 +55,8 @@ class _Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of what takes no fields."""
 
 
-class _Links(msgspec.Struct, frozen=True):
-    self: str
-    job: str
-
-
-class _RetryBody(msgspec.Struct, frozen=True):
-    id: UUID
-    job_id: UUID
-    batch_id: UUID | None
-    state: RetryState
-    outcome: Outcome | None
-    actor: str
-    cancelled_by: str | None
-    redriven_by: str | None
-    redriven_at: datetime | None
-    reason: str | None
-    delay_seconds: int
-    extra_attempts: int
-    requested_at: datetime
-    processed_at: datetime | None
-    attempts_before: int | None
-    max_attempts_before: int | None
-    started_at_before: datetime | None
-    completed_at_before: datetime | None
-    error_before: str | None
-    error_before_truncated: bool
-    done: bool
-    links: _Links
-
-
-class _Envelope(msgspec.Struct, frozen=True):
-    data: _RetryBody
-
-
 class _Accepted(msgspec.Struct, frozen=True):
-    data: _RetryBody
+    data: msgspec.Raw
     deduplicated: bool
 
 
@@ -108,44 +75,9 @@ class _Page(msgspec.Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder()
+_view = RetryView()
 _order_decoder = msgspec.json.Decoder(_RetryOrder)
 _nothing_decoder = msgspec.json.Decoder(_Nothing)
-
-
-def _path_of(retry_id: RetryId) -> str:
-    return f"/api/retries/{retry_id}"
-
-
-def _body_of(retry: Retry) -> _RetryBody:
-    return _RetryBody(
-        id=retry.id,
-        job_id=retry.job_id,
-        batch_id=retry.batch_id,
-        state=retry.state,
-        outcome=retry.outcome,
-        actor=retry.actor,
-        cancelled_by=retry.cancelled_by,
-        redriven_by=retry.redriven_by,
-        redriven_at=retry.redriven_at,
-        reason=retry.reason,
-        delay_seconds=retry.delay_seconds,
-        extra_attempts=retry.extra_attempts,
-        requested_at=retry.requested_at,
-        processed_at=retry.processed_at,
-        attempts_before=retry.attempts_before,
-        max_attempts_before=retry.max_attempts_before,
-        started_at_before=retry.started_at_before,
-        completed_at_before=retry.completed_at_before,
-        error_before=retry.error_before,
-        error_before_truncated=retry.error_before_truncated,
-        done=retry.done,
-        links=_Links(_path_of(retry.id), f"/api/jobs/{retry.job_id}?fresh=true"),
-    )
-
-
-def encoded(retry: Retry) -> bytes:
-    """The retry as `{"data": …}`."""
-    return _encoder.encode(_Envelope(_body_of(retry)))
 
 
 def key_text_of(call: "Call") -> str | None:
@@ -226,11 +158,13 @@ class RetryResource:
         async with in_time():
             accepted = await self._retries.accept(request)
         self._poke()
-        headers: dict[str, str] = {hdrs.LOCATION: _path_of(accepted.retry.id)}
+        headers: dict[str, str] = {hdrs.LOCATION: path_of(accepted.retry.id)}
         if accepted.replayed:
             headers["Idempotent-Replayed"] = "true"
         return Answer(
-            _encoder.encode(_Accepted(_body_of(accepted.retry), accepted.deduplicated)), status=202, headers=headers
+            _encoder.encode(_Accepted(msgspec.Raw(_view.item(accepted.retry)), accepted.deduplicated)),
+            status=202,
+            headers=headers,
         )
 
     async def _dry_run(self, request: RetryRequest) -> Answer:
@@ -249,7 +183,7 @@ class RetryResource:
         """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
         async with in_time():
             retry = await self._retries.cancel(_key_of(call), actor=call.principal.actor)
-        return Answer(encoded(retry))
+        return Answer(_view.body(retry))
 
     async def post_redrive(self, call: "Call") -> Answer:
         """Queue a dead-lettered request again: 202, as for a retry.
@@ -261,7 +195,7 @@ class RetryResource:
         async with in_time():
             retry = await self._retries.redrive(key, actor=call.principal.actor)
         (self._poke if retry.batch_id is None else self._poke_bulk)()
-        return Answer(encoded(retry), status=202)
+        return Answer(_view.body(retry), status=202)
 
     async def get_job_retries(self, call: "Call") -> Answer:
         """The job's audit trail, newest first. Raises InvalidJobId, JobNotFound, and as `page_of` does."""
@@ -293,7 +227,7 @@ class RetryResource:
         return await self._page(page, retries)
 
     async def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:
-        shown = fitting(_encoder.encode(_body_of(retry)) for retry in retries[: page.limit])
+        shown = fitting(_view.item(retry) for retry in retries[: page.limit])
         last = retries[len(shown) - 1] if len(shown) < len(retries) else None
         cursor = None if last is None else await self._cursors.encoded(Position(last.requested_at, last.id), page.scope)
         return Answer(

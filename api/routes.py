@@ -1,21 +1,20 @@
-"""Every resource there is: its path, what it asks of those who come, and what stands behind it."""
+"""All routes: each path with the access that it requires, and its handler."""
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from api import batches as batches_api
-from api import jobs as jobs_api
-from api import retries as retries_api
 from api.about import AboutResource
 from api.auth import Scope
+from api.batch_view import BatchView
 from api.batches import BatchResource
-from api.conditional import etag_of_batch, etag_of_job, etag_of_retry, retry_after_of_job, retry_after_of_request
 from api.door import Access, Cost
 from api.events import EventResource
 from api.job_streams import JobStreamResource
-from api.jobs import JobResource
+from api.job_view import JobView
+from api.jobs import FAILED_FILTERS, JobResource
+from api.long_poll import Reader
 from api.overview import OverviewResource
-from api.patience import Reader
 from api.retries import RetryResource
+from api.retry_view import RetryView
 from api.watch import StatusWatch
 from shared.batches import Batch, Batches, BatchKey
 from shared.jobs import Jobs
@@ -34,22 +33,22 @@ if TYPE_CHECKING:
     from api.watch import Waiters
 
 _ID: Final = r"{id:(?!(?:stats|types|series|events|retry)\Z)[^/]+}"
-"""An id as the last segment of a path; these words are never one, so that another method on them is 405."""
+"""An id as the last segment of a path. The listed words are no ids, so another method on them is 405, not 404."""
 
 READ: Final = Access(Cost.READ, Scope.READ)
 RETRY: Final = Access(Cost.RETRY, Scope.RETRY, writes=True)
 COUNT: Final = READ._replace(units=5)
-"""Counts read more than a page does."""
+"""Counting reads more rows than a page does."""
 NARROWED: Final = READ._replace(narrowed=True)
-"""What a token may call that is narrowed to some jobs."""
+"""Also for a token that is narrowed to some jobs."""
 BULK: Final = Access(Cost.BULK, Scope.RETRY_BULK, writes=True)
 
 
 class Stores(NamedTuple):
-    """What the resources stand on.
+    """What the resources read and write.
 
-    `readable_jobs` and `overview` may be a replica's; what is decided is decided on `jobs`, and so is what is waited
-    for: a replica that is behind would show a waiter the failure from before a retry.
+    `readable_jobs` and `overview` may read a replica. Decisions and waiting use `jobs`, on the primary: a replica that
+    lags would show a waiter the failure from before a retry.
     """
 
     jobs: Jobs
@@ -61,7 +60,7 @@ class Stores(NamedTuple):
 
 
 class Watches(NamedTuple):
-    """Who waits, for what."""
+    """The watches: what clients can wait for."""
 
     jobs: StatusWatch[JobKey, Job]
     retries: StatusWatch[RetryKey, Retry]
@@ -69,7 +68,7 @@ class Watches(NamedTuple):
 
     @classmethod
     def over(cls, stores: Stores, *, interval_s: float, waiters: "Waiters") -> "Watches":
-        """Watches of everything that can be waited for; they count their waiters together."""
+        """Make the watches; their waiters are counted together."""
         jobs, retries, batches = stores.jobs, stores.retries, stores.batches
         return cls(
             StatusWatch(changed=jobs.changed, load=jobs.find_many, interval_s=interval_s, waiters=waiters),
@@ -78,7 +77,7 @@ class Watches(NamedTuple):
         )
 
     def close(self) -> None:
-        """Answer everybody who waits, now, and end the streams."""
+        """Answer all waiters now, and end the streams."""
         self.jobs.close()
         self.retries.close()
         self.batches.close()
@@ -97,7 +96,7 @@ def add_routes(
     poke: "Callable[[], None]",
     poke_bulk: "Callable[[], None]",
 ) -> None:
-    """Put every resource behind the door. `poke` and `poke_bulk` tell the relay of something to publish."""
+    """Add all routes, behind the door. `poke` and `poke_bulk` wake the relay when there is something to publish."""
     fresh = _job_reader(stores.jobs, watches, max_wait_s)
     reader = fresh if stores.readable_jobs is stores.jobs else _job_reader(stores.readable_jobs, watches, max_wait_s)
     job = JobResource(stores.readable_jobs, ids, reader, cursors, fresh=fresh)
@@ -122,10 +121,10 @@ def add_routes(
         poke=poke_bulk,
     )
 
-    job_filters = ("status", "type", "created_after", "created_before", *jobs_api.FAILED_FILTERS)
+    job_filters = ("status", "type", "created_after", "created_before", *FAILED_FILTERS)
     retry_filters = ("state", "job_id", "batch_id", "actor")
     for method, path, access, handler in (
-        # First, as what comes first is looked at first, and hardly anything else is asked for.
+        # First: routes are matched in order, and this is the hot one.
         ("GET", f"/api/jobs/{_ID}", NARROWED.taking("include", "fresh"), job.get_job),
         ("GET", "/api/jobs", NARROWED.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
         ("GET", "/api/jobs/stats", COUNT.taking("type"), overview.get_stats),
@@ -155,9 +154,7 @@ def _job_reader(jobs: Jobs, watches: Watches, max_wait_s: int) -> Reader[JobKey,
     return Reader(
         get=jobs.get,
         watch=watches.jobs,
-        etag_of=etag_of_job,
-        retry_after_of=retry_after_of_job,
-        encoded=jobs_api.encoded,
+        view=JobView(),
         rest_of=jobs.rest_of,
         max_wait_s=max_wait_s,
     )
@@ -167,9 +164,7 @@ def _retry_reader(stores: Stores, watches: Watches, max_wait_s: int) -> Reader[R
     return Reader(
         get=stores.retries.get,
         watch=watches.retries,
-        etag_of=etag_of_retry,
-        retry_after_of=retry_after_of_request,
-        encoded=retries_api.encoded,
+        view=RetryView(),
         max_wait_s=max_wait_s,
     )
 
@@ -178,8 +173,6 @@ def _batch_reader(stores: Stores, watches: Watches, max_wait_s: int) -> Reader[B
     return Reader(
         get=stores.batches.get,
         watch=watches.batches,
-        etag_of=etag_of_batch,
-        retry_after_of=retry_after_of_request,
-        encoded=batches_api.encoded,
+        view=BatchView(),
         max_wait_s=max_wait_s,
     )

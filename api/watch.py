@@ -1,8 +1,14 @@
-"""StatusWatch: one batched look per tick serves everybody who waits, however many they are.
+"""StatusWatch: any number of clients wait for a value to change, and one query a tick serves them all.
 
-Nothing is installed in the database: no trigger, no LISTEN, no write right. Once a tick, one query compares what the
-waiters have seen with what there is; whole rows are loaded only where something changed. With nobody waiting there is
-no tick.
+1. A waiter names a key, and the value that it has seen. The waiters of one key share what was seen of it last.
+2. Each tick has one look: a query compares what was seen with what there is, and returns the keys that differ; only
+   their rows are loaded. The database needs nothing for it: no trigger, no LISTEN, no right to write.
+3. The waiters of a changed key are woken with its new value. Each decides whether that is enough, or waits on.
+4. A key is disputed when a new waiter has seen another value than the others: nothing says whose value is older. The
+   next look loads the key without comparing, and wakes all its waiters.
+5. A look does not wake a waiter that came while it was under way, because that waiter may have seen a newer value. It
+   makes the key disputed, so the next look decides.
+6. Without waiters there is no tick.
 """
 
 import asyncio
@@ -13,19 +19,20 @@ from typing import Final, Generic, TypeVar
 
 import structlog
 
+from shared.backoff import Outage
 from shared.errors import DatabaseUnavailable
 
 log = structlog.stdlib.get_logger(__name__)
 
 _WOKEN_AT_ONCE: Final = 200
-"""Then the event loop gets a turn: all of ten thousand at once would hold up everybody else for half a second."""
+"""Then other tasks run: to wake ten thousand waiters at once would delay all other requests for half a second."""
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
 class Waiters:
-    """How many wait, over all watches of this process, and how many may."""
+    """Counts the waiters of all watches of this process, and bounds them."""
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
@@ -33,12 +40,12 @@ class Waiters:
 
     @property
     def full(self) -> bool:
-        """Whether nobody more may wait."""
+        """Whether all places are taken."""
         return self.count >= self._maximum
 
     @contextmanager
     def place(self) -> Iterator[bool]:
-        """A place among those who wait, until the block ends; False where all are taken."""
+        """Take a place until the block ends; gives False, and takes none, where all are taken."""
         if self.full:
             yield False
             return
@@ -50,14 +57,14 @@ class Waiters:
 
 
 class _End(Enum):
-    """Why somebody is woken without news."""
+    """Why a waiter is woken without a new value."""
 
-    LET_GO = "the time is up, the client has left, or we stop"
-    GONE = "there is nothing behind the key any more"
+    RELEASED = "its time is up, its client has left, or the watch was closed"
+    GONE = "the key has no value any more"
 
 
 class _Waiter(Generic[V]):
-    """One who waits since the `since`th look; `woken` gets the new value, or why there is none."""
+    """Waits since the look number `since`. `woken` gets the new value, or the reason why there is none."""
 
     __slots__ = ("alive", "since", "woken")
 
@@ -72,10 +79,7 @@ class _Waiter(Generic[V]):
 
 
 class _Watched(Generic[V]):
-    """What somebody has seen last of one key, and all who wait for more.
-
-    `disputed`: they have seen different things. Whose is out of date, the next look tells all.
-    """
+    """One key: the value seen last, and the waiters. It is disputed when they have seen different values."""
 
     __slots__ = ("disputed", "seen", "waiters")
 
@@ -88,8 +92,8 @@ class _Watched(Generic[V]):
 class StatusWatch(Generic[K, V]):
     """Watches values by key.
 
-    `changed` answers which keys are no longer as seen (a deleted one is not); `load` reads values anew, without those
-    that are gone. Both get 1..n distinct keys, and may raise DatabaseUnavailable: then the next tick tries again.
+    `changed` returns the keys whose value is no longer the one seen, or is gone; `load` reads values, and leaves out
+    keys without one. Both get 1..n distinct keys. Where they raise, the next tick tries again.
     """
 
     def __init__(
@@ -107,25 +111,25 @@ class StatusWatch(Generic[K, V]):
         self._watched: dict[K, _Watched[V]] = {}
         self._looks = 0
         self._ticking: asyncio.Task[None] | None = None
-        self._trouble: type[Exception] | None = None
+        self._outage = Outage()
         self.closed = False
 
     @property
     def full(self) -> bool:
-        """Whether nobody more may wait, here or in the watches that share our count."""
+        """Whether all places are taken, by the waiters of this watch and of those that share its count."""
         return self._waiters.full
 
     def place(self) -> AbstractContextManager[bool]:
-        """A place among those who wait, here or there, to `hold` in, once or again and again; False without one."""
+        """Take a place until the block ends: to call `wait_for_change`, once or often. False where all are taken."""
         return self._waiters.place()
 
-    async def hold(
+    async def wait_for_change(
         self, key: K, seen: V, *, until: float, enough: Callable[[V], bool], alive: Callable[[], bool]
     ) -> V | None:
-        """Wait until the value behind `key` is `enough`; answers the last value seen, enough or not; None if gone.
+        """Wait until the value of `key` is `enough`; return the last value seen, enough or not, or None if it is gone.
 
-        `seen` is what the caller has just read. Ends early at `until` (the event loop's time), at close, and soon after
-        `alive` turns false. To be called within a `place`.
+        `seen` is the value that the caller has just read. The wait ends early at `until` (in the event loop's time),
+        when the watch is closed, and at the next tick after `alive` turns false. Call it within a `place`.
         """
         loop = asyncio.get_running_loop()
         value = seen
@@ -133,19 +137,19 @@ class StatusWatch(Generic[K, V]):
             news = await self._next_change(loop, key, value, until, alive)
             if news is _End.GONE:
                 return None
-            if news is _End.LET_GO:
+            if news is _End.RELEASED:
                 break
             value = news
         return value
 
     def close(self) -> None:
-        """Wake everybody, now; nobody waits from here on."""
+        """Wake all waiters now; from here on `wait_for_change` returns at once."""
         self.closed = True
         if self._ticking is not None:
             self._ticking.cancel()
         for watched in self._watched.values():
             for waiter in watched.waiters:
-                waiter.wake(_End.LET_GO)
+                waiter.wake(_End.RELEASED)
 
     async def _next_change(
         self, loop: asyncio.AbstractEventLoop, key: K, seen: V, until: float, alive: Callable[[], bool]
@@ -157,7 +161,7 @@ class StatusWatch(Generic[K, V]):
         watched.waiters.add(waiter)
         if self._ticking is None or self._ticking.done():
             self._ticking = loop.create_task(self._tick())
-        timer = loop.call_at(until, waiter.wake, _End.LET_GO)
+        timer = loop.call_at(until, waiter.wake, _End.RELEASED)
         try:
             return await waiter.woken
         finally:
@@ -167,27 +171,28 @@ class StatusWatch(Generic[K, V]):
                 del self._watched[key]
 
     async def _tick(self) -> None:
+        """Look once per interval while there are waiters."""
         while self._watched:
             await asyncio.sleep(self._interval_s)
             try:
-                self._let_go_of_the_gone()
+                self._release_disconnected()
                 await self._look()
-            except Exception as error:  # whatever it is: nobody else would look for those who wait
-                if type(error) is not self._trouble:
-                    # A database that is away is no news of ours; anything else is a mistake of ours, with its trace.
-                    trace = not isinstance(error, DatabaseUnavailable)
+            except Exception as error:  # of any kind: otherwise the waiters would wait for nothing
+                if self._outage.begin(type(error)):
+                    trace = not isinstance(error, DatabaseUnavailable)  # only for faults of our own
                     log.warning("watch could not look", error=str(error), watched=len(self._watched), exc_info=trace)
-                self._trouble = type(error)
             else:
-                self._trouble = None
+                self._outage.end()
 
-    def _let_go_of_the_gone(self) -> None:
+    def _release_disconnected(self) -> None:
+        """Wake the waiters whose clients have left."""
         for watched in self._watched.values():
             for waiter in watched.waiters:
                 if not waiter.alive():
-                    waiter.wake(_End.LET_GO)
+                    waiter.wake(_End.RELEASED)
 
     async def _look(self) -> None:
+        """Wake the waiters of the keys that have changed."""
         self._looks += 1
         look = self._looks
         disputed = [key for key, watched in self._watched.items() if watched.disputed]
@@ -212,5 +217,5 @@ class StatusWatch(Generic[K, V]):
             for waiter in watched.waiters:
                 if waiter.since < look:
                     waiter.wake(_End.GONE if value is None else value)
-                else:  # came while we were looking, and may have seen what is newer than what we have
+                else:  # it came during this look, and may have seen a newer value
                     watched.disputed = True

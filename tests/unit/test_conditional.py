@@ -10,16 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from api.conditional import (
-    condition_of,
-    etag_of_job,
-    etag_of_retry,
-    matches,
-    retry_after_of_job,
-    retry_after_of_request,
-    versions_of,
-)
-from api.jobs import encoded
+from api.conditional import condition_of, matches
+from api.job_view import JobView, versions_of
+from api.retry_view import RetryView
 from shared.models import (
     Job,
     JobId,
@@ -96,7 +89,7 @@ def retry(**changed: object) -> Retry:
     ],
 )
 def test_a_job_s_tag_is_its_version_and_the_queued_retry(seen: Job, tag: str) -> None:
-    assert etag_of_job(seen) == tag
+    assert JobView().etag(seen) == tag
 
 
 # The row is a function of its version, as in PostgreSQL, and a retry's time a function of its id.
@@ -129,7 +122,7 @@ def test_two_bodies_are_equal_exactly_when_their_tags_are(  # noqa: PLR0917 - ge
     one = seen(row, pending, with_payload=with_payload)
     other = seen(other_row, other_pending, with_payload=other_with_payload)
 
-    assert (encoded(one) == encoded(other)) == (etag_of_job(one) == etag_of_job(other))
+    assert (JobView().body(one) == JobView().body(other)) == (JobView().etag(one) == JobView().etag(other))
 
 
 def test_a_retry_s_tag_changes_when_it_is_settled() -> None:
@@ -140,8 +133,8 @@ def test_a_retry_s_tag_changes_when_it_is_settled() -> None:
         for when in (NOW, at(0.000001))
     ]
 
-    assert len({etag_of_retry(each) for each in [retry(), *settled]}) == 1 + len(settled)
-    assert etag_of_retry(retry()) == etag_of_retry(retry())
+    assert len({RetryView().etag(each) for each in [retry(), *settled]}) == 1 + len(settled)
+    assert RetryView().etag(retry()) == RetryView().etag(retry())
 
 
 # -- If-None-Match
@@ -293,7 +286,7 @@ def test_what_a_proxy_adds_to_a_tag_is_overlooked(suffix: str, weak: str) -> Non
     ],
 )
 def test_a_job_says_when_to_look_again_while_it_is_not_done(seen: Job, seconds: int | None) -> None:
-    assert retry_after_of_job(seen, NOW) == seconds
+    assert JobView().retry_after(seen, NOW) == seconds
 
 
 @given(
@@ -307,7 +300,7 @@ def test_whatever_the_clocks_say_the_wait_is_bounded(
 ) -> None:
     seen = job(status=status, scheduled_at=scheduled_at, started_at=started_at, created_at=created_at)
 
-    seconds = retry_after_of_job(seen, NOW)
+    seconds = JobView().retry_after(seen, NOW)
 
     assert seconds is None if seen.done else seconds is not None and 1 <= seconds <= 300
 
@@ -325,4 +318,4 @@ def test_whatever_the_clocks_say_the_wait_is_bounded(
     ],
 )
 def test_a_retry_says_when_to_look_again_until_it_is_settled(seen: Retry, seconds: int | None) -> None:
-    assert retry_after_of_request(seen, NOW) == seconds
+    assert RetryView().retry_after(seen, NOW) == seconds

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client import CollectorRegistry
 
-from api import about, batches, jobs, overview, problems, retries
+from api import about, batch_view, batches, job_view, jobs, overview, problems, retries, retry_view
 from api.app import create_app
 from api.auth import Scope
 from api.door import Access, Call, Door
@@ -145,8 +145,8 @@ def test_each_problem_that_is_shown_is_the_one_that_is_meant() -> None:
 @pytest.mark.parametrize(
     ("schema", "struct"),
     [
-        ("Job", jobs._JobBody), ("Retry", retries._RetryBody), ("Batch", batches._BatchBody),
-        ("JobPage", jobs._Page), ("JobsFound", jobs._Found), ("UnreadableJob", jobs._Unreadable),
+        ("Job", job_view._JobBody), ("Retry", retry_view._RetryBody), ("Batch", batch_view._BatchBody),
+        ("JobPage", jobs._Page), ("JobsFound", jobs._Found), ("UnreadableJob", job_view._Unreadable),
         ("JobStats", overview._Stats), ("Count", overview._Count), ("SeriesBucket", overview._Bucket),
         ("JobSeries", overview._SeriesBody), ("JobTypes", overview._TypesBody), ("FailureGroup", overview._Group),
         ("FailureGroups", overview._FailuresBody), ("RetryStats", overview._RetryStatsBody), ("Me", about._MeBody),

@@ -34,7 +34,9 @@ async def test_others_get_their_turns_while_thousands_hear_of_a_change() -> None
     async def wait(key: int) -> None:
         nonlocal heard
         assert (
-            await watch.hold(key, 1, until=loop.time() + 30, enough=lambda value: value == 2, alive=lambda: True)
+            await watch.wait_for_change(
+                key, 1, until=loop.time() + 30, enough=lambda value: value == 2, alive=lambda: True
+            )
             == values.now
         )
         heard += 1
@@ -67,7 +69,7 @@ async def test_a_look_that_fails_is_told_of_once_and_followed_by_another(caplog:
     watch = StatusWatch(changed=changed, load=values.load, interval_s=0.01, waiters=Waiters(1))
     values.now = 2
     with Log(caplog).kept() as log:
-        held = watch.hold(1, 1, until=loop.time() + 10, enough=lambda value: value == 2, alive=lambda: True)
+        held = watch.wait_for_change(1, 1, until=loop.time() + 10, enough=lambda value: value == 2, alive=lambda: True)
         assert await held == 2
 
     assert looks == 4

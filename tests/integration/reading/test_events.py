@@ -281,13 +281,13 @@ async def test_a_job_that_was_read_anew_and_is_the_same_is_no_event(
     api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api_events(), "KEEP_ALIVE_S", 0.05)
-    hold = StatusWatch.hold
+    wait_for_change = StatusWatch.wait_for_change
 
-    async def hold_and_read_anew(*args: Any, **given: Any) -> Job | None:  # noqa: ANN401 - passed on
-        held: Job | None = await hold(*args, **given)
+    async def wait_and_read_anew(*args: Any, **given: Any) -> Job | None:  # noqa: ANN401 - passed on
+        held: Job | None = await wait_for_change(*args, **given)
         return held if held is None else msgspec.structs.replace(held)
 
-    monkeypatch.setattr(StatusWatch, "hold", hold_and_read_anew)
+    monkeypatch.setattr(StatusWatch, "wait_for_change", wait_and_read_anew)
     job = await jobs.pending()
     async with stream_of(api, job) as stream:
         blocks = [await stream.news() for _ in range(3)]

@@ -1,8 +1,9 @@
-"""Reading patiently: how often the database is asked around a hold, and that all of it together is in time."""
+"""Long-polls: how often the database is read around a wait, and that all reads together are in time."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from api.auth import Principal
 from api.door import Call
-from api.patience import Reader, wait_of
+from api.long_poll import Reader, wait_of
 from api.watch import StatusWatch, Waiters
 from shared.errors import DatabaseUnavailable
 from shared.models import ProjectId
@@ -25,6 +26,19 @@ class Pending(NamedTuple):
     """Something that nothing becomes of."""
 
     done: bool = False
+
+
+class PendingView:
+    """It always looks the same."""
+
+    def etag(self, _value: Pending) -> str:
+        return '"1"'
+
+    def retry_after(self, _value: Pending, _now: datetime) -> int | None:
+        return None
+
+    def body(self, _value: Pending) -> bytes:
+        return b"{}"
 
 
 def watching(*, look: Callable[[], None] = lambda: None) -> StatusWatch[str, Pending]:
@@ -46,9 +60,7 @@ def reading(
     return Reader(
         get=get,
         watch=watch,
-        etag_of=lambda _: '"1"',
-        retry_after_of=lambda *_: None,
-        encoded=lambda _: b"{}",
+        view=PendingView(),
         max_wait_s=max_wait_s,
     )
 
