@@ -12,11 +12,13 @@ WORKDIR /src
 # .ci/uv fetches the uv that uv.lock pins, and checks its hash, as uv does with everything else.
 COPY .ci/uv .ci/uv
 COPY pyproject.toml uv.lock ./
+COPY redrive_client/pyproject.toml redrive_client/
 RUN --mount=type=cache,target=/root/.cache/uv \
     python3 .ci/uv sync --locked --no-dev --no-install-project
 COPY LICENSE README.md ./
 COPY api api
 COPY cli cli
+COPY redrive redrive
 COPY redrive_client redrive_client
 COPY shared shared
 COPY worker worker

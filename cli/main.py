@@ -305,7 +305,3 @@ for _group in (jobs, retries, batches, dead):
     app.add_typer(_group.app, rich_help_panel=_OPERATING)
 app.command(rich_help_panel=_OPERATING)(retrying.retry)
 app.command(rich_help_panel=_SETTING_UP)(pruning.prune)
-
-
-if __name__ == "__main__":
-    main()

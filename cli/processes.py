@@ -70,8 +70,8 @@ class _Child:
     async def _started(self) -> "Process":
         self._socket.unlink(missing_ok=True)
         return await asyncio.create_subprocess_exec(
-            # -P: the current folder may hold an api.py of its own, and -m would look there first.
-            sys.executable, "-P", "-m", "cli.main", "api", "--one-of-several", str(self._socket),
+            # -P: the current folder may hold a redrive.py of its own, and -m would look there first.
+            sys.executable, "-P", "-m", "redrive", "api", "--one-of-several", str(self._socket),
             stdin=asyncio.subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is for us; what we make of it reaches the others
         )  # fmt: skip

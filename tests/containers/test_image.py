@@ -40,7 +40,7 @@ def test_the_image_has_the_sources_of_this_checkout_and_no_older_ones(image: str
     program = """
 import hashlib, sysconfig
 from pathlib import Path
-root = Path(sysconfig.get_path("purelib"))
+root = Path(sysconfig.get_path("purelib"), "redrive", "_path")
 for name in ("api", "cli", "redrive_client", "shared", "worker"):
     for path in (root / name).rglob("*"):
         if path.suffix in (".py", ".sql"):
