@@ -199,7 +199,7 @@ def _odd_types(columns: "Collection[Row]", read: "dict[str, str]") -> Iterator[t
 
 async def _types_read(place: _Place) -> dict[str, str]:
     """Of what type the times are when a job is read: a statement of ours may have made them what they should be."""
-    sql = statements("check", "cli")["types_read"].replace("FIND_JOBS", statements("jobs")["find_jobs"])
+    sql = statements("check", "cli")["types_read"].replace("FIND_JOBS", statements("jobs")["find"])
     try:
         rows = await place.database.fetch(sql, *[None] * _parameters_of(sql))
     except (StatementRefused, DatabaseUnavailable):

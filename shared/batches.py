@@ -201,7 +201,7 @@ class Batches:
                 )
                 return [(job.id, job.blocked_by) for job in found]
             ids = list(dict.fromkeys(chosen))
-            rows = await self._database.fetch(self._sql["look_at"], request.project_id, ids, request.extra_attempts)
+            rows = await self._database.fetch(self._sql["blocks"], request.project_id, ids, request.extra_attempts)
         except StatementRefused as error:
             raise JobUnreadable from error
         return [(JobId(row["id"]), row["blocked_by"]) for row in rows]
@@ -214,7 +214,7 @@ class Batches:
             await self._keys.claim(session, [(request.key, Claim(batch_id=batch_id))])
         free = [job_id for job_id, block in blocks if block is None]
         rows = await session.fetch(
-            self._sql["accept_batch"],
+            self._sql["insert_requests"],
             batch_id,
             request.project_id,
             [uuid7() for _ in free],
@@ -231,7 +231,7 @@ class Batches:
             Skipped(job_id, _CODES[block or moved_on[job_id]]) for job_id, block in blocks if job_id not in written
         ]
         await session.fetch(
-            self._sql["record_batch"],
+            self._sql["insert_batch"],
             batch_id,
             request.project_id,
             request.actor,
@@ -248,14 +248,14 @@ class Batches:
         """What has come between our look at these jobs and the writing."""
         if not lost:
             return {}
-        rows = await session.fetch(self._sql["look_at"], request.project_id, lost, request.extra_attempts)
+        rows = await session.fetch(self._sql["blocks"], request.project_id, lost, request.extra_attempts)
         return {JobId(row["id"]): row["blocked_by"] or RetryBlock.RETRY_QUEUED for row in rows}
 
     async def _replay(self, project_id: ProjectId, claim: Claim) -> AcceptedBatch:
         if claim.batch_id is None:
             raise BatchNotFound
         async with self._database.slot():
-            ((total, skipped),) = await self._database.fetch(self._sql["find_skipped"], claim.batch_id, project_id)
+            ((total, skipped),) = await self._database.fetch(self._sql["replay"], claim.batch_id, project_id)
         return AcceptedBatch(claim.batch_id, total, msgspec.json.decode(skipped, type=list[Skipped]), replayed=True)
 
     async def get(self, key: BatchKey) -> Batch:
@@ -268,7 +268,7 @@ class Batches:
     async def find_many(self, keys: Sequence[BatchKey]) -> Mapping[BatchKey, Batch]:
         """The batches behind distinct keys; one that matches nothing is missing."""
         ids, projects = zip(*keys, strict=True)
-        rows = await self._database.fetch(self._sql["find_batches"], ids, projects)
+        rows = await self._database.fetch(self._sql["find_many"], ids, projects)
         return {BatchKey(batch.id, batch.project_id): batch for batch in map(_batch_of, rows)}
 
     async def page(
@@ -280,9 +280,7 @@ class Batches:
         """
         at, batch_id = (None, None) if after is None else after
         async with self._database.slot():
-            rows = await self._database.fetch(
-                self._sql["list_batches"], project_id, actor, at, batch_id, limit + 1, COUNTED
-            )
+            rows = await self._database.fetch(self._sql["page"], project_id, actor, at, batch_id, limit + 1, COUNTED)
         shown = [row for row in rows if row["counted"]][:limit]
         return [_batch_of(row) for row in shown], len(rows) > len(shown)
 
@@ -298,9 +296,7 @@ class Batches:
         until = asyncio.get_running_loop().time() + _CANCEL_WITHIN_S
         while not batch.done:
             async with self._database.slot():
-                rows = await self._database.fetch(
-                    self._sql["cancel_batch"], key.project_id, key.id, actor, CANCELLED_AT_ONCE
-                )
+                rows = await self._database.fetch(self._sql["cancel"], key.project_id, key.id, actor, CANCELLED_AT_ONCE)
             if len(rows) == CANCELLED_AT_ONCE:
                 continue
             batch = await self.get(key)

@@ -163,7 +163,7 @@ async def _facts_of(connection: "Connection") -> asyncpg.Record | None:
     """What the server is; None where statements that other clients have prepared are in the way: behind a pooler."""
     try:
         async with connection.transaction():  # one server for all of it, whatever stands between
-            (facts,) = await connection.fetch(_SQL["session"])
+            (facts,) = await connection.fetch(_SQL["facts_of"])
     except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError):
         return None
     return facts

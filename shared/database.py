@@ -271,7 +271,7 @@ class Database:
     async def fetch_within(self, seconds: float, sql: str, *args: object) -> list[Row]:
         """As `fetch`, but the server gives the statement up after so many seconds. Raises StatementTimeout then."""
         async with self.transaction() as session:
-            await session.fetch(_SQL["limit_time"], f"{int(min(seconds, self._timeout_s * 0.9) * 1000)}")
+            await session.fetch(_SQL["fetch_within"], f"{int(min(seconds, self._timeout_s * 0.9) * 1000)}")
             return await session.fetch(sql, *args)
 
     @asynccontextmanager

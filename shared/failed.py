@@ -87,7 +87,7 @@ class FailedJobs:
             retryable,
             *((None, None) if after is None else after),
         ]
-        rows = await self._refusing_no_text(arguments)
+        rows = await self._match(arguments)
         return [
             FailedJob(
                 JobId(row["id"]),
@@ -97,9 +97,9 @@ class FailedJobs:
             for row in rows
         ]
 
-    async def _refusing_no_text(self, arguments: "list[object]") -> "Sequence[Row]":
+    async def _match(self, arguments: "list[object]") -> "Sequence[Row]":
         """The rows; none where the database refuses a text of the filter that it cannot hold: no job has it."""
-        sql = self._sql["match_failed"]
+        sql = self._sql["match"]
         try:
             return await self._database.fetch(sql, *arguments)
         except StatementRefused:
@@ -114,7 +114,7 @@ class FailedJobs:
     async def has_more(self, project_id: ProjectId, chosen: FailedFilter) -> bool:
         """Whether there are more failed jobs, by type and time alone, than are looked at."""
         try:
-            ((more,),) = await self._database.fetch(self._sql["has_more_failed"], project_id, *chosen[:3], LOOKED_AT)
+            ((more,),) = await self._database.fetch(self._sql["has_more"], project_id, *chosen[:3], LOOKED_AT)
         except StatementRefused:
             return False
         return bool(more)

@@ -60,7 +60,7 @@ WHOLE_AT_ONCE: Final = 8
 """So many jobs are read whole in one query: one may have a megabyte, and is held three times meanwhile."""
 
 _LIMIT: Final = 6
-"""Where `list_jobs` takes how many."""
+"""Which argument of `page` and `positions` says how many rows."""
 
 _BEFORE_ALL: Final = -(2**63)
 """-infinity, as PostgreSQL has it."""
@@ -103,20 +103,24 @@ class Jobs:
         self._sql = statements("jobs")
         self._failed = FailedJobs(database)
         self._coalescer: Coalescer[JobKey, Job] = Coalescer(
-            self._load, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
+            self._find, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
         )
         self._with_payload: Coalescer[JobKey, Job] = Coalescer(
-            self._load_hashed, max_batch=WHOLE_AT_ONCE, late_s=LATE_S, probe=self._probe_payload, refusal=JobUnreadable
+            self._find_with_payload,
+            max_batch=WHOLE_AT_ONCE,
+            late_s=LATE_S,
+            probe=self._probe_payload,
+            refusal=JobUnreadable,
         )
         self._whole: Coalescer[JobKey, Job] = Coalescer(
-            self._load_whole, max_batch=WHOLE_AT_ONCE, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
+            self._find_whole, max_batch=WHOLE_AT_ONCE, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
         )
         self._whole_with_payload: Coalescer[JobKey, Job] = Coalescer(
-            self._load_payload, max_batch=1, late_s=LATE_S, probe=self._probe_payload, refusal=JobUnreadable
+            self._find_whole_with_payload, max_batch=1, late_s=LATE_S, probe=self._probe_payload, refusal=JobUnreadable
         )
-        self._splitter: Splitter[JobKey, Job] = Splitter(self._load_any, probe=self._probe, refusal=JobUnreadable)
+        self._splitter: Splitter[JobKey, Job] = Splitter(self._find_any, probe=self._probe, refusal=JobUnreadable)
         self._in_hand = Allowance(IN_HAND_BYTES)
-        self._changes: Splitter[_Seen, bool] = Splitter(self._load_changed, probe=self._probe)
+        self._changes: Splitter[_Seen, bool] = Splitter(self._changed, probe=self._probe)
 
     def _job_of(self, row: "Row | tuple[Any, ...]", most: int = MAX_LISTED_ERROR) -> Job:
         """A row, by position: names would cost a dictionary look-up each. Raises JobUnreadable.
@@ -150,15 +154,15 @@ class Jobs:
 
     async def _probe(self) -> None:
         """Look for no job at all: what is wrong with the statement, and not with a row, shows here."""
-        await self._database.fetch(self._sql["find_jobs"], [], [], 1)
+        await self._database.fetch(self._sql["find"], [], [], 1)
 
     async def _probe_payload(self) -> None:
-        await self._database.fetch(self._sql["find_jobs_with_payload"], [], [], 1, True)  # noqa: FBT003 - SQL's
+        await self._database.fetch(self._sql["find_with_payload"], [], [], 1, True)  # noqa: FBT003 - SQL's
 
-    async def _load(self, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR) -> dict[JobKey, Job | RedriveError]:
+    async def _find(self, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR) -> dict[JobKey, Job | RedriveError]:
         ids, projects, _ = zip(*keys, strict=True)
         found: dict[JobKey, Job | RedriveError] = {}
-        for row in await self._database.fetch(self._sql["find_jobs"], ids, projects, most + 1):
+        for row in await self._database.fetch(self._sql["find"], ids, projects, most + 1):
             key = JobKey(row[0], row[1])
             try:
                 found[key] = self._job_of(row, most)
@@ -166,12 +170,12 @@ class Jobs:
                 found[key] = error
         return found
 
-    async def _load_hashed(
+    async def _find_with_payload(
         self, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR, *, whole: bool = False
     ) -> dict[JobKey, Job | RedriveError]:
         ids, projects, _ = zip(*keys, strict=True)
         found: dict[JobKey, Job | RedriveError] = {}
-        for row in await self._database.fetch(self._sql["find_jobs_with_payload"], ids, projects, most + 1, whole):
+        for row in await self._database.fetch(self._sql["find_with_payload"], ids, projects, most + 1, whole):
             *columns, hashed, payload = row
             key = JobKey(row[0], row[1], with_payload=True)
             try:
@@ -185,18 +189,18 @@ class Jobs:
             )
         return found
 
-    async def _load_whole(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
-        return await self._load(keys, MAX_ERROR)
+    async def _find_whole(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
+        return await self._find(keys, MAX_ERROR)
 
-    async def _load_payload(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
-        return await self._load_hashed(keys, MAX_ERROR, whole=True)
+    async def _find_whole_with_payload(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
+        return await self._find_with_payload(keys, MAX_ERROR, whole=True)
 
-    async def _load_any(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
+    async def _find_any(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
         """The jobs behind keys of both kinds, light: one query for each kind."""
         plain = [key for key in keys if not key.with_payload]
         hashed = [key for key in keys if key.with_payload]
-        found = await self._load(plain) if plain else {}
-        return found | (await self._load_hashed(hashed) if hashed else {})
+        found = await self._find(plain) if plain else {}
+        return found | (await self._find_with_payload(hashed) if hashed else {})
 
     async def find_many(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job]:
         """The jobs behind up to some thousand distinct keys, light, in one query.
@@ -228,9 +232,9 @@ class Jobs:
         )
         return [one.key for one in changed]
 
-    async def _load_changed(self, seen: Sequence["_Seen"]) -> dict["_Seen", bool | RedriveError]:
+    async def _changed(self, seen: Sequence["_Seen"]) -> dict["_Seen", bool | RedriveError]:
         rows = await self._database.fetch(
-            self._sql["changed_jobs"],
+            self._sql["changed"],
             [one.key.id for one in seen],
             [one.key.project_id for one in seen],
             [one.version for one in seen],
@@ -283,11 +287,9 @@ class Jobs:
         async with self._database.slot():
             try:
                 if wanted.status is None:
-                    rows = await self._database.fetch(self._sql["list_jobs"], *arguments, below)
+                    rows = await self._database.fetch(self._sql["page"], *arguments, below)
                 else:
-                    rows = await self._database.fetch(
-                        self._sql["list_jobs_of_status"], *arguments, wanted.status, below
-                    )
+                    rows = await self._database.fetch(self._sql["page_of_status"], *arguments, wanted.status, below)
             except (StatementRefused, DatabaseUnfit):
                 listed = await self._list_apart(project_id, [*arguments, below, wanted.status])
             else:
@@ -335,17 +337,20 @@ class Jobs:
         except JobUnreadable:
             return UnreadableJob(row[0]), position
 
+    async def _positions(self, arguments: list[object]) -> "Sequence[Row]":
+        return await self._database.fetch(self._sql["positions"], *arguments)
+
     async def _list_apart(
         self, project_id: ProjectId, arguments: list[object]
     ) -> list[tuple[Job | UnreadableJob, Position]]:
         """The same page, of which a row could not be read: the ids first, then the jobs behind them."""
         await self._probe()
         try:
-            await self._database.fetch(self._sql["list_places"], *arguments[:_LIMIT], 0, *arguments[_LIMIT + 1 :])
+            await self._positions([*arguments[:_LIMIT], 0, *arguments[_LIMIT + 1 :]])
         except StatementRefused:
             return []  # a text to filter by that this database cannot hold: no job has it
         try:
-            rows = await self._database.fetch(self._sql["list_places"], *arguments)
+            rows = await self._positions(arguments)
         except (StatementRefused, DatabaseUnfit) as error:
             raise JobUnreadable from error
         positions = {JobKey(row["id"], project_id): Position(row["place"], row["id"]) for row in rows}

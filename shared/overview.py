@@ -106,7 +106,7 @@ class Overview:
     async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[str, StatusStats]:  # noqa: A002 - its name in the contract
         """How many jobs stand where, for each of STATUSES. Where even the newest jobs take too long: 0, and capped."""
         try:
-            rows = await self._count("count_statuses", (project_id, type, LOOKED_AT), bound=2)
+            rows = await self._count("stats", "stats_of_newest", (project_id, type, LOOKED_AT), bound=2)
         except StatementTimeout:
             return {status: StatusStats(0, capped=True, oldest_at=None, exhausted=0) for status in STATUSES}
         return {
@@ -123,7 +123,7 @@ class Overview:
         """The types of the newest jobs."""
         async with self._database.slot():
             try:
-                rows = await self._database.fetch(self._sql["list_types"], project_id, LOOKED_AT, TYPES)
+                rows = await self._database.fetch(self._sql["types"], project_id, LOOKED_AT, TYPES)
             except (StatementRefused, DatabaseUnfit) as error:
                 raise JobUnreadable from error
         if not rows:
@@ -147,7 +147,7 @@ class Overview:
         """The cells of each bucket, by status, beginning at `start`; jobs made at `end` or later are not counted."""
         arguments = (project_id, type, start, buckets, int(by.total_seconds()), CELL, CELLS, end)
         found = [dict.fromkeys(STATUSES, Cell()) for _ in range(buckets)]
-        for row in await self._count("count_cells", arguments, bound=3):
+        for row in await self._count("series", "series_of_newest", arguments, bound=3):
             found[row["bucket"]][row["status"]] = Cell(row["jobs"], row["capped"])
         return found
 
@@ -162,7 +162,8 @@ class Overview:
         """The newest failed jobs, in groups."""
         chosen = (project_id, type, created_after, created_before)
         rows = await self._count(
-            "group_failures",
+            "failures",
+            "failures_of_newest",
             (*chosen, LOOKED_AT, GROUPS, SAMPLE),
             bound=4,
             second=(*chosen, FEW_FAILURES, GROUPS, SAMPLE, LOOKED_AT),
@@ -190,7 +191,7 @@ class Overview:
     async def retries(self, project_id: ProjectId) -> RetryStats:
         """How the project's retries go."""
         async with self._database.slot():
-            (row,) = await self._database.fetch(self._sql["retry_stats"], project_id, LOOKED_AT, WAITS)
+            (row,) = await self._database.fetch(self._sql["retries"], project_id, LOOKED_AT, WAITS)
         return RetryStats(
             queued=Cell(min(row["queued"], LOOKED_AT), row["queued"] > LOOKED_AT),
             oldest_requested_at=row["oldest_requested_at"],
@@ -204,6 +205,7 @@ class Overview:
     async def _count(
         self,
         name: str,
+        second_name: str,
         arguments: Sequence[object],
         *,
         bound: int,
@@ -220,9 +222,7 @@ class Overview:
                 try:
                     return await self._database.fetch_within(FIRST_S, sql, *arguments)
                 except StatementTimeout:
-                    return await self._database.fetch_within(
-                        SECOND_S, self._sql[f"{name}_of_newest"], *(second or arguments)
-                    )
+                    return await self._database.fetch_within(SECOND_S, self._sql[second_name], *(second or arguments))
             except (StatementRefused, DatabaseUnfit) as error:
                 few = [*arguments]
                 few[bound] = 0

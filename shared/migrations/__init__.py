@@ -91,9 +91,17 @@ def migrate(url: "Url", *, timeout_s: float = 60) -> list[str]:
 
 async def missing_from(database: "Database") -> list[str]:
     """The files that are not applied, in order. Raises DatabaseUnavailable."""
-    ((found,),) = await database.fetch(_SQL["has_migrations"])
-    applied = {row["version"] for row in await database.fetch(_SQL["applied"])} if found else set()
+    applied = await _applied(database) if await _is_recorded(database) else set()
     return [name for name in names() if name.partition("_")[0] not in applied]
+
+
+async def _is_recorded(database: "Database") -> bool:
+    ((found,),) = await database.fetch(_SQL["is_recorded"])
+    return bool(found)
+
+
+async def _applied(database: "Database") -> set[str]:
+    return {row["version"] for row in await database.fetch(_SQL["applied"])}
 
 
 def missing(url: "Url") -> list[str]:
@@ -124,6 +132,17 @@ async def warn_of_missing(database: "Database") -> None:
         return
 
 
+async def _facts(connection: "asyncpg.Connection[asyncpg.Record]") -> asyncpg.Record:
+    """Whether the connection is encrypted, its user and its database."""
+    facts: asyncpg.Record
+    (facts,) = await connection.fetch(_SQL["facts"])
+    return facts
+
+
+async def _make_schema(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    await connection.execute(_SQL["make_schema"])
+
+
 async def _environment_of_dbmate(url: "Url") -> dict[str, str]:
     """What dbmate is started with. The URL goes by the environment: arguments can be read by all on the machine."""
     connector = Connector(
@@ -132,8 +151,8 @@ async def _environment_of_dbmate(url: "Url") -> dict[str, str]:
     opened = await connector.opened(timeout=CONNECT_S)
     try:
         async with asyncio.timeout(CONNECT_S):
-            (facts,) = await opened.connection.fetch(_SQL["session_of_migration"])
-            await opened.connection.execute(_SQL["make_schema"])
+            facts = await _facts(opened.connection)
+            await _make_schema(opened.connection)
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise DatabaseUnavailable(words_of(error)) from error
     finally:

@@ -1,6 +1,7 @@
 """Every statement of ours, as SQL: named blocks in the files beside this one.
 
-A block begins with `-- name: word` and ends where the next begins. The name is that of the method which runs it.
+A block begins with `-- name: word` and ends where the next begins. It has the name of the method that runs it, or one
+that begins with the method's, where the method has several. (tests/unit/test_sql_names.py)
 """
 
 import re

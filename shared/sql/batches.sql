@@ -1,7 +1,7 @@
 -- Bulk retries: choosing jobs, accepting them in one go, and counting what became of them.
 -- Rows are looked up one by one, LATERAL, for the reason that jobs.sql gives.
 
--- name: look_at
+-- name: blocks
 -- What stands against retrying these jobs, one by one; NULL where nothing does. In the order given.
 -- $1 text project id, $2 uuid[] job ids, distinct, $3 int extra attempts
 SELECT
@@ -26,7 +26,7 @@ LEFT JOIN LATERAL (
 ) AS queued ON true
 ORDER BY wanted.position;
 
--- name: accept_batch
+-- name: insert_requests
 -- Write down a request for each of these jobs that is still failed and has none queued. Answers the jobs whose request
 -- was written; for the others somebody was faster. How far `run_at` lies behind `requested_at`, which is now, is what
 -- counts when the request is applied.
@@ -48,13 +48,13 @@ ORDER BY j.id -- one order for all processes, so two batches cannot wait for eac
 ON CONFLICT (project_id, job_id) WHERE state = 'queued' DO NOTHING
 RETURNING job_id;
 
--- name: record_batch
+-- name: insert_batch
 -- $1 uuid id, $2 text project id, $3 text actor, $4 text reason, $5 jsonb the filter or NULL, $6 int how many were
 -- accepted, $7 jsonb the skipped
 INSERT INTO redrive.retry_batches (id, project_id, actor, reason, filter, total, skipped)
 VALUES ($1, $2, $3, $4, $5, $6, $7);
 
--- name: find_batches
+-- name: find_many
 -- Batches by (id, project), with how their requests stand.
 -- $1 uuid[] ids, $2 text[] project ids; same length
 SELECT
@@ -69,7 +69,7 @@ JOIN redrive.retry_batches AS b USING (id, project_id)
 LEFT JOIN redrive.retry_requests AS r ON r.project_id = b.project_id AND r.batch_id = b.id
 GROUP BY b.id;
 
--- name: list_batches
+-- name: page
 -- A page of a project's batches, newest first, with how their requests stand. Those beyond the sum of $6 requests are
 -- not counted: `counted` says so. The first always is.
 -- $1 text project id, $2 text actor or NULL; $3 timestamptz and $4 uuid the place below which the page begins, $5 int
@@ -108,7 +108,7 @@ CROSS JOIN LATERAL (
 ) AS r
 ORDER BY b.requested_at DESC, b.id DESC;
 
--- name: cancel_batch
+-- name: cancel
 -- Take back requests of a batch that are still queued, but for those that a worker or the relay has in hand: these are
 -- not waited for.
 -- $1 text project id, $2 uuid batch id, $3 text the actor that takes them back, $4 int how many at most
@@ -122,7 +122,7 @@ WHERE id = ANY (ARRAY(
 ))
 RETURNING id;
 
--- name: find_skipped
+-- name: replay
 -- Which jobs a batch left out, as it was first answered.
 -- $1 uuid id, $2 text project id
 SELECT total, skipped FROM redrive.retry_batches WHERE project_id = $2 AND id = $1;

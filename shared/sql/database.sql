@@ -1,4 +1,4 @@
--- name: session
+-- name: facts_of
 -- What the server is that this connection leads to: whether it takes no writes, and whether it follows another one; and
 -- which of its processes answers. Where that is not the one that the connection began with, a pooler stands between.
 SELECT
@@ -21,7 +21,7 @@ FROM (SELECT to_regclass('redrive.retry_requests')::oid AS oid) AS ledger;
 -- What cursors are signed with.
 SELECT key FROM redrive.cursor_key;
 
--- name: limit_time
+-- name: fetch_within
 -- Bound the statements of this transaction.
 -- $1 text milliseconds
 SELECT set_config('statement_timeout', $1, true);

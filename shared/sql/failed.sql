@@ -1,7 +1,7 @@
 -- Choosing failed jobs by what they have in common: for lists, and for bulk retries, so that what is shown is what would
 -- be retried.
 
--- name: match_failed
+-- name: match
 -- The failed jobs of a project that a filter matches, newest first, and what stands against retrying each. What a job's
 -- error or its retries are looked at for ($5 to $8) is looked at for no more than $10 jobs, the newest that the other
 -- filters leave. `place` is the time as the server has it, in microseconds since 2000.
@@ -58,7 +58,7 @@ WHERE $12::boolean IS NULL OR (j.blocked_by IS NULL) = $12
 ORDER BY j.created_at DESC, j.id DESC
 LIMIT $11;
 
--- name: has_more_failed
+-- name: has_more
 -- Whether more jobs have failed than are looked at.
 -- $1 to $4 as above, $5 int how many are looked at
 SELECT EXISTS (

@@ -6,7 +6,7 @@
 -- Columns are cast to the contract's types, which costs nothing where they have them, so that an enum, a varchar or a
 -- timestamp without time zone (UTC) reads as well. Texts are cut here: what is not shown is not fetched.
 
--- name: find_jobs
+-- name: find
 -- The jobs behind (id, project) pairs; a pair that matches nothing is missing from the answer.
 -- $1 uuid[] ids, $2 text[] project ids, same length; $3 int how many characters of an error to read
 SELECT
@@ -31,7 +31,7 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS queued ON true;
 
--- name: find_jobs_with_payload
+-- name: find_with_payload
 -- The same, with the payload's hash (16 hexadecimal digits) and its size in bytes, in one text; and the payload itself,
 -- where it is wanted. What is no JSON, or not such as every reader of JSON takes (jsonb is), is an error.
 -- $1 uuid[] ids, $2 text[] project ids, same length; $3 int how many characters of an error to read, $4 bool whether to
@@ -64,7 +64,7 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS queued ON true;
 
--- name: changed_jobs
+-- name: changed
 -- Which of the jobs are no longer as seen: another version, another queued retry, or gone.
 -- $1 uuid[] ids, $2 text[] project ids, $3 text[] versions seen, $4 uuid[] queued retries seen, NULL for none; same length
 SELECT wanted.id, wanted.project_id
@@ -81,7 +81,7 @@ LEFT JOIN LATERAL (
 ) AS queued ON true
 WHERE j.version IS DISTINCT FROM wanted.version OR queued.id IS DISTINCT FROM wanted.pending_retry_id;
 
--- name: list_jobs
+-- name: page
 -- A page of a project's jobs, newest first; those without a time last, of which nothing but the id is shown. The place
 -- to start from is always there, so that it bounds the index scan. `place` is the time as the server has it, in
 -- microseconds since 2000, be it infinity or a year that no calendar of Python's has. UNION ALL reads its second part
@@ -137,7 +137,7 @@ LEFT JOIN LATERAL (
 ) AS queued ON true
 ORDER BY j.place DESC NULLS LAST, j.id DESC;
 
--- name: list_jobs_of_status
+-- name: page_of_status
 -- The same of those with one status: a statement of its own, as a plan that serves both could not use an index on it.
 -- $1 to $7 as above, $8 text status, $9 uuid below which those without a time begin
 SELECT
@@ -188,9 +188,9 @@ LEFT JOIN LATERAL (
 ) AS queued ON true
 ORDER BY j.place DESC NULLS LAST, j.id DESC;
 
--- name: list_places
+-- name: positions
 -- The ids and places of such a page alone: where a row of it cannot be read, the others are then looked up one by one.
--- $1 to $8 as for list_jobs, $9 text status or NULL
+-- $1 to $8 as for `page`, $9 text status or NULL
 SELECT j.id, j.place
 FROM (
     (

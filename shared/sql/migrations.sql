@@ -1,4 +1,4 @@
--- name: has_migrations
+-- name: is_recorded
 -- Whether dbmate has written down what it applied; it has not where the files were run by hand.
 SELECT to_regclass('redrive.schema_migrations') IS NOT NULL AS found;
 
@@ -6,7 +6,7 @@ SELECT to_regclass('redrive.schema_migrations') IS NOT NULL AS found;
 -- The versions that were applied, in order.
 SELECT version FROM redrive.schema_migrations ORDER BY version;
 
--- name: session_of_migration
+-- name: facts
 -- Where this connection leads to: whether it is encrypted, whose it is, and to which database.
 SELECT
     coalesce((SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS encrypted,

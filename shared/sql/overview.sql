@@ -4,7 +4,7 @@
 -- is looked at behind the bound, not before it. Each statement on a status has a second form (`…_of_newest`), for tables
 -- without an index on (project_id, status, created_at, id): it reads the newest rows, whatever their status.
 
--- name: count_statuses
+-- name: stats
 -- For each status, how many jobs have it, from the oldest on, the oldest, and how many have no attempts left.
 -- `other`: of the newest jobs, those with any other word, or none.
 -- $1 text project id, $2 text type or NULL, $3 int how many rows to look at for each
@@ -38,7 +38,7 @@ FROM (
     LIMIT $3::int + 1
 ) AS newest;
 
--- name: count_statuses_of_newest
+-- name: stats_of_newest
 -- $1 to $3 as above
 WITH newest AS MATERIALIZED (
     SELECT
@@ -58,7 +58,7 @@ FROM unnest(ARRAY['pending', 'running', 'failed', 'completed', 'other']) AS s (s
 LEFT JOIN newest USING (status)
 GROUP BY s.status;
 
--- name: list_types
+-- name: types
 -- The types of the project's newest jobs, the most frequent first. `types`: how many there are; `more`: there are more
 -- jobs.
 -- $1 text project id, $2 int how many rows to look at, $3 int how many types
@@ -82,7 +82,7 @@ GROUP BY type
 ORDER BY jobs DESC, type
 LIMIT $3;
 
--- name: count_cells
+-- name: series
 -- How many jobs were made in each bucket of time, by status: a cell. The cells are counted one after the other, those of
 -- `failed` first, and each takes from what may be read in all: the first three statuses as much as a cell may, the
 -- others a fair share of the rest. A quarter of all is kept for these. Every cell reads at least one row, so that one
@@ -144,7 +144,7 @@ WITH RECURSIVE counted AS (
 )
 SELECT status, bucket, least(jobs, most) AS jobs, looked_at > most AS capped FROM counted WHERE cell >= 0;
 
--- name: count_cells_of_newest
+-- name: series_of_newest
 -- The same of the newest jobs of each bucket.
 -- $1 to $8 as above
 SELECT found.status, b.bucket, least(found.jobs, b.most) AS jobs, counted.looked_at > b.most AS capped
@@ -178,7 +178,7 @@ CROSS JOIN LATERAL (
         ('completed', counted.completed), ('other', counted.other)
 ) AS found (status, jobs);
 
--- name: group_failures
+-- name: failures
 -- The newest failed jobs in groups of one type and one error, the largest first. One row at least: without groups, its
 -- columns but the first two are NULL.
 -- $1 text project id, $2 text type or NULL, $3 timestamptz created after or NULL, $4 timestamptz created before or NULL,
@@ -234,7 +234,7 @@ FROM (
 LEFT JOIN grouped AS g ON true
 ORDER BY g.jobs DESC, g.last_at DESC, g.type, g.error;
 
--- name: group_failures_of_newest
+-- name: failures_of_newest
 -- The same of the failed ones among the project's newest jobs; of these `truncated` speaks.
 -- $1 to $7 as above, $8 int how many jobs of any status to look at
 WITH newest AS MATERIALIZED (
@@ -290,7 +290,7 @@ FROM (
 LEFT JOIN grouped AS g ON true
 ORDER BY g.jobs DESC, g.last_at DESC, g.type, g.error;
 
--- name: retry_stats
+-- name: retries
 -- How a project's retries go: what waits, and, of its newest requests, what was settled in the last hour, and how long
 -- the newest applied ones have waited, in milliseconds. `capped`: of the last hour there may be more.
 -- $1 text project id, $2 int how many requests to look at, $3 int how many waits

@@ -114,13 +114,13 @@ async def test_the_tag_of_a_payload_is_a_hash_of_it_and_what_the_client_has_is_n
     database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    load = Jobs._load_payload
+    load = Jobs._find_whole_with_payload
 
     async def counted(store: Jobs, keys: Sequence[JobKey]) -> object:
         read.append(len(keys))
         return await load(store, keys)
 
-    monkeypatch.setattr(Jobs, "_load_payload", counted)
+    monkeypatch.setattr(Jobs, "_find_whole_with_payload", counted)
     one, other = [(await jobs.make(1, status="failed", payload=f'{{"n": {n}}}'))[0] for n in (1, 2)]
     async with serving(database_url) as api:
         tags = [(await api.get(f"/api/jobs/{job.id}?include=payload")).headers["ETag"] for job in (one, one, other)]

@@ -154,6 +154,6 @@ async def test_every_statement_of_the_commands_fits_the_schema(database_url: str
     connection = await asyncpg.connect(database_url)
     try:
         for sql in statements(file, "cli").values():
-            await connection.prepare(sql.replace("FIND_JOBS", statements("jobs")["find_jobs"]))
+            await connection.prepare(sql.replace("FIND_JOBS", statements("jobs")["find"]))
     finally:
         await connection.close()

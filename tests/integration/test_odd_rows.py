@@ -312,7 +312,7 @@ async def test_a_statement_that_is_unfit_is_503_for_all_and_not_taken_apart(data
                 listed = await api.get("/api/jobs", token=READER)
 
     assert {(answer.status, answer.code) for answer in [*answers, listed]} == {(503, "unavailable")}
-    assert sent["jobs.find_jobs"] < len(jobs)
+    assert sent["jobs.find"] < len(jobs)
 
 
 async def test_a_bad_row_costs_its_neighbours_one_query(database_url: str) -> None:
@@ -326,11 +326,11 @@ async def test_a_bad_row_costs_its_neighbours_one_query(database_url: str) -> No
             with statements_sent() as sent:
                 good = [job_id for job_id in jobs if job_id != jobs[7]]
                 answers = await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in good))
-                first = sent["jobs.find_jobs"]
+                first = sent["jobs.find"]
                 bad = await api.get(f"/api/jobs/{jobs[7]}", token=READER)
 
     assert {answer.status for answer in answers} == {200}
-    assert (bad.status, sent["jobs.find_jobs"] - first) == (
+    assert (bad.status, sent["jobs.find"] - first) == (
         409,
         2,
     )  # the second for no job, which says that it is this row

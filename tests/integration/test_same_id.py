@@ -206,10 +206,10 @@ async def test_looking_a_job_up_goes_along_the_tables_own_key(jobs: JobMaker, da
 
     async with connected(database_url) as connection:
         for name in (
-            "jobs.find_jobs",
-            "jobs.changed_jobs",
-            "batches.look_at",
-            "batches.accept_batch",
+            "jobs.find",
+            "jobs.changed",
+            "batches.blocks",
+            "batches.insert_requests",
             "settlement.apply",
         ):
             nodes = [node for node in nodes_of(await plan_of(connection, SQL[name])) if "Index Cond" in node]

@@ -27,7 +27,7 @@ async def test_a_status_is_read_though_clients_ask_for_more_numbers_than_can_be_
 ) -> None:
     job, store, overview = await jobs.failed(), Jobs(database), Overview(database)
     slow = "SELECT pg_sleep(5), $1::text, $2::int, $3::int"
-    monkeypatch.setattr(overview, "_sql", {**overview._sql, "list_types": slow})
+    monkeypatch.setattr(overview, "_sql", {**overview._sql, "types": slow})
     counting = [asyncio.create_task(overview.types(job.project_id)) for _ in range(50)]
     await asyncio.sleep(0)
 

@@ -127,7 +127,7 @@ async def test_no_query_reads_more_than_one_payload(
     database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read_at_once: list[tuple[int, bool]] = []
-    load = Jobs._load_hashed
+    load = Jobs._find_with_payload
 
     async def counted(
         store: Jobs, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR, *, whole: bool = False
@@ -135,7 +135,7 @@ async def test_no_query_reads_more_than_one_payload(
         read_at_once.append((len(keys), whole))
         return await load(store, keys, most, whole=whole)
 
-    monkeypatch.setattr(Jobs, "_load_hashed", counted)
+    monkeypatch.setattr(Jobs, "_find_with_payload", counted)
     made = await jobs.make(50, status="pending", attempts=0)
     async with serving(database_url) as api:
         answers = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}?include=payload") for job in made))

@@ -52,7 +52,7 @@ async def test_numbers_tell_how_many_stand_where_since_when_and_whether_they_can
         stats = (await api.get("/api/jobs/stats", token=own)).data
     reports = (await api.get("/api/jobs/stats?type=report", token=own)).data
 
-    assert sent["overview.count_statuses"] == 1
+    assert sent["overview.stats"] == 1
     assert {status: stats[status]["count"] for status in stats} == {
         "pending": 3, "running": 0, "completed": 2, "failed": 8, "other": 0
     }  # fmt: skip
@@ -105,7 +105,7 @@ async def test_numbers_are_counted_once_for_all_who_ask_within_five_seconds(api:
         answers.append(await api.get("/api/failures", token=own))
         other = await api.get("/api/failures?type=email", token=own)
 
-    assert sent["overview.group_failures"] == 2
+    assert sent["overview.failures"] == 2
     assert len({answer.body for answer in answers}) == 1
     assert (answers[0].data[0]["jobs"], other.data[0]["jobs"]) == (2, 5)
     assert answers[0].json["as_of"] < other.json["as_of"]
@@ -354,9 +354,9 @@ async def test_what_takes_too_long_is_counted_over_the_newest_jobs(
         failures = await api.get("/api/failures", token=own)
 
     assert {
-        "overview.count_statuses_of_newest",
-        "overview.count_cells_of_newest",
-        "overview.group_failures_of_newest",
+        "overview.stats_of_newest",
+        "overview.series_of_newest",
+        "overview.failures_of_newest",
     } <= sent.keys()
     assert {name: each["count"] for name, each in stats.data.items() if each["count"]} == {"failed": 3, "completed": 1}
     assert not any(each["capped"] for each in stats.data.values())

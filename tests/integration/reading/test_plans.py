@@ -174,7 +174,7 @@ async def test_no_plan_that_is_made_before_there_is_anything_reads_more_than_it_
         along = {node.get("Index Name") for node in nodes_of(plan) if node.get("Relation Name") in GROWING}
 
         assert name in ONE_PASS or scans_in(plan) == [], name
-        assert name in {"retries.page", "overview.retry_stats"} or "retry_requests_project_idx" not in along, name
+        assert name in {"retries.page", "overview.retries"} or "retry_requests_project_idx" not in along, name
         assert name in IN_LINE | ONE_PASS or not along & OF_FEW, name
 
 
@@ -186,7 +186,7 @@ async def buffers(connection: "PoolConnectionProxy[asyncpg.Record]", name: str, 
 
 async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     for name, table, by, filters in (
-        ("jobs.list_jobs", "control_plane.jobs", "created_at", ["NULL", "NULL"]),
+        ("jobs.page", "control_plane.jobs", "created_at", ["NULL", "NULL"]),
         ("retries.page", "redrive.retry_requests", "requested_at", ["NULL", "NULL"]),
     ):
         place = await large.fetchrow(
@@ -194,7 +194,7 @@ async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnect
         )
         assert place is not None
         thousandth = [f"'{place[0]}'", f"'{place[1]}'"]
-        rest = ["NULL", "51", "NULL"] if name == "jobs.list_jobs" else ["51"]
+        rest = ["NULL", "51", "NULL"] if name == "jobs.page" else ["51"]
 
         first = await buffers(large, name, "'p1'", *filters, "NULL", "NULL", *rest)
         later = await buffers(large, name, "'p1'", *filters, *thousandth, *rest)
@@ -206,15 +206,15 @@ async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnect
 async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     nothing = ["NULL"] * 4
     for name, arguments in (
-        ("jobs.list_jobs", ["'rare'", *nothing, "51", "NULL"]),
-        ("jobs.list_jobs_of_status", [*nothing, "NULL", "51", "'failed'", "NULL"]),
-        ("jobs.list_places", ["'rare'", *nothing, "51", "NULL", "'failed'"]),
-        ("overview.count_statuses", ["NULL", "10000"]),
-        ("overview.count_statuses_of_newest", ["NULL", "10000"]),
-        ("overview.list_types", ["10000", "500"]),
-        ("overview.group_failures", [*["NULL"] * 3, "10000", "100", "5"]),
-        ("overview.group_failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
-        ("failed.match_failed", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 3]),
+        ("jobs.page", ["'rare'", *nothing, "51", "NULL"]),
+        ("jobs.page_of_status", [*nothing, "NULL", "51", "'failed'", "NULL"]),
+        ("jobs.positions", ["'rare'", *nothing, "51", "NULL", "'failed'"]),
+        ("overview.stats", ["NULL", "10000"]),
+        ("overview.stats_of_newest", ["NULL", "10000"]),
+        ("overview.types", ["10000", "500"]),
+        ("overview.failures", [*["NULL"] * 3, "10000", "100", "5"]),
+        ("overview.failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
+        ("failed.match", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 3]),
         ("retries.page", ["NULL", "'nobody'", "NULL", "NULL", "51"]),
     ):
         assert await buffers(large, name, "'p8'", *arguments) < 4 * 80 * 5, name  # it has 80 rows
@@ -224,7 +224,7 @@ async def test_an_old_batch_costs_what_is_in_it(large: "PoolConnectionProxy[asyn
     page = ["NULL", "NULL", "NULL", "NULL", "51"]
 
     assert await buffers(large, "retries.page_of_batch", "'p1'", f"'{OLD_BATCH}'", *page) < 1_000
-    assert await buffers(large, "batches.find_batches", f"ARRAY['{OLD_BATCH}']::uuid[]", "ARRAY['p1']") < 1_000
+    assert await buffers(large, "batches.find_many", f"ARRAY['{OLD_BATCH}']::uuid[]", "ARRAY['p1']") < 1_000
 
 
 async def test_the_trail_of_an_old_job_costs_a_few_pages(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
@@ -244,7 +244,7 @@ async def test_a_state_that_is_rare_costs_a_few_pages_in_a_long_trail(
 
     taken = {name: nodes_of(await plan_of(fresh, sql)) for name, sql in SQL.items()}
     along = {name for name, nodes in taken.items() for n in nodes if n.get("Index Name") == "retry_requests_state_idx"}
-    assert along == {"retries.page_of_state", "overview.retry_stats"}
+    assert along == {"retries.page_of_state", "overview.retries"}
 
 
 async def test_what_waits_unpublished_is_not_read_for_what_was_published(
@@ -263,12 +263,12 @@ async def test_what_waits_unpublished_is_not_read_for_what_was_published(
 
 async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
     few = {
-        "overview.count_statuses": ["'p1'", "NULL", "51"],
-        "overview.group_failures": ["'p1'", *["NULL"] * 3, "51", "100", "5"],
-        "overview.count_cells": ["'p1'", "NULL", "now() - interval '1 minute'", "1", "60", "51", "51", "now()"],
-        "failed.match_failed": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", *["NULL"] * 3],
-        "failed.has_more_failed": ["'p1'", *["NULL"] * 3, "51"],
-        "jobs.list_jobs_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
+        "overview.stats": ["'p1'", "NULL", "51"],
+        "overview.failures": ["'p1'", *["NULL"] * 3, "51", "100", "5"],
+        "overview.series": ["'p1'", "NULL", "now() - interval '1 minute'", "1", "60", "51", "51", "now()"],
+        "failed.match": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", *["NULL"] * 3],
+        "failed.has_more": ["'p1'", *["NULL"] * 3, "51"],
+        "jobs.page_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
     }
     change = large.transaction()
     await change.start()

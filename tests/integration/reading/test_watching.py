@@ -39,9 +39,9 @@ def all_looks(api: Api) -> dict[str, int]:
     """How often each watch has looked, by the statement that it looks with."""
     watches = api.parts.watches
     return {
-        "jobs.changed_jobs": watches.jobs._looks,
+        "jobs.changed": watches.jobs._looks,
         "retries.changed": watches.retries._looks,
-        "batches.find_batches": watches.batches._looks,
+        "batches.find_many": watches.batches._looks,
     }
 
 
@@ -53,7 +53,7 @@ async def test_a_tick_is_one_query_however_many_wait(api: Api, jobs: JobMaker) -
             await eventually(lambda: looks_at_jobs(api) >= before + 8)
             looks = looks_at_jobs(api) - before
 
-    assert sent == {"jobs.changed_jobs": looks}
+    assert sent == {"jobs.changed": looks}
 
 
 async def test_what_changed_is_loaded_in_one_query_more(api: Api, jobs: JobMaker) -> None:
@@ -66,8 +66,8 @@ async def test_what_changed_is_loaded_in_one_query_more(api: Api, jobs: JobMaker
             changed = [answer for number, answer in enumerate(answers) if number % 60 < 30]
             async with asyncio.timeout(5):
                 assert {answer.data["status"] for answer in await asyncio.gather(*changed)} == {"completed"}
-            assert sent["jobs.find_jobs"] == 1
-            assert sent.keys() == {"jobs.changed_jobs", "jobs.find_jobs"}
+            assert sent["jobs.find"] == 1
+            assert sent.keys() == {"jobs.changed", "jobs.find"}
         assert not any(answer.done() for number, answer in enumerate(answers) if number % 60 >= 30)
 
 
@@ -83,7 +83,7 @@ async def test_jobs_retries_and_batches_that_are_waited_for_are_one_query_each(a
     async with waiters(api, [*retries, *batches, *(f"/api/jobs/{job.id}" for job in made)]):
         with statements_sent() as sent:
             before = all_looks(api)
-            await eventually(lambda: looks_at_jobs(api) >= before["jobs.changed_jobs"] + 5)
+            await eventually(lambda: looks_at_jobs(api) >= before["jobs.changed"] + 5)
             looks = {name: count - before[name] for name, count in all_looks(api).items()}
 
     assert sent == looks

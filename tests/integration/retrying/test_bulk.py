@@ -214,7 +214,7 @@ async def test_a_filter_first_says_what_it_would_do(api: Api, jobs: JobMaker) ->
         answer = await bulk(api, matching(), project=project)
     written = await jobs.queued() - before
 
-    assert sent == {"failed.match_failed": 1}
+    assert sent == {"failed.match": 1}
     assert (answer.status, written) == (200, 0)
     assert answer.json.keys() == {"data"}
     preview = answer.data
@@ -556,13 +556,13 @@ async def test_ten_thousand_jobs_are_accepted_in_the_statements_that_ten_are(api
         == many
         == {
             "idempotency.find": 1,
-            "failed.match_failed": 1,
+            "failed.match": 1,
             "idempotency.claim": 1,
-            "batches.accept_batch": 1,
-            "batches.record_batch": 1,
+            "batches.insert_requests": 1,
+            "batches.insert_batch": 1,
         }
     )
     assert await rows_for(jobs, *made) == 10_000
     with statements_sent() as counting:
         assert (await batch_of(api, answer, project="p-many"))["queued"] == 10_000
-    assert counting == {"batches.find_batches": 1}
+    assert counting == {"batches.find_many": 1}
