@@ -54,7 +54,7 @@ async def _refusals(
     connection: "AbstractConnection", topology: Topology, programs: Collection[str]
 ) -> AsyncIterator[str]:
     """What the broker refuses to the programs, in its words. Raises BrokerUnavailable for what ends all looking."""
-    from worker.dead_queue import DeadQueue  # noqa: PLC0415 - the api's environment needs none of the worker
+    from worker.dead_letters import DeadQueue  # noqa: PLC0415 - the api's environment needs none of the worker
 
     async def publish() -> None:
         await publishing_on(connection)

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     from shared.models import RetryId
     from shared.outbox import Outbox
     from shared.settlement import Settlement
-    from worker.dead_queue import DeadQueue, Letter
-    from worker.redriving import Judged
+    from worker.dead_letters import DeadLetter, DeadQueue
 
 app = typer.Typer(
     name="dead",
@@ -57,7 +56,7 @@ async def _opened() -> AsyncIterator[_Servers]:
     from shared.settlement import Settlement
     from shared.telemetry import configure_logging
     from shared.topology import Topology
-    from worker.dead_queue import DeadQueue
+    from worker.dead_letters import DeadQueue
 
     settings = read(WorkerSettings)
     configure_logging(level="ERROR", json=False)
@@ -144,28 +143,33 @@ def redrive_(
         raise typer.BadParameter(f"an actor has 1 to {MAX_ACTOR} characters")
 
     async def work() -> None:
-        from worker.redriving import Fate, Redriving
+        from cli.redriving import RedriveResult, redrive
 
-        fates: Counter[str] = Counter()
+        results: Counter[str] = Counter()
         async with _opened() as servers:
             if servers.queue is None:
-                fates[Fate.REDRIVEN], fates[Fate.RETRY_QUEUED] = await _redriven_in_ledger(
+                results[RedriveResult.REDRIVEN], results[RedriveResult.RETRY_QUEUED] = await _redrive_in_ledger(
                     servers.letters, maximum, actor=actor, dry_run=dry_run
                 )
             else:
-                redriving = Redriving(servers.queue, servers.letters, servers.outbox, actor=actor, dry_run=dry_run)
-                judged: Judged
-                async for judged in redriving.redrive(maximum, looking_at=MOST):
-                    fates[judged.fate] += 1
-        counts = {str(fate): fates[fate] for fate in Fate}
+                async for result in redrive(
+                    servers.queue,
+                    servers.letters,
+                    servers.outbox,
+                    maximum,
+                    looking_at=MOST,
+                    actor=actor,
+                    dry_run=dry_run,
+                ):
+                    results[result] += 1
+        counts = {str(result): results[result] for result in RedriveResult}
+        redriven = counts.pop(RedriveResult.REDRIVEN)
         if as_json:
-            print_json({"dry_run": dry_run, **counts})
+            print_json({"dry_run": dry_run, RedriveResult.REDRIVEN: redriven, **counts})
         else:
             would = "would be " if dry_run else ""
-            left = ", ".join(
-                f"{count} {fate.replace('_', ' ')}" for fate, count in counts.items() if fate != Fate.REDRIVEN
-            )
-            typer.echo(f"{counts[Fate.REDRIVEN]} {would}redriven; left: {left}")
+            left = ", ".join(f"{count} {result.replace('_', ' ')}" for result, count in counts.items())
+            typer.echo(f"{redriven} {would}redriven; left: {left}")
 
     asyncio.run(work())
 
@@ -177,7 +181,7 @@ def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
         raise typer.BadParameter("purge asks before it throws away, and nobody is here to answer: give --yes")
 
     async def work() -> None:
-        from worker.redriving import purge
+        from cli.redriving import purge
 
         async with _opened() as servers:
             if servers.queue is None:
@@ -208,7 +212,7 @@ def _operator() -> str:
         return f"uid:{os.getuid()}" if hasattr(os, "getuid") else "operator"
 
 
-async def _redriven_in_ledger(letters: "DeadLetters", maximum: int, *, actor: str, dry_run: bool) -> tuple[int, int]:
+async def _redrive_in_ledger(letters: "DeadLetters", maximum: int, *, actor: str, dry_run: bool) -> tuple[int, int]:
     """Redrive without a broker: workers look at the ledger. How many were redriven, and how many had to be left."""
     ids = [each.message.id for each in await letters.dead_lettered(maximum)]
     if dry_run:
@@ -221,7 +225,7 @@ async def _redriven_in_ledger(letters: "DeadLetters", maximum: int, *, actor: st
 
 async def _seen(
     servers: _Servers, limit: int, *, only: str | None = None
-) -> "AsyncIterator[tuple[Letter | DeadRequest, Standing | None]]":
+) -> "AsyncIterator[tuple[DeadLetter | DeadRequest, Standing | None]]":
     """Dead letters with how their requests stand; `only` those of one id. All are back in the queue then."""
     if servers.queue is None:
         for request in await servers.letters.dead_lettered(limit):
@@ -236,30 +240,32 @@ async def _seen(
         yield letter, None if letter.message is None else standings.get(letter.message.id)
 
 
-def _facts_of(letter: "Letter | DeadRequest", standing: "Standing | None", *, whole: bool = False) -> dict[str, object]:
-    """What there is to say about a dead letter; `whole`: all of it."""
+def _facts_of(
+    dead: "DeadLetter | DeadRequest", standing: "Standing | None", *, whole: bool = False
+) -> dict[str, object]:
+    """What is shown of a dead letter, or of a dead request where there is no broker; `whole`: all of it."""
     from shared.messages import encoded
-    from worker.dead_queue import Letter
+    from worker.dead_letters import DeadLetter
 
-    message = letter.message
+    message = dead.message
     facts: dict[str, object] = {
-        "id": letter.id if isinstance(letter, Letter) else str(letter.message.id),
+        "id": dead.id if isinstance(dead, DeadLetter) else str(dead.message.id),
         "job_id": None if message is None else message.job_id,
         "project_id": None if message is None else message.project_id,
-        "state": "dead_lettered" if not isinstance(letter, Letter) else None if standing is None else standing.state,
-        "reason": letter.reason if isinstance(letter, Letter) else _REFUSED,
-        "bytes": len(letter.body) if isinstance(letter, Letter) else None,
+        "state": "dead_lettered" if not isinstance(dead, DeadLetter) else None if standing is None else standing.state,
+        "reason": dead.reason if isinstance(dead, DeadLetter) else _REFUSED,
+        "bytes": len(dead.body) if isinstance(dead, DeadLetter) else None,
     }
     if whole:
-        if isinstance(letter, Letter):
-            body = letter.body
+        if isinstance(dead, DeadLetter):
+            body = dead.body
             facts |= {
-                "deliveries": letter.deliveries,
-                "content_type": letter.content_type,
-                "headers": {name: str(value) for name, value in letter.headers.items()},
+                "deliveries": dead.deliveries,
+                "content_type": dead.content_type,
+                "headers": {name: str(value) for name, value in dead.headers.items()},
             }
         else:
-            body = encoded(letter.message)
-            facts["died_at"] = time_text(letter.died_at)
+            body = encoded(dead.message)
+            facts["died_at"] = time_text(dead.died_at)
         facts["body"] = body[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
     return facts

@@ -1,17 +1,16 @@
-"""DeadWatch: requests whose message no worker gets any more: marked in the ledger, or published again from it.
+"""DeadWatch: finds requests whose message no worker gets any more, and settles them or has them published again.
 
-What the worker puts aside it marks itself. What remains:
-- messages that killed their worker twenty times. RabbitMQ moves them to the dead-letter queue and tells no program, and
-  their requests would stay `queued`. They are marked, and their letters stay, for operators to look at;
-- messages that expired, or were dropped because the queue was full (a policy of the operator's): no worker has failed
-  with them. They are published again, and their letters removed: the ledger has all that they say;
-- messages that are in no queue any more: with such a policy, the dead letter expires, too. Where a queue delivers
-  nothing to a worker that waits for it, what was published to it some time ago is published again.
+The worker marks the requests that it puts aside itself. The watch takes care of the others:
 
-So this is no consumer that holds letters: it asks the ledger, and only where a request is overdue does it connect and
-look, for as long as it takes to read the letters' ids.
+1. Messages that killed their worker twenty times. RabbitMQ moves them to the dead-letter queue and notifies no program;
+   their requests would stay `queued`. The watch marks these requests, and leaves their letters for operators.
+2. Messages that expired, or were dropped because the queue was full: a policy of the operator's. No worker has failed
+   with them. The watch has their requests published again and removes the letters: the ledger holds all they say.
+3. Messages that are in no queue: with such a policy, dead letters expire, too. Where a queue has delivered nothing for
+   some time, the watch has requests published again that were published to it before that time.
 
-A letter that nothing else takes care of is marked within a few seconds of a worker being well again.
+The watch consumes nothing. Every two seconds it asks the ledger whether a request is overdue. Only then does it
+connect, and it has letters in hand only while it reads their ids.
 """
 
 import asyncio
@@ -22,7 +21,7 @@ import structlog
 from shared.backoff import Outage, wait_for_any
 from shared.errors import BrokerUnavailable, DatabaseUnavailable
 from shared.topology import RETRIES_BULK
-from worker.dead_queue import DeadQueue
+from worker.dead_letters import DeadQueue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from shared.secret import Url
     from shared.settlement import Settlement
     from shared.topology import Topology
-    from worker.dead_queue import Letter
+    from worker.dead_letters import DeadLetter
     from worker.metrics import Metrics
     from worker.sources import QueueSource
 
@@ -42,16 +41,16 @@ log = structlog.stdlib.get_logger(__name__)
 EVERY_S: Final = 2.0
 OVERDUE_S: Final = 2.0
 AGAIN_S: Final = 30.0
-"""How soon to look through the same number of letters again."""
+"""The same number of letters is looked through again after so long."""
 LONGEST_REST_S: Final = 3600.0
 AT_ONCE: Final = 10_000
 LOST_S: Final = 10.0
-"""How long ago a request was published that counts as lost, where its queue has delivered nothing for half as long."""
+"""A request that was published so long ago is lost, where its queue has delivered nothing for half as long."""
 LOST_AT_ONCE: Final = 1_000
 
 
 class DeadWatch:
-    """Marks the requests of dead letters. Any number of workers may do it at once."""
+    """Takes care of the requests of dead letters. Any number of workers may do it at once."""
 
     def __init__(
         self,
@@ -73,11 +72,11 @@ class DeadWatch:
         self._metrics = metrics
         self._seen = 0
         self._again_at = 0.0
-        self._rested_at = 0.0
+        self._rest_until = 0.0
         self._rest_s = AGAIN_S
 
     async def run(self, *, stop: asyncio.Event) -> None:
-        """Look again and again until `stop` is set. What is away, the database or the broker, is waited for."""
+        """Look every two seconds until `stop` is set. Outages of the database and the broker are waited out."""
         outage = Outage()
         while not stop.is_set():
             try:
@@ -87,17 +86,18 @@ class DeadWatch:
                 outage.end()
             except (BrokerUnavailable, DatabaseUnavailable) as error:
                 if outage.begin(type(error)):
-                    log.warning("dead letters not looked at", reason=str(error))
+                    log.warning("dead letters not read", reason=str(error))
             await wait_for_any(stop, timeout_s=EVERY_S)
 
     async def look(self) -> None:
-        """Look through the dead letters, unless there are none, or as many as were looked through just before.
+        """Look through the dead letters, unless there are none, or as many as at a look less than 30 s ago.
 
-        A look that breaks off is not soon tried again. There are letters whose properties no client library decodes;
-        they take the connection with them, and RabbitMQ counts that against every letter in hand.
+        After a look that breaks off, the watch rests: 30 s, then twice as long each time, up to an hour. The client
+        library closes the connection on a letter whose properties it cannot decode, and RabbitMQ counts a delivery of
+        every letter in hand.
         """
         loop = asyncio.get_running_loop()
-        if loop.time() < self._rested_at:
+        if loop.time() < self._rest_until:
             return
         taking = False
         try:
@@ -110,24 +110,24 @@ class DeadWatch:
                     if count == 0 or (count == self._seen and loop.time() < self._again_at):
                         return
                     found = [each async for each in queue.letters(AT_ONCE) if each.message is not None]
-                    poison = await self._sorted(queue, found)
+                    poison = await self._republish_dropped(queue, found)
                 finally:
-                    await queue.give_back()  # before anything else: others may be looking for them
+                    await queue.give_back()  # before anything else: other readers may look for them
         except BrokerUnavailable:
             if taking:
-                self._rested_at = loop.time() + self._rest_s
+                self._rest_until = loop.time() + self._rest_s
                 self._rest_s = min(LONGEST_REST_S, 2 * self._rest_s)
             raise
         self._rest_s = AGAIN_S
         await self._mark(poison)
         self._seen, self._again_at = count, loop.time() + AGAIN_S
 
-    async def _sorted(self, queue: DeadQueue, letters: "Sequence[Letter]") -> "list[RetryId]":
-        """Publish again what was put aside before a worker had failed with it; answers the other overdue requests."""
+    async def _republish_dropped(self, queue: DeadQueue, letters: "Sequence[DeadLetter]") -> "list[RetryId]":
+        """Have overdue requests published again with which no worker has failed; return the other overdue ones."""
         by_id = {letter.message.id: letter for letter in letters if letter.message is not None}
         overdue = await self._letters.overdue_among(list(by_id), OVERDUE_S) if by_id else []
-        if aside := [each for each in overdue if not by_id[each].is_poison]:
-            again = await self._letters.republish(aside)
+        if dropped := [each for each in overdue if not by_id[each].is_poison]:
+            again = await self._letters.republish(dropped)
             for letter in letters:
                 if letter.message is not None and letter.message.id in again and not letter.is_poison:
                     await queue.ack(letter)
@@ -142,7 +142,7 @@ class DeadWatch:
             log.warning("requests dead-lettered", requests=len(settled), reason="delivered too often")
 
     async def _republish_lost(self) -> None:
-        """Let be published again what must have been lost: its queue is empty, and it is no dead letter."""
+        """Have requests published again that are lost: their queue delivers nothing, and they are no dead letters."""
         for source in self._sources:
             if source.idle_s >= LOST_S / 2:
                 bulk = source.name == RETRIES_BULK

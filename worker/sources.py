@@ -24,9 +24,8 @@ from shared.messages import RetryMessage, decoded
 from shared.models import Outcome
 from shared.telemetry import traceparent_of
 from shared.topology import LEDGER_HEADER, RETRIES, RETRIES_BULK
-from worker import dead, probation
+from worker import dead_letters, probation
 from worker.consumers import Consumer
-from worker.dead import DeadLetter
 from worker.probation import Probation
 
 if TYPE_CHECKING:
@@ -178,14 +177,14 @@ class QueueSource:
         unreadable = len(letters)
         settled = await self.settler.settle([message for _, message in readable]) if readable else {}
         letters += [
-            DeadLetter(delivery, _REFUSED)
+            (delivery, _REFUSED)
             for delivery, message in readable
             if message.id in settled and settled[message.id].outcome is Outcome.POISON
         ]
         if letters:
-            await dead.publish(self._url, letters, self._topology)
+            await dead_letters.put_aside(self._url, letters, self._topology)
             self._metrics.unreadable.inc(unreadable)
-            reasons = sorted({letter.reason for letter in letters})
+            reasons = sorted({reason for _, reason in letters})
             log.warning("messages dead-lettered", queue=self.name, messages=len(letters), reasons=reasons)
         if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
             for delivery, message in readable:
@@ -197,8 +196,8 @@ class QueueSource:
 
 def _read(
     batch: "Sequence[DeliveredMessage]",
-) -> "tuple[list[tuple[DeliveredMessage, RetryMessage]], list[DeadLetter]]":
-    """The messages that can be read, and the others."""
+) -> "tuple[list[tuple[DeliveredMessage, RetryMessage]], list[tuple[DeliveredMessage, str]]]":
+    """The deliveries that can be read, with their messages, and the others, with the reason."""
     readable = []
     unreadable = []
     for delivery in batch:
@@ -206,5 +205,5 @@ def _read(
         try:
             readable.append((delivery, decoded(delivery.body, from_ledger=from_ledger)))
         except UnreadableMessage as error:
-            unreadable.append(DeadLetter(delivery, str(error)))
+            unreadable.append((delivery, str(error)))
     return readable, unreadable

@@ -13,6 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from api.metrics import Metrics as ApiMetrics
 from api.relay import Relay
+from cli.redriving import RedriveResult, purge, redrive
 from shared import topology
 from shared.database import Database
 from shared.dead_letters import DeadLetters
@@ -25,10 +26,9 @@ from tests.ledger import Ledger
 from tests.queues import Queues
 from tests.servers.rabbitmq import Rabbitmq
 from tests.workers import a_worker
-from worker.dead_queue import MOST_DELIVERIES, DeadQueue, Letter
+from worker.dead_letters import MOST_DELIVERIES, DeadLetter, DeadQueue
 from worker.dead_watch import DeadWatch
 from worker.metrics import Metrics
-from worker.redriving import Fate, Redriving, purge
 
 if TYPE_CHECKING:
     from pamqp.common import FieldValue
@@ -60,10 +60,12 @@ class Office(NamedTuple):
     letters: DeadLetters
     ledger: Ledger
 
-    async def redrive(self, maximum: int = 100, *, dry_run: bool = False) -> list[Fate]:
-        """Redrive; answers what became of each letter that was looked at."""
-        redriving = Redriving(self.queue, self.letters, self.ledger.outbox, actor="operator", dry_run=dry_run)
-        return [judged.fate async for judged in redriving.redrive(maximum, looking_at=1000)]
+    async def redrive(self, maximum: int = 100, *, dry_run: bool = False) -> list[RedriveResult]:
+        """Redrive; the result for each letter that was looked at."""
+        results = redrive(
+            self.queue, self.letters, self.ledger.outbox, maximum, looking_at=1000, actor="operator", dry_run=dry_run
+        )
+        return [result async for result in results]
 
 
 @pytest.fixture
@@ -241,7 +243,7 @@ async def test_a_letter_of_a_settled_request_changes_nothing(
 async def test_looking_never_wears_a_letter_out(amqp_url: str, queues: Queues) -> None:
     for number in range(3):
         await queues.publish(b"%d" % number, key=topology.KEY_DEAD, headers={topology.REASON_HEADER: f"r{number}"})
-    seen: list[Letter] = []
+    seen: list[DeadLetter] = []
     for _ in range(3 * MOST_DELIVERIES):
         await eventually(lambda: _dead(queues, 3))
         async with DeadQueue.opened(amqp_url, name="test") as queue:
@@ -295,7 +297,7 @@ async def test_a_redriven_request_is_applied_once(
     async def settled() -> bool:
         return {await jobs.outcome_of(message.id) for message in messages} == {"applied"}
 
-    assert await office.redrive() == [Fate.REDRIVEN] * 5
+    assert await office.redrive() == [RedriveResult.REDRIVEN] * 5
     assert await queues.waiting(topology.RETRIES_DEAD) == 0
     async with a_worker(database_url, amqp_url):
         await eventually(settled)
@@ -321,7 +323,7 @@ async def test_a_dry_run_changes_nothing(jobs: JobMaker, queues: Queues, office:
     await queues.publish(b"unreadable", key=topology.KEY_DEAD)
     await eventually(lambda: _dead(queues, 2))
 
-    assert await office.redrive(dry_run=True) == [Fate.REDRIVEN, Fate.UNREADABLE]
+    assert await office.redrive(dry_run=True) == [RedriveResult.REDRIVEN, RedriveResult.UNREADABLE]
     await eventually(lambda: _dead(queues, 2))
     assert await state_of(jobs, message.id) == "dead_lettered"
     assert await queues.waiting() == 0
@@ -338,9 +340,9 @@ async def test_no_more_are_redriven_than_asked_and_the_others_stay(
         )
     await eventually(lambda: _dead(queues, 5))
 
-    fates = await office.redrive(3)
+    results = await office.redrive(3)
 
-    assert fates.count(Fate.REDRIVEN) == 3
+    assert results.count(RedriveResult.REDRIVEN) == 3
     assert await queues.waiting() == 3
     await eventually(lambda: _dead(queues, 2))
     reasons = {letter.body: letter.reason for letter in await queues.take_dead()}
@@ -356,7 +358,7 @@ async def test_a_request_whose_job_has_another_one_queued_waits_for_the_next_tim
     await office.ledger.retries.accept(a_retry_of(job))
     await eventually(lambda: _dead(queues, 1))
 
-    assert await office.redrive() == [Fate.RETRY_QUEUED]
+    assert await office.redrive() == [RedriveResult.RETRY_QUEUED]
     assert await state_of(jobs, message.id) == "dead_lettered"
     assert set(await office.letters.redrive([message.id], actor="operator", lease_s=1)) == set()
 
@@ -366,7 +368,7 @@ async def test_two_copies_of_a_letter_are_one_request(jobs: JobMaker, queues: Qu
     await queues.publish(message, key=topology.KEY_DEAD)
     await eventually(lambda: _dead(queues, 2))
 
-    assert await office.redrive() == [Fate.REDRIVEN, Fate.SETTLED]
+    assert await office.redrive() == [RedriveResult.REDRIVEN, RedriveResult.SETTLED]
     assert await queues.waiting() == 1
 
 
@@ -375,7 +377,7 @@ async def test_another_programs_letter_is_sent_as_it_came(jobs: JobMaker, queues
     await queues.publish(message, key=topology.KEY_DEAD, headers={"traceparent": "00-x"})
     await eventually(lambda: _dead(queues, 1))
 
-    assert await office.redrive() == [Fate.REDRIVEN]
+    assert await office.redrive() == [RedriveResult.REDRIVEN]
     (sent,) = await queues.peek(topology.RETRIES)
     assert (sent.body, sent.headers["traceparent"]) == (encoded(message), "00-x")
 
@@ -391,7 +393,7 @@ async def test_a_letter_whose_request_is_gone_is_not_taken_for_another_programs(
         await queues.publish(message, key=topology.KEY_DEAD, headers=marked)
     await eventually(lambda: _dead(queues, 2))
 
-    assert await office.redrive() == [Fate.SETTLED, Fate.REDRIVEN]
+    assert await office.redrive() == [RedriveResult.SETTLED, RedriveResult.REDRIVEN]
     (sent,) = await queues.peek(topology.RETRIES)
     assert (sent.body, sent.headers.get(topology.LEDGER_HEADER)) == (encoded(dead), "1")
 

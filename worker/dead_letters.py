@@ -1,16 +1,19 @@
-"""DeadQueue: the dead-letter queue, looked through without being worn out.
+"""Dead letters: messages that the worker cannot settle, in the queue `redrive.retries.dead`: put in, read, given back.
 
-AMQP reads a queue by taking from it. A look takes letters, keeps them in hand, and gives them back (`basic.nack`): to
-their places from RabbitMQ 4.0 on, to the end of the queue before. Each of these counts as a delivery, and from 4.0 on
-what has been delivered twenty times is dropped (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling).
-This queue's arguments cannot prevent that: a limit of `-1`, which ends the counting there, makes 3.10 drop a letter the
-first time that it is given back (measured). So a letter that has come back often is not given back again, but published
-anew, confirmed, and only then acknowledged: the count of the copy begins at nothing.
+A dead letter keeps its body as it came. RabbitMQ confirms it before the original is acknowledged: between the two, a
+crash makes a second copy, and loses none.
+
+To read a queue, AMQP takes messages from it. A reader takes letters, keeps them in hand, and gives them back
+(`basic.nack`): to their places from RabbitMQ 4.0 on, to the end of the queue before. Each return counts as a delivery,
+and from 4.0 on a message is dropped after twenty
+(https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling). An argument of the queue cannot prevent it: a
+limit of `-1`, which ends the counting in 4.0, makes 3.10 drop a letter when it is given back first (measured). So a
+letter that has come back ten times is published anew, confirmed, and then acknowledged: its copy is counted from zero.
 """
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -25,27 +28,64 @@ from shared.topology import EXCHANGE, KEY_DEAD, LEDGER_HEADER, REASON_HEADER, RE
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection, AbstractExchange
     from aiormq.abc import AbstractChannel, DeliveredMessage
-    from pamqp.common import FieldValue
+    from pamqp.common import FieldTable, FieldValue
 
     from shared.secret import Url
 
 MOST_DELIVERIES: Final = 10
-"""After so many a letter is published anew: half of what RabbitMQ allows, the rest being for connections that break."""
+"""Half of what RabbitMQ allows; the rest is for connections that break."""
 TOO_OFTEN: Final = "delivered too often without being settled"
 _UNKNOWN: Final = "unknown"
-_WORDS: Final = {
+_REASONS: Final = {
     "delivery_limit": TOO_OFTEN,
     "expired": "expired: a policy or an argument of the queue limits how long messages live",
     "maxlen": "dropped: the queue was full, by a limit of its length",
     "rejected": "rejected by another consumer of the queue",
 }
-_NOT_COPIED: Final = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-count"})  # the first two would send copies
+_KEPT_HEADERS: Final = ("traceparent", "tracestate", LEDGER_HEADER)  # not CC and BCC, which send copies elsewhere
+_NOT_COPIED: Final = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-count"})
+_IN_FLIGHT: Final = 128  # a `multiple` confirm walks all messages that wait for theirs
 
 
-class Letter(NamedTuple):
-    """A dead letter in our hands. `message` is None for one that cannot be read.
+async def put_aside(url: "Url", messages: "Sequence[tuple[DeliveredMessage, str]]", topology: Topology) -> None:
+    """Publish messages to the dead-letter queue, each with its reason; all are on disk there when this returns.
 
-    `id` is the request's, or, where there is none to be read, made of the body: the same bytes have the same.
+    A reason quotes nothing of the message. The connection is opened for this: RabbitMQ stops reading from a connection
+    that publishes while memory or disk is short, and acknowledgements would be stuck behind it.
+
+    Raises BrokerUnavailable, after which some of them may have been published.
+    """
+    async with connected(url, name="redrive worker: dead letters") as connection:
+
+        async def publish_all() -> None:
+            async with asyncio.timeout(CALL_S):
+                channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
+                exchange = await channel.get_exchange(EXCHANGE, ensure=False)
+            for start in range(0, len(messages), _IN_FLIGHT):
+                await asyncio.gather(*(_put_aside(exchange, *each) for each in messages[start : start + _IN_FLIGHT]))
+
+        with translated():
+            try:
+                with translated():
+                    await publish_all()
+            except TopologyMissing:
+                await topology.mend(connection)
+                await publish_all()
+
+
+async def _put_aside(exchange: "AbstractExchange", delivery: "DeliveredMessage", reason: str) -> None:
+    properties = delivery.header.properties
+    headers: FieldTable = {REASON_HEADER: reason}
+    for name in _KEPT_HEADERS:
+        if properties.headers and name in properties.headers:
+            headers[name] = properties.headers[name]
+    await broker.publish(exchange, KEY_DEAD, delivery.body, content_type=properties.content_type, headers=headers)
+
+
+class DeadLetter(NamedTuple):
+    """A dead letter in hand. `message` is None for one that cannot be read.
+
+    `id` is the request's. Where the message cannot be read, it is made of the body: the same bytes have the same id.
     """
 
     tag: int
@@ -59,14 +99,14 @@ class Letter(NamedTuple):
 
     @property
     def is_poison(self) -> bool:
-        """Whether workers could not read or settle it; what only expired or was dropped, none has failed with."""
+        """Whether a worker has failed with it; with a letter that expired or was dropped, none has."""
         return self.reason == TOO_OFTEN or REASON_HEADER in self.headers
 
 
 class DeadQueue:
-    """The queue on one connection. What is still in hand when that ends is in the queue again.
+    """The dead-letter queue on one connection. Letters that are in hand when it closes return to the queue.
 
-    `queue` and `key` name another one, to be looked at with the same care.
+    `queue` and `key` name another queue, to be read with the same care.
     """
 
     def __init__(
@@ -86,8 +126,8 @@ class DeadQueue:
         self._queue = queue
         self._key = key
         self._in_hand: set[int] = set()
-        self._worn: dict[int, Letter] = {}
-        self._first: Letter | None = None
+        self._worn: dict[int, DeadLetter] = {}  # those in hand that are to be published anew
+        self._first: DeadLetter | None = None
         self.left = 0
         """How many letters waited when the last was taken, without it."""
 
@@ -116,35 +156,35 @@ class DeadQueue:
             async with asyncio.timeout(CALL_S):
                 confirming = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 exchange = await confirming.get_exchange(EXCHANGE, ensure=False)
-            taking = await _channel_on(connection)
+            taking = await _open_channel(connection)
         return cls(connection, taking, exchange, topology, queue=queue, key=key)
 
     async def count(self) -> int:
-        """How many letters wait; what is in other hands is not among them. The oldest is in hand from then on.
+        """How many letters wait, without those that other readers have in hand. Takes the oldest in hand.
 
-        Taking one tells how many are left. Asking for the number alone needs a right that the programs do not have.
+        To take a letter tells how many are left. To ask for the number needs a right that the programs do not have.
         """
         if self._first is None:
             self._first = await self._take()
         return 0 if self._first is None else self.left + 1
 
-    async def letters(self, limit: int) -> AsyncIterator[Letter]:
-        """Take up to `limit` of the letters that wait now, from the oldest on; each is in hand from then on."""
+    async def letters(self, limit: int) -> AsyncIterator[DeadLetter]:
+        """Take up to `limit` of the letters that wait now, the oldest first; each is in hand from then on."""
         for _ in range(min(limit, await self.count())):
             letter, self._first = self._first or await self._take(), None
             if letter is None:
                 return
             yield letter
 
-    async def _take(self) -> Letter | None:
+    async def _take(self) -> DeadLetter | None:
         try:
-            delivery = await self._got()
+            delivery = await self._get()
         except TopologyMissing:
             if self._topology is None:
                 raise
             await self._topology.mend(self._connection)
-            self._channel = await _channel_on(self._connection)
-            delivery = await self._got()
+            self._channel = await _open_channel(self._connection)
+            delivery = await self._get()
         if not isinstance(delivery.delivery, Basic.GetOk):
             self.left = 0
             return None
@@ -155,25 +195,25 @@ class DeadQueue:
             self._worn[letter.tag] = letter
         return letter
 
-    async def _got(self) -> "DeliveredMessage":
+    async def _get(self) -> "DeliveredMessage":
         with translated():
             async with asyncio.timeout(CALL_S):
                 return await self._channel.basic_get(self._queue)
 
-    async def ack(self, letter: Letter) -> None:
-        """Take a letter out of the queue for good."""
+    async def ack(self, letter: DeadLetter) -> None:
+        """Remove a letter from the queue for good."""
         async with asyncio.timeout(CALL_S):
             await self._channel.basic_ack(letter.tag)
         self._in_hand.discard(letter.tag)
         self._worn.pop(letter.tag, None)
 
-    async def publish(self, letter: Letter, key: str) -> None:
-        """Publish a letter as it came, confirmed; to another queue, where `key` says so."""
+    async def publish(self, letter: DeadLetter, key: str) -> None:
+        """Publish a letter as it came, confirmed, with the routing key `key`."""
         headers = {name: value for name, value in letter.headers.items() if name not in _NOT_COPIED}
         await broker.publish(self._exchange, key, letter.body, content_type=letter.content_type, headers=headers)
 
     async def give_back(self) -> None:
-        """Put back all that is still in hand."""
+        """Return all letters in hand to the queue."""
         self._first = None
         for letter in list(self._worn.values()):
             await self.publish(letter, self._key)
@@ -184,15 +224,15 @@ class DeadQueue:
             self._in_hand.clear()
 
 
-async def _channel_on(connection: "AbstractConnection") -> "AbstractChannel":
-    """Aiormq's channel, beneath aio-pika's: letters may have properties that make no sense."""
+async def _open_channel(connection: "AbstractConnection") -> "AbstractChannel":
+    """Aiormq's channel, beneath aio-pika's, which fails on letters whose properties make no sense."""
     async with asyncio.timeout(CALL_S):
         return await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
 
 
-def _letter_of(delivery: "DeliveredMessage") -> Letter:
+def _letter_of(delivery: "DeliveredMessage") -> DeadLetter:
     tag = delivery.delivery_tag
-    assert tag is not None  # noqa: S101 - what was got has one
+    assert tag is not None  # noqa: S101 - `basic.get` answers with one
     properties = delivery.header.properties
     headers: Mapping[str, FieldValue] = properties.headers or {}
     try:
@@ -200,7 +240,7 @@ def _letter_of(delivery: "DeliveredMessage") -> Letter:
     except UnreadableMessage:
         message = None
     deliveries = headers.get("x-delivery-count", 0)
-    return Letter(
+    return DeadLetter(
         tag=tag,
         id=f"x{hashlib.sha256(delivery.body).hexdigest()[:15]}" if message is None else str(message.id),
         reason=_reason_in(headers),
@@ -213,7 +253,7 @@ def _letter_of(delivery: "DeliveredMessage") -> Letter:
 
 
 def _reason_in(headers: "Mapping[str, FieldValue]") -> str:
-    """Why a letter is here: the worker's words, or RabbitMQ's."""
+    """Why a letter is dead: what the worker has written, or what RabbitMQ has."""
     match headers.get(REASON_HEADER):
         case str(reason):
             return reason
@@ -221,6 +261,6 @@ def _reason_in(headers: "Mapping[str, FieldValue]") -> str:
             pass
     match headers.get("x-death"):
         case [{"reason": str(reason)}, *_]:
-            return _WORDS.get(reason, reason)
+            return _REASONS.get(reason, reason)
         case _:
             return _UNKNOWN

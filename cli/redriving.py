@@ -1,0 +1,145 @@
+"""Redriving: gives dead letters a second chance, as the requests that they were.
+
+    take the letter → ledger: dead_lettered → queued, committed → publish, confirmed → ack
+
+A request keeps its id and the job version that it was made for. Where its job has moved on since, the worker leaves the
+job alone, and the request ends as `superseded`. Between two of the steps, a crash leaves a letter too many, and loses
+none.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from shared import topology
+from shared.messages import LedgerMessage
+from shared.models import RetryState
+
+if TYPE_CHECKING:
+    from shared.dead_letters import DeadLetters, Standing
+    from shared.outbox import Lease, Outbox
+    from shared.settlement import Settlement
+    from worker.dead_letters import DeadLetter, DeadQueue
+
+AT_A_TIME: Final = 100
+LEASE_S: Final = 30.0
+
+
+class RedriveResult(StrEnum):
+    """What becomes of a dead letter that is to be redriven."""
+
+    REDRIVEN = "redriven"
+    UNREADABLE = "unreadable"
+    """No worker can read it, now or later."""
+    SETTLED = "settled"
+    """Its request was settled in another way; the letter is a copy."""
+    RETRY_QUEUED = "retry_queued"
+    """Another request is queued for the job."""
+
+
+async def redrive(
+    queue: "DeadQueue",
+    letters: "DeadLetters",
+    outbox: "Outbox",
+    maximum: int,
+    *,
+    looking_at: int,
+    actor: str,
+    dry_run: bool,
+) -> AsyncIterator[RedriveResult]:
+    """Redrive up to `maximum` of the oldest `looking_at` letters, in the name of `actor`; yield each letter's result.
+
+    With `dry_run`, yield what the results would be. Letters that are not redriven are given back at the end. Raises
+    BrokerUnavailable, DatabaseUnavailable.
+    """
+    seen: set[str] = set()
+
+    async def redrive_batch(batch: "Sequence[DeadLetter]") -> list[RedriveResult]:
+        ids = [letter.message.id for letter in batch if letter.message is not None]
+        standings = await letters.standings(ids) if ids else {}
+        by_letter = [(each, standings.get(each.message.id) if each.message else None) for each in batch]
+        expected = [(*each, _result_for(*each, seen)) for each in by_letter]
+        return [
+            result
+            if dry_run or result is not RedriveResult.REDRIVEN
+            else await _redrive_one(letter, standing, queue, letters, outbox, actor=actor)
+            for letter, standing, result in expected
+        ]
+
+    redriven = 0
+    batch: list[DeadLetter] = []
+    async for letter in queue.letters(looking_at):
+        batch.append(letter)
+        if len(batch) < min(AT_A_TIME, maximum - redriven):
+            continue
+        for result in await redrive_batch(batch):
+            redriven += result is RedriveResult.REDRIVEN
+            yield result
+        batch = []
+        if redriven >= maximum:
+            break
+    for result in await redrive_batch(batch):
+        yield result
+    await queue.give_back()
+
+
+async def _redrive_one(
+    letter: "DeadLetter",
+    standing: "Standing | None",
+    queue: "DeadQueue",
+    letters: "DeadLetters",
+    outbox: "Outbox",
+    *,
+    actor: str,
+) -> RedriveResult:
+    leases: Sequence[Lease] = ()
+    if letter.message is not None and standing is not None and standing.state is RetryState.DEAD_LETTERED:
+        leases = list((await letters.redrive([letter.message.id], actor=actor, lease_s=LEASE_S)).values())
+        if not leases:
+            return RedriveResult.RETRY_QUEUED  # it was queued a moment ago
+    await queue.publish(letter, topology.KEY_BULK if standing is not None and standing.bulk else topology.KEY_RETRY)
+    await outbox.mark_published(leases)
+    await queue.ack(letter)
+    return RedriveResult.REDRIVEN
+
+
+def _result_for(letter: "DeadLetter", standing: "Standing | None", seen: set[str]) -> RedriveResult:
+    """What is to become of a letter; adds its id to `seen`."""
+    if letter.message is None:
+        return RedriveResult.UNREADABLE
+    is_copy = letter.id in seen
+    seen.add(letter.id)
+    match standing:
+        case _ if is_copy:
+            return RedriveResult.SETTLED
+        case (RetryState.DEAD_LETTERED, _, True):
+            return RedriveResult.RETRY_QUEUED
+        case None if isinstance(letter.message, LedgerMessage):
+            return RedriveResult.SETTLED  # so long ago that its row was pruned
+        case None | (RetryState.DEAD_LETTERED | RetryState.QUEUED, _, _):
+            return RedriveResult.REDRIVEN  # one that the ledger does not know is another program's: as it came, then
+        case _:
+            return RedriveResult.SETTLED
+
+
+async def purge(queue: "DeadQueue", letters: "DeadLetters", settlement: "Settlement") -> int:
+    """Remove the letters that wait now, and give up their requests in the ledger first. Returns how many."""
+    purged = 0
+    batch: list[DeadLetter] = []
+    async for letter in queue.letters(await queue.count()):
+        batch.append(letter)
+        if len(batch) == AT_A_TIME:
+            purged += await _purge_batch(batch, queue, letters, settlement)
+            batch = []
+    return purged + await _purge_batch(batch, queue, letters, settlement)
+
+
+async def _purge_batch(
+    batch: "Sequence[DeadLetter]", queue: "DeadQueue", letters: "DeadLetters", settlement: "Settlement"
+) -> int:
+    ids = [letter.message.id for letter in batch if letter.message is not None]
+    if ids and (still_queued := await letters.overdue_among(ids, 0)):
+        await settlement.dead_letter(still_queued)
+    for letter in batch:
+        await queue.ack(letter)
+    return len(batch)
