@@ -2,7 +2,7 @@
 
 90s 5m 24h 90d                     a duration
 2026-11-23T04:00:00Z   3h          a time: as RFC 3339 has it, or so long ago
-type=…,created_after=3h,error_contains=…
+type=…,created_after=3h,error_contains=…,fingerprint=…,retried_fewer_than=3/24h
 """
 
 import re
@@ -15,10 +15,11 @@ import typer
 if TYPE_CHECKING:
     from uuid import UUID
 
-    from redrive_client import FailedFilter
+    from redrive_client import FailedFilter, RetriedFewerThan
 
-FIELDS: Final = ("type", "created_after", "created_before", "error_contains")
+FIELDS: Final = ("type", "created_after", "created_before", "error_contains", "fingerprint", "retried_fewer_than")
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw]?)", re.ASCII)
+_FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _FIELD: Final = re.compile(rf",(?=(?:{'|'.join(FIELDS)})=)")
 
@@ -77,4 +78,27 @@ def failed_filter_of(texts: Sequence[str]) -> "FailedFilter":
         created_after=time_of(found.get("created_after")),
         created_before=time_of(found.get("created_before")),
         error_contains=found.get("error_contains"),
+        fingerprint=fingerprint_of(found.get("fingerprint")),
+        retried_fewer_than=retried_fewer_than_of(found.get("retried_fewer_than")),
     )
+
+
+def fingerprint_of(text: str | None) -> str | None:
+    """The fingerprint of a group of failures. Raises typer.BadParameter."""
+    if text is not None and not _FINGERPRINT.fullmatch(text):
+        raise typer.BadParameter(
+            f"{text!r} is not a fingerprint: 16 of 0 to 9 and a to f, as `redrive failures` has them"
+        )
+    return text
+
+
+def retried_fewer_than_of(text: str | None) -> "RetriedFewerThan | None":
+    """TIMES/DURATION. Raises typer.BadParameter."""
+    from redrive_client import RetriedFewerThan  # noqa: PLC0415 - likewise
+
+    if text is None:
+        return None
+    times, slash, duration = text.partition("/")
+    if not (slash and times.isascii() and times.isdigit() and len(times) <= 3):
+        raise typer.BadParameter(f"{text!r} is not TIMES/DURATION such as 3/24h")
+    return RetriedFewerThan(int(times), int(duration_of(duration).total_seconds()))

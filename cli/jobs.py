@@ -2,20 +2,29 @@
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
+import asyncio
+import sys
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, note
 from cli.failures import CommandFailed
-from cli.filters import duration_of, id_of, time_of
+from cli.filters import duration_of, fingerprint_of, id_of, time_of
 from cli.tables import print_facts, print_json, print_table, printable, time_text
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from redrive_client import Job, Redrive, StatusStats, UnreadableJob
 
 app = typer.Typer(name="jobs", help="How jobs stand: in numbers, in a list, one by one.", no_args_is_help=True)
 
+_STATUSES = ("pending", "running", "failed", "completed", "other")
+_COLUMNS = ("ID", "TYPE", "STATUS", "TRIES", "CREATED", "ERROR")
+_WATCHED_EVERY_S = 2.0
+_HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 JobId = Annotated[str, typer.Argument(help="A job's id.", metavar="ID", show_default=False)]
 
 
@@ -31,14 +40,14 @@ def stats(
 
     async def work(redrive: "Redrive") -> None:
         found = await redrive.stats(type=type_)
-        if type_ is not None and not any(getattr(found, name).count for name in found.__struct_fields__):
+        if type_ is not None and not any(getattr(found, name).count for name in _STATUSES):
             await note_unknown_type(redrive, type_)
         if as_json:
             print_json(found)
             return
         rows = [
             (name, _count(each), time_text(each.oldest_at), *_failed_counts(each))
-            for name in ("pending", "running", "failed", "completed", "other")
+            for name in _STATUSES
             for each in (getattr(found, name),)
         ]
         print_table(("STATUS", "JOBS", "OLDEST", "RETRYABLE", "EXHAUSTED"), rows)
@@ -63,7 +72,12 @@ def list_(
     type_: Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")] = None,
     created_after: Annotated[str | None, typer.Option(help="A time, or 3h for three hours ago.")] = None,
     created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="Only failed jobs of this group of `redrive failures`.")
+    ] = None,
+    error_contains: Annotated[str | None, typer.Option(help="Only failed jobs with this text in their error.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    watch: Annotated[bool, typer.Option("--watch", help="Show them anew every two seconds, until Ctrl-C.")] = False,
     url: Url = LOCAL,
     token_file: TokenFile = None,
     as_json: AsJson = False,
@@ -72,26 +86,60 @@ def list_(
     from redrive_client import JobStatus
 
     after, before = time_of(created_after), time_of(created_before)
+    status = _status_for(status, fingerprint=fingerprint_of(fingerprint), error_contains=error_contains)
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise typer.BadParameter("--watch is for a terminal, and without --json")
+
+    def chosen(redrive: "Redrive") -> "AsyncIterator[Job | UnreadableJob]":
+        return redrive.list(
+            status=status,
+            type=type_,
+            created_after=after,
+            created_before=before,
+            error_contains=error_contains,
+            fingerprint=fingerprint,
+            page_size=min(limit, 200),
+        )
 
     async def work(redrive: "Redrive") -> None:
-        jobs = redrive.list(
-            status=status, type=type_, created_after=after, created_before=before, page_size=min(limit, 200)
-        )
-        rows = []
-        async for job in jobs:
-            if as_json:
-                print_json(job)
-            rows.append(_listed(job))
-            if len(rows) == limit:
-                break
+        while watch:
+            rows = await _rows_of(chosen(redrive), limit)
+            sys.stdout.write(_HOME_AND_CLEAR)  # not by typer.echo, which leaves it out where no colours are wanted
+            typer.echo(f"{time_text(datetime.now(UTC))}, every {_WATCHED_EVERY_S:.0f} s\n")
+            print_table(_COLUMNS, rows, wide="ERROR")
+            await asyncio.sleep(_WATCHED_EVERY_S)
+        rows = await _rows_of(chosen(redrive), limit, as_json=as_json)
         if not as_json:
-            print_table(("ID", "TYPE", "STATUS", "TRIES", "CREATED", "ERROR"), rows, wide="ERROR")
+            print_table(_COLUMNS, rows, wide="ERROR")
         if not rows and status is not None and status not in list(JobStatus):
             note(f"no job of these has the status '{printable(status)}'")
         if not rows and type_ is not None:
             await note_unknown_type(redrive, type_)
 
     ask(url, token_file, work)
+
+
+def _status_for(status: str | None, *, fingerprint: str | None, error_contains: str | None) -> str | None:
+    """The status to list: `failed` where jobs are chosen by their error. Raises typer.BadParameter for another then."""
+    if fingerprint is None and error_contains is None:
+        return status
+    if status not in (None, "failed"):
+        raise typer.BadParameter("--fingerprint and --error-contains are for failed jobs")
+    return "failed"
+
+
+async def _rows_of(
+    jobs: "AsyncIterator[Job | UnreadableJob]", limit: int, *, as_json: bool = False
+) -> list[tuple[object, ...]]:
+    """Up to `limit` jobs as rows under _COLUMNS; each is printed, too, where JSON is wanted."""
+    rows: list[tuple[object, ...]] = []
+    async for job in jobs:
+        if as_json:
+            print_json(job)
+        rows.append(_listed(job))
+        if len(rows) == limit:
+            break
+    return rows
 
 
 @app.command()

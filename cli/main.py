@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli import batches, dead, jobs, pruning, retries, retrying
+from cli import batches, dead, groups, jobs, pruning, retries, retrying
 from cli.failures import is_expected, line_of
 from shared.errors import RedriveError, SettingsError
 
@@ -280,6 +280,12 @@ def token(
         str | None,
         typer.Option(help='What it may do, such as "jobs:read jobs:retry".', show_default="read and retry single jobs"),
     ] = None,
+    job: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--job", help="Only for this job; may be given up to 20 times.", show_default="all of the project"
+        ),
+    ] = None,
     ttl: Annotated[int, typer.Option(min=1, help="Good for so many seconds.")] = 3600,
 ) -> None:
     """Print a token for a project, signed with REDRIVE_JWT_SECRET.
@@ -294,7 +300,7 @@ def token(
         check_scope(scope)
         check_ttl(ttl)
         settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
-        signed = token_for(project, settings, subject=sub, scope=scope, ttl_s=ttl)
+        signed = token_for(project, settings, subject=sub, scope=scope, jobs=job or (), ttl_s=ttl)
         check_token(signed, settings, subject=sub)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
@@ -303,5 +309,6 @@ def token(
 
 for _group in (jobs, retries, batches, dead):
     app.add_typer(_group.app, rich_help_panel=_OPERATING)
+app.command(rich_help_panel=_OPERATING)(groups.failures)
 app.command(rich_help_panel=_OPERATING)(retrying.retry)
 app.command(rich_help_panel=_SETTING_UP)(pruning.prune)

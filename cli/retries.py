@@ -11,7 +11,7 @@ from cli.filters import id_of
 from cli.tables import print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
-    from redrive_client import Redrive, Retry
+    from redrive_client import Count, Redrive, Retry
 
 app = typer.Typer(name="retries", help="Who retried what, why, and what became of it.", no_args_is_help=True)
 
@@ -31,6 +31,35 @@ def row_of(retry: "Retry") -> tuple[object, ...]:
         retry.actor,
         retry.reason or "",
     )
+
+
+@app.command()
+def stats(*, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
+    """Show how retries go: what waits, what the last hour brought, and how long the newest have waited."""
+
+    async def work(redrive: "Redrive") -> None:
+        found = await redrive.retry_stats()
+        if as_json:
+            print_json(found)
+            return
+        settled = {name: getattr(found.last_hour, name) for name in found.last_hour.__struct_fields__}
+        waits = (
+            None if found.wait_ms is None else f"median {found.wait_ms.p50} ms, 95 of 100 within {found.wait_ms.p95} ms"
+        )
+        print_facts(
+            [
+                ("queued", _count(found.queued)),
+                ("oldest queued", time_text(found.oldest_requested_at)),
+                *((f"{name} in the last hour", _count(count)) for name, count in settled.items()),
+                ("waits", waits),
+            ]
+        )
+
+    ask(url, token_file, work)
+
+
+def _count(count: "Count") -> str:
+    return f"{count.count}{'+' if count.capped else ''}"
 
 
 @app.command("list")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -39,6 +40,7 @@ class Order:
     wait: bool
     patience_s: float
     as_json: bool
+    canaries: int = 0
 
 
 def retry(
@@ -52,6 +54,19 @@ def retry(
             metavar="NAME=VALUE,…",
         ),
     ] = None,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="The failed jobs of this group of `redrive failures`; as --filter fingerprint=….")
+    ] = None,
+    canary: Annotated[
+        int,
+        typer.Option(
+            "--canary",
+            min=0,
+            max=100,
+            help="With a filter: retry so many first, and the rest only if none of these has failed again.",
+            show_default="none",
+        ),
+    ] = 0,
     maximum: Annotated[
         int, typer.Option("--max", min=1, max=10_000, help="With --filter: how many at most, or none at all.")
     ] = DEFAULT_MAX,
@@ -77,16 +92,18 @@ def retry(
 ) -> None:
     """Put failed jobs back in line: these, or all that a filter matches.
 
-    --filter takes type=TYPE, created_after=TIME, created_before=TIME and error_contains=TEXT, such as
-    --filter type=email,created_after=3h. A TIME is 2026-11-23T04:00:00Z, or 3h for three hours ago.
+    --filter takes type=TYPE, created_after=TIME, created_before=TIME, error_contains=TEXT, fingerprint=FINGERPRINT and
+    retried_fewer_than=TIMES/DURATION, such as --filter type=email,created_after=3h,retried_fewer_than=3/24h. A TIME is
+    2026-11-23T04:00:00Z, or 3h for three hours ago.
 
     A filter first shows what would happen, and asks. A retry that is accepted is looked at again when it is applied:
     status 3 says that one was refused or ended rejected.
     """
     ids = [id_of(each) for each in job_ids or ()]
+    filters = [*(filters or ()), *(() if fingerprint is None else (f"fingerprint={fingerprint}",))]
     wanted = failed_filter_of(filters) if filters else None
     if bool(ids) == (wanted is not None):
-        raise typer.BadParameter("give either ids or --filter")
+        raise typer.BadParameter("give either ids, or --filter or --fingerprint")
     if len(ids) > MAX_IDS:
         raise typer.BadParameter(f"at most {MAX_IDS} ids at once")
     order = Order(
@@ -100,12 +117,12 @@ def retry(
         wait=wait,
         patience_s=duration_of(timeout).total_seconds(),
         as_json=as_json,
+        canaries=canary,
     )
-    if wanted is not None and not dry_run:
-        if not reason:
-            raise typer.BadParameter("--filter needs --reason: somebody will ask who did this, and why")
-        if not (yes or is_terminal()):
-            raise typer.BadParameter("--filter asks before it retries, and nobody is here to answer: give --yes")
+    if canary and (wanted is None or not wait):
+        raise typer.BadParameter("--canary needs --filter or --fingerprint, and waits")
+    if wanted is not None:
+        _check_filtered(order)
 
     async def work(redrive: "Redrive") -> int:
         if wanted is not None:
@@ -117,6 +134,16 @@ def retry(
         return await _retry_these(redrive, ids, order)
 
     ask(url, token_file, work)
+
+
+def _check_filtered(order: Order) -> None:
+    """Raise typer.BadParameter for what a retry by a filter lacks."""
+    if order.dry_run:
+        return
+    if not order.reason:
+        raise typer.BadParameter("--filter needs --reason: somebody will ask who did this, and why")
+    if not (order.yes or is_terminal()):
+        raise typer.BadParameter("--filter asks before it retries, and nobody is here to answer: give --yes")
 
 
 async def _retry_one(redrive: "Redrive", job_id: "UUID", order: Order) -> int:
@@ -199,6 +226,8 @@ async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Orde
         if order.as_json:
             _show_preview(preview, as_json=True)
         raise CommandFailed("nothing was retried")
+    if order.canaries and (status := await _retry_canaries(redrive, wanted, order)) is not None:
+        return status
     accepted = await redrive.retry_many(
         wanted,
         max=order.maximum,
@@ -208,6 +237,41 @@ async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Orde
         spread_seconds=order.spread_s,
     )
     return await _follow(redrive, accepted, order)
+
+
+async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", order: Order) -> int | None:
+    """Retry a few of the matches, and wait until they have run; the exit status where the rest is to be left alone."""
+    from redrive_client import Job, JobStatus, WaitTimeout
+
+    chosen: list[UUID] = []
+    async for job in redrive.list(
+        status=JobStatus.FAILED,
+        retryable=True,
+        page_size=order.canaries,
+        **{name: getattr(wanted, name) for name in wanted.__struct_fields__},
+    ):
+        chosen.append(job.id)
+        if len(chosen) == order.canaries:
+            break
+    if not chosen:
+        return None
+    accepted = await redrive.retry_many(chosen, reason=order.reason, extra_attempts=order.extra_attempts)
+    batch = await settled(redrive, accepted.batch_id, patience_s=order.patience_s)
+    if accepted.skipped or batch.applied < len(chosen):
+        return refused(f"{len(chosen) - batch.applied} of {len(chosen)} canaries were not retried: the rest was left")
+    try:
+        async with asyncio.TaskGroup() as group:
+            waiting = [group.create_task(redrive.wait(job_id, timeout_s=order.patience_s)) for job_id in chosen]
+    except* WaitTimeout:
+        raise CommandFailed(
+            f"the canaries were not done within {order.patience_s:.0f} s: the rest was left (--timeout)"
+        ) from None
+    ended: list[Job] = [task.result() for task in waiting]
+    if failed := [job for job in ended if job.status != JobStatus.COMPLETED]:
+        first = printable(failed[0].last_error)
+        return refused(f"{len(failed)} of {len(chosen)} canaries ended {failed[0].status} ({first}): the rest was left")
+    note(f"{len(chosen)} canaries are completed; now the rest")
+    return None
 
 
 async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", order: Order) -> int:

@@ -4,8 +4,9 @@ Where tokens are checked with a public key, whoever holds the private one signs 
 """
 
 import time
+from collections.abc import Sequence
 
-from api.auth import LATEST_EXP, MAX_TOKEN_BYTES, PROJECT_ID, Authenticator, Scope
+from api.auth import LATEST_EXP, MAX_JOBS, MAX_TOKEN_BYTES, PROJECT_ID, Authenticator, Scope
 from api.keys import keys_of, signed
 from api.problems import InvalidToken
 from shared.claims import claim_path, claims_with
@@ -42,14 +43,20 @@ def check_token(token: str, settings: ApiSettings, *, subject: str | None) -> No
     except InvalidToken:
         raise ValueError(
             "the API would refuse this token: its subject must be 1 to 255 characters without control characters, "
-            f"and all of it at most {MAX_TOKEN_BYTES} bytes"
+            f"its jobs at most {MAX_JOBS} ids, and all of it at most {MAX_TOKEN_BYTES} bytes"
         ) from None
     if subject not in (None, principal.actor):
         raise ValueError(f"REDRIVE_JWT_PROJECT_CLAIM is {settings.jwt_project_claim}: the project is the subject")
 
 
 def token_for(
-    project: str, settings: ApiSettings, *, subject: str | None = None, scope: str | None = None, ttl_s: int
+    project: str,
+    settings: ApiSettings,
+    *,
+    subject: str | None = None,
+    scope: str | None = None,
+    jobs: Sequence[str] = (),
+    ttl_s: int,
 ) -> str:
     """A token that the API accepts under these settings. Raises SettingsError where they hold no secret.
 
@@ -61,5 +68,7 @@ def token_for(
     claims: dict[str, object] = {"iat": now, "exp": now + ttl_s}
     optional = {"sub": subject, "scope": scope, "iss": settings.jwt_issuer, "aud": settings.jwt_audience}
     claims |= {name: value for name, value in optional.items() if value is not None}
+    if jobs:
+        claims["jobs"] = list(jobs)
     claims |= claims_with(claim_path(settings.jwt_project_claim), project)
     return signed(settings.jwt_secret.get_secret_value(), claims=claims)

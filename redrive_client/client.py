@@ -11,21 +11,27 @@ import msgspec
 from aiohttp import hdrs
 
 from redrive_client import transport
-from redrive_client.events import events_in
+from redrive_client.events import Event, events_in
 from redrive_client.models import (
     Accepted,
     AcceptedBatch,
     Batch,
     FailedFilter,
+    Failures,
     Forecast,
     Found,
     Job,
     JobStatus,
+    Me,
     Preview,
     Retried,
+    RetriedFewerThan,
     Retry,
     RetryState,
+    RetryStats,
+    Series,
     Stats,
+    Types,
     UnreadableJob,
 )
 from redrive_client.patience import changes, settled
@@ -33,8 +39,11 @@ from redrive_client.problems import Conflict, RateLimited, Unavailable, Unreacha
 from redrive_client.resources import (
     AcceptedBatchBody,
     AcceptedBody,
+    Counted,
     Envelope,
     FoundBody,
+    Id,
+    Ids,
     Page,
     batch_at,
     body_of,
@@ -117,8 +126,42 @@ class Redrive:
         A change that another follows at once may be left out. A server where too many wait already lets go at once, and
         is asked again after the time that it names.
         """
-        request = Request("GET", f"{job_at(job_id).path}/events", headers={hdrs.ACCEPT: "text/event-stream"})
         seen = None
+        async for event in self._events(Request("GET", f"{job_at(job_id).path}/events")):
+            if event.kind != "job" or event.id == seen:
+                continue
+            seen = event.id
+            job = msgspec.structs.replace(decoded(event.data, Job), etag=f'"{event.id}"')
+            yield job
+            if job.done:
+                return
+
+    async def events_of(self, job_ids: Sequence[UUID | str]) -> AsyncIterator[Job]:
+        """Yield each of up to 100 jobs as it is, then at each change, until all are done, in one stream.
+
+        A job that is not there, or is deleted, counts as done; a row that the server cannot show is left out. The jobs
+        carry no `etag`.
+        """
+        request = Request("GET", "/api/jobs/events", {"ids": ",".join(str(each) for each in job_ids)})
+        left = {str(each).lower() for each in job_ids}
+        seen: dict[UUID, Job] = {}
+        async for event in self._events(request):
+            if event.kind == "not_found":
+                left -= {str(each) for each in decoded(event.data, Ids).ids}
+            elif event.kind in ("gone", "job"):
+                job = listed_job(msgspec.Raw(event.data)) if event.kind == "job" else None
+                if isinstance(job, Job):
+                    if seen.get(job.id) != job:
+                        yield job
+                    seen[job.id] = job
+                if not isinstance(job, Job) or job.done:
+                    left.discard(str(decoded(event.data, Id).id))
+            if not left:
+                return
+
+    async def _events(self, request: Request) -> AsyncIterator[Event]:
+        """Yield the events of a stream, which is taken up again where it ends, for as long as they are asked for."""
+        request = request._replace(headers={hdrs.ACCEPT: "text/event-stream"})
         backoff = Backoff()
         while True:
             at_least_s: float | None = None
@@ -128,13 +171,7 @@ class Redrive:
                         backoff = Backoff()
                         if event.retry_s is not None:
                             at_least_s = event.retry_s
-                        if event.kind != "job" or event.id == seen:
-                            continue
-                        seen = event.id
-                        job = msgspec.structs.replace(decoded(event.data, Job), etag=f'"{event.id}"')
-                        yield job
-                        if job.done:
-                            return
+                        yield event
             except (Unreachable, Unavailable, RateLimited) as error:
                 if backoff.tries >= transport.TRIES:
                     raise
@@ -149,18 +186,29 @@ class Redrive:
         type: str | None = None,  # noqa: A002 - its name in the contract
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        error_contains: str | None = None,
+        fingerprint: str | None = None,
+        retryable: bool | None = None,
+        retried_fewer_than: RetriedFewerThan | None = None,
         page_size: int = 50,
     ) -> AsyncIterator[Job | UnreadableJob]:
         """Yield the project's jobs, newest first, page after page for as long as they are asked for.
 
-        `status` may be a word of the control plane's own. For a job whose row the server cannot show there is an
-        UnreadableJob.
+        The four filters from `error_contains` on need the status `failed`; they look at the newest 10,000 failed jobs
+        that the other filters leave. `status` may be a word of the control plane's own. For a job whose row the server
+        cannot show there is an UnreadableJob.
         """
         query = {
             "status": status,
             "type": type,
             "created_after": text_of(created_after),
             "created_before": text_of(created_before),
+            "error_contains": error_contains,
+            "fingerprint": fingerprint,
+            "retryable": None if retryable is None else str(retryable).lower(),
+            "retried_fewer_than": None
+            if retried_fewer_than is None
+            else f"{retried_fewer_than.times}/{retried_fewer_than.within_seconds}",
             "limit": str(page_size),
         }
         async for row in self._listed("/api/jobs", query, Page[msgspec.Raw]):
@@ -183,7 +231,44 @@ class Redrive:
     async def stats(self, *, type: str | None = None) -> Stats:  # noqa: A002 - its name in the contract
         """How many of the project's jobs stand where; of one type, if it is given."""
         query = given({"type": type})
-        return decoded((await self._answer(Request("GET", "/api/jobs/stats", query))).body, Envelope[Stats]).data
+        counted = decoded((await self._answer(Request("GET", "/api/jobs/stats", query))).body, Counted[Stats])
+        return msgspec.structs.replace(counted.data, as_of=counted.as_of)
+
+    async def types(self) -> Types:
+        """The types of the project's newest 10,000 jobs."""
+        return decoded((await self._answer(Request("GET", "/api/jobs/types"))).body, Types)
+
+    async def series(
+        self,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        by: Literal["1m", "5m", "15m", "1h", "6h", "1d"] | None = None,
+        type: str | None = None,  # noqa: A002 - its name in the contract
+    ) -> Series:
+        """How many jobs were made when, by status; the last 24 hours by `15m` where nothing else is asked.
+
+        At most 96 buckets. Raises BadRequest for more.
+        """
+        query = given({"from": text_of(start), "to": text_of(end), "by": by, "type": type})
+        return decoded((await self._answer(Request("GET", "/api/jobs/series", query))).body, Series)
+
+    async def failures(
+        self,
+        *,
+        type: str | None = None,  # noqa: A002 - its name in the contract
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+    ) -> Failures:
+        """The newest failed jobs in groups of one type and one error."""
+        query = given(
+            {"type": type, "created_after": text_of(created_after), "created_before": text_of(created_before)}
+        )
+        return decoded((await self._answer(Request("GET", "/api/failures", query))).body, Failures)
+
+    async def me(self) -> Me:
+        """What the token is good for, as the server has understood it."""
+        return decoded((await self._answer(Request("GET", "/api/me"))).body, Envelope[Me]).data
 
     # -- retries
 
@@ -335,6 +420,11 @@ class Redrive:
         }
         async for retry in self._listed("/api/retries", query, Page[Retry]):
             yield retry
+
+    async def retry_stats(self) -> RetryStats:
+        """How the project's retries go: what waits, and what the last hour brought."""
+        counted = decoded((await self._answer(Request("GET", "/api/retries/stats"))).body, Counted[RetryStats])
+        return msgspec.structs.replace(counted.data, as_of=counted.as_of)
 
     # -- many at once
 

@@ -154,13 +154,26 @@ class Forecast(msgspec.Struct, frozen=True):
     blocked_by: RetryBlock | None
 
 
+class RetriedFewerThan(msgspec.Struct, frozen=True):
+    """Jobs whose retries were applied fewer than `times` times, 1 to 100, within the last so many seconds."""
+
+    times: int
+    within_seconds: int
+
+
 class FailedFilter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which failed jobs; None leaves a question open. The times are exclusive, and must be aware."""
+    """Which failed jobs; None leaves a question open. The times are exclusive, and must be aware.
+
+    `fingerprint` is that of a FailureGroup. It, `error_contains` and `retried_fewer_than` look at the newest 10,000
+    failed jobs that the others leave.
+    """
 
     type: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
     error_contains: str | None = None
+    fingerprint: str | None = None
+    retried_fewer_than: RetriedFewerThan | None = None
 
 
 class Preview(msgspec.Struct, frozen=True):
@@ -231,6 +244,113 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     failed: StatusStats
     completed: StatusStats
     other: StatusStats = StatusStats(count=0, capped=False, oldest_at=None)
+    as_of: datetime | None = None
+
+
+class TypeCount(msgspec.Struct, frozen=True):
+    """A type, and how many of the jobs looked at have it."""
+
+    type: str
+    jobs: int
+
+
+class Types(msgspec.Struct, frozen=True):
+    """The types of the project's newest `sampled` jobs, the most frequent first; `truncated`: there are more."""
+
+    data: tuple[TypeCount, ...]
+    sampled: int
+    truncated: bool
+    as_of: datetime
+
+
+class Count(msgspec.Struct, frozen=True):
+    """A count; `capped`: there may be more."""
+
+    count: int
+    capped: bool
+
+
+class SeriesBucket(msgspec.Struct, frozen=True, kw_only=True):
+    """How many jobs were made in the bucket of time that begins `at`, by status."""
+
+    at: datetime
+    pending: Count
+    running: Count
+    failed: Count
+    completed: Count
+    other: Count
+
+
+class Series(msgspec.Struct, frozen=True):
+    """Buckets, the oldest first, empty ones among them."""
+
+    data: tuple[SeriesBucket, ...]
+    as_of: datetime
+
+
+class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Failed jobs of one type and one error; `retryable`, `exhausted` and `queued` add up to `jobs`.
+
+    `error` is the error without what differs from one job to the next. `sample`: the newest of them.
+    """
+
+    fingerprint: str
+    type: str
+    error: str
+    jobs: int
+    retryable: int
+    exhausted: int
+    queued: int
+    first_at: datetime | None
+    last_at: datetime | None
+    sample: tuple[UUID, ...]
+
+
+class Failures(msgspec.Struct, frozen=True):
+    """Groups over the newest `sampled` failed jobs, the largest first; `truncated`: more have failed."""
+
+    data: tuple[FailureGroup, ...]
+    sampled: int
+    truncated: bool
+    as_of: datetime
+
+
+class LastHour(msgspec.Struct, frozen=True, kw_only=True):
+    """How many retries were settled in the last hour, by what they came to."""
+
+    applied: Count
+    rejected: Count
+    cancelled: Count
+    dead_lettered: Count
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """How long retries have waited for their effect, in milliseconds: the median, and the 95th percentile."""
+
+    p50: int
+    p95: int
+
+
+class RetryStats(msgspec.Struct, frozen=True, kw_only=True):
+    """How a project's retries go. `wait_ms` is None where none was applied."""
+
+    queued: Count
+    oldest_requested_at: datetime | None
+    last_hour: LastHour
+    wait_ms: Waits | None
+    as_of: datetime | None = None
+
+
+class Me(msgspec.Struct, frozen=True, kw_only=True):
+    """What a token is good for. `scopes` and `jobs` are None where it does not speak of them."""
+
+    actor: str
+    project_id: str
+    scopes: tuple[str, ...] | None
+    jobs: tuple[str, ...] | None
+    expires_at: datetime
+    read_only: bool
+    version: str
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -38,6 +38,13 @@ class Page(msgspec.Struct, Generic[T], frozen=True):
     next_cursor: str | None
 
 
+class Counted(msgspec.Struct, Generic[T], frozen=True):
+    """`{"data": …, "as_of": …}`."""
+
+    data: T
+    as_of: datetime | None = None
+
+
 class AcceptedBody(msgspec.Struct, frozen=True):
     """The answer to a retry."""
 
@@ -50,6 +57,18 @@ class FoundBody(msgspec.Struct, frozen=True):
 
     data: list[msgspec.Raw]
     not_found: list[UUID]
+
+
+class Id(msgspec.Struct, frozen=True):
+    """What of an event of many jobs says which job it is about."""
+
+    id: UUID
+
+
+class Ids(msgspec.Struct, frozen=True):
+    """The jobs that are not there, in an event of many jobs."""
+
+    ids: tuple[UUID, ...]
 
 
 class AcceptedBatchBody(msgspec.Struct, frozen=True):

@@ -133,6 +133,7 @@ def test_the_version_is_that_of_the_distribution(redrive: Redrive) -> None:
         ["token", "--project", "p1\n"],
         ["token", "--project", "p1", "--scope", "jobs:everything"],
         ["token", "--project", "p1", "--ttl", "0"],
+        ["token", "--project", "p1", "--job", "no-id"],
         ["token", "--project", "p1", "--ttl", "300000000000"],
         ["token", "--project", "p1", "--sub", ""],
         ["token", "--project", "p1", "--sub", "x" * 256],
@@ -223,6 +224,15 @@ def test_a_token_opens_one_project_for_an_hour(redrive: Redrive) -> None:
     assert claims["project_id"] == "p1"
     assert claims["exp"] - claims["iat"] == 3600
     assert before <= claims["iat"] <= time.time()
+
+
+def test_a_token_may_be_narrowed_to_some_jobs(redrive: Redrive) -> None:
+    ids = ["6ba7b810-9dad-41d1-80b4-00c04fd430c8", "7b0c6dc4-9f1f-4f3c-8a50-6d4e7f3b1a11"]
+    answer = redrive("token", "--project", "p1", *(part for each in ids for part in ("--job", each)), JWT_SECRET=SECRET)
+    too_many = redrive("token", "--project", "p1", *["--job", ids[0]] * 21, JWT_SECRET=SECRET)
+
+    assert claims_of(answer.out.strip())["jobs"] == ids
+    assert (too_many.status, "at most 20 ids" in too_many.err) == (2, True)
 
 
 def test_a_token_carries_what_was_asked_for_and_what_the_settings_check(redrive: Redrive) -> None:

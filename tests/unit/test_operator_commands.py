@@ -20,8 +20,9 @@ from tests.commands import commanded
 
 JOB = "8386e689-d8b4-4ed4-91aa-7511b7751106"
 RETRY = "01a20749-906d-7433-a393-3683f379119b"
+GROUP = "3f9c01ab77d2e410"
 BATCH = "01a2075a-2ede-75dc-9d1d-e0d032b2b7bc"
-TOKEN = "a.canary.token"
+TOKEN = "a.goldfinch.token"
 
 
 class Answer(NamedTuple):
@@ -122,7 +123,7 @@ def redrive(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
                 main(args)
         out, err = capsys.readouterr()
         assert isinstance(ended.value.code, int | None)
-        assert "canary" not in out + err
+        assert "goldfinch" not in out + err
         return Answer(ended.value.code or 0, out, err)
 
     return run
@@ -169,6 +170,15 @@ def previews(api: Api, *, matched: int = 3, retryable: int = 2, **counts: int) -
     api.on("POST /api/jobs/retry", {"data": preview}, {"data": accepted})
     api.on(f"GET /api/retry-batches/{RETRY}", {"data": a_batch(**(counts or {"applied": retryable}))})
     api.on("GET /api/retries", {"data": [a_retry("rejected", "superseded")], "next_cursor": None})
+
+
+def a_group(**changed: object) -> dict[str, object]:
+    group: dict[str, object] = {
+        "fingerprint": GROUP, "type": "email", "error": "timed out after <n> s", "jobs": 52, "retryable": 40,
+        "exhausted": 11, "queued": 1, "first_at": "2026-11-23T04:00:00Z", "last_at": "2026-11-23T04:00:00Z",
+        "sample": [JOB],
+    }  # fmt: skip
+    return {**group, **changed}
 
 
 FILTER = ("--filter", "type=email,error_contains=421, try later")
@@ -489,6 +499,11 @@ TABLES: dict[str, tuple[str, list[object], list[str]]] = {
         [a_retry("dead_lettered", "poison", actor=LONG, reason=LONG, batch_id=BATCH)],
         [RETRY, JOB, BATCH, "dead_lettered", "poison", "2026-11-23 04:00:00Z"],
     ),
+    "failures": (
+        "GET /api/failures",
+        [a_group(type=LONG, error=LONG)],
+        ["52", "40", "2026-11-23 04:00:00Z", f"redrive retry --fingerprint {GROUP} --canary 5"],
+    ),
     "batches list": (
         "GET /api/retry-batches",
         [a_batch(queued=1, applied=10_000, rejected=17) | {"actor": LONG, "reason": LONG}],
@@ -503,7 +518,9 @@ def test_a_list_fits_a_terminal_and_keeps_ids_states_and_times(
     api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch, command: str, width: int
 ) -> None:
     path, data, whole = TABLES[command]
-    api.on(path, {"data": data, "next_cursor": None})
+    api.on(
+        path, {"data": data, "next_cursor": None, "sampled": 52, "truncated": False, "as_of": "2026-11-23T04:00:00Z"}
+    )
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     out = redrive(*command.split(), COLUMNS=str(width)).out
 
@@ -516,7 +533,9 @@ def test_a_list_fits_a_terminal_and_keeps_ids_states_and_times(
 @pytest.mark.parametrize("command", TABLES)
 def test_a_list_in_a_pipe_is_a_line_for_each_row_and_uncut(api: Api, redrive: Redrive, command: str) -> None:
     path, data, whole = TABLES[command]
-    api.on(path, {"data": data, "next_cursor": None})
+    api.on(
+        path, {"data": data, "next_cursor": None, "sampled": 52, "truncated": False, "as_of": "2026-11-23T04:00:00Z"}
+    )
     out = redrive(*command.split(), COLUMNS="80").out
 
     heading, *rows = (re.split("  +", line) for line in out.splitlines())
@@ -754,3 +773,127 @@ def test_a_comma_belongs_to_a_value_unless_a_name_follows() -> None:
     wanted = filters.failed_filter_of(["error_contains=a, b=c,type=x,y", "created_after=2026-11-23T04:00:00Z"])
     assert (wanted.error_contains, wanted.type) == ("a, b=c", "x,y")
     assert wanted.created_after is not None
+
+
+# -- failures, and retrying a group
+
+
+def test_failures_are_shown_in_groups_with_the_command_that_retries_each(api: Api, redrive: Redrive) -> None:
+    groups = [a_group(), a_group(fingerprint="0" * 16, retryable=0)]
+    found = {"data": groups, "sampled": 10_000, "truncated": True, "as_of": "2026-11-23T04:00:00Z"}
+    api.on("GET /api/failures", found)
+
+    answer = redrive("failures", "--type", "email", "--created-after", "2026-11-23T04:00:00Z")
+    document = redrive("failures", "--json", "--limit", "1")
+
+    assert api.asked[0].path == "/api/failures?type=email&created_after=2026-11-23T04%3A00%3A00%2B00%3A00"
+    assert answer.out.splitlines()[1].split("  ")[-1] == f"redrive retry --fingerprint {GROUP} --canary 5"
+    assert "0000000000000000" not in answer.out  # none of it can be retried
+    assert "only the newest 10000 failed jobs" in answer.err
+    assert [json.loads(line)["fingerprint"] for line in document.out.splitlines()] == [GROUP]
+    assert "there are 2 groups" in document.err
+
+
+def canaries(api: Api, *statuses: str) -> None:
+    """Let two canaries be retried, and end so; then the rest."""
+    previews(api, matched=3, retryable=3)
+    preview = api.answers["POST /api/jobs/retry"][0]
+    few = {"data": {"batch_id": BATCH, "accepted": 2, "skipped": []}}
+    rest = {"data": {"batch_id": RETRY, "accepted": 1, "skipped": []}}
+    api.answers["POST /api/jobs/retry"] = [preview, (202, few), (202, rest)]
+    api.on(f"GET /api/retry-batches/{BATCH}", {"data": a_batch(applied=2) | {"id": BATCH}})
+    other = JOB.replace("8386", "8387")
+    api.on("GET /api/jobs", {"data": [a_job(), a_job(id=other), a_job(id=RETRY)], "next_cursor": None})
+    for job_id, status in zip((JOB, other), statuses, strict=True):
+        api.on(f"GET /api/jobs/{job_id}", {"data": a_job(status, id=job_id, last_error="no route")})
+
+
+RETRY_GROUP = ("retry", "--fingerprint", GROUP, "--canary", "2", "--reason", "it is back", "--yes")
+
+
+def test_the_rest_of_a_group_is_retried_once_its_canaries_are_completed(api: Api, redrive: Redrive) -> None:
+    canaries(api, "completed", "completed")
+
+    answer = redrive(*RETRY_GROUP)
+
+    posted = [asked.body for asked in api.asked if asked.method == "POST"]
+    assert answer.status == 0
+    assert [body.get("filter") for body in posted if isinstance(body, dict)] == [
+        {"fingerprint": GROUP}, None, {"fingerprint": GROUP}
+    ]  # fmt: skip
+    assert isinstance(posted[1], dict)
+    assert len(posted[1]["ids"]) == 2
+    listed = next(path for path in api.paths if path.startswith("GET /api/jobs?"))
+    assert {"status=failed", "retryable=true", f"fingerprint={GROUP}"} <= set(urlsplit(listed).query.split("&"))
+    assert "2 canaries are completed" in answer.err
+
+
+def test_the_rest_of_a_group_is_left_alone_where_a_canary_fails_again(api: Api, redrive: Redrive) -> None:
+    canaries(api, "completed", "failed")
+
+    answer = redrive(*RETRY_GROUP)
+
+    assert answer.status == 3
+    assert len([path for path in api.paths if path.startswith("POST")]) == 2
+    assert "1 of 2 canaries ended failed (no route): the rest was left" in answer.err
+
+
+def test_a_group_is_listed_by_its_fingerprint(api: Api, redrive: Redrive) -> None:
+    api.on("GET /api/jobs", {"data": [a_job()], "next_cursor": None})
+
+    assert redrive("jobs", "list", "--fingerprint", GROUP).status == 0
+    assert {"status=failed", f"fingerprint={GROUP}"} <= set(urlsplit(api.asked[0].path).query.split("&"))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["retry", JOB, "--canary", "1"], ["retry", "--fingerprint", "xyz", "--reason", "r", "--yes"],
+        ["retry", "--fingerprint", GROUP, "--canary", "1", "--no-wait", "--reason", "r", "--yes"],
+        ["retry", "--filter", "retried_fewer_than=3", "--reason", "r", "--yes"],
+        ["jobs", "list", "--fingerprint", GROUP, "--status", "pending"], ["jobs", "list", "--fingerprint", "1"],
+        ["jobs", "list", "--watch"], ["failures", "--created-after", "yesterday"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_of_groups_is_status_2_and_asks_nothing(api: Api, redrive: Redrive, args: list[str]) -> None:
+    assert redrive(*args).status == 2
+    assert api.asked == []
+
+
+def test_jobs_are_shown_again_and_again_until_the_person_leaves(
+    api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api.on("GET /api/jobs", *({"data": [a_job(status)], "next_cursor": None} for status in ("failed", "running")))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    async def leave_after_two(_pause_s: float) -> None:
+        if len(api.asked) == 2:
+            raise OSError("the person has left")
+
+    monkeypatch.setattr("cli.jobs.asyncio.sleep", leave_after_two)
+    out = redrive("jobs", "list", "--watch").out
+
+    assert out.count("\x1b[H\x1b[2J") == 2
+    assert out.index("failed") < out.index("running")
+
+
+def test_the_numbers_of_retries_are_shown(api: Api, redrive: Redrive) -> None:
+    nothing = {"count": 0, "capped": False}
+    numbers = {
+        "queued": {"count": 10_000, "capped": True}, "oldest_requested_at": "2026-11-23T04:00:00Z",
+        "last_hour": {
+            "applied": {"count": 4, "capped": False}, "rejected": nothing, "cancelled": nothing,
+            "dead_lettered": nothing,
+        },
+        "wait_ms": {"p50": 41, "p95": 180},
+    }  # fmt: skip
+    api.on("GET /api/retries/stats", {"data": numbers, "as_of": "2026-11-23T04:00:00Z"})
+
+    facts = [re.split("  +", line) for line in redrive("retries", "stats").out.splitlines()]
+
+    assert facts == [
+        ["queued", "10000+"], ["oldest queued", "2026-11-23 04:00:00Z"], ["applied in the last hour", "4"],
+        ["rejected in the last hour", "0"], ["cancelled in the last hour", "0"],
+        ["dead_lettered in the last hour", "0"],
+        ["waits", "median 41 ms, 95 of 100 within 180 ms"],
+    ]  # fmt: skip

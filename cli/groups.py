@@ -1,0 +1,52 @@
+"""`redrive failures`: what fails, in groups of one error, and the command that retries each group."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, note
+from cli.filters import time_of
+from cli.tables import print_json, print_table, time_text
+
+if TYPE_CHECKING:
+    from redrive_client import FailureGroup, Redrive
+
+_COLUMNS = ("JOBS", "RETRYABLE", "SINCE", "LAST", "TYPE", "ERROR", "TO RETRY THEM")
+
+
+def failures(
+    *,
+    type_: Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")] = None,
+    created_after: Annotated[str | None, typer.Option(help="A time, or 3h for three hours ago.")] = None,
+    created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many groups at most.")] = 20,
+    url: Url = LOCAL,
+    token_file: TokenFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what fails: failed jobs in groups of one type and one error, the largest first.
+
+    Numbers, ids and quoted texts of an error are left out of it. Each group comes with the command that retries it.
+    """
+    after, before = time_of(created_after), time_of(created_before)
+
+    async def work(redrive: "Redrive") -> None:
+        found = await redrive.failures(type=type_, created_after=after, created_before=before)
+        shown = found.data[:limit]
+        if as_json:
+            for group in shown:
+                print_json(group)
+        else:
+            print_table(_COLUMNS, [_row_of(group) for group in shown], wide="ERROR")
+        if len(found.data) > limit:
+            note(f"there are {len(found.data)} groups; --limit shows more")
+        if found.truncated:
+            note(f"only the newest {found.sampled} failed jobs were looked at; there are more")
+
+    ask(url, token_file, work)
+
+
+def _row_of(group: "FailureGroup") -> tuple[object, ...]:
+    retry = f"redrive retry --fingerprint {group.fingerprint} --canary 5" if group.retryable else ""
+    first, last = time_text(group.first_at), time_text(group.last_at)
+    return (group.jobs, group.retryable, first, last, group.type, group.error, retry)
