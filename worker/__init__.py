@@ -1,1 +1,1 @@
-"""Messages in, rows out: retry requests are applied to failed jobs here, and nowhere else."""
+"""The worker: takes retry requests from RabbitMQ, or from the ledger, and applies them to failed jobs."""

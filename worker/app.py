@@ -1,7 +1,9 @@
-"""The worker, put together by hand: a database, its settlement, and a session loop for each source of requests.
+"""The worker, put together by hand: a database, its settlement, and supervised sessions with each source of requests.
 
-Stopping goes the other way round: readiness off, consumers cancelled, what is in hand settled and acknowledged,
-connections closed. What could not be finished in time is where it was: queued, in the ledger and in its queue.
+1. With RabbitMQ, there is a source for each queue; without, the ledger is the source.
+2. Beside them run a look at the backlog, for its gauges, and the watch over dead letters.
+3. To stop, the worker turns `/readyz` to 503, cancels its consumers, settles and acknowledges what is in hand, and
+   closes its connections. A request that it has no time to settle is still queued, in the ledger and in its queue.
 """
 
 import asyncio
@@ -34,14 +36,14 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger(__name__)
 
 BACKLOG_EVERY_S: Final = 5.0
-_SHARE_OF_GRACE: Final = 0.75  # of the time to stop in: for what is in hand; the rest is for closing connections
+_SHARE_OF_GRACE: Final = 0.75  # for what is in hand; the rest is for closing connections
 
 
 async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = True) -> None:
     """Settle retry requests until `stop` is set; then return within `settings.shutdown_grace`.
 
-    Servers that are away, now or later, are waited for. `ops=False` for several workers in one process: they need no
-    port of their own. Raises OSError when the ops port is taken.
+    Waits for servers that are away, now or later. `ops=False`: without an ops port, for several workers in one process.
+    Raises OSError when the ops port is taken.
     """
     for note in settings.notes:
         log.warning("setting ignored", reason=note)
@@ -56,11 +58,14 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
     )
     settlement = Settlement(database)
     topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
-    sources = _sources(settings, settlement, metrics, topology)
+    queues = [] if topology is None else _queue_sources(settings, settlement, metrics, topology)
+    sources: Sequence[Source] = queues or [
+        LedgerSource(Settler(settlement, metrics), batch_size=settings.worker_batch_size)
+    ]
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(database.opened())
         if ops:
-            ready = _ready(database, sources, stop)
+            ready = _ready(database, sources, stop, broker=topology is not None)
             await stack.enter_async_context(
                 serve_ops(host=settings.host, port=settings.ops_port, ready=ready, metrics=exposition_of(registry))
             )
@@ -69,11 +74,9 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
                 tasks.create_task(_watch_backlog(settlement, metrics, stop=stop)),
                 tasks.create_task(warn_of_missing(database)),
             ]
-            if settings.amqp_url is not None and topology is not None:
-                queues = [source for source in sources if isinstance(source, QueueSource)]
-                url = settings.url("amqp_url")
+            if topology is not None:
                 dead = DeadWatch(
-                    url,
+                    settings.url("amqp_url"),
                     settlement,
                     Outbox(database),
                     DeadLetters(database),
@@ -86,16 +89,14 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
             log.info("worker started", sources=[source.name for source in sources])
             await stop.wait()
             for watch in watching:
-                watch.cancel()
-            await _finished(sources, working, within_s=settings.shutdown_grace * _SHARE_OF_GRACE)
+                watch.cancel()  # a look that is under way is not waited for
+            await _drain(sources, working, within_s=settings.shutdown_grace * _SHARE_OF_GRACE)
     log.info("worker stopped")
 
 
-def _sources(
-    settings: "WorkerSettings", settlement: Settlement, metrics: Metrics, topology: Topology | None
-) -> "Sequence[Source]":
-    if settings.amqp_url is None or topology is None:
-        return [LedgerSource(Settler(settlement, metrics), batch_size=settings.worker_batch_size)]
+def _queue_sources(
+    settings: "WorkerSettings", settlement: Settlement, metrics: Metrics, topology: Topology
+) -> list[QueueSource]:
     return [
         QueueSource(
             settings.url("amqp_url"),
@@ -110,10 +111,11 @@ def _sources(
     ]
 
 
-def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event) -> Ready:
-    """Say whether there is a point in waiting for this worker.
+def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event, *, broker: bool) -> Ready:
+    """What `/readyz` asks.
 
-    It is to go on, its database takes writes and is migrated, and its consumers are on their queues.
+    The worker is unavailable once `stop` is set, while its database does not answer, takes no writes or is not
+    migrated, and, where there is a `broker`, while a source has no consumer. It is degraded while a settler is.
     """
 
     async def ready() -> Readiness:
@@ -125,11 +127,9 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event)
             checks["database"] = Status.UNAVAILABLE
         if any(source.settler.is_degraded for source in sources):
             checks["settling"] = Status.DEGRADED
-        queues = [source for source in sources if isinstance(source, QueueSource)]
-        if queues:
-            checks["broker"] = Status.OK if all(queue.is_ready for queue in queues) else Status.UNAVAILABLE
-        well = not stop.is_set() and Status.UNAVAILABLE not in checks.values()
-        if not well:
+        if broker:
+            checks["broker"] = Status.OK if all(source.is_ready for source in sources) else Status.UNAVAILABLE
+        if stop.is_set() or Status.UNAVAILABLE in checks.values():
             return Readiness(Status.UNAVAILABLE, checks)
         return Readiness(Status.DEGRADED if Status.DEGRADED in checks.values() else Status.OK, checks)
 
@@ -137,20 +137,20 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event)
 
 
 async def _watch_backlog(settlement: Settlement, metrics: Metrics, *, stop: asyncio.Event) -> None:
-    """Keep the backlog's gauges up to date; while the database is away, they show what was last seen."""
+    """Set the backlog's gauges every five seconds. While the database is away, they keep their last values."""
     while not stop.is_set():
         try:
             backlog = await settlement.backlog()
         except DatabaseUnavailable:
-            pass  # the sessions say so, once
+            pass  # the sessions log the outage
         else:
             metrics.backlog_requests.set(backlog.requests)
             metrics.backlog_oldest_seconds.set(backlog.oldest_s)
         await wait_for_any(stop, timeout_s=BACKLOG_EVERY_S)
 
 
-async def _finished(sources: "Sequence[Source]", working: "Sequence[asyncio.Task[None]]", *, within_s: float) -> None:
-    """Let the sessions end in order; cut off what does not."""
+async def _drain(sources: "Sequence[Source]", working: "Sequence[asyncio.Task[None]]", *, within_s: float) -> None:
+    """Let the sessions settle what they have in hand; cancel those that need longer."""
     try:
         async with asyncio.timeout(within_s):
             await asyncio.gather(*(source.drain() for source in sources))

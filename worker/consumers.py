@@ -1,7 +1,7 @@
-"""Consumer: one consumer on one channel, and the inbox that it is delivered to.
+"""Consumer: one consumer on one channel, and the inbox that RabbitMQ delivers to.
 
-It is never mended. Whatever ends it, the channel, the connection or a word from the broker (a queue that is deleted, a
-leader that is lost), fails the inbox, and with it the session.
+A consumer is never repaired. Where its channel or connection closes, or RabbitMQ cancels it (the queue was deleted, or
+has lost its leader), the inbox fails, and with it the session.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from pamqp.commands import Basic
 from shared.broker import CALL_S, translated
 from shared.errors import BrokerUnavailable
 from shared.refusals import CLOSED, words_of
-from worker.batches import Inbox
+from worker.inbox import Inbox
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
@@ -22,7 +22,7 @@ _TAG: Final = "redrive"
 
 
 class Consumer:
-    """A consumer on a channel of its own, and the inbox that it is delivered to."""
+    """A consumer on a channel of its own, and the inbox that RabbitMQ delivers to."""
 
     def __init__(self, connection: "AbstractConnection", channel: "AbstractChannel", queue: str) -> None:
         self._connection = connection
@@ -33,32 +33,32 @@ class Consumer:
 
     @classmethod
     async def on(cls, connection: "AbstractConnection", queue: str, *, prefetch: int) -> "Consumer":
-        """Begin to consume, with at most `prefetch` messages on the way or in hand."""
+        """Begin to consume, with at most `prefetch` messages that are not acknowledged."""
         async with asyncio.timeout(CALL_S):
-            # aiormq's channel, beneath aio-pika's: a task less for each message, and a message whose properties make
-            # no sense reaches us, instead of failing on the way and being acknowledged with its neighbours.
+            # Aiormq's channel, beneath aio-pika's: it costs one task less for each message. And aio-pika fails on a
+            # message whose properties make no sense; the message would then be acknowledged with its neighbours.
             channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
             consumer = cls(connection, channel, queue)
-            channel.closing.add_done_callback(consumer._closed)
-            channel.on_consumer_cancel_callbacks.add(consumer._cancelled)
+            channel.closing.add_done_callback(consumer._on_closed)
+            channel.on_consumer_cancel_callbacks.add(consumer._on_cancelled)
             await channel.basic_qos(prefetch_count=prefetch)
-            await channel.basic_consume(queue, consumer._delivered, consumer_tag=_TAG)
+            await channel.basic_consume(queue, consumer._on_delivered, consumer_tag=_TAG)
         return consumer
 
-    async def _delivered(self, message: "DeliveredMessage") -> None:
+    async def _on_delivered(self, message: "DeliveredMessage") -> None:
         self.inbox.put(message)
 
-    def _closed(self, closing: "asyncio.Future[None]") -> None:
+    def _on_closed(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
         self.inbox.fail(BrokerUnavailable(CLOSED if error is None else words_of(error)))
 
-    async def _cancelled(self, _frame: Basic.Cancel) -> None:
+    async def _on_cancelled(self, _frame: Basic.Cancel) -> None:
         self.inbox.fail(BrokerUnavailable("RabbitMQ cancelled the consumer: its queue was deleted, or lost its leader"))
 
     async def is_starved(self) -> bool:
-        """Whether a message waits in the queue that nobody delivers to us, though we have room for it.
+        """Whether a message waits in the queue that RabbitMQ does not deliver, though there is room for it.
 
-        Taken and given back on a channel of its own: tags on the consumer's are acknowledged up to the last.
+        Takes the message and gives it back, on a channel of its own: `ack` acknowledges every message of this one.
         """
         async with asyncio.timeout(CALL_S):
             channel = await (await self._connection.channel(publisher_confirms=False)).get_underlay_channel()
@@ -72,7 +72,7 @@ class Consumer:
         return False
 
     async def ack(self, batch: "list[DeliveredMessage]") -> None:
-        """Acknowledge a batch, and with it everything delivered before: there must be no other batch in hand."""
+        """Acknowledge a batch, and all messages delivered before it: there must be no other batch in hand."""
         tag = batch[-1].delivery_tag
         assert tag is not None  # noqa: S101 - a delivery has one
         async with asyncio.timeout(CALL_S):
@@ -80,7 +80,7 @@ class Consumer:
         self.acked += len(batch)
 
     async def cancel(self) -> None:
-        """Get no more deliveries; then close the inbox behind the last of them."""
+        """Stop deliveries; then close the inbox behind the last of them."""
         try:
             with translated():
                 async with asyncio.timeout(CALL_S):

@@ -1,4 +1,4 @@
-"""What the worker counts. Labels come from closed sets: outcomes, and what ends a session."""
+"""The worker's metrics. Labels come from closed sets: outcomes, and what ends a session."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
@@ -20,7 +20,7 @@ _WAIT_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 
 
 
 class SessionEnd(StrEnum):
-    """What ended a session; one that could not begin has ended, too."""
+    """What ended a session, or kept it from beginning."""
 
     STOPPED = "stopped"
     RENEWED = "renewed"
@@ -49,9 +49,7 @@ class Metrics:
             registry=registry,
         )
         for outcome in Outcome:
-            self._settled.labels(
-                outcome.value
-            )  # there from the start, as 0: a rate needs a value before the first event
+            self._settled.labels(outcome.value)  # 0 from the start: a rate needs a value before the first event
         for end in SessionEnd:
             self._sessions.labels(end.value)
         self.batches = Counter("redrive_batches_total", "Batches settled.", registry=registry)
@@ -73,7 +71,7 @@ class Metrics:
         )
 
     def settled(self, requests: "Iterable[Settled]") -> None:
-        """Count requests, except those that had been settled before."""
+        """Count requests, except those that were settled before."""
         for outcome, waited_s in requests:
             if waited_s is not None:
                 self._settled.labels(outcome.value).inc()

@@ -1,13 +1,13 @@
-"""Where the worker's batches come from: a queue on RabbitMQ, or the ledger itself.
+"""Sources: where the worker takes its batches from, a queue on RabbitMQ or the ledger itself.
 
-A session lasts until the worker stops or something is lost; it never mends itself. On RabbitMQ it is one connection,
-one channel, one consumer and one batch in hand, so a single `ack(multiple=True)` answers for exactly that batch:
+1. A session lasts until the worker stops, or until it loses the broker or the database. It is never repaired; another
+   one follows (worker/sessions.py). After a lost one, that one is on probation (worker/probation.py).
+2. On RabbitMQ, a session is one connection, one channel, one consumer and one batch in hand, so that one
+   `ack(multiple=True)` acknowledges exactly that batch:
 
-    deliveries → batch → one transaction, committed → dead letters, confirmed → ack
+       deliveries → batch → one transaction, committed → dead letters, confirmed → ack
 
-Each queue has sessions of its own. Bulk retries share neither a socket nor a batch with single ones.
-
-The session after a lost one is on probation: one message at a time (worker/probation.py).
+3. Each queue has sessions of its own: bulk retries share neither a socket nor a batch with single ones.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ _REFUSED: Final = "refused by the database"
 
 
 class Source(Protocol):
-    """What `sessions.supervise` runs sessions with."""
+    """What `sessions.supervise` keeps sessions with."""
 
     name: str
     settler: "Settler"
@@ -57,14 +57,14 @@ class Source(Protocol):
         """Whether requests come from here now."""
 
     async def session(self, stop: asyncio.Event) -> None:
-        """Settle batches until `stop` is set, the one in hand included. Raises what was lost."""
+        """Settle batches until `stop` is set, and the one in hand. Raises BrokerUnavailable, DatabaseUnavailable."""
 
     async def drain(self) -> None:
-        """Take nothing new, so that a session under way ends; to be called once `stop` is set."""
+        """Take nothing new, so that the session under way ends; call it once `stop` is set."""
 
 
 class LedgerSource:
-    """Queued requests straight from the ledger: dispatch without a broker."""
+    """Takes queued requests straight from the ledger: dispatch without a broker."""
 
     name = "ledger"
 
@@ -74,21 +74,21 @@ class LedgerSource:
 
     @property
     def is_ready(self) -> bool:
-        """Always: where the database is away, the worker says so of it."""
+        """Always: the worker checks the database by itself."""
         return True
 
     async def session(self, stop: asyncio.Event) -> None:
-        """Look for queued requests ten times a second, and at once again while there is a batch full of them."""
+        """Look for queued requests ten times a second, and again at once after a full batch."""
         while not stop.is_set():
             if await self.settler.settle_queued(self._batch_size) < self._batch_size:
                 await wait_for_any(stop, timeout_s=POLL_S)
 
     async def drain(self) -> None:
-        """Nothing is taken beforehand, so there is nothing to do."""
+        """Do nothing: no request is taken before its batch."""
 
 
 class QueueSource:
-    """Retry messages from one queue."""
+    """Takes retry messages from one queue."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class QueueSource:
 
     @property
     def idle_s(self) -> float:
-        """For how long the queue has delivered nothing, though it could; 0 while there is work, or no consumer."""
+        """For how long the queue has delivered nothing to a consumer that waits; 0 while none waits."""
         if self._consumer is None or self._idle_since is None:
             return 0.0
         return asyncio.get_running_loop().time() - self._idle_since
@@ -125,9 +125,9 @@ class QueueSource:
         return self._consumer is not None
 
     async def session(self, stop: asyncio.Event) -> None:
-        """Consume until `stop` is set and what was delivered until then is settled; or end early, to begin anew.
+        """Consume until `stop` is set, and settle what was delivered until then. On probation it may end early.
 
-        Raises BrokerUnavailable, DatabaseUnavailable. Messages in hand are then back in the queue.
+        Raises BrokerUnavailable, DatabaseUnavailable; the messages in hand then return to the queue.
         """
         with self._probation.session() as on_probation, translated():
             size, prefetch = (1, 1) if on_probation else (self._batch_size, 2 * self._batch_size)
@@ -141,7 +141,7 @@ class QueueSource:
                 self._metrics.consumers.inc()
                 log.info("consuming", queue=self.name)
                 try:
-                    while batch := await self._next_batch(consumer, size):
+                    while batch := await self._take_batch(consumer, size):
                         reach(Failpoint.AFTER_RECEIVE)
                         await self._settle(batch)
                         reach(Failpoint.BEFORE_ACK)
@@ -153,20 +153,26 @@ class QueueSource:
                     self._metrics.consumers.dec()
 
     async def drain(self) -> None:
-        """Cancel the consumer; the session ends once what it was delivered is settled."""
+        """Cancel the consumer; the session ends once everything that was delivered is settled."""
         if self._consumer is not None:
             await self._consumer.cancel()
 
-    async def _next_batch(self, consumer: "Consumer", size: int) -> "list[DeliveredMessage]":
-        """The next batch; empty at the end. A silent queue is asked now and then whether it has forgotten us."""
-        suspicious = False
+    async def _take_batch(self, consumer: "Consumer", size: int) -> "list[DeliveredMessage]":
+        """Take the next batch; empty at the end.
+
+        Raises BrokerUnavailable where the consumer has starved at two looks in a row. One look may see a message that
+        has just arrived.
+        """
+        starved = False
         self._idle_since = asyncio.get_running_loop().time()
         while True:
             try:
-                batch = await consumer.inbox.batch(max_size=size, max_wait_s=self._batch_wait_s, patience_s=WATCHDOG_S)
+                batch = await consumer.inbox.take_batch(
+                    max_size=size, max_wait_s=self._batch_wait_s, timeout_s=WATCHDOG_S
+                )
             except TimeoutError:
-                was_suspicious, suspicious = suspicious, await consumer.is_starved()
-                if was_suspicious and suspicious:  # twice: what arrives just as we look is not held against it
+                starved_before, starved = starved, await consumer.is_starved()
+                if starved_before and starved:
                     raise BrokerUnavailable("messages wait, but none is delivered") from None
             else:
                 self._idle_since = None

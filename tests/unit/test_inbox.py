@@ -4,15 +4,13 @@ import asyncio
 
 import pytest
 
-from worker.batches import Inbox
+from worker.inbox import Inbox
 
 _LONG_S = 30.0
 
 
-async def _batch(
-    inbox: Inbox[int], *, max_size: int = 3, max_wait_s: float = 0.0, patience_s: float = 5.0
-) -> list[int]:
-    return await inbox.batch(max_size=max_size, max_wait_s=max_wait_s, patience_s=patience_s)
+async def _batch(inbox: Inbox[int], *, max_size: int = 3, max_wait_s: float = 0.0, timeout_s: float = 5.0) -> list[int]:
+    return await inbox.take_batch(max_size=max_size, max_wait_s=max_wait_s, timeout_s=timeout_s)
 
 
 async def test_batches_come_in_order_and_no_larger_than_asked_for() -> None:
@@ -43,12 +41,12 @@ async def test_a_batch_that_does_not_fill_up_is_given_in_time() -> None:
 async def test_silence_is_a_timeout_and_loses_nothing() -> None:
     inbox: Inbox[int] = Inbox()
     with pytest.raises(TimeoutError):
-        await _batch(inbox, patience_s=0.01)
+        await _batch(inbox, timeout_s=0.01)
     inbox.put(1)
     assert await _batch(inbox) == [1]
 
 
-async def test_closing_wakes_a_reader_who_then_gets_what_is_there() -> None:
+async def test_closing_wakes_a_reader_that_then_gets_what_is_there() -> None:
     inbox: Inbox[int] = Inbox()
     taking = asyncio.ensure_future(_batch(inbox, max_wait_s=_LONG_S))
     await asyncio.sleep(0)
@@ -59,10 +57,10 @@ async def test_closing_wakes_a_reader_who_then_gets_what_is_there() -> None:
     assert await _batch(inbox) == []
 
 
-@pytest.mark.parametrize("held", [0, 1, 5])
-async def test_a_failure_reaches_the_reader_at_once_whatever_is_there(held: int) -> None:
+@pytest.mark.parametrize("waiting", [0, 1, 5])
+async def test_a_failure_reaches_the_reader_at_once_whatever_is_there(waiting: int) -> None:
     inbox: Inbox[int] = Inbox()
-    for number in range(held):
+    for number in range(waiting):
         inbox.put(number)
     inbox.fail(ConnectionError("first"))
     inbox.fail(ConnectionError("second"))
@@ -70,7 +68,7 @@ async def test_a_failure_reaches_the_reader_at_once_whatever_is_there(held: int)
         await _batch(inbox, max_wait_s=_LONG_S)
 
 
-async def test_a_failure_wakes_a_reader_who_waits_for_more() -> None:
+async def test_a_failure_wakes_a_reader_that_waits_for_more() -> None:
     inbox: Inbox[int] = Inbox()
     taking = asyncio.ensure_future(_batch(inbox, max_wait_s=_LONG_S))
     inbox.put(1)

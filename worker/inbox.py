@@ -1,6 +1,7 @@
-"""Inbox: what has been delivered and waits to be taken, a batch at a time.
+"""Inbox: deliveries that wait for a batch.
 
-A callback puts in, one loop takes out. Nothing here waits inside an iterator, so a time limit never breaks one.
+A callback puts deliveries in, and one loop takes batches out. The loop waits for an event and not inside an iterator,
+so that a time limit never interrupts an iterator.
 """
 
 import asyncio
@@ -28,33 +29,33 @@ class Inbox(Generic[T]):
             self._news.set()
 
     def close(self) -> None:
-        """Nothing more comes: the reader gets what is here, then the end."""
+        """Let the reader get the items that are here, then the end: no more come."""
         self._closed = True
         self._news.set()
 
     def fail(self, error: Exception) -> None:
-        """What is here is worth nothing any more: the reader gets `error` at once. The first failure counts."""
+        """Let the reader get `error` at once, and none of the items. The first failure counts."""
         self._error = self._error or error
         self._news.set()
 
-    async def batch(self, *, max_size: int, max_wait_s: float, patience_s: float) -> list[T]:
-        """The next 1..`max_size` items; empty at the end.
+    async def take_batch(self, *, max_size: int, max_wait_s: float, timeout_s: float) -> list[T]:
+        """Take the next 1..`max_size` items; empty at the end.
 
-        Waits at most `patience_s` for the first, then at most `max_wait_s` for the rest.
+        Waits at most `timeout_s` for the first item, then at most `max_wait_s` for the others.
 
-        Raises TimeoutError when nothing came, and whatever `fail` was given.
+        Raises TimeoutError when no item came, and the error that `fail` was given.
         """
-        async with asyncio.timeout(patience_s):
-            await self._until_holding(1)
+        async with asyncio.timeout(timeout_s):
+            await self._wait_for(1)
         with suppress(TimeoutError):
             async with asyncio.timeout(max_wait_s):
-                await self._until_holding(max_size)
+                await self._wait_for(max_size)
         if self._error is not None:
             raise self._error
         return [self._items.popleft() for _ in range(min(max_size, len(self._items)))]
 
-    async def _until_holding(self, wanted: int) -> None:
-        self._wanted = wanted  # so that a batch costs a wake-up or two, not one for each item
+    async def _wait_for(self, wanted: int) -> None:
+        self._wanted = wanted  # so that a batch costs one or two wake-ups, and not one for each item
         while len(self._items) < wanted and not self._closed and self._error is None:
             self._news.clear()
             await self._news.wait()
