@@ -16,6 +16,9 @@ from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+IDS = [str(UUID(int=number, version=4)) for number in range(101)]
+"""The same in every process that collects the tests: they are in the names of some."""
+
 
 @asynccontextmanager
 async def stream_of(running: Api, ids: Sequence[UUID | str], *, bearer: str | None = None) -> AsyncIterator[Stream]:
@@ -173,8 +176,8 @@ async def test_a_narrowed_token_reads_its_jobs_and_no_other(api: Api, jobs: JobM
 @pytest.mark.parametrize(
     "claim",
     [
-        None, [], str(uuid4()), {}, [1], [None], ["1"], [""], [str(uuid4()), 1], True,
-        [str(uuid4()) for _ in range(21)],
+        None, [], IDS[0], {}, [1], [None], ["1"], [""], [IDS[0], 1], True,
+        IDS[:21],
     ],
 )  # fmt: skip
 async def test_a_claim_of_jobs_that_is_none_is_a_bad_token(api: Api, claim: object) -> None:
@@ -196,7 +199,7 @@ async def test_what_a_narrowed_token_reads_is_charged_to_its_holder(database_url
 @pytest.mark.parametrize(
     ("query", "code"),
     [("", "invalid-parameter"), ("ids=", "invalid-job-id"), ("ids=1", "invalid-job-id"),
-     ("ids=" + ",".join(str(uuid4()) for _ in range(101)), "invalid-parameter"),
+     ("ids=" + ",".join(IDS), "invalid-parameter"),
      ("ids=a&limit=1", "invalid-parameter")],
 )  # fmt: skip
 async def test_a_stream_of_what_cannot_be_is_refused(api: Api, query: str, code: str) -> None:
