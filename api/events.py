@@ -22,7 +22,7 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
-from aiohttp import hdrs, web
+from aiohttp import web
 from multidict import istr
 
 from api.answers import Answer
@@ -46,17 +46,6 @@ COME_BACK: Final = b"retry: %d\n" % (1000 * COME_BACK_S)
 _view: Final = JobView()
 
 
-class Stream(web.StreamResponse):
-    """A response that goes on, and does not say what software made it.
-
-    aiohttp puts its name into every response just before the headers go out, and offers no setting for it.
-    """
-
-    async def _prepare_headers(self) -> None:
-        await super()._prepare_headers()
-        self.headers.popall(hdrs.SERVER, None)
-
-
 class EventResource:
     """`/api/jobs/{id}/events`."""
 
@@ -77,7 +66,7 @@ class EventResource:
         request = call.request
         if job.done and request.headers.get(LAST_EVENT_ID) == _event_id_of(job):
             return Answer(None, status=204)
-        stream = Stream()
+        stream = web.StreamResponse()
         request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
         stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back

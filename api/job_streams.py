@@ -23,7 +23,7 @@ from aiohttp import web
 
 from api.answers import Answer
 from api.door import PASSAGE
-from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, Stream, sent
+from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, sent
 from api.job_view import JobView
 from api.jobs import ids_of
 from shared.errors import JobNotFound, RedriveError
@@ -88,7 +88,7 @@ class JobStreamResource:
         request = call.request
         if not waiting and request.headers.get(LAST_EVENT_ID) == all_now.id:
             return Answer(None, status=204)
-        stream = Stream()
+        stream = web.StreamResponse()
         request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
         stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back

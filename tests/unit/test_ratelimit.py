@@ -89,17 +89,17 @@ def test_keys_do_not_pay_for_each_other() -> None:
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_headers_tell_the_policy_and_the_standing() -> None:
+def test_the_headers_tell_the_policy_and_what_is_left() -> None:
     limit = RateLimit("read", Limit(600, 60))
 
-    first = limit.standing(charge(limit, "p1"))
+    first = limit.ratelimit_header(charge(limit, "p1"))
     passed(limit, "p1", 599)
     with pytest.raises(RateLimited):
         charge(limit, "p1")
 
     assert limit.policy == '"read";q=600;w=60'
     assert first == '"read";r=599;t=1'
-    assert limit.standing(limit.bucket_of("p1")) == '"read";r=0;t=60'
+    assert limit.ratelimit_header(limit.bucket_of("p1")) == '"read";r=0;t=60'
 
 
 @pytest.mark.usefixtures("clock")
