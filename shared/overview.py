@@ -106,7 +106,7 @@ class Overview:
     async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[str, StatusStats]:  # noqa: A002 - its name in the contract
         """How many jobs stand where, for each of STATUSES. Where even the newest jobs take too long: 0, and capped."""
         try:
-            rows = await self._count("stats", "stats_of_newest", (project_id, type, LOOKED_AT), bound=2)
+            rows = await self._count("stats", "stats_of_newest", (project_id, type, LOOKED_AT), bound=2, nothing=-1)
         except StatementTimeout:
             return {status: StatusStats(0, capped=True, oldest_at=None, exhausted=0) for status in STATUSES}
         return {
@@ -210,10 +210,11 @@ class Overview:
         *,
         bound: int,
         second: Sequence[object] | None = None,
+        nothing: int = 0,
     ) -> "Sequence[Row]":
         """The rows of a statement, or of its second form where the first takes too long.
 
-        `bound` is where `arguments` say how many rows to look at. With 0 there the statement looks at no row: what the
+        `bound` is where `arguments` say how many rows to look at. With `nothing` there it looks at no row: what the
         database refuses even then is a type that it cannot hold. No job has that, so nothing is counted.
         """
         sql = self._sql[name]
@@ -225,7 +226,7 @@ class Overview:
                     return await self._database.fetch_within(SECOND_S, self._sql[second_name], *(second or arguments))
             except (StatementRefused, DatabaseUnfit) as error:
                 few = [*arguments]
-                few[bound] = 0
+                few[bound] = nothing
                 try:
                     await self._database.fetch(sql, *few)
                 except StatementRefused:
