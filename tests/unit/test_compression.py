@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import threading
 import time
 from typing import Final
 
@@ -89,7 +90,16 @@ async def test_what_waits_for_threads_is_bounded(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(compression, "APART_AT_ONCE_BYTES", 250_000)
     compressor, answers = Compressor(), [Answer(b"x" * 100_000) for _ in range(5)]
 
-    await asyncio.gather(*(compressor.compress(answer, accepting("gzip")) for answer in answers))
+    all_asked, gzipped = threading.Event(), compression._gzipped
+
+    def gzipped_once_all_have_asked(body: bytes) -> bytes:
+        assert all_asked.wait(10)
+        return gzipped(body)
+
+    monkeypatch.setattr(compression, "_gzipped", gzipped_once_all_have_asked)
+    asked = [asyncio.create_task(compressor.compress(answer, accepting("gzip"))) for answer in answers]
+    asyncio.get_running_loop().call_soon(all_asked.set)  # after the first steps of the tasks
+    await asyncio.gather(*asked)
     late = Answer(b"x" * 100_000)
     await compressor.compress(late, accepting("gzip"))
 
