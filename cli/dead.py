@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="dead",
-    help="What was given up: messages that nobody can read, requests that could not be applied.",
+    help="Dead letters: messages that no worker can read, and requests that could not be applied.",
     no_args_is_help=True,
 )
 
@@ -136,7 +136,8 @@ def redrive_(
 ) -> None:
     """Give dead letters a second chance, as the requests that they were.
 
-    A job that has moved on since is left alone: its request ends as superseded. What nobody can read stays where it is.
+    A job that has moved on since is left alone: its request ends as superseded. A letter that no worker can read stays
+    in the queue.
     """
     actor = actor or _operator()
     if not 0 < len(actor) <= MAX_ACTOR or "\x00" in actor:
@@ -178,7 +179,7 @@ def redrive_(
 def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False) -> None:
     """Throw all dead letters away. Their requests stay in the ledger, as dead-lettered."""
     if not (yes or is_terminal()):
-        raise typer.BadParameter("purge asks before it throws away, and nobody is here to answer: give --yes")
+        raise typer.BadParameter("purge needs confirmation and stdin is not a terminal; pass --yes")
 
     async def work() -> None:
         from cli.redriving import purge

@@ -203,7 +203,7 @@ class JobMaker:
         finally:
             connection.terminate()  # not politely: a test may have stopped the server meanwhile
 
-    async def somebody_waits(self) -> bool:
+    async def lock_is_waited_for(self) -> bool:
         """Whether a statement waits for a lock on the jobs table."""
         return bool(
             await self.pool.fetchval(

@@ -26,7 +26,7 @@ class RunningWorker:
         return await self.readiness() == 200
 
     async def readiness(self) -> int:
-        """The status of `/readyz`; 0 while nobody listens."""
+        """The status of `/readyz`; 0 while no worker listens."""
         try:
             async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
                 return answer.status

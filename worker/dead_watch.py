@@ -70,8 +70,8 @@ class DeadWatch:
         self._outbox = outbox
         self._letters = letters
         self._metrics = metrics
-        self._seen = 0
-        self._again_at = 0.0
+        self._seen = 0  # letters at the last look
+        self._again_at = 0.0  # when to look through the same number again
         self._rest_until = 0.0
         self._rest_s = AGAIN_S
 
@@ -138,7 +138,7 @@ class DeadWatch:
     async def _mark(self, overdue: "list[RetryId]") -> None:
         if overdue:
             settled = await self._settlement.dead_letter(overdue)
-            self._metrics.settled(settled.values())
+            self._metrics.count_settled(settled.values())
             log.warning("requests dead-lettered", requests=len(settled), reason="delivered too often")
 
     async def _republish_lost(self) -> None:

@@ -70,13 +70,13 @@ class Metrics:
             "redrive_backlog_oldest_seconds", "How long the oldest request has waited.", registry=registry
         )
 
-    def settled(self, requests: "Iterable[Settled]") -> None:
+    def count_settled(self, requests: "Iterable[Settled]") -> None:
         """Count requests, except those that were settled before."""
         for outcome, waited_s in requests:
             if waited_s is not None:
                 self._settled.labels(outcome.value).inc()
                 self._waits.observe(max(0.0, waited_s))  # another program's clock may be ahead of the database's
 
-    def session_ended(self, end: SessionEnd) -> None:
+    def count_session(self, end: SessionEnd) -> None:
         """Count a session."""
         self._sessions.labels(end.value).inc()

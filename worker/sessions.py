@@ -50,7 +50,7 @@ async def supervise(source: "Source", metrics: "Metrics", *, stop: asyncio.Event
             end, error = SessionEnd.BROKER_UNAVAILABLE, lost
         except Exception as unexpected:  # noqa: BLE001 - the next session may not meet it
             end, error = SessionEnd.FAILED, unexpected
-        metrics.session_ended(end)
+        metrics.count_session(end)
         if error is None or loop.time() - began_at >= HEALTHY_S:
             backoff.reset()
             outage.end()

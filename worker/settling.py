@@ -12,8 +12,8 @@
    before the next session takes a message. So an outage costs a message one of the twenty deliveries that its queue
    allows, however long the outage lasts.
 
-Case 2 is what says something of the one job: SQLSTATE classes 22, 23, 38, 39, P0, 09, 20, 21, 27, 2F, 44, 54, and those
-that the table's owner has made up. `shared/database.py` lists those of case 3.
+An error of case 2 says something of the one job. Its SQLSTATE is of a class 22, 23, 38, 39, P0, 09, 20, 21, 27, 2F, 44
+or 54, or made up by the table's owner. `shared/database.py` lists those of case 3.
 """
 
 import logging
@@ -167,7 +167,7 @@ class Settler:
         self._metrics.batches.inc()
         self._metrics.batch_seconds.observe(elapsed_s)
         self._metrics.batch_messages.observe(messages)
-        self._metrics.settled(settled.values())
+        self._metrics.count_settled(settled.values())
         fresh = [outcome for outcome, waited_s in settled.values() if waited_s is not None]
         applied = fresh.count(Outcome.APPLIED)
         log.info(

@@ -302,7 +302,7 @@ async def test_a_redriven_request_is_applied_once(
     async with a_worker(database_url, amqp_url):
         await eventually(settled)
     assert await jobs.all_effects() == 5
-    assert await office.ledger.outbox.lease(10, lease_s=1, bulk=False) == []  # it was published by whoever redrove it
+    assert await office.ledger.outbox.lease(10, lease_s=1, bulk=False) == []  # redriving has published it
 
 
 async def test_redriving_a_dead_letter_whose_job_has_moved_on_is_superseded(

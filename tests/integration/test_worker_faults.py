@@ -68,7 +68,7 @@ async def test_a_database_that_is_away_in_mid_work_costs_each_message_one_delive
         async with a_worker(database_url, amqp_url, worker_batch_size=20, worker_batch_wait=1) as worker:
             async with jobs.locked():
                 await queues.publish_all(map(a_message_for, failed))
-                await eventually(jobs.somebody_waits, what="a batch waits for the lock")
+                await eventually(jobs.lock_is_waited_for, what="a batch waits for the lock")
                 await private_postgres.stop_immediate()
             # Several attempts at a database that is away, none of which may take messages.
             await worker.sampled_at_least("redrive_sessions_total", 4, end="database_unavailable")
@@ -158,7 +158,7 @@ async def test_a_worker_stops_within_its_grace_though_the_database_hangs(
     failed = await jobs.many_failed(10)
     async with a_worker(database_url, amqp_url, db_timeout=2.5, shutdown_grace=1) as worker, jobs.locked():
         await queues.publish_all(map(a_message_for, failed))
-        await eventually(jobs.somebody_waits, what="a batch waits for the lock")
+        await eventually(jobs.lock_is_waited_for, what="a batch waits for the lock")
         async with asyncio.timeout(1.5):
             await worker.stop()
     await eventually(lambda: _waiting(queues, len(failed)))

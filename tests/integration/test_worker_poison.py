@@ -19,7 +19,7 @@ from tests.workers import a_worker
 
 _KEPT = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", topology.LEDGER_HEADER: "1"}
 
-# The owner of the jobs table has rules of his own, which we learn of when he refuses an update: in codes of his own
+# The owner of the jobs table has rules of their own, which show when an update is refused: in codes of their own
 # making, or in some that also tell of a database that can settle nothing at all.
 _OWNERS_RULE = """
 CREATE FUNCTION control_plane.refuse() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -343,7 +343,7 @@ async def test_a_database_that_is_away_for_a_moment_does_not_end_the_waiting(dat
     async with serving(database_url, watch_interval=0.05, db_timeout=0.3) as api:
         async with waiting(api, path_of(job)) as answer:
             async with jobs.locked():
-                await eventually(jobs.somebody_waits, what="a look is stuck")
+                await eventually(jobs.lock_is_waited_for, what="a look is stuck")
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(1):
                         await asyncio.shield(answer)
