@@ -1,4 +1,4 @@
-"""What a client can ask of the API itself: what its token is good for, and the OpenAPI document."""
+"""The API about itself: what the client's token permits, and the OpenAPI document."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -36,7 +36,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class AboutResource:
-    """`/api/me` and `/api/openapi.json`. No database stands behind these."""
+    """`/api/me` and `/api/openapi.json`. Neither reads a database."""
 
     def __init__(self, *, read_only: bool) -> None:
         self._read_only = read_only
@@ -44,7 +44,7 @@ class AboutResource:
         self._document: asyncio.Task[bytes] | None = None
 
     async def get_me(self, call: "Call") -> Answer:
-        """What the token says, as it was understood. `scopes` and `jobs` are null where it does not speak of them."""
+        """The token's claims, as they were read. `scopes` and `jobs` are null if the token has no such claims."""
         principal = call.principal
         me = _Me(
             actor=principal.actor,
@@ -58,7 +58,7 @@ class AboutResource:
         return Answer(_encoder.encode(_MeBody(me)))
 
     async def get_openapi(self, request: "web.Request") -> Answer:
-        """The OpenAPI document as JSON: made once, in a thread, as it takes a second."""
+        """The OpenAPI document as JSON: made once, in a thread, because it takes a second."""
         if request.rel_url.raw_query_string:
             raise InvalidParameter(next(iter(request.query), ""))
         if self._document is None:

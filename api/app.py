@@ -149,7 +149,7 @@ def _no_relay() -> None:
 
 
 def _require_c_parser() -> None:
-    """Refuse to run on aiohttp's pure-Python HTTP parser: it is some ten times slower, and lenient in other ways."""
+    """Raise RuntimeError with aiohttp's pure-Python HTTP parser: it is ten times slower, and lenient in other ways."""
     if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
         raise RuntimeError("aiohttp was installed without its C extensions")
 

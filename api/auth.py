@@ -1,10 +1,10 @@
-"""Who is asking: a bearer token, verified, becomes a Principal.
+"""Authentication: a bearer token is verified, and becomes a Principal.
 
-Every failure is the same InvalidToken: which part did not hold is nobody's business. PyJWT checks the signature and the
-registered claims; their types are checked here, for it is lenient about some (an `exp` may be a numeric string there)
-and strict about others (a `jti`, which we never look at, must be a string).
+Every failure is the same InvalidToken, so that it does not tell which part of a token is wrong. PyJWT checks the
+signature and the registered claims. Their types are checked here: PyJWT accepts some that are wrong (an `exp` that is a
+numeric string), and refuses others that do not matter (a `jti` that is no string).
 
-Tokens that were good are remembered by their digest, until they expire or the keys change.
+Good tokens are remembered by their digest, until they expire or the keys change.
 """
 
 import math
@@ -33,9 +33,9 @@ MAX_TOKEN_BYTES: Final = 8000
 MAX_ACTOR: Final = 255
 MAX_REMEMBERED: Final = 10_000
 MAX_JOBS: Final = 20
-"""So many jobs a token may be narrowed to."""
+"""How many jobs a token may be narrowed to."""
 LATEST_EXP: Final = 253_402_300_799
-"""The last second of the year 9999: nothing is valid for longer, and no calendar of ours goes further."""
+"""The last second of the year 9999, after which a datetime cannot represent a time."""
 
 PROJECT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 # A lone surrogate is no text to PostgreSQL.
@@ -43,7 +43,7 @@ _ACTOR: Final = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ACTOR}}}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 
 
-# What PyJWT raises on purpose, and what odd tokens have made it raise besides.
+# What PyJWT raises by design, and what odd tokens have made it raise.
 _REFUSALS: Final = (
     jwt.PyJWTError,
     ValueError,
@@ -107,10 +107,10 @@ class Authenticator:
         self._known_generation = keys.generation
 
     def authenticate(self, authorization: Sequence[str]) -> Principal:
-        """The principal behind the request's `Authorization` headers.
+        """The principal that the request's `Authorization` headers name.
 
-        Raises AuthenticationRequired where there is none, InvalidToken for anything but one good bearer token, and
-        KeysUnavailable while there are no keys to tell a good one by.
+        Raises AuthenticationRequired without such a header, InvalidToken for anything but one good bearer token, and
+        KeysUnavailable while there are no keys to verify one with.
         """
         if not authorization:
             raise AuthenticationRequired
@@ -124,7 +124,7 @@ class Authenticator:
         digest = blake2b(token.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         principal = self._known.get(digest)
         if principal is None:
-            principal = self._verified(token)
+            principal = self._verify(token)
             self._remember(digest, principal)
         elif time.time() >= principal.expires_at + self._leeway_s:
             del self._known[digest]
@@ -136,7 +136,7 @@ class Authenticator:
             self._known.popitem(last=False)
         self._known[digest] = principal
 
-    def _verified(self, token: str) -> Principal:
+    def _verify(self, token: str) -> Principal:
         if not _TOKEN.fullmatch(token):
             raise InvalidToken
         try:
@@ -150,11 +150,11 @@ class Authenticator:
             raise InvalidToken from error
 
     def _claims_of(self, token: str, header: dict[str, Any]) -> dict[str, Any]:
-        """The claims of a token that one of our keys has signed. The header only chooses among what a key allows."""
+        """The claims, if one of our keys has signed them. The header only chooses among the algorithms of a key."""
         kid, algorithm = header.get("kid"), header.get("alg")
         for key in self._keys.find(kid if isinstance(kid, str) else None):
             if algorithm in key.algorithms:
-                with suppress(jwt.InvalidSignatureError):  # of another key that shares the id, perhaps
+                with suppress(jwt.InvalidSignatureError):  # another key may have the same id
                     return jwt.decode(
                         token,
                         key.key,
@@ -219,8 +219,8 @@ def _scopes(claims: dict[str, Any]) -> frozenset[str] | None:
 
 
 def _seconds(value: object) -> int:
-    """A time of a token in whole seconds since the epoch, its fraction cut. Raises InvalidToken."""
-    if type(value) is int:  # a bool is none
+    """A time of a token, in whole seconds since the epoch; a fraction is cut off. Raises InvalidToken."""
+    if type(value) is int:  # not a bool
         return value
     if isinstance(value, float) and math.isfinite(value):
         return int(value)
@@ -228,7 +228,7 @@ def _seconds(value: object) -> int:
 
 
 def _subject(value: object) -> str | None:
-    """The text that `sub` is, or its decimal digits where it is an integer. Raises InvalidToken."""
+    """`sub` as text; the decimal digits of an integer. Raises InvalidToken."""
     if value is None or isinstance(value, str):
         return value
     if type(value) is int:
@@ -237,7 +237,7 @@ def _subject(value: object) -> str | None:
 
 
 def _words(value: object) -> Sequence[str]:
-    """The scopes in a claim: a text, separated by spaces, or an array of texts. Raises InvalidToken."""
+    """The scopes of a claim: a text with spaces between them, or an array of texts. Raises InvalidToken."""
     if isinstance(value, str):
         return value.split()
     if isinstance(value, list) and all(isinstance(word, str) for word in value):

@@ -1,4 +1,4 @@
-"""Bulk retries: many jobs of a project in one request, by their ids or by a filter."""
+"""The bulk retry resources: many jobs of a project in one request, by their ids or by a filter."""
 
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Final
@@ -47,7 +47,7 @@ class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retried_fewer_than: RetriedFewerThan | None = None
 
 
-class _BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _BatchRequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a bulk retry: `ids`, or `filter` with `max` and `reason`."""
 
     ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_IDS)] | None = None
@@ -88,11 +88,11 @@ class _Page(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _view = BatchView()
-_order_decoder = msgspec.json.Decoder(_BatchOrder)
+_body_decoder = msgspec.json.Decoder(_BatchRequestBody)
 
 
 class BatchResource:
-    """`/api/jobs/retry` and `/api/retry-batches`. `poke` tells the relay that there is something to publish."""
+    """`/api/jobs/retry` and `/api/retry-batches`. `poke` wakes the relay."""
 
     def __init__(
         self,
@@ -116,38 +116,38 @@ class BatchResource:
         """
         dry_run = flag_of(call.parameters, "dry_run")
         key = key_text_of(call)
-        order = await body_of(call.request, _order_decoder, max_bytes=MAX_BODY_BYTES) or _BatchOrder()
-        _check(order)
-        if order.extra_attempts is not None:
+        body = await body_of(call.request, _body_decoder, max_bytes=MAX_BODY_BYTES) or _BatchRequestBody()
+        _check(body)
+        if body.extra_attempts is not None:
             call.principal.require(Scope.RETRY_EXTEND)
-        chosen = self._chosen(order)
+        chosen = self._chosen(body)
         if not isinstance(chosen, FailedFilter):
-            order = msgspec.structs.replace(order, ids=[str(job_id) for job_id in chosen])
+            body = msgspec.structs.replace(body, ids=[str(job_id) for job_id in chosen])
         request = BatchRequest(
             project_id=call.project_id,
             actor=call.principal.actor,
             chosen=chosen,
-            maximum=order.max or MAX_BATCH,
-            reason=order.reason,
-            delay_seconds=order.delay_seconds,
-            extra_attempts=order.extra_attempts or 0,
-            spread_seconds=order.spread_seconds,
-            key=idempotency_key_of(call, key, call.request.path, order),
+            maximum=body.max or MAX_BATCH,
+            reason=body.reason,
+            delay_seconds=body.delay_seconds,
+            extra_attempts=body.extra_attempts or 0,
+            spread_seconds=body.spread_seconds,
+            key=idempotency_key_of(call, key, call.request.path, body),
         )
-        if dry_run or (dry_run is None and order.filter is not None):
+        if dry_run or (dry_run is None and body.filter is not None):
             return _dry_run_answer(await self._batches.dry_run(request))
         async with in_time():
             accepted = await self._batches.accept(request)
         self._poke()
         return _accepted_answer(accepted)
 
-    def _chosen(self, order: _BatchOrder) -> "tuple[JobId, ...] | FailedFilter":
-        if order.filter is not None:
-            return FailedFilter(*(getattr(order.filter, name) for name in order.filter.__struct_fields__))
-        return tuple(self._ids.parse(text) for text in order.ids or ())
+    def _chosen(self, body: _BatchRequestBody) -> "tuple[JobId, ...] | FailedFilter":
+        if body.filter is not None:
+            return FailedFilter(*(getattr(body.filter, name) for name in body.filter.__struct_fields__))
+        return tuple(self._ids.parse(text) for text in body.ids or ())
 
     async def get_batch(self, call: "Call") -> Answer:
-        """How a bulk retry stands. Raises BatchNotFound, for foreign ones too."""
+        """One bulk retry, with its progress. Raises BatchNotFound, also for one of another project."""
         return await self._reader.answer(call, _key_of(call))
 
     async def get_batches(self, call: "Call") -> Answer:
@@ -163,7 +163,7 @@ class BatchResource:
         )
 
     async def delete_batch(self, call: "Call") -> Answer:
-        """Take back what is still queued of a bulk retry. Raises BatchNotFound, for foreign ones too."""
+        """Cancel what is still queued of a bulk retry. Raises BatchNotFound, also for one of another project."""
         async with in_time():
             batch = await self._batches.cancel(_key_of(call), actor=call.principal.actor)
         return Answer(_view.body(batch))
@@ -176,17 +176,17 @@ def _key_of(call: "Call") -> BatchKey:
         raise BatchNotFound from error
 
 
-def _check(order: _BatchOrder) -> None:
-    """What the shape of the body alone cannot say. Raises InvalidBody."""
+def _check(body: _BatchRequestBody) -> None:
+    """Check what the shape of the body cannot express. Raises InvalidBody."""
     faults: list[Fault] = []
-    if (order.ids is None) == (order.filter is None):
+    if (body.ids is None) == (body.filter is None):
         faults.append(Fault("", "Exactly one of `ids` and `filter` is required."))
-    if order.ids is not None and order.max is not None:
+    if body.ids is not None and body.max is not None:
         faults.append(Fault("/max", "Only with `filter`."))
-    if order.filter is not None:
-        if order.max is None:
+    if body.filter is not None:
+        if body.max is None:
             faults.append(Fault("/max", "Required with `filter`."))
-        if not order.reason:
+        if not body.reason:
             faults.append(Fault("/reason", "Required with `filter`."))
     if faults:
         raise InvalidBody(tuple(faults))

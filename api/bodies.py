@@ -1,4 +1,4 @@
-"""Reading a request's body: bounded in bytes and in time, plain JSON of one known shape."""
+"""Reading a request's body: JSON of one known shape, bounded in bytes and in time."""
 
 import asyncio
 import re
@@ -13,16 +13,16 @@ READ_TIMEOUT_S: Final = 5.0
 _PATH: Final = re.compile(r"^(.*?)(?: - at `\$([^`]*)`)?$", re.DOTALL)
 _UNKNOWN_FIELD: Final = "Object contains unknown field"
 _BROKEN_OFF: Final = (web.RequestPayloadError, OSError, RuntimeError)
-"""What reading raises of a body that is malformed, late or cut off; RuntimeError when the client left before it."""
+"""What reading raises when a body is malformed, late or cut off; RuntimeError when the client left before it came."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 async def body_of(request: web.Request, decoder: msgspec.json.Decoder[T], *, max_bytes: int) -> T | None:
-    """The decoded body; None where there is none.
+    """The decoded body; None without one.
 
-    Raises PayloadTooLarge, UnsupportedMediaType (a content coding too: it could unpack to anything), BadRequest for a
-    body that does not come in time, InvalidJson, InvalidBody.
+    Raises PayloadTooLarge, UnsupportedMediaType (also for a content coding, which could unpack to any size), BadRequest
+    for a body that does not come in time, InvalidJson, InvalidBody.
     """
     if not request.body_exists:
         return None
@@ -57,12 +57,12 @@ async def _read(request: web.Request, max_bytes: int) -> bytes:
 
 
 def _fault_of(error: msgspec.ValidationError, fields: tuple[str, ...]) -> Fault:
-    """Msgspec's reason and place, without anything of what was sent: an unknown field's name is the sender's."""
+    """The reason and path from msgspec, without the name of an unknown field, which is the client's text."""
     words = str(error)
     found = _PATH.match(words)
     reason, path = (found[1], found[2] or "") if found else ("", "")
     if words.startswith(_UNKNOWN_FIELD):
-        # The name is in the words and may look like a place; the only places that it can be taken for are these.
+        # The name is part of the message, and may look like a path; only a known field is taken for one.
         _, _, place = words.rpartition(" - at `$.")
         reason, path = _UNKNOWN_FIELD, next((f".{field}" for field in fields if place == f"{field}`"), "")
     pointer = path.replace("[", ".").replace("]", "").replace(".", "/")

@@ -1,6 +1,6 @@
-"""Large answers, compressed with gzip where the client takes it (RFC 9110, 12.5.3): lists, which repeat themselves.
+"""Compression of large answers with gzip, where the client accepts it (RFC 9110, 12.5.3). They are lists.
 
-What has an entity tag is left alone: a strong tag names these very bytes, and a compressed form would need another.
+An answer with an entity tag is not compressed: a strong tag names these bytes, and other bytes would need another tag.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 LEAST_BYTES: Final = 2048
 APART_BYTES: Final = 32 * 1024
-"""A body that is larger is compressed in a thread: it takes longer (0.15 ms) than to ask one."""
+"""A larger body is compressed in a thread: compressing it (0.15 ms) takes longer than starting a thread's work."""
 APART_AT_ONCE_BYTES: Final = 32 * 1024 * 1024
-"""How much may wait for threads. What comes on top is sent as it is, and so counts as unread (api/unread.py)."""
+"""How many bytes may wait for threads. Further bodies are sent as they are, and count as unread (api/unread.py)."""
 LEVEL: Final = 1
 """Of 200 jobs (115 KB) level 1 leaves 16 % in 0.5 ms, level 6 leaves 14 % in 1 ms, level 9 the same in 2.3 ms."""
 _TAG_NAMES: Final = frozenset({hdrs.ETAG, "ETag"})
@@ -33,7 +33,7 @@ _CODING: Final = re.compile(
 
 @lru_cache(maxsize=256)
 def allows_gzip(accept_encoding: str | None) -> bool:
-    """Whether the header names gzip, or `*` and not gzip, with a weight above zero. What is unreadable is left out."""
+    """Whether the header names gzip, or else `*`, with a weight above zero. Unreadable parts are ignored."""
     if accept_encoding is None:
         return False
     weights: dict[str, float] = {}
@@ -45,13 +45,13 @@ def allows_gzip(accept_encoding: str | None) -> bool:
 
 
 class Compressor:
-    """Compresses answers; small ones at once, large ones in threads."""
+    """Compresses answers: small ones at once, large ones in threads."""
 
     def __init__(self) -> None:
         self._waiting_bytes = 0
 
     async def compress(self, answer: Answer, headers: "CIMultiDictProxy[str]") -> None:
-        """Compress the body where it is large, has no tag, and these headers of its request allow it."""
+        """Compress the body if it is large, has no tag, and the request's `headers` accept gzip."""
         body = answer.body
         if body is None or len(body) < LEAST_BYTES or not _TAG_NAMES.isdisjoint(answer.headers):
             return

@@ -1,4 +1,4 @@
-"""Counts: what is counted over many rows, at most once in a while for each key, and once for all who ask meanwhile."""
+"""Counts: answers that cost a query over many rows, shared by all callers for some seconds."""
 
 import asyncio
 from collections import OrderedDict
@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 MAX_KEPT: Final = 500
-"""So many answers are kept; the one that was counted first is forgotten first."""
+"""How many answers are kept; the oldest is forgotten first."""
 
 
 class Counts:
-    """Answers by key. Each is counted at most once in `every_s`, which begins when the counting begins.
+    """Answers by key. Each is counted once in `every_s` at most, from when the counting begins.
 
-    Callers who come while it is counted wait for it together; a caller that leaves does not end it. An error is not
-    kept: it reaches those who wait, and the next caller counts anew.
+    Callers that come meanwhile wait for the same count; it goes on when a caller leaves. An error is not kept: all its
+    waiting callers get it, and the next caller counts again.
     """
 
     def __init__(self, every_s: float) -> None:
@@ -22,7 +22,7 @@ class Counts:
         self._kept: OrderedDict[Hashable, tuple[float, asyncio.Task[bytes]]] = OrderedDict()
 
     async def get(self, key: Hashable, count: Callable[[datetime], Awaitable[bytes]]) -> bytes:
-        """The answer for `key`; `count` makes it, and is given the time that it holds for."""
+        """The answer for `key`. `count` makes it, and is given the time that the answer shows as `as_of`."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         kept = self._kept.get(key)
@@ -39,7 +39,7 @@ class Counts:
             raise
 
     def _forget(self, now: float) -> None:
-        """Forget what is too old, and what is too much. A task that is under way ends by itself."""
+        """Forget answers that are too old, or too many. A count that is under way goes on."""
         while self._kept:
             key, (counted_at, _) = next(iter(self._kept.items()))
             if len(self._kept) < MAX_KEPT and now - counted_at < self._every_s:

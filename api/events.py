@@ -4,13 +4,14 @@
     id: 7741
     data: {"id": …}
 
-The job as it is, then at each change. A change that another follows within one tick may be skipped: what is sent is
-always the newest. A client of the standard connects again after the end, for ever; where the job is done and the client
-has had its last event (`Last-Event-ID`), it is answered 204, which stops it. Where the row is deleted, the end is
-`event: gone`, with the id.
+The stream has an event for the job as it is, and one for each change. Of several changes within one tick only the last
+is sent. When the row is deleted, the last event is `gone`, with the id.
 
-A stream has one place among those who wait, for as long as it lasts. Where all are taken it is one event, with the time
-after which a client of the standard connects again:
+An EventSource connects again after each end, for ever. If the job is done and the client has its last event
+(`Last-Event-ID`), the answer is 204, which stops it.
+
+A stream takes one waiter's place for as long as it lasts. When all places are taken, it has one event only, with the
+time after which an EventSource connects again:
 
     retry: 10000
     event: job
@@ -55,9 +56,9 @@ class EventResource:
         self._watch = watch
 
     async def get_events(self, call: "Call") -> web.StreamResponse:
-        """Stream until the job is done, the token expires, the client leaves, or we stop; 204 for what is known.
+        """Stream until the job is done, the token expires, the client leaves, or the api stops; or 204.
 
-        A client that does not read is cut off after 10 s, and has cost no more than the socket's buffers.
+        A client that does not read is cut off after 10 s; until then it costs the socket's buffers only.
         """
         key = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
         if not call.may_see(key.id):
@@ -69,7 +70,7 @@ class EventResource:
         stream = web.StreamResponse()
         request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
-        stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
+        stream.headers["X-Accel-Buffering"] = "no"  # nginx would buffer events
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + call.principal.expires_at - time.time()
         try:
@@ -90,7 +91,7 @@ class EventResource:
         return stream
 
     async def _event_of(self, key: JobKey, job: Job) -> bytes:
-        """The job as one event, whole: what is held between events is light. Raises as Jobs.get does."""
+        """The whole job as one event; between events only a light one is kept. Raises as Jobs.get does."""
         if (rest := self._store.rest_of(key, job)) is None:
             return _event_of(job)
         async with rest as whole:
@@ -99,7 +100,7 @@ class EventResource:
     async def _next(
         self, stream: web.StreamResponse, request: web.Request, key: JobKey, job: Job, ends_at: float
     ) -> Job | None:
-        """The job once it has changed, with keep-alives until then; None when the stream is to end."""
+        """The job when it has changed, with keep-alives until then; None when the stream must end."""
         loop = asyncio.get_running_loop()
         etag = _view.etag(job)
         while loop.time() < ends_at:
@@ -123,7 +124,7 @@ class EventResource:
 
 
 async def sent(writing: Awaitable[object]) -> None:
-    """Wait for a write, but for no more than WRITE_TIMEOUT_S. Raises TimeoutError."""
+    """Await a write, for WRITE_TIMEOUT_S at most. Raises TimeoutError."""
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await writing
 
@@ -134,5 +135,5 @@ def _event_id_of(job: Job) -> str:
 
 
 def _event_of(job: Job) -> bytes:
-    """The job as one event; JSON has no line break in it, so neither has the event."""
+    """The job as one event. JSON has no line breaks, so the event needs one `data` line."""
     return b"event: job\nid: %b\ndata: %b\n\n" % (_event_id_of(job).encode(), _view.item(job))

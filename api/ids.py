@@ -1,4 +1,4 @@
-"""What may stand for `{id}` in a path, decided before any query."""
+"""Ids in paths: which texts are ids is decided before any query."""
 
 import re
 from functools import lru_cache
@@ -15,9 +15,9 @@ _OURS: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}
 
 
 class JobIds:
-    """A job's id: a UUID of one of some versions, in its one usual spelling.
+    """Reads the ids of jobs: UUIDs of certain versions, in the usual spelling.
 
-    `uuid.UUID` would also take braces, `urn:uuid:`, no dashes and digits of other scripts.
+    `uuid.UUID` would also accept braces, `urn:uuid:`, no dashes, and digits of other scripts.
     """
 
     def __init__(self, versions: frozenset[int]) -> None:
@@ -26,7 +26,7 @@ class JobIds:
             rf"[0-9a-fA-F]{{8}}-[0-9a-fA-F]{{4}}-[{digits}][0-9a-fA-F]{{3}}-[89abAB][0-9a-fA-F]{{3}}-[0-9a-fA-F]{{12}}",
             re.ASCII,
         )
-        # Who polls asks for the same few jobs again and again, and a UUID takes longer to make than to find.
+        # Clients poll the same few jobs, and to make a UUID takes longer than to look it up.
         self._remembered = lru_cache(MAX_REMEMBERED)(self._parsed)
 
     def parse(self, text: str) -> JobId:
@@ -40,7 +40,7 @@ class JobIds:
 
 
 def retry_id_of(text: str) -> RetryId:
-    """A retry's id. Raises RetryNotFound for what none of ours looks like."""
+    """A retry's id. Raises RetryNotFound for a text that is no UUID."""
     if not _OURS.fullmatch(text):
         raise RetryNotFound
     return RetryId(UUID(text))

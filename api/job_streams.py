@@ -43,7 +43,7 @@ _GONE: Final = "gone"
 
 
 class _Told:
-    """What a client was sent of each job last: its tag, or a word in its place."""
+    """What the client was sent last of each job: its tag, or a word in place of one."""
 
     def __init__(self) -> None:
         self._tags: dict[JobId, str] = {}
@@ -56,12 +56,12 @@ class _Told:
 
     @property
     def id(self) -> str:
-        """A hash of all of it: 16 hexadecimal digits."""
+        """A hash over all jobs: 16 hexadecimal digits."""
         tags = sorted((str(job_id), tag) for job_id, tag in self._tags.items())
         return blake2b(msgspec.json.encode(tags), digest_size=8).hexdigest()
 
     def event(self, kind: str, data: bytes) -> bytes:
-        """One event; JSON has no line break in it, so neither has the event."""
+        """One event. JSON has no line breaks, so the event needs one `data` line."""
         return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), self.id.encode(), data)
 
 
@@ -74,9 +74,9 @@ class JobStreamResource:
         self._watch = watch
 
     async def get_many_events(self, call: "Call") -> web.StreamResponse:
-        """Stream until all jobs are done, the token expires, the client leaves, or we stop; 204 for what is known.
+        """Stream until all jobs are done, the token expires, the client leaves, or the api stops; or 204.
 
-        The stream has one place among those who wait. Raises InvalidParameter, InvalidJobId, DatabaseUnavailable.
+        The stream takes one waiter's place. Raises InvalidParameter, InvalidJobId, DatabaseUnavailable.
         """
         keys = [JobKey(job_id, call.project_id) for job_id in dict.fromkeys(ids_of(call, self._ids))]
         visible = [key for key in keys if call.may_see(key.id)]
@@ -91,7 +91,7 @@ class JobStreamResource:
         stream = web.StreamResponse()
         request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
-        stream.headers["X-Accel-Buffering"] = "no"  # nginx would hold events back
+        stream.headers["X-Accel-Buffering"] = "no"  # nginx would buffer events
         ends_at = asyncio.get_running_loop().time() + call.principal.expires_at - time.time()
         told = _Told()
         try:
@@ -103,7 +103,7 @@ class JobStreamResource:
                 if placed:
                     await self._send_changes(stream, request, told, waiting, ends_at)
                 await sent(stream.write_eof())
-        except (ConnectionError, TimeoutError, RedriveError):  # the client takes the stream up again
+        except (ConnectionError, TimeoutError, RedriveError):  # the client connects again
             if request.transport is not None:
                 request.transport.abort()
         return stream
@@ -115,7 +115,7 @@ class JobStreamResource:
         keys: "Sequence[JobKey]",
         found: "Mapping[JobKey, Job | UnreadableJob]",
     ) -> None:
-        """Send what is not there, and each job as it is."""
+        """Send the ids that were not found, and each job as it is."""
         if missing := [str(key.id) for key in keys if key not in found]:
             await sent(stream.write(told.event("not_found", msgspec.json.encode({"ids": missing}))))
         for key in keys:
@@ -123,7 +123,7 @@ class JobStreamResource:
                 await self._send(stream, told, key, job)
 
     async def _send(self, stream: web.StreamResponse, told: _Told, key: JobKey, job: Job | UnreadableJob) -> None:
-        """Send one job, whole: what is held between events is light."""
+        """Send one whole job; between events only a light one is kept."""
         if isinstance(job, UnreadableJob):
             told.add(job)
             await sent(stream.write(told.event("job", msgspec.json.encode({"id": str(job.id), "unreadable": True}))))
@@ -151,7 +151,7 @@ class JobStreamResource:
         waiting: "Mapping[JobKey, Job]",
         ends_at: float,
     ) -> None:
-        """Send each change, with keep-alives between them, until all are done or the stream is to end."""
+        """Send each change, with keep-alives between them, until all jobs are done or the stream must end."""
         loop = asyncio.get_running_loop()
         watching = {
             loop.create_task(self._changed(request, key, job, ends_at)): (key, job) for key, job in waiting.items()
@@ -168,7 +168,7 @@ class JobStreamResource:
                         await self._send_gone(stream, told, key)
                         continue
                     if _view.etag(job) == _view.etag(seen):
-                        return  # the time is up, the client has left, or we stop
+                        return  # the time is up, the client has left, or the api stops
                     await self._send(stream, told, key, job)
                     if not job.done:
                         watching[loop.create_task(self._changed(request, key, job, ends_at))] = (key, job)

@@ -1,4 +1,4 @@
-"""The job resources: how jobs stand, one by one, in lists and in numbers."""
+"""The job resources: one job, and lists of jobs."""
 
 import re
 from typing import TYPE_CHECKING, Final
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 MAX_IDS: Final = 100
 MAX_STATUS: Final = 100
 FAILED_FILTERS: Final = ("error_contains", "fingerprint", "retryable", "retried_fewer_than")
-"""With `status=failed` only."""
+"""Allowed with `status=failed` only."""
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")
 _TIMES_IN_SECONDS: Final = re.compile(r"([1-9][0-9]{0,2})/([1-9][0-9]{0,5})")
 
@@ -77,9 +77,9 @@ class JobResource:
         self._cursors = cursors
 
     async def get_job(self, call: "Call") -> Answer:
-        """How one job stands; with `fresh`, or for a client that waits, on the primary.
+        """One job; read from the primary with `fresh`, and for a client that waits.
 
-        Raises InvalidJobId before any query, and JobNotFound for unknown and foreign jobs alike.
+        Raises InvalidJobId before any query, and JobNotFound for unknown jobs and those of other projects alike.
         """
         with_payload = _includes_payload(call)
         fresh = flag_of(call.parameters, "fresh")
@@ -92,9 +92,9 @@ class JobResource:
         return await reader.answer(call, JobKey(job_id, call.project_id, with_payload))
 
     async def get_jobs(self, call: "Call") -> Answer:
-        """A page of the project's jobs, newest first; or, with `ids`, just these. Raises as `page_of` does.
+        """A page of the project's jobs, newest first; with `ids`, these jobs. Raises as `page_of` does.
 
-        It ends early, with a cursor, where it would be larger than an answer may be.
+        It ends early, with a cursor, where it would exceed the size of an answer.
         """
         if "ids" in call.parameters:
             return await self._get_these(call)
@@ -131,9 +131,9 @@ class JobResource:
         )
 
     async def _get_these(self, call: "Call") -> Answer:
-        """The jobs of these ids, in the order asked. Raises InvalidParameter, InvalidJobId.
+        """The jobs with these ids, in the order of the request. Raises InvalidParameter, InvalidJobId.
 
-        A hundred jobs with all that a list shows of each are a quarter of what an answer may be.
+        A hundred jobs, as large as a list shows them, are a quarter of the size of an answer.
         """
         if others := [name for name in call.parameters if name != "ids"]:
             raise InvalidParameter(others[0])

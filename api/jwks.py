@@ -2,11 +2,9 @@
 
     {"keys": [{"kty": "RSA", "kid": "a", "use": "sig", "alg": "RS256", "n": "…", "e": "AQAB"}, …]}
 
-The document is read key by key: one that is for something else, of a kind that we do not know, or broken does not
-disturb the others.
+The document is read key by key. A key for another use, of an unknown kind, or broken is left out; the others are used.
 
-What goes wrong is told in words that an operator can act on. They may name a host; they never hold a path, a query, a
-user or a password of the URL.
+Errors say what an operator can do. They may name a host, but never a path, a query, a user or a password of the URL.
 """
 
 import asyncio
@@ -27,13 +25,13 @@ from shared.public_keys import MIN_RSA_BITS, PublicKey, usable
 TIMEOUT_S: Final = 3
 MAX_BYTES: Final = 256 * 1024
 MAX_OF_ONE_ID: Final = 16
-"""How many keys of one id are tried, so that a forged token costs a bounded number of signatures."""
+"""How many keys of one id are tried: it bounds how many signatures a forged token makes us verify."""
 
 _WORD: Final = re.compile(r"[A-Za-z0-9_+.-]{1,24}", re.ASCII)
 
 
 class KeysNotFetched(RedriveError):
-    """The issuer's keys cannot be had now, or none of them can be used. `str()` says why."""
+    """The issuer's keys could not be fetched, or none of them can be used. `str()` says why."""
 
     code = "keys-not-fetched"
 
@@ -41,7 +39,7 @@ class KeysNotFetched(RedriveError):
 class IssuerKeys(NamedTuple):
     """The usable keys of a document by `kid`, one or more in all; under None those for tokens that name no `kid`.
 
-    `unusable` is how many keys were left aside, by the reason in words.
+    `unusable` is how many keys were left out, by the reason.
     """
 
     by_id: Mapping[str | None, tuple[PublicKey, ...]]
@@ -52,13 +50,13 @@ class IssuerKeys(NamedTuple):
 async def fetch_once(url: str) -> IssuerKeys:
     """Fetch an issuer's keys, through the environment's proxy; for the api, and for `redrive check api`.
 
-    `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` are honoured. Redirects are not followed: keys come from
-    where the settings say. Takes some 3 s at most.
+    `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` are honoured. Redirects are not followed, so that keys
+    come only from where the settings say. It takes some 3 s at most.
 
-    Raises KeysNotFetched, also where no key is usable; its text is the reason in words.
+    Raises KeysNotFetched, also where no key is usable; its text is the reason.
     """
     try:
-        # Made for each fetch, so that the file of authorities may be replaced; in a thread, as reading it takes time.
+        # Made for each fetch: the file of authorities may be replaced. In a thread: reading it takes time.
         tls = await asyncio.to_thread(ssl.create_default_context) if url.lower().startswith("https") else True
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), trust_env=True
@@ -163,7 +161,7 @@ def keys_in(document: bytes) -> IssuerKeys:
 
 
 class _Unusable(Exception):
-    """Not a key that tokens are verified with; `str()` says why, in words of ours."""
+    """Not a key that can verify tokens; `str()` says why, without the issuer's own text."""
 
 
 def _key_of(entry: object) -> tuple[str | None, PublicKey]:
@@ -197,7 +195,7 @@ def _public_key_of(kind: str, entry: dict[str, object]) -> PublicKey:
                 made = jwt.algorithms.ECAlgorithm.from_jwk(entry)
             case _:
                 made = jwt.algorithms.OKPAlgorithm.from_jwk(entry)
-    except Exception as error:  # PyJWT lets through whatever a broken part of a key makes its code raise
+    except Exception as error:  # a broken key can make PyJWT raise anything
         raise _Unusable(f"{kind} that cannot be read" + _curve_of(entry)) from error
     key = usable(made)
     if key is None:
@@ -212,5 +210,5 @@ def _curve_of(entry: dict[str, object]) -> str:
 
 
 def _word(value: object) -> str:
-    """A word of the issuer's, as it may stand in our log."""
+    """A word of the issuer's that is safe to log; 'unknown' for any other value."""
     return value if isinstance(value, str) and _WORD.fullmatch(value) else "unknown"

@@ -1,7 +1,7 @@
-"""The keys that tokens are verified with: one secret, one public key, or a set that is fetched (JWKS).
+"""The keys that verify tokens: one secret, one public key, or a set that is fetched (JWKS).
 
-Which algorithms are allowed follows from the key, never from the token: a public key can not be taken for a secret
-(RFC 8725, 3.1).
+The key decides which algorithms are allowed, never the token: so a public key cannot be used as a secret (RFC 8725,
+3.1).
 """
 
 import asyncio
@@ -25,9 +25,9 @@ log = structlog.stdlib.get_logger(__name__)
 JWKS_REFETCH_S = 30
 JWKS_REFRESH_S = 300
 JWKS_RETRY_S = 1
-"""The first pause after a fetch that failed; each further one doubles it, up to the 30 s."""
+"""The first pause after a failed fetch; each one is twice the one before, up to 30 s."""
 JWKS_FIRST_RETRY_S = 5
-"""The longest pause while there are no keys at all, and so every request is refused."""
+"""The longest pause while there are no keys, so that every request is refused."""
 
 
 class Secret(NamedTuple):
@@ -41,23 +41,23 @@ Key = Secret | PublicKey
 
 
 class Keys(Protocol):
-    """Where `auth` gets its keys from."""
+    """Finds the keys that may have signed a token."""
 
     generation: int
-    """Grows when a key that was good may no longer be: what was verified before is to be verified again."""
+    """Grows when keys change: tokens that were verified with the old keys must be verified again."""
 
     @property
     def ready(self) -> bool:
-        """Whether there are keys; without any, a token is neither good nor bad."""
+        """Whether there are keys; without keys no token can be judged."""
         ...
 
     def find(self, kid: str | None) -> Sequence[Key]:
-        """The keys for a token that names `kid`: none, one, or several that share the name."""
+        """The keys for a token that names `kid`: none, one, or several with the same id."""
         ...
 
 
 class OneKey:
-    """A secret or a public key from the settings, whatever `kid` a token names."""
+    """A secret or a public key from the settings. A token's `kid` does not matter."""
 
     generation = 0
     ready = True
@@ -71,10 +71,10 @@ class OneKey:
 
 
 class KeySet:
-    """The keys of a JWKS document, fetched in the background; the last good ones are kept when a fetch fails.
+    """The keys of a JWKS document, fetched in the background. When a fetch fails, the last ones stay in use.
 
-    A token with an unknown `kid` is refused at once, and wakes a fetch, at most every 30 s: strangers cannot make us
-    call out, and a client whose key is new is let in when it tries again.
+    A token with an unknown `kid` is refused at once, and starts a fetch, once in 30 s at most: so forged tokens cannot
+    make us call the issuer often, and a client with a new key is accepted when it tries again.
     """
 
     def __init__(self, url: str) -> None:
@@ -87,16 +87,16 @@ class KeySet:
 
     @property
     def ready(self) -> bool:
-        """Whether keys were fetched once."""
+        """Whether keys have ever been fetched."""
         return bool(self._keys)
 
     @property
     def age_s(self) -> float:
-        """How long ago keys were last fetched; while there are none, how long they have been missing."""
+        """How long ago keys were fetched; without keys, how long they have been missing."""
         return time.monotonic() - self._good_at
 
     def find(self, kid: str | None) -> Sequence[Key]:
-        """The keys of that id; for None, those without one, or those of the only id that there is."""
+        """The keys with that id; for None the keys without one, or all keys if they share one id."""
         keys = self._keys.get(kid, ())
         if not keys and time.monotonic() - self._fetched_at >= JWKS_REFETCH_S:
             self._wanted.set()
@@ -142,5 +142,5 @@ def keys_of(settings: "ApiSettings") -> "OneKey | KeySet":
 
 
 def signed(secret: str, *, claims: Mapping[str, object]) -> str:
-    """A token of ours, HS256, for `redrive token` and tests; who runs Redrive for real signs elsewhere."""
+    """A token, signed with HS256: for `redrive token`. In production an identity provider signs tokens."""
     return jwt.encode(dict(claims), secret, algorithm="HS256")

@@ -1,4 +1,4 @@
-"""What the api counts. Labels come from closed sets: routes as they are declared, methods we serve, statuses."""
+"""The api's metrics. All labels come from closed sets: routes as declared, served methods, statuses."""
 
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _BOUNDS: Final = (*map(str, _SECONDS), "+Inf")
 
 
 class _Series(NamedTuple):
-    """What a request is counted under."""
+    """The labels of a request."""
 
     method: str
     route: str
@@ -29,7 +29,7 @@ class _Series(NamedTuple):
 
 
 class _Tally:
-    """The answers of one series: how many took how long."""
+    """The answers of one series, by how long they took."""
 
     __slots__ = ("buckets", "seconds")
 
@@ -39,10 +39,9 @@ class _Tally:
 
 
 class _Requests(Collector):
-    """Counts answers in plain lists, and makes metrics of them when they are asked for.
+    """Counts answers in plain lists, and makes metrics of them when they are collected.
 
-    The library's own counters take a lock each, and cost more than the rest of the door together; here everything runs
-    on one event loop.
+    The library's counters take a lock each, and would cost more than the rest of the door. One event loop needs none.
     """
 
     def __init__(self) -> None:
@@ -104,7 +103,7 @@ class Metrics:
 
     def _tally_of(self, request: "web.Request", status: int) -> _Tally:
         resource = request.match_info.route.resource
-        if resource is None:  # paths and methods that we do not serve: a client can make them up without end
+        if resource is None:  # not served: a client can invent any number of paths and methods
             return self._requests.tallies.setdefault(_Series("any", "none", str(status)), _Tally())
         tally = self._requests.tallies.setdefault(_Series(request.method, resource.canonical, str(status)), _Tally())
         self._known[resource, request.method, status] = tally

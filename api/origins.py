@@ -1,7 +1,7 @@
-"""Browsers: which pages of other origins may call, and which requests a page of another site has made.
+"""Browsers: which other origins' pages may call (CORS), and which requests a page of another site made.
 
-The former is CORS (https://fetch.spec.whatwg.org/#http-cors-protocol). No answer allows credentials: a token is sent by
-the page, never by the browser on its own.
+CORS: https://fetch.spec.whatwg.org/#http-cors-protocol. No answer allows credentials: the page sends the token, never
+the browser on its own.
 """
 
 import re
@@ -36,7 +36,7 @@ _HOST: Final = re.compile(r"(\[[^\]]*\]|[^:/?#@\[\]]+)(?::(\d{1,5}))?", re.ASCII
 
 
 class Origins:
-    """The origins whose pages may call. Without any (`any` is false) no answer speaks of origins."""
+    """The origins whose pages may call. Without one (`any` is false) no answer has CORS headers."""
 
     def __init__(self, listed: "Iterable[str]") -> None:
         self._answered = {
@@ -45,14 +45,14 @@ class Origins:
         self.any = bool(self._answered)
 
     def headers_of(self, request: "web.BaseRequest") -> "Mapping[str, str]":
-        """What the answer to a request carries beside `Vary: Origin`: nothing unless its one origin is listed."""
+        """The CORS headers of the answer, besides `Vary: Origin`: none unless the request's one origin is listed."""
         given = (
             request.headers.getall(hdrs.ORIGIN, ()) if request.headers else ()
         )  # a plain dict where none were parsed
         return self._answered.get(given[0], _NOTHING) if len(given) == 1 else _NOTHING
 
     def preflight_answer(self, request: "web.BaseRequest", methods: "Iterable[str]") -> Answer:
-        """The answer to a preflight for a path that has these methods. What makes a listed origin is added later."""
+        """The answer to a preflight for a path with these methods. The door adds `headers_of` to it."""
         headers: dict[str, str] = {}
         if self.headers_of(request):
             headers["Access-Control-Allow-Methods"] = ", ".join(sorted(methods))
@@ -61,7 +61,7 @@ class Origins:
         return Answer(None, status=204, headers=headers)
 
     def is_cross_site(self, request: "web.BaseRequest") -> bool:
-        """Whether a page of another site, whose origin is not listed, has made the request.
+        """Whether a page of another site, with an origin that is not listed, made the request.
 
         `Sec-Fetch-Site` decides; a browser sends it over TLS and to localhost. Without it, `Origin` is compared with
         `Host`. A client that is no browser sends neither.
@@ -77,7 +77,7 @@ class Origins:
 
 
 def is_preflight(request: "web.BaseRequest") -> bool:
-    """Whether a browser asks what it may send, before it sends it."""
+    """Whether the request is a browser's question whether it may send another one."""
     headers = request.headers
     return (
         request.method == hdrs.METH_OPTIONS
@@ -88,7 +88,7 @@ def is_preflight(request: "web.BaseRequest") -> bool:
 
 
 def _names_host(origin: str, hosts: "Iterable[str]") -> bool:
-    """Whether the origin's host and port are those of the one `Host`; a port that is not written is the scheme's."""
+    """Whether the origin's host and port are those of the one `Host`; without a port, it is the scheme's."""
     one = _ORIGIN.fullmatch(origin.lower())
     hosts = [*hosts]
     if one is None or len(hosts) != 1 or (host := _HOST.fullmatch(hosts[0].lower())) is None:

@@ -1,6 +1,6 @@
 """A project's jobs and retries in numbers: `/api/jobs/stats`, `types`, `series`, `/api/failures`, `/api/retries/stats`.
 
-Each is counted at most once in COUNTED_EVERY_S for a project and its filters; `as_of` says when.
+Each is counted once in COUNTED_EVERY_S at most, for a project and its filters; `as_of` says when.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 COUNTED_EVERY_S: Final = 5.0
 RETRIES_COUNTED_EVERY_S: Final = 1.0
-"""Retries are watched while they go on; counting them reads one index."""
+"""Shorter: operators watch retries while they run, and counting them reads one index."""
 
 MAX_BUCKETS: Final = 96
 DEFAULT_SPAN: Final = timedelta(hours=24)
@@ -128,7 +128,7 @@ _encoder = msgspec.json.Encoder()
 
 
 class OverviewResource:
-    """The counts of a project. Reads as `overview` does; retries are always read as `ledger_overview` has them."""
+    """The counts of a project. Jobs are counted by `overview`, retries by `ledger_overview`."""
 
     def __init__(self, overview: "Overview", ledger_overview: "Overview") -> None:
         self._overview = overview
@@ -137,7 +137,7 @@ class OverviewResource:
         self._retry_counts = Counts(RETRIES_COUNTED_EVERY_S)
 
     async def get_stats(self, call: "Call") -> Answer:
-        """How many of the project's jobs stand where. Raises InvalidParameter."""
+        """How many jobs of the project have which status. Raises InvalidParameter."""
         kind = text_of(call.parameters, "type")
 
         async def count(as_of: datetime) -> bytes:
@@ -157,7 +157,7 @@ class OverviewResource:
         return Answer(await self._counts.get(("types", call.project_id), count))
 
     async def get_series(self, call: "Call") -> Answer:
-        """How many jobs were made when, by status. Raises InvalidParameter."""
+        """How many jobs were created in each bucket of time, by status. Raises InvalidParameter."""
         kind = text_of(call.parameters, "type")
         span = _span_of(call.parameters)
 
@@ -174,7 +174,7 @@ class OverviewResource:
         return Answer(await self._counts.get(("series", call.project_id, kind, span), count))
 
     async def get_failures(self, call: "Call") -> Answer:
-        """The newest failed jobs in groups of one error. Raises InvalidParameter."""
+        """The newest failed jobs, grouped by error. Raises InvalidParameter."""
         kind = text_of(call.parameters, "type")
         after, before = time_of(call.parameters, "created_after"), time_of(call.parameters, "created_before")
 
@@ -188,7 +188,7 @@ class OverviewResource:
         return Answer(await self._counts.get(("failures", call.project_id, kind, after, before), count))
 
     async def get_retry_stats(self, call: "Call") -> Answer:
-        """How the project's retries go."""
+        """The project's retries: how many are queued, how they ended, how long they waited."""
 
         async def count(as_of: datetime) -> bytes:
             stats = await self._ledger_overview.retries(call.project_id)
@@ -231,7 +231,7 @@ def _group_of(group: FailureGroup) -> _Group:
 
 
 class _Span(NamedTuple):
-    """The buckets of a series: where the first begins, how many there are, how long each is, and where all end."""
+    """The buckets of a series: the start of the first, their number, their length, and the end of the last."""
 
     start: datetime
     buckets: int
@@ -240,7 +240,7 @@ class _Span(NamedTuple):
 
 
 def _span_of(parameters: "Mapping[str, str]") -> _Span:
-    """What `from`, `to` and `by` ask for; without `to` the last bucket is the one of now. Raises InvalidParameter."""
+    """What `from`, `to` and `by` ask for; without `to` the last bucket is the current one. Raises InvalidParameter."""
     by = BUCKETS.get(parameters.get("by", DEFAULT_BUCKET))
     if by is None:
         raise InvalidParameter("by")

@@ -1,4 +1,4 @@
-"""Pages of long lists: what is asked for, and the cursor that continues it.
+"""Pages of long lists: their parameters, and the cursor of the next page.
 
 A cursor holds the position of a page's last row, `(created_at, id)`, so the thousandth page costs what the first does.
 It is signed together with the list, the project and the filters it belongs to: a cursor that was changed, or that is
@@ -31,9 +31,9 @@ MAX_PAGE_BYTES: Final = 8 * 2**20
 
 _SPACED_OFFSET: Final = re.compile(r" ([0-9]{2}:[0-9]{2})\Z")
 _BESIDES_BYTES: Final = 1024
-"""What an answer has around its rows, and more."""
+"""More than an answer has around its rows."""
 _NO_TIME: Final = -(2**63) + 1
-"""Stands in a cursor for a row without a time: no time of PostgreSQL's."""
+"""The time, in a cursor, of a row without a time: no time of PostgreSQL's has this value."""
 _POSITION_BYTES: Final = 24
 _MAC_BYTES: Final = 16
 
@@ -96,7 +96,7 @@ class _Time(msgspec.Struct):
 
 
 class Page(NamedTuple):
-    """What of a list is asked for. `filters` are the parameters that choose its rows, as they were given."""
+    """The page of a list that a request asks for. `filters` are the parameters that choose its rows, as they came."""
 
     path: str
     scope: tuple[str, ...]
@@ -106,7 +106,7 @@ class Page(NamedTuple):
     foreign_project_id: str | None
 
     def link_of(self, cursor: str) -> str:
-        """The `Link` header to the page that follows (RFC 8288)."""
+        """The `Link` header to the next page (RFC 8288)."""
         project = {} if self.foreign_project_id is None else {"project_id": self.foreign_project_id}
         query = urlencode({**self.filters, **project, "limit": self.limit, "cursor": cursor})
         return f'<{self.path}?{query}>; rel="next"'
@@ -129,7 +129,7 @@ async def page_of(call: "Call", cursors: Cursors, *, path: str) -> Page:
 
 
 def limit_of(text: str | None) -> int:
-    """How many to answer with, 1 to 200. Raises InvalidParameter."""
+    """The page's size, 1 to 200. Raises InvalidParameter."""
     if text is None:
         return DEFAULT_PAGE
     if not (text.isascii() and text.isdigit() and len(text) <= 3 and 1 <= int(text) <= MAX_PAGE):

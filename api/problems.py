@@ -1,6 +1,6 @@
-"""Every refusal's answer, as `application/problem+json` (RFC 9457). Only this module knows status codes of errors.
+"""The answers to refused requests: `application/problem+json` (RFC 9457). Only this module knows errors' status codes.
 
-Titles and details are fixed texts: they say what a caller can do, and nothing of what was sent or of the inside.
+Titles and details are fixed texts: they say what a client can do, and repeat nothing of the request or of our state.
 """
 
 import re
@@ -31,25 +31,25 @@ UNAVAILABLE_RETRY_AFTER_S = 1
 
 
 class BadRequest(RedriveError):
-    """What the HTTP parser refused, and what comes as HTTP but not in time."""
+    """The HTTP parser refused the request, or its body did not come in time."""
 
     code = "bad-request"
 
 
 class NotFound(RedriveError):
-    """No such resource at all."""
+    """No route has this path."""
 
     code = "not-found"
 
 
 class LengthRequired(RedriveError):
-    """A body in chunks, for a method that takes no body."""
+    """The body comes in chunks, and the method takes none."""
 
     code = "length-required"
 
 
 class MethodNotAllowed(RedriveError):
-    """The resource exists, and does not do that; `allow` is what it does."""
+    """The path has other methods; `allow` names them."""
 
     code = "method-not-allowed"
 
@@ -59,31 +59,31 @@ class MethodNotAllowed(RedriveError):
 
 
 class ExpectationFailed(RedriveError):
-    """An `Expect` header with anything but `100-continue`."""
+    """The `Expect` header is not `100-continue`."""
 
     code = "expectation-failed"
 
 
 class AuthenticationRequired(RedriveError):
-    """No token at all."""
+    """The request has no token."""
 
     code = "authentication-required"
 
 
 class InvalidToken(RedriveError):
-    """A token, or something in its place, that does not hold; which of its faults it is, nobody is told."""
+    """The token is not valid. The answer does not say why."""
 
     code = "invalid-token"
 
 
 class KeysUnavailable(RedriveError):
-    """The keys to tell a good token by were never fetched, so this one is neither good nor bad. Try again later."""
+    """The keys were never fetched, so no token can be verified. The client is to try again."""
 
     code = "unavailable"
 
 
 class InsufficientScope(RedriveError):
-    """The token is good, and not for this."""
+    """The token is valid, and does not permit this."""
 
     code = "insufficient-scope"
 
@@ -95,13 +95,13 @@ class CrossSite(RedriveError):
 
 
 class ReadOnly(RedriveError):
-    """This deployment only reads."""
+    """The api is read-only."""
 
     code = "read-only"
 
 
 class RateLimited(RedriveError):
-    """Over a limit; `retry_after_s` is when to come back."""
+    """A limit is exceeded; `retry_after_s` says when to come back."""
 
     code = "rate-limited"
 
@@ -111,7 +111,7 @@ class RateLimited(RedriveError):
 
 
 class InvalidJobId(RedriveError):
-    """Not an id that a job can have."""
+    """No job can have this id."""
 
     code = "invalid-job-id"
 
@@ -139,26 +139,26 @@ class PayloadTooLarge(RedriveError):
 
 
 class UnsupportedMediaType(RedriveError):
-    """The body is not plain `application/json`."""
+    """The body is not `application/json`, or it has a content coding."""
 
     code = "unsupported-media-type"
 
 
 class InvalidJson(RedriveError):
-    """The body cannot be parsed."""
+    """The body is not JSON."""
 
     code = "invalid-json"
 
 
 class Fault(NamedTuple):
-    """One thing that is wrong in a body: where (a JSON pointer, RFC 6901), and what."""
+    """A fault of a body: where it is (a JSON pointer, RFC 6901), and what it is."""
 
     pointer: str
     detail: str
 
 
 class InvalidBody(RedriveError):
-    """The body is JSON of the wrong shape; `faults` says where."""
+    """The body is JSON of another shape; `faults` says where."""
 
     code = "invalid-body"
 
@@ -168,7 +168,7 @@ class InvalidBody(RedriveError):
 
 
 class Problem(NamedTuple):
-    """How an error is answered; `retryable` means: the same request may succeed later, unchanged."""
+    """How an error is answered. `retryable`: the same request may succeed later."""
 
     status: HTTPStatus
     title: str
@@ -282,12 +282,12 @@ _encoder = msgspec.json.Encoder()
 
 
 def problem_of(error: type[RedriveError]) -> Problem:
-    """How this class of errors is answered."""
+    """How errors of this class are answered."""
     return next(PROBLEMS[kind] for kind in error.__mro__ if kind in PROBLEMS)
 
 
 def problem_answer(error: RedriveError, request_id: str) -> Answer:
-    """The answer to a refused request, with the headers that its status calls for."""
+    """The answer to a refused request, with the headers that its status requires."""
     problem = problem_of(type(error))
     code = error.code
     errors = None

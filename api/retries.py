@@ -1,4 +1,4 @@
-"""The retry resources: asking for a retry, taking it back, and what became of it."""
+"""The retry resources: requesting a retry, cancelling it, redriving it, and its outcome."""
 
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Annotated, Final
@@ -43,7 +43,7 @@ Delay = Annotated[int, msgspec.Meta(ge=0, le=86_400)]
 ExtraAttempts = Annotated[int, msgspec.Meta(ge=1, le=10)]
 
 
-class _RetryOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _RetryRequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a retry."""
 
     reason: Reason | None = None
@@ -52,7 +52,7 @@ class _RetryOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of what takes no fields."""
+    """A body without fields."""
 
 
 class _Accepted(msgspec.Struct, frozen=True):
@@ -76,12 +76,12 @@ class _Page(msgspec.Struct, frozen=True):
 
 _encoder = msgspec.json.Encoder()
 _view = RetryView()
-_order_decoder = msgspec.json.Decoder(_RetryOrder)
+_body_decoder = msgspec.json.Decoder(_RetryRequestBody)
 _nothing_decoder = msgspec.json.Decoder(_Nothing)
 
 
 def key_text_of(call: "Call") -> str | None:
-    """The `Idempotency-Key`; it is looked at with the query parameters. Raises InvalidParameter for what is none."""
+    """The `Idempotency-Key`, checked together with the query parameters. Raises InvalidParameter."""
     given = call.request.headers.getall(_KEY_HEADER, ())
     if not given:
         return None
@@ -91,26 +91,23 @@ def key_text_of(call: "Call") -> str | None:
     return key
 
 
-def idempotency_key_of(call: "Call", key: str | None, path: str, order: msgspec.Struct) -> IdempotencyKey | None:
-    """`key`, bound to what the request asks for.
+def idempotency_key_of(call: "Call", key: str | None, path: str, body: msgspec.Struct) -> IdempotencyKey | None:
+    """`key`, bound to the request's content.
 
-    `path` and `order` have ids as they were read: one in another letter case is the same request.
+    `path` and `body` hold parsed ids, so that an id in another letter case makes the same request.
     """
     if key is None:
         return None
     condition = field_of(call.request.headers, hdrs.IF_MATCH)
-    # A header may hold bytes that are no text, which JSON cannot.
+    # A header may hold bytes that are no UTF-8; JSON cannot.
     seen = None if condition is None else condition.encode("utf-8", "surrogateescape")
-    request = (path, seen, order)
+    request = (path, seen, body)
     fingerprint = blake2b(_encoder.encode(request), digest_size=16).digest()
     return IdempotencyKey(call.project_id, key, fingerprint)
 
 
 class RetryResource:
-    """`/api/retries`, and the retries of one job.
-
-    `poke` and `poke_bulk` tell the relay that there is something to publish.
-    """
+    """`/api/retries`, and the retries of one job. `poke` and `poke_bulk` wake the relay."""
 
     def __init__(
         self,
@@ -140,18 +137,18 @@ class RetryResource:
         dry_run = flag_of(call.parameters, "dry_run")
         key = key_text_of(call)
         job = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
-        order = await body_of(call.request, _order_decoder, max_bytes=MAX_BODY_BYTES) or _RetryOrder()
-        if order.extra_attempts is not None:
+        body = await body_of(call.request, _body_decoder, max_bytes=MAX_BODY_BYTES) or _RetryRequestBody()
+        if body.extra_attempts is not None:
             call.principal.require(Scope.RETRY_EXTEND)
         request = RetryRequest(
             job=job,
             actor=call.principal.actor,
-            reason=order.reason,
-            delay_seconds=order.delay_seconds,
-            extra_attempts=order.extra_attempts or 0,
+            reason=body.reason,
+            delay_seconds=body.delay_seconds,
+            extra_attempts=body.extra_attempts or 0,
             if_version=versions_of(field_of(call.request.headers, hdrs.IF_MATCH)),
             traceparent=traceparent_of(call.request.headers.get("traceparent")),
-            key=idempotency_key_of(call, key, f"/api/jobs/{job.id}/retry", order),
+            key=idempotency_key_of(call, key, f"/api/jobs/{job.id}/retry", body),
         )
         if dry_run:
             return await self._dry_run(request)
@@ -168,7 +165,7 @@ class RetryResource:
         )
 
     async def _dry_run(self, request: RetryRequest) -> Answer:
-        """What a retry would be answered, with nothing written."""
+        """The answer to a dry run: nothing is written."""
         job = await self._jobs.get(request.job)
         if request.if_version is not None and job.version not in request.if_version:
             raise JobChanged
@@ -176,11 +173,11 @@ class RetryResource:
         return Answer(_encoder.encode(_DryRunEnvelope(_DryRun(block is None, block))))
 
     async def get_retry(self, call: "Call") -> Answer:
-        """What became of one request. Raises RetryNotFound, for foreign ones too."""
+        """One retry request, with its outcome. Raises RetryNotFound, also for one of another project."""
         return await self._reader.answer(call, _key_of(call))
 
     async def delete_retry(self, call: "Call") -> Answer:
-        """Take a queued request back. Raises RetryNotFound, RetryAlreadySettled."""
+        """Cancel a queued request. Raises RetryNotFound, RetryAlreadySettled."""
         async with in_time():
             retry = await self._retries.cancel(_key_of(call), actor=call.principal.actor)
         return Answer(_view.body(retry))
@@ -211,11 +208,11 @@ class RetryResource:
         async with in_time():
             retries = await self._retries.history(job, after=page.after, limit=page.limit + 1)
             if not retries:
-                await self._jobs.get(job)  # no retries is an answer for a job of this project only
+                await self._jobs.get(job)  # an empty page is only for a job of this project
         return await self._page(page, retries)
 
     async def get_retries(self, call: "Call") -> Answer:
-        """The project's audit trail, newest first; of one job, where `job_id` says so. Raises InvalidParameter."""
+        """The project's audit trail, newest first, filtered. Raises InvalidParameter."""
         page = await page_of(call, self._cursors, path="/api/retries")
         wanted = RetryFilter(
             state=_state_of(page.filters.get("state")),

@@ -1,7 +1,7 @@
-"""Unread: what clients were answered and do not read, counted over all connections of a process, and bounded.
+"""Unread: bounds the bytes of answers that clients do not read, over all connections of a process.
 
-An answer that does not fit into the kernel's buffers stays in memory until its client reads. The time alone bounds
-nothing: before the first client is cut off, a hundred others may have asked for a page.
+An answer that is larger than the kernel's buffers stays in memory until its client reads. A time limit is not enough:
+before the first client is cut off, a hundred others may have asked for a page.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ _NOTED_EVERY_S = 1.0
 
 
 class Unread:
-    """The connections that hold bytes which their clients do not read, at most `max_bytes` together.
+    """The connections with unread bytes, at most `max_bytes` of them together.
 
-    Beyond that the one is cut off that began first: an honest client has long read on by then. The most bytes would be
-    those of an answer that was given just now. One connection alone may hold more than `max_bytes`: an answer is not
-    cut off for its own size.
+    When there are more, the connection that has waited longest is cut off: an honest client would have read by then.
+    The one with the most bytes may have been answered just now. A single connection may hold more than `max_bytes`: an
+    answer is not cut off for its own size.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -27,10 +27,10 @@ class Unread:
         self._held: dict[asyncio.Transport, int] = {}
         self._noted_at = -_NOTED_EVERY_S
         self.total_bytes = 0
-        """As it was when each connection was counted last: never less than it is."""
+        """The bytes when each connection was counted last: never less than there are now."""
 
     def add(self, transport: asyncio.Transport) -> None:
-        """Count what a connection holds from now on, and cut others off where it is too much."""
+        """Count the unread bytes of a connection, and cut others off when there are too many."""
         held = self._held[transport] = transport.get_write_buffer_size()
         self.total_bytes += held
         if self.total_bytes > self._max_bytes:
@@ -38,7 +38,7 @@ class Unread:
             self._cut_off()
 
     def remove(self, transport: asyncio.Transport) -> None:
-        """Count it no longer: its client has read on, or has gone."""
+        """Stop counting a connection: its client has read, or has left."""
         self.total_bytes -= self._held.pop(transport, 0)
 
     def _recount(self) -> None:

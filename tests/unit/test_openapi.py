@@ -150,8 +150,8 @@ def test_each_problem_that_is_shown_is_the_one_that_is_meant() -> None:
         ("JobStats", overview._Stats), ("Count", overview._Count), ("SeriesBucket", overview._Bucket),
         ("JobSeries", overview._SeriesBody), ("JobTypes", overview._TypesBody), ("FailureGroup", overview._Group),
         ("FailureGroups", overview._FailuresBody), ("RetryStats", overview._RetryStatsBody), ("Me", about._MeBody),
-        ("RetryPage", retries._Page), ("AcceptedRetry", retries._Accepted), ("RetryOrder", retries._RetryOrder),
-        ("BatchOrder", batches._BatchOrder), ("FailedFilter", batches._Filter), ("Problem", problems._Body),
+        ("RetryPage", retries._Page), ("AcceptedRetry", retries._Accepted), ("RetryOrder", retries._RetryRequestBody),
+        ("BatchOrder", batches._BatchRequestBody), ("FailedFilter", batches._Filter), ("Problem", problems._Body),
     ],
 )  # fmt: skip
 def test_a_schema_has_the_fields_that_are_written_and_read(schema: str, struct: type[msgspec.Struct]) -> None:
@@ -180,7 +180,11 @@ BOUNDS = {
 
 @pytest.mark.parametrize(
     ("schema", "struct"),
-    [("RetryOrder", retries._RetryOrder), ("BatchOrder", batches._BatchOrder), ("FailedFilter", batches._Filter)],
+    [
+        ("RetryOrder", retries._RetryRequestBody),
+        ("BatchOrder", batches._BatchRequestBody),
+        ("FailedFilter", batches._Filter),
+    ],
 )
 def test_a_field_is_bounded_as_it_is_read(schema: str, struct: type[msgspec.Struct]) -> None:
     read_as = msgspec.json.schema(struct)["$defs"][struct.__name__]["properties"]
