@@ -18,9 +18,6 @@ RetryId = NewType("RetryId", UUID)
 BatchId = NewType("BatchId", UUID)
 Version = NewType("Version", str)
 
-DEFAULT_MAX_ATTEMPTS = 3
-"""What a NULL in `max_attempts` means."""
-
 FINAL_STATUSES = frozenset({"cancelled"})
 """The owner's own words that stand for an end, where the settings name no others."""
 

@@ -230,6 +230,6 @@ class Overview:
                 try:
                     await self._database.fetch(sql, *few)
                 except StatementRefused:
-                    few[1] = None
+                    few[:2] = "", None  # no project has this name, so nothing is counted
                     return await self._database.fetch(sql, *few)
                 raise JobUnreadable from error

@@ -10,8 +10,7 @@ SELECT
         WHEN j.id IS NULL THEN 'job_not_found'
         WHEN queued.id IS NOT NULL THEN 'retry_queued'
         WHEN j.status::text <> 'failed' THEN 'not_failed'
-        WHEN coalesce(j.attempts, 0) >= greatest(coalesce(j.max_attempts, 3), coalesce(j.attempts, 0) + $3::int)
-            THEN 'attempts_exhausted'
+        WHEN redrive.is_exhausted(j.attempts, j.max_attempts, $3::int) THEN 'attempts_exhausted'
     END AS blocked_by
 FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)
 LEFT JOIN LATERAL (

@@ -17,12 +17,12 @@ FROM (
         ('x' || encode(timestamptz_send(newest.created_at), 'hex'))::bit(64)::bigint AS place,
         CASE
             WHEN queued.id IS NOT NULL THEN 'retry_queued'
-            WHEN newest.attempts >= greatest(newest.max_attempts, newest.attempts + $9::int) THEN 'attempts_exhausted'
+            WHEN redrive.is_exhausted(newest.attempts, newest.max_attempts, $9::int) THEN 'attempts_exhausted'
         END AS blocked_by
     FROM (
         SELECT
             j.id, j.type::text AS type, j.created_at::timestamptz AS created_at, j.last_error::text AS last_error,
-            coalesce(j.attempts, 0) AS attempts, coalesce(j.max_attempts, 3) AS max_attempts
+            j.attempts, j.max_attempts
         FROM control_plane.jobs AS j
         WHERE
             j.project_id = $1 AND j.status::text = 'failed'

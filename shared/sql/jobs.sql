@@ -17,7 +17,8 @@ FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT
         jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-        coalesce(jobs.attempts, 0)::bigint AS attempts, coalesce(jobs.max_attempts, 3)::bigint AS max_attempts,
+        coalesce(jobs.attempts, 0)::bigint AS attempts,
+        redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
         left(jobs.last_error::text, $3) AS last_error,
         jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
         jobs.created_at::timestamptz, jobs.xmin::text AS version
@@ -46,7 +47,8 @@ FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT
         jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-        coalesce(jobs.attempts, 0)::bigint AS attempts, coalesce(jobs.max_attempts, 3)::bigint AS max_attempts,
+        coalesce(jobs.attempts, 0)::bigint AS attempts,
+        redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
         left(jobs.last_error::text, $3) AS last_error,
         jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
         jobs.created_at::timestamptz, jobs.xmin::text AS version,
@@ -98,7 +100,8 @@ FROM (
     (
         SELECT
             jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-            coalesce(jobs.attempts, 0)::bigint AS attempts, coalesce(jobs.max_attempts, 3)::bigint AS max_attempts,
+            coalesce(jobs.attempts, 0)::bigint AS attempts,
+            redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
             left(jobs.last_error::text, 2001) AS last_error,
             jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
             jobs.created_at::timestamptz, jobs.xmin::text AS version,
@@ -149,7 +152,8 @@ FROM (
     (
         SELECT
             jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-            coalesce(jobs.attempts, 0)::bigint AS attempts, coalesce(jobs.max_attempts, 3)::bigint AS max_attempts,
+            coalesce(jobs.attempts, 0)::bigint AS attempts,
+            redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
             left(jobs.last_error::text, 2001) AS last_error,
             jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
             jobs.created_at::timestamptz, jobs.xmin::text AS version,

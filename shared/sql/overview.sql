@@ -17,7 +17,7 @@ CROSS JOIN LATERAL (
     FROM (
         SELECT
             j.created_at, $2::text IS NULL OR j.type::text = $2 AS wanted,
-            coalesce(j.attempts, 0) >= coalesce(j.max_attempts, 3) AS used_up
+            redrive.is_exhausted(j.attempts, j.max_attempts, 0) AS used_up
         FROM control_plane.jobs AS j
         WHERE j.project_id = $1 AND j.status::text = s.status
         ORDER BY j.created_at, j.id
@@ -45,7 +45,7 @@ WITH newest AS MATERIALIZED (
         CASE WHEN j.status::text IN ('pending', 'running', 'failed', 'completed') THEN j.status::text ELSE 'other' END
             AS status,
         j.created_at, $2::text IS NULL OR j.type::text = $2 AS wanted,
-        coalesce(j.attempts, 0) >= coalesce(j.max_attempts, 3) AS used_up
+        redrive.is_exhausted(j.attempts, j.max_attempts, 0) AS used_up
     FROM control_plane.jobs AS j
     WHERE j.project_id = $1
     ORDER BY j.created_at DESC, j.id DESC
@@ -187,7 +187,7 @@ WITH failed AS MATERIALIZED (
     SELECT
         j.id, j.type::text AS type, j.created_at::timestamptz AS created_at,
         $2::text IS NULL OR j.type::text = $2 AS wanted,
-        coalesce(j.attempts, 0) >= coalesce(j.max_attempts, 3) AS used_up,
+        redrive.is_exhausted(j.attempts, j.max_attempts, 0) AS used_up,
         CASE WHEN $2::text IS NULL OR j.type::text = $2 THEN redrive.error_text(j.last_error::text) END AS error
     FROM control_plane.jobs AS j
     WHERE
@@ -256,7 +256,7 @@ failed AS MATERIALIZED (
         SELECT
             jobs.id, jobs.type::text AS type, jobs.created_at::timestamptz AS created_at,
             jobs.last_error::text AS last_error,
-            coalesce(jobs.attempts, 0) >= coalesce(jobs.max_attempts, 3) AS used_up
+            redrive.is_exhausted(jobs.attempts, jobs.max_attempts, 0) AS used_up
         FROM control_plane.jobs
         WHERE jobs.project_id = $1 AND jobs.id = few.id
         LIMIT 1

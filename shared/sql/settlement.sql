@@ -63,7 +63,8 @@ job AS MATERIALIZED (
     ) AS one (project_id, job_id)
     CROSS JOIN LATERAL (
         SELECT
-            id, project_id, status, coalesce(attempts, 0) AS attempts, coalesce(max_attempts, 3) AS max_attempts,
+            id, project_id, status, coalesce(attempts, 0) AS attempts,
+            redrive.attempts_allowed(attempts, max_attempts, 0) AS max_attempts,
             last_error, scheduled_at, started_at, completed_at, xmin::text AS version
         FROM control_plane.jobs
         WHERE jobs.project_id = one.project_id AND jobs.id = one.job_id
@@ -81,8 +82,7 @@ checked AS (
             WHEN job.id IS NULL THEN 'job_not_found'
             WHEN job.version <> request.job_version THEN 'superseded'
             WHEN job.status <> 'failed' THEN 'job_not_failed'
-            WHEN job.attempts >= greatest(job.max_attempts, job.attempts + request.extra_attempts)
-                THEN 'attempts_exhausted'
+            WHEN redrive.is_exhausted(job.attempts, job.max_attempts, request.extra_attempts) THEN 'attempts_exhausted'
             ELSE 'applied'
         END AS outcome
     FROM request
@@ -98,11 +98,11 @@ verdict AS ( -- of several requests for one job the first is applied, and supers
         END AS final_outcome
     FROM checked
 ),
-deferred AS ( -- for a second, or a quarter of the time that it has waited, five seconds at most
+deferred AS (
     UPDATE redrive.retry_requests
     SET
         published_at = NULL,
-        publish_lease_until = now() + least(greatest((now() - requested_at) / 4, interval '1 s'), interval '5 s')
+        publish_lease_until = redrive.deferred_until(requested_at, interval '5 s')
     WHERE id = ANY (ARRAY(SELECT id FROM verdict WHERE final_outcome = 'deferred'))
 ),
 put_back AS (
@@ -112,7 +112,7 @@ put_back AS (
         scheduled_at = greatest(now() + verdict.delay_seconds * interval '1 second', verdict.run_at),
         max_attempts = CASE
             WHEN verdict.extra_attempts > 0
-                THEN greatest(verdict.max_attempts, verdict.attempts + verdict.extra_attempts)
+                THEN redrive.attempts_allowed(verdict.attempts, verdict.max_attempts, verdict.extra_attempts)
             ELSE j.max_attempts
         END
     FROM verdict
@@ -122,7 +122,7 @@ put_back AS (
         j.status = 'failed'
         AND (
             j.last_error, j.scheduled_at, j.started_at, j.completed_at, coalesce(j.attempts, 0),
-            coalesce(j.max_attempts, 3)
+            redrive.attempts_allowed(j.attempts, j.max_attempts, 0)
         ) IS NOT DISTINCT FROM (
             verdict.last_error, verdict.scheduled_at, verdict.started_at, verdict.completed_at, verdict.attempts,
             verdict.max_attempts
@@ -200,17 +200,17 @@ ORDER BY (batch_id IS NOT NULL), requested_at, id
 LIMIT $1;
 
 -- name: defer
--- Set requests aside that cannot be settled in time: each stays queued, and no worker takes it for a second, or for a
--- quarter of the time that it has waited, a minute at most. (`apply` defers for less, because a locked job costs its
--- neighbours nothing, and a slow one costs them the time of each attempt.) A request that another program published is
--- inserted, and from then on published by the relay. A settled row stays as it is.
+-- Set requests aside that cannot be settled in time: each stays queued, and no worker takes it for up to a minute.
+-- (`apply` defers for less, because a locked job costs its neighbours nothing, and a slow one costs them the time of each
+-- attempt.) A request that another program published is inserted, and from then on published by the relay. A settled row
+-- stays as it is.
 -- $1 … $9 as for `adopt`, $10 bool whether to insert requests that the ledger does not know
 INSERT INTO redrive.retry_requests AS r (
     id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at, publish_lease_until
 )
 SELECT
     id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, coalesce(requested_at, now()),
-    now() + interval '1 s'
+    redrive.deferred_until(now(), interval '1 min')
 FROM unnest(
     $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::timestamptz[], $6::int[], $7::text[], $8::text[],
     $9::timestamptz[]
@@ -219,7 +219,7 @@ WHERE $10 OR id = ANY (ARRAY(SELECT known.id FROM redrive.retry_requests AS know
 ORDER BY id
 ON CONFLICT (id) DO UPDATE SET
     published_at = NULL,
-    publish_lease_until = now() + least(greatest((now() - r.requested_at) / 4, interval '1 s'), interval '1 min')
+    publish_lease_until = redrive.deferred_until(r.requested_at, interval '1 min')
     WHERE r.state = 'queued';
 
 -- name: block
@@ -230,7 +230,8 @@ UPDATE redrive.retry_requests AS r
 SET
     state = 'rejected', outcome = 'blocked', processed_at = now(),
     (attempts_before, max_attempts_before) = (
-        SELECT coalesce(j.attempts, 0), coalesce(j.max_attempts, 3) FROM control_plane.jobs AS j
+        SELECT coalesce(j.attempts, 0), redrive.attempts_allowed(j.attempts, j.max_attempts, 0)
+        FROM control_plane.jobs AS j
         WHERE j.project_id = r.project_id AND j.id = r.job_id
         LIMIT 1
     )
