@@ -520,7 +520,7 @@ def test_a_key_s_address_in_the_token_is_not_followed(parameter: str) -> None:
             )
 
         listening.settimeout(0)
-        with pytest.raises(BlockingIOError):  # nobody has called
+        with pytest.raises(BlockingIOError):  # no call has come
             listening.accept()
 
 

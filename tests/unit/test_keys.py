@@ -61,7 +61,7 @@ def jwk(
 
 
 class Issuer:
-    """Somebody who publishes keys, and counts who asks."""
+    """An issuer: publishes keys, and counts the requests for them."""
 
     def __init__(self) -> None:
         self.asked = 0

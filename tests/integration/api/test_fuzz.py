@@ -32,7 +32,7 @@ AT_ONCE: Final = 32
 
 @module_fixture
 async def fuzzed(database_url: str) -> AsyncIterator[Api]:
-    """An api that nobody waits at, so that `Prefer: wait=60` is not a matter of time."""
+    """An api without waiting, so that `Prefer: wait=60` takes no time."""
     async with serving(database_url, max_waiters=0) as running:
         yield running
 
@@ -133,7 +133,7 @@ async def test_damaged_requests_are_answered_in_our_words_or_not_at_all(
 
 
 def internal_errors(api: Api) -> float:
-    """How many requests were answered with a 500, whether or not anybody was there to see it."""
+    """How many requests were answered with a 500, also those whose client had left."""
     return sum(
         sample.value
         for family in api._registry.collect()

@@ -186,7 +186,7 @@ async def test_a_body_that_never_ends_is_not_read_for_ever(api: Api) -> None:
     "chunks", [b"canary\r\n", b"2\r\n{}canary\r\n0\r\n\r\n", b"2\r\n{}\r\n"], ids=["bad", "late", "cut"]
 )
 @pytest.mark.parametrize("line", [b"POST /nowhere", b"PUT /api/jobs", f"POST {JOB}/retry".encode()])
-async def test_a_broken_body_that_nobody_reads_is_no_matter(api: Api, line: bytes, chunks: bytes) -> None:
+async def test_a_broken_body_that_no_handler_reads_does_not_matter(api: Api, line: bytes, chunks: bytes) -> None:
     raw = await api.raw(line + b" HTTP/1.1\r\nTransfer-Encoding: chunked\r\nHost: a\r\n\r\n", chunks[:4], chunks[4:])
 
     assert ours(raw).status in {400, 401, 404, 405}
@@ -271,7 +271,7 @@ async def test_headers_that_mean_nothing_to_us_change_nothing(api: Api, jobs: Jo
 # -- clients that hold on
 
 
-async def test_a_crowd_of_silent_clients_starves_nobody(api: Api, jobs: JobMaker) -> None:
+async def test_a_crowd_of_silent_clients_does_not_starve_the_others(api: Api, jobs: JobMaker) -> None:
     job = await jobs.failed()
     starts = [b"", b"G", b"GET / HTTP/1.1\r\nX-A: ", POST + b"Content-Length: 100\r\n\r\n{"]
     crowd = [await asyncio.open_connection("127.0.0.1", api.port) for _ in range(200)]
@@ -293,7 +293,7 @@ SLOW: Final = {
     "slow headers, after an answer": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nX-A: ", b"a"),
     "slow body": (POST + b"Host: a\r\nContent-Length: 4000\r\n\r\n", b" "),
     "slow chunks": (POST + b"Host: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-    "slow body that nobody reads": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n", b" "),
+    "slow body that no handler reads": (b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n", b" "),
     "idle after an answer": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b""),
 }
 

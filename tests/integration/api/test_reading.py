@@ -86,7 +86,7 @@ async def test_what_the_table_leaves_open_has_a_value(api: Api, jobs: JobMaker) 
     assert (data["attempts"], data["max_attempts"], data["payload"]) == (0, 3, {})
 
 
-async def test_a_status_that_the_owner_has_promised_not_to_use_harms_nobody_else(api: Api, jobs: JobMaker) -> None:
+async def test_a_status_that_the_owner_has_promised_not_to_use_harms_no_other_job(api: Api, jobs: JobMaker) -> None:
     good = await jobs.failed(project_id="odd")
     (odd,) = await jobs.make(1, status="running", project_id="odd")
     await jobs.pool.execute("ALTER TABLE control_plane.jobs DROP CONSTRAINT jobs_status_check")

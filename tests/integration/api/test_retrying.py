@@ -1,4 +1,4 @@
-"""Asking for a retry: what is accepted, what is refused and why, and that nobody gets two."""
+"""Requesting a retry: what is accepted, what is refused and why, and that no job gets two."""
 
 import asyncio
 import json
@@ -71,7 +71,7 @@ async def test_an_accepted_retry_can_be_looked_at(api: Api, jobs: JobMaker) -> N
     assert (job_now["done"], job_now["retryable"], job_now["retry_blocked_by"]) == (False, False, "retry_queued")
 
 
-async def test_a_job_that_nobody_retried_has_an_empty_history(api: Api, jobs: JobMaker) -> None:
+async def test_a_job_that_was_never_retried_has_an_empty_history(api: Api, jobs: JobMaker) -> None:
     assert (await api.get(f"/api/jobs/{(await jobs.failed()).id}/retries")).json == {"data": [], "next_cursor": None}
 
 

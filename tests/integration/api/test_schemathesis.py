@@ -43,7 +43,7 @@ CHECKS: Final = [
 
 @module_fixture
 async def impatient(database_url: str) -> AsyncIterator[Api]:
-    """An api that nobody waits at: `Prefer: wait=60` is a request like any other."""
+    """An api without waiting: `Prefer: wait=60` is a request like any other."""
     async with serving(database_url, max_waiters=0) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""Nothing of one request reaches another: trailer fields behind a body in chunks are nobody's headers."""
+"""Nothing of one request reaches another: trailer fields after a chunked body are no headers of the next request."""
 
 import asyncio
 import re

@@ -59,7 +59,7 @@ class Life:
     async def _extend(self) -> None:
         await self._change("max_attempts = max_attempts + 1")
 
-    async def write_what_nobody_sees(self) -> None:
+    async def write_an_unseen_column(self) -> None:
         await self._jobs.pool.execute(
             "UPDATE control_plane.jobs SET payload = payload || jsonb_build_object('n', random()) WHERE id = $1",
             self._job.id,
@@ -85,13 +85,13 @@ async def test_two_answers_have_the_same_tag_exactly_when_they_have_the_same_bod
     assert 10 < len({answer.headers["ETag"] for answer in seen}) < len(seen)
 
 
-async def test_a_write_that_nobody_sees_may_change_the_tag_but_no_tag_stands_for_two_bodies(
+async def test_a_write_that_no_client_sees_may_change_the_tag_but_no_tag_stands_for_two_bodies(
     api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     life = Life(api, jobs, ledger, await jobs.failed())
     bodies: dict[str, bytes] = {}
     for _ in range(20):
-        await life.write_what_nobody_sees()
+        await life.write_an_unseen_column()
         for answer in await life.seen():
             assert bodies.setdefault(answer.headers["ETag"], answer.body) == answer.body
 

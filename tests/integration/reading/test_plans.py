@@ -32,7 +32,7 @@ OF_FEW = {
     "retry_requests_published_idx",
     "retry_requests_dead_idx",
 }
-# These want all that waits, in its order; whoever looks for one job's request must not read along the line.
+# These read all queued requests in order; a look-up of one job's request must not scan their index.
 IN_LINE = {
     "outbox.lease",
     "outbox.republish_stale",
@@ -215,7 +215,7 @@ async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConne
         ("overview.failures", [*["NULL"] * 3, "10000", "100", "5"]),
         ("overview.failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
         ("failed.match", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 3]),
-        ("retries.page", ["NULL", "'nobody'", "NULL", "NULL", "51"]),
+        ("retries.page", ["NULL", "'no-actor'", "NULL", "NULL", "51"]),
     ):
         assert await buffers(large, name, "'p8'", *arguments) < 4 * 80 * 5, name  # it has 80 rows
 
@@ -278,6 +278,6 @@ async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProx
             taken = {node.get("Index Name") for node in nodes_of(await plan_of(large, SQL[name], arguments))}
 
             assert "by_status" in taken, name
-            assert await buffers(large, name, *arguments) < 51 * 5, name  # nobody in this project is running or pending
+            assert await buffers(large, name, *arguments) < 51 * 5, name  # no job of this project is running or pending
     finally:
         await change.rollback()

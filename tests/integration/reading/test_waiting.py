@@ -21,7 +21,7 @@ from tests.tokens import SECRET, token
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SOON_S = 5
-"""Far less than anybody here is ready to wait, and far more than a tick on a machine with other things to do."""
+"""Far less than any client here waits, and far more than a tick on a busy machine."""
 
 
 def path_of(job: MadeJob) -> str:
@@ -270,7 +270,9 @@ async def test_a_job_that_is_given_to_another_project_is_gone(api: Api, jobs: Jo
     assert answer.result().code == "job-not-found"
 
 
-async def test_a_change_is_heard_though_somebody_who_knows_it_begins_to_wait(database_url: str, jobs: JobMaker) -> None:
+async def test_a_change_is_heard_though_a_client_that_knows_it_begins_to_wait(
+    database_url: str, jobs: JobMaker
+) -> None:
     job = await jobs.pending()
     async with serving(database_url, watch_interval=1) as api:
         old = (await api.get(path_of(job))).headers["ETag"]
@@ -330,7 +332,7 @@ async def test_who_waits_when_the_api_is_told_to_stop_is_answered_at_once(databa
     assert answered_after_s <= stopped_after_s < SOON_S
 
 
-async def test_nobody_waits_at_an_api_that_is_stopping(database_url: str, jobs: JobMaker) -> None:
+async def test_no_client_waits_at_an_api_that_is_stopping(database_url: str, jobs: JobMaker) -> None:
     job = await jobs.pending()
     async with serving(database_url) as api:
         api.parts.watches.close()
@@ -378,7 +380,7 @@ async def test_who_has_just_connected_when_the_api_stops_listening_is_heard_out(
 
 
 @pytest.mark.parametrize("path", ["", "/events"])
-async def test_whoever_has_waited_leaves_nothing_for_the_cyclic_collector(api: Api, jobs: JobMaker, path: str) -> None:
+async def test_a_wait_leaves_nothing_for_the_cyclic_collector(api: Api, jobs: JobMaker, path: str) -> None:
     """An api lets it look but seldom at what has lived for long (`api.serving`); thousands who are held have."""
     job, other = await jobs.pending(), await jobs.pending()
 

@@ -1,4 +1,4 @@
-"""What waiting costs the database: one query a tick for all who wait, and none when nobody does."""
+"""What waiting costs the database: one query a tick for all waiters, and none without waiters."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -89,7 +89,7 @@ async def test_jobs_retries_and_batches_that_are_waited_for_are_one_query_each(a
     assert sent == looks
 
 
-async def test_nobody_who_waits_is_no_query(api: Api, jobs: JobMaker) -> None:
+async def test_without_waiters_there_is_no_query(api: Api, jobs: JobMaker) -> None:
     job = await jobs.pending()
     async with waiters(api, [f"/api/jobs/{job.id}"]):
         pass

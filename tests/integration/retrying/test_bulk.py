@@ -368,7 +368,7 @@ async def test_a_batch_counts_live_and_can_be_waited_for(api: Api, jobs: JobMake
 
     @asynccontextmanager
     async def heard() -> AsyncIterator[None]:
-        """Somebody waits for the next change while the block lasts, and hears of it."""
+        """A client waits for the next change while the block lasts, and hears of it."""
         known = {"If-None-Match": seen[-1].headers["ETag"]}
         assert (await api.get(location, token=own, headers=known)).status == 304
         waiting = asyncio.create_task(api.get(location, token=own, headers={**known, "Prefer": "wait=30"}))

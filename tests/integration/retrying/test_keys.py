@@ -210,7 +210,7 @@ async def test_a_key_has_had_its_day_after_twenty_four_hours(api: Api, jobs: Job
     assert (elsewhere.status, elsewhere.data["job_id"]) == (202, str(other.id))
 
 
-async def test_a_key_can_stand_for_a_request_that_somebody_else_had_queued(
+async def test_a_key_can_stand_for_a_request_that_another_client_had_queued(
     api: Api, jobs: JobMaker, ledger: Ledger
 ) -> None:
     job = await jobs.failed()

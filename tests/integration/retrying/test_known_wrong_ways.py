@@ -144,7 +144,7 @@ async def test_the_error_is_not_wiped_by_the_retry(api: Api, jobs: JobMaker, led
     assert (settled["error_before"], settled["attempts_before"]) == ("smtp: 421 — später", 2)
     row = await jobs.row(job)
     assert (row["status"], row["last_error"], row["started_at"], row["completed_at"]) == ("pending", None, None, None)
-    assert row["attempts"] == 2  # whoever runs the job counts
+    assert row["attempts"] == 2  # the program that runs the job counts
     kept = await jobs.ledger_row(settled["id"])
     assert kept is not None
     assert (kept["max_attempts_before"], kept["started_at_before"], kept["completed_at_before"]) == (
