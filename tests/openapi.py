@@ -14,6 +14,8 @@ Node = Mapping[str, Any]
 
 DOCUMENT: Final[dict[str, Any]] = yaml.safe_load((files("api") / "openapi.yaml").read_text(encoding="utf-8"))
 PROBLEM: Final = "application/problem+json"
+ELSEWHERE: Final[dict[str, Any]] = DOCUMENT["x-elsewhere"]
+"""The responses where there is no operation."""
 
 
 def followed(node: Node) -> Node:
@@ -47,7 +49,8 @@ class Documented(NamedTuple):
         """The problems' codes; none for a success."""
         if self.content is None or self.content[0] != PROBLEM:
             return frozenset()
-        return frozenset(self.content[1]["properties"]["code"]["enum"])
+        examples = self.response["content"][PROBLEM]["examples"].values()
+        return frozenset(followed(example)["value"]["code"] for example in examples)
 
 
 class Operation(NamedTuple):
@@ -98,6 +101,13 @@ def check(value: Any, schema: Node) -> None:  # noqa: ANN401 - any JSON
     """Raise ValidationError where the value is not of the schema; references are the document's."""
     _SCHEMAS[id(schema)] = schema  # kept, so that no other schema gets its id
     _validator(id(schema)).validate(value)
+
+
+def check_problem(body: Node, codes: frozenset[str]) -> None:
+    """Raise AssertionError where a problem is none of these, or where `errors` or `parameter` do not fit its code."""
+    assert body["code"] in codes
+    assert ("errors" in body) == (body["code"] == "invalid-body")
+    assert ("parameter" in body) == (body["code"] == "invalid-parameter")
 
 
 def check_header(text: str, header: Node) -> None:

@@ -1,7 +1,7 @@
 """The document and the program say the same."""
 
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -17,13 +17,27 @@ from api.door import Access, Call, Door
 from api.problems import PROBLEMS, Problem
 from shared.models import Outcome, RetryBlock, RetryState
 from shared.settings import ApiSettings, read
-from tests.openapi import DOCUMENT, OPERATIONS, Operation, check, followed
+from tests.openapi import (
+    DOCUMENT,
+    ELSEWHERE,
+    OPERATIONS,
+    PROBLEM,
+    Documented,
+    Node,
+    Operation,
+    check,
+    check_problem,
+    followed,
+)
 from tests.tokens import SECRET
 
 OPEN = ("GET", "/api/openapi.json")
 """What is answered without a token."""
 GUARDED = {name: operation for name, operation in OPERATIONS.items() if (operation.method, operation.path) != OPEN}
 SCHEMAS = DOCUMENT["components"]["schemas"]
+EXAMPLES: dict[str, Any] = DOCUMENT["components"]["examples"] | {
+    name: example for answer in ELSEWHERE.values() for name, example in answer["content"][PROBLEM]["examples"].items()
+}
 STREAMED = "text/event-stream"
 
 
@@ -102,29 +116,25 @@ def every_problem() -> dict[str, list[Problem]]:
 
 
 def test_every_code_is_in_the_document_and_the_other_way_round() -> None:
-    examples = DOCUMENT["components"]["examples"]
-
-    shown = {example["value"]["code"] for example in examples.values()}
+    shown = {example["value"]["code"] for example in EXAMPLES.values()}
     assert set(SCHEMAS["ProblemCode"]["enum"]) == shown == set(every_problem())
 
 
 def test_every_code_is_answered_somewhere_under_its_status() -> None:
-    responses = DOCUMENT["components"]["responses"]
     documented = {
         (code, int(status))
         for operation in OPERATIONS.values()
         for status, answer in operation.documented.items()
         for code in answer.codes
     }
-    for name, status in (("NotFound", 404), ("MethodNotAllowed", 405)):  # where there is no operation
-        schema = responses[name]["content"]["application/problem+json"]["schema"]
-        documented |= {(code, status) for code in schema["properties"]["code"]["enum"]}
+    for name, status in (("NotFound", 404), ("MethodNotAllowed", 405)):
+        documented |= {(code, status) for code in Documented(status, ELSEWHERE[name]).codes}
 
     assert documented == {(code, int(each.status)) for code, known in every_problem().items() for each in known}
 
 
 def test_every_problem_is_shown_as_it_is_answered() -> None:
-    shown = [example["value"] for example in DOCUMENT["components"]["examples"].values()]
+    shown = [example["value"] for example in EXAMPLES.values()]
     answered = [(kind.code, *problem) for kind, problem in PROBLEMS.items()]
 
     words = [(each["code"], each["status"], each["title"], each["detail"], each["retryable"]) for each in shown]
@@ -134,7 +144,7 @@ def test_every_problem_is_shown_as_it_is_answered() -> None:
 
 def test_each_problem_that_is_shown_is_the_one_that_is_meant() -> None:
     for name, answer in DOCUMENT["components"]["responses"].items():
-        if name.endswith("NotFound") and name != "NotFound":
+        if name.endswith("NotFound"):
             (example,) = answer["content"]["application/problem+json"]["examples"].values()
             assert followed(example)["value"]["detail"] != PROBLEMS[problems.NotFound].detail
 
@@ -150,8 +160,8 @@ def test_each_problem_that_is_shown_is_the_one_that_is_meant() -> None:
         ("JobStats", overview._Stats), ("Count", overview._Count), ("SeriesBucket", overview._Bucket),
         ("JobSeries", overview._SeriesBody), ("JobTypes", overview._TypesBody), ("FailureGroup", overview._Group),
         ("FailureGroups", overview._FailuresBody), ("RetryStats", overview._RetryStatsBody), ("Me", about._MeBody),
-        ("RetryPage", retries._Page), ("AcceptedRetry", retries._Accepted), ("RetryOrder", retries._RetryRequestBody),
-        ("BatchOrder", batches._BatchRequestBody), ("FailedFilter", batches._Filter), ("Problem", problems._Body),
+        ("RetryPage", retries._Page), ("AcceptedRetry", retries._Accepted),
+        ("RetryRequestBody", retries._RetryRequestBody), ("FailedFilter", batches._Filter), ("Problem", problems._Body),
     ],
 )  # fmt: skip
 def test_a_schema_has_the_fields_that_are_written_and_read(schema: str, struct: type[msgspec.Struct]) -> None:
@@ -164,12 +174,24 @@ def test_a_schema_has_the_fields_that_are_written_and_read(schema: str, struct: 
     assert set(described.get("required", ())) == required
 
 
+def test_the_two_forms_of_a_bulk_retry_have_the_fields_that_are_read_between_them() -> None:
+    by_ids, by_filter = SCHEMAS["BatchRequestByIds"], SCHEMAS["BatchRequestByFilter"]
+
+    assert by_ids["properties"].keys() | by_filter["properties"].keys() == set(
+        batches._BatchRequestBody.__struct_fields__
+    )
+    assert by_ids["required"] == ["ids"]
+    assert by_filter["required"] == ["filter", "max", "reason"]
+    assert not {"filter", "max"} & by_ids["properties"].keys()
+    assert "ids" not in by_filter["properties"]
+
+
 @pytest.mark.parametrize(
     ("schema", "words"),
     [("RetryBlock", RetryBlock), ("RetryState", RetryState), ("Outcome", Outcome)],
 )
 def test_a_closed_set_is_the_same_set(schema: str, words: list[str]) -> None:
-    assert [word for word in SCHEMAS[schema]["enum"] if word is not None] == list(words)
+    assert SCHEMAS[schema]["enum"] == list(words)
 
 
 BOUNDS = {
@@ -181,16 +203,18 @@ BOUNDS = {
 @pytest.mark.parametrize(
     ("schema", "struct"),
     [
-        ("RetryOrder", retries._RetryRequestBody),
-        ("BatchOrder", batches._BatchRequestBody),
-        ("FailedFilter", batches._Filter),
+        ("RetryRequestBody", retries._RetryRequestBody), ("BatchRequestByIds", batches._BatchRequestBody),
+        ("BatchRequestByFilter", batches._BatchRequestBody), ("FailedFilter", batches._Filter),
     ],
-)
+)  # fmt: skip
 def test_a_field_is_bounded_as_it_is_read(schema: str, struct: type[msgspec.Struct]) -> None:
     read_as = msgspec.json.schema(struct)["$defs"][struct.__name__]["properties"]
 
     for name, described in SCHEMAS[schema]["properties"].items():
-        assert bounds_of(described) == bounds_of(read_as[name]), name
+        expected = bounds_of(read_as[name])
+        if (schema, name) == ("BatchRequestByFilter", "reason"):
+            expected |= {"minLength": 1}  # the one field that a filter makes required
+        assert bounds_of(described) == expected, name
 
 
 def bounds_of(schema: dict[str, Any]) -> dict[str, int]:
@@ -200,6 +224,110 @@ def bounds_of(schema: dict[str, Any]) -> dict[str, int]:
     for part in (*node.get("oneOf", ()), *node.get("anyOf", ())):
         found |= bounds_of(part)
     return found
+
+
+# -- what tools make of it: generators of clients, linters, renderers
+
+KEYWORDS: Final = frozenset({
+    "$ref", "additionalProperties", "anyOf", "const", "contentMediaType", "default", "description", "enum", "examples",
+    "format", "items", "maxItems", "maxLength", "maximum", "minItems", "minLength", "minimum", "oneOf", "pattern",
+    "properties", "required", "type", "uniqueItems",
+})  # fmt: skip
+"""What generators of clients understand of JSON Schema, and nothing that is a slip of the pen."""
+
+
+def schemas() -> Iterator[tuple[str, Any]]:
+    """Every schema in the document, with where it stands."""
+    yield from _schemas_in("", DOCUMENT)
+
+
+def _schemas_in(place: str, node: object) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, list):
+        for number, each in enumerate(node):
+            yield from _schemas_in(f"{place}/{number}", each)
+    elif isinstance(node, dict):
+        for key, each in node.items():
+            if key in {"example", "examples", "value"}:
+                continue
+            if key == "schema":
+                yield from _parts_of(f"{place}/schema", each)
+            elif key == "schemas":
+                for name, schema in each.items():
+                    yield from _parts_of(f"{place}/schemas/{name}", schema)
+            else:
+                yield from _schemas_in(f"{place}/{key}", each)
+
+
+def _parts_of(place: str, schema: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - a schema may be a boolean, too
+    yield place, schema
+    if not isinstance(schema, dict):
+        return
+    for name, each in schema.get("properties", {}).items():
+        yield from _parts_of(f"{place}/properties/{name}", each)
+    for keyword in ("oneOf", "anyOf", "allOf"):
+        for number, each in enumerate(schema.get(keyword, ())):
+            yield from _parts_of(f"{place}/{keyword}/{number}", each)
+    for keyword in ("items", "not", "if", "then", "else"):
+        if keyword in schema:
+            yield from _parts_of(f"{place}/{keyword}", schema[keyword])
+
+
+def test_no_schema_is_a_boolean_or_says_what_generators_do_not_understand() -> None:
+    assert [place for place, schema in schemas() if not isinstance(schema, dict)] == []
+    assert {place: schema.keys() - KEYWORDS for place, schema in schemas() if schema.keys() - KEYWORDS} == {}
+
+
+def test_a_reference_has_nothing_beside_it_that_tools_overlook() -> None:
+    beside = {place: schema.keys() - {"$ref", "description"} for place, schema in schemas() if "$ref" in schema}
+
+    assert len(beside) > 100
+    assert {place: keys for place, keys in beside.items() if keys} == {}
+
+
+def test_what_may_be_null_says_so_beside_one_type_or_in_a_choice_and_in_no_closed_set() -> None:
+    for place, schema in schemas():
+        match schema.get("type"):
+            case [kind, "null"]:
+                assert kind != "null", place
+            case kind:
+                assert kind is None or isinstance(kind, str), place
+        assert None not in schema.get("enum", ()), f"{place}: a class for each place that refers to it"
+
+
+def test_every_object_says_whether_it_may_have_more_fields() -> None:
+    objects = {place: schema for place, schema in schemas() if schema.get("type") == "object"}
+
+    assert [place for place, schema in objects.items() if "additionalProperties" not in schema] == []
+
+
+def test_every_required_field_is_described() -> None:
+    for place, schema in schemas():
+        assert set(schema.get("required", ())) <= schema.get("properties", {}).keys(), place
+
+
+def test_every_component_is_used() -> None:
+    used = set(references(DOCUMENT))
+    parts = {kind: names for kind, names in DOCUMENT["components"].items() if kind != "securitySchemes"}
+
+    assert {f"#/components/{kind}/{name}" for kind, names in parts.items() for name in names} == used
+
+
+def references(node: object) -> Iterator[str]:
+    if isinstance(node, list):
+        for each in node:
+            yield from references(each)
+    elif isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for each in node.values():
+            yield from references(each)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
+def test_every_operation_and_answer_is_described(operation: Operation) -> None:
+    assert operation.node["summary"]
+    assert operation.node["description"]
+    assert all(answer.response["description"] for answer in operation.documented.values())
 
 
 # -- examples
@@ -225,3 +353,11 @@ def examples(node: object) -> Iterator[tuple[object, dict[str, Any]]]:
 @pytest.mark.parametrize(("example", "schema"), list(examples(DOCUMENT)))
 def test_an_example_is_of_its_schema(example: object, schema: dict[str, Any]) -> None:
     check(example, schema)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_problem_that_is_shown_has_what_its_code_brings(name: str) -> None:
+    problem: Node = EXAMPLES[name]["value"]
+
+    check(problem, SCHEMAS["Problem"])
+    check_problem(problem, frozenset([problem["code"]]))

@@ -18,7 +18,7 @@ from shared.errors import StatementRefused
 from tests.api_server import NO_TOKEN, Api, Reply, serving
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker, MadeJob
-from tests.openapi import DOCUMENT, OPERATIONS, Documented, Operation, check, check_header, followed
+from tests.openapi import DOCUMENT, ELSEWHERE, OPERATIONS, Documented, Operation, check, check_header, check_problem
 from tests.servers.proxy import Proxy
 from tests.tokens import token
 
@@ -577,6 +577,8 @@ def compare(answer: Reply, documented: Documented) -> None:
     media_type, schema = documented.content
     assert answer.headers["Content-Type"] == media_type
     check(answer.json if media_type.endswith("json") else answer.body.decode(), schema)
+    if documented.codes:
+        check_problem(answer.json, documented.codes)
 
 
 PAIRS: Final = [
@@ -607,7 +609,7 @@ async def test_where_there_is_no_operation_the_answer_is_as_documented_too(
 ) -> None:
     answer = await Request(method, path).to(world.api)
 
-    compare(answer, Documented(answer.status, followed({"$ref": f"#/components/responses/{name}"})))
+    compare(answer, Documented(answer.status, ELSEWHERE[name]))
 
 
 async def test_an_event_carries_a_documented_job(world: World) -> None:
