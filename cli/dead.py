@@ -19,7 +19,7 @@ from cli.failures import CommandFailed
 from cli.tables import print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
-    from shared.dead_letters import DeadLetters, DeadRequest, Standing
+    from shared.dead_letters import DeadLetters, DeadRequest, RequestStatus
     from shared.models import RetryId
     from shared.outbox import Outbox
     from shared.settlement import Settlement
@@ -217,8 +217,8 @@ async def _redrive_in_ledger(letters: "DeadLetters", maximum: int, *, actor: str
     """Redrive without a broker: workers look at the ledger. How many were redriven, and how many had to be left."""
     ids = [each.message.id for each in await letters.dead_lettered(maximum)]
     if dry_run:
-        standings = await letters.standings(ids)
-        blocked = sum(each.job_is_queued for each in standings.values())
+        statuses = await letters.statuses(ids)
+        blocked = sum(each.job_is_queued for each in statuses.values())
         return len(ids) - blocked, blocked
     revived = await letters.redrive(ids, actor=actor, lease_s=0) if ids else set()
     return len(revived), len(ids) - len(revived)
@@ -226,7 +226,7 @@ async def _redrive_in_ledger(letters: "DeadLetters", maximum: int, *, actor: str
 
 async def _seen(
     servers: _Servers, limit: int, *, only: str | None = None
-) -> "AsyncIterator[tuple[DeadLetter | DeadRequest, Standing | None]]":
+) -> "AsyncIterator[tuple[DeadLetter | DeadRequest, RequestStatus | None]]":
     """Dead letters with how their requests stand; `only` those of one id. All are back in the queue then."""
     if servers.queue is None:
         for request in await servers.letters.dead_lettered(limit):
@@ -236,13 +236,13 @@ async def _seen(
     found = [each async for each in servers.queue.letters(limit) if only in (None, each.id)]
     await servers.queue.give_back()
     ids: list[RetryId] = [each.message.id for each in found if each.message is not None]
-    standings = await servers.letters.standings(ids) if ids else {}
+    statuses = await servers.letters.statuses(ids) if ids else {}
     for letter in found:
-        yield letter, None if letter.message is None else standings.get(letter.message.id)
+        yield letter, None if letter.message is None else statuses.get(letter.message.id)
 
 
 def _facts_of(
-    dead: "DeadLetter | DeadRequest", standing: "Standing | None", *, whole: bool = False
+    dead: "DeadLetter | DeadRequest", status: "RequestStatus | None", *, whole: bool = False
 ) -> dict[str, object]:
     """What is shown of a dead letter, or of a dead request where there is no broker; `whole`: all of it."""
     from shared.messages import encoded
@@ -253,7 +253,7 @@ def _facts_of(
         "id": dead.id if isinstance(dead, DeadLetter) else str(dead.message.id),
         "job_id": None if message is None else message.job_id,
         "project_id": None if message is None else message.project_id,
-        "state": "dead_lettered" if not isinstance(dead, DeadLetter) else None if standing is None else standing.state,
+        "state": "dead_lettered" if not isinstance(dead, DeadLetter) else None if status is None else status.state,
         "reason": dead.reason if isinstance(dead, DeadLetter) else _REFUSED,
         "bytes": len(dead.body) if isinstance(dead, DeadLetter) else None,
     }

@@ -16,7 +16,7 @@ from shared.messages import LedgerMessage
 from shared.models import RetryState
 
 if TYPE_CHECKING:
-    from shared.dead_letters import DeadLetters, Standing
+    from shared.dead_letters import DeadLetters, RequestStatus
     from shared.outbox import Lease, Outbox
     from shared.settlement import Settlement
     from worker.dead_letters import DeadLetter, DeadQueue
@@ -56,14 +56,14 @@ async def redrive(
 
     async def redrive_batch(batch: "Sequence[DeadLetter]") -> list[RedriveResult]:
         ids = [letter.message.id for letter in batch if letter.message is not None]
-        standings = await letters.standings(ids) if ids else {}
-        by_letter = [(each, standings.get(each.message.id) if each.message else None) for each in batch]
+        statuses = await letters.statuses(ids) if ids else {}
+        by_letter = [(each, statuses.get(each.message.id) if each.message else None) for each in batch]
         expected = [(*each, _result_for(*each, seen)) for each in by_letter]
         return [
             result
             if dry_run or result is not RedriveResult.REDRIVEN
-            else await _redrive_one(letter, standing, queue, letters, outbox, actor=actor)
-            for letter, standing, result in expected
+            else await _redrive_one(letter, status, queue, letters, outbox, actor=actor)
+            for letter, status, result in expected
         ]
 
     redriven = 0
@@ -85,7 +85,7 @@ async def redrive(
 
 async def _redrive_one(
     letter: "DeadLetter",
-    standing: "Standing | None",
+    status: "RequestStatus | None",
     queue: "DeadQueue",
     letters: "DeadLetters",
     outbox: "Outbox",
@@ -93,23 +93,23 @@ async def _redrive_one(
     actor: str,
 ) -> RedriveResult:
     leases: Sequence[Lease] = ()
-    if letter.message is not None and standing is not None and standing.state is RetryState.DEAD_LETTERED:
+    if letter.message is not None and status is not None and status.state is RetryState.DEAD_LETTERED:
         leases = list((await letters.redrive([letter.message.id], actor=actor, lease_s=LEASE_S)).values())
         if not leases:
             return RedriveResult.RETRY_QUEUED  # it was queued a moment ago
-    await queue.publish(letter, topology.KEY_BULK if standing is not None and standing.bulk else topology.KEY_RETRY)
+    await queue.publish(letter, topology.KEY_BULK if status is not None and status.bulk else topology.KEY_RETRY)
     await outbox.mark_published(leases)
     await queue.ack(letter)
     return RedriveResult.REDRIVEN
 
 
-def _result_for(letter: "DeadLetter", standing: "Standing | None", seen: set[str]) -> RedriveResult:
+def _result_for(letter: "DeadLetter", status: "RequestStatus | None", seen: set[str]) -> RedriveResult:
     """What is to become of a letter; adds its id to `seen`."""
     if letter.message is None:
         return RedriveResult.UNREADABLE
     is_copy = letter.id in seen
     seen.add(letter.id)
-    match standing:
+    match status:
         case _ if is_copy:
             return RedriveResult.SETTLED
         case (RetryState.DEAD_LETTERED, _, True):

@@ -1,4 +1,4 @@
-"""The ledger's side of dead letters: which requests may have become one, and putting them back in line.
+"""The ledger's side of dead letters: finds requests whose message may be dead, and queues dead ones again.
 
 queued ──its message died──▶ dead_lettered ──redrive──▶ queued ──apply──▶ applied | rejected
 """
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 _ROUNDS: Final = 5
 
 
-class Standing(NamedTuple):
-    """How a request stands. `bulk`: it is of a batch. `job_is_queued`: another request waits for its job."""
+class RequestStatus(NamedTuple):
+    """The state of a request. `bulk`: it belongs to a batch. `job_is_queued`: another request is queued for its job."""
 
     state: RetryState
     bulk: bool
@@ -28,21 +28,21 @@ class Standing(NamedTuple):
 
 
 class DeadRequest(NamedTuple):
-    """A request that was given up, as a message would carry it, and when it was."""
+    """A dead-lettered request, as a message would carry it, and when it was dead-lettered."""
 
     message: RetryMessage
     died_at: datetime
 
 
 class DeadLetters:
-    """Reads and revives requests. Every method raises DatabaseUnavailable."""
+    """Reads requests, and queues them again. Every method raises DatabaseUnavailable."""
 
     def __init__(self, database: "Database") -> None:
         self._database = database
         self._sql = statements("dead_letters")
 
     async def any_overdue(self, age_s: float) -> bool:
-        """Whether a request was published so long ago and is still queued."""
+        """Whether a request was published more than `age_s` ago and is still queued: it is overdue."""
         ((found,),) = await self._database.fetch(self._sql["any_overdue"], timedelta(seconds=age_s))
         return bool(found)
 
@@ -52,31 +52,32 @@ class DeadLetters:
         return [RetryId(row["id"]) for row in rows]
 
     async def republish(self, ids: Sequence[RetryId]) -> set[RetryId]:
-        """Let these requests be published again, with their second chance whole; answers those that are queued."""
+        """Have the relay publish these requests again, where they are queued; returns their ids."""
         return {RetryId(row["id"]) for row in await self._database.fetch(self._sql["republish"], ids)}
 
-    async def standings(self, ids: Sequence[RetryId]) -> dict[RetryId, Standing]:
-        """How these requests stand; one that the ledger does not know is missing."""
-        rows = await self._database.fetch(self._sql["standings"], ids)
+    async def statuses(self, ids: Sequence[RetryId]) -> dict[RetryId, RequestStatus]:
+        """The status of each request; one that the ledger does not know is missing."""
+        rows = await self._database.fetch(self._sql["statuses"], ids)
         return {
-            RetryId(row["id"]): Standing(RetryState(row["state"]), row["bulk"], row["job_is_queued"]) for row in rows
+            RetryId(row["id"]): RequestStatus(RetryState(row["state"]), row["bulk"], row["job_is_queued"])
+            for row in rows
         }
 
     async def dead_lettered(self, limit: int) -> list[DeadRequest]:
-        """Up to `limit` requests that were given up, the longest dead first, of all projects."""
+        """Up to `limit` dead-lettered requests of all projects, the longest dead first."""
         rows = await self._database.fetch(self._sql["dead_lettered"], limit)
         return [DeadRequest(message_of(row), row["processed_at"]) for row in rows]
 
     async def redrive(self, ids: Sequence[RetryId], *, actor: str, lease_s: float) -> dict[RetryId, Lease]:
-        """Queue these requests again, in the name of `actor`; answers those that are queued now, each with its lease.
+        """Queue these requests again, in the name of `actor`; returns those that are queued now, each with its lease.
 
-        The others are not dead-lettered, or another request is queued for their job. For `lease_s` the relay leaves
-        them to the caller, who publishes them.
+        The others are not dead-lettered, or another request is queued for their job. The caller publishes them; for
+        `lease_s` the relay does not.
         """
         for _ in range(_ROUNDS):
             try:
                 rows = await self._database.fetch(self._sql["redrive"], ids, timedelta(seconds=lease_s), actor)
             except StatementRefused:
-                continue  # somebody has queued a retry for one of the jobs just now; the next look sees it
+                continue  # a retry was queued for one of the jobs a moment ago; the next attempt sees it
             return {RetryId(row["id"]): Lease(RetryId(row["id"]), row["publish_lease_until"]) for row in rows}
-        raise DatabaseUnavailable("others were faster, again and again")
+        raise DatabaseUnavailable("other requests were faster, again and again")

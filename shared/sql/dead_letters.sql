@@ -1,4 +1,4 @@
--- Dead letters, as the ledger has them: requests whose message RabbitMQ has given up on, and requests given up here.
+-- Dead letters in the ledger: requests whose message RabbitMQ has dead-lettered, and dead-lettered requests.
 
 -- name: any_overdue
 -- Whether a request has been with the broker for so long without being settled that its message may be a dead letter.
@@ -16,14 +16,14 @@ SELECT EXISTS (
 );
 
 -- name: overdue_among
--- Which of these requests are. One that was published anew, after its letter died, has its second chance first.
+-- Which of these requests are overdue. One that was published again after its letter died has its second chance first.
 -- $1 uuid[] request ids, $2 interval how long
 SELECT id FROM redrive.retry_requests
 WHERE id = ANY ($1::uuid[]) AND state = 'queued' AND published_at < now() - $2::interval;
 
 -- name: republish
--- Let requests be published again whose message RabbitMQ put aside before a worker had it: it expired, or its queue was
--- full. One that is settled is left alone.
+-- Publish requests again whose message RabbitMQ has dead-lettered before a worker had it: it expired, or its queue was
+-- full. A settled request stays as it is.
 -- $1 uuid[] request ids
 UPDATE redrive.retry_requests SET published_at = NULL, publish_lease_until = NULL
 WHERE id = ANY (ARRAY(
@@ -33,8 +33,8 @@ WHERE id = ANY (ARRAY(
 ))
 RETURNING id;
 
--- name: standings
--- How requests stand, and whether another one is queued for the same job. An id that the ledger does not know is
+-- name: statuses
+-- The state of requests, and whether another one is queued for the same job. An id that the ledger does not know is
 -- missing.
 -- $1 uuid[] request ids
 SELECT
@@ -47,7 +47,7 @@ FROM redrive.retry_requests AS r
 WHERE r.id = ANY ($1::uuid[]);
 
 -- name: dead_lettered
--- The requests that were given up, the longest dead first.
+-- The dead-lettered requests, the longest dead first.
 -- $1 int how many
 SELECT
     id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, processed_at
@@ -57,10 +57,10 @@ ORDER BY processed_at, id
 LIMIT $1;
 
 -- name: redrive
--- Queue requests again that were given up, unless another one is queued for the job by now. They keep the job version
--- that they were made for, so one whose job has moved on ends as superseded. The caller publishes them; the lease
--- keeps the relay from doing it, too, until it must have failed.
--- $1 uuid[] request ids, $2 interval the lease, $3 text who redrives
+-- Queue dead-lettered requests again, unless another one is queued for the job by now. They keep the job version that
+-- they were made for, so one whose job has moved on ends as superseded. The caller publishes them; the relay does not,
+-- until the lease ends.
+-- $1 uuid[] request ids, $2 interval the lease, $3 text actor
 WITH dead AS MATERIALIZED (
     SELECT id, project_id, job_id FROM redrive.retry_requests
     WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered'

@@ -147,7 +147,7 @@ async def test_taking_back_and_redriving_touch_the_request_of_their_project(
     with pytest.raises(RetryNotFound):
         await ledger.retries.cancel(RetryKey(first.id, B), actor="ann")
     await ledger.settlement.dead_letter([first.id])
-    assert not (await letters.standings([first.id]))[first.id].job_is_queued  # b's is: another job
+    assert not (await letters.statuses([first.id]))[first.id].job_is_queued  # b's is: another job
     assert set(await letters.redrive([first.id], actor="operator", lease_s=0)) == {first.id}
     await ledger.retries.cancel(RetryKey(second.id, B), actor="ann")
     await ledger.settlement.apply_queued(10)
