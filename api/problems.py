@@ -189,31 +189,31 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
         "A query parameter or Idempotency-Key is unknown, given twice or out of range.",
     ),
     InvalidCursor: Problem(
-        HTTPStatus.BAD_REQUEST, "Invalid cursor", "The cursor does not continue this list; begin again without it."
+        HTTPStatus.BAD_REQUEST, "Invalid cursor", "The cursor does not belong to this list; begin again without it."
     ),
     InvalidJson: Problem(HTTPStatus.BAD_REQUEST, "Invalid JSON", "The body is not JSON."),
     AuthenticationRequired: Problem(
         HTTPStatus.UNAUTHORIZED, "Authentication required", "Send a token: Authorization: Bearer <JWT>."
     ),
-    InvalidToken: Problem(HTTPStatus.UNAUTHORIZED, "Invalid token", "The token is not valid here, or no longer."),
+    InvalidToken: Problem(HTTPStatus.UNAUTHORIZED, "Invalid token", "The token is not valid here, or it has expired."),
     InsufficientScope: Problem(HTTPStatus.FORBIDDEN, "Insufficient scope", "The token does not permit this."),
     CrossSite: Problem(
         HTTPStatus.FORBIDDEN,
         "Cross-site",
         "A page of another site may not change anything here, unless the deployment lists its origin.",
     ),
-    ReadOnly: Problem(HTTPStatus.FORBIDDEN, "Read-only", "This deployment answers questions and changes nothing."),
-    NotFound: Problem(HTTPStatus.NOT_FOUND, "Not found", "There is nothing here."),
+    ReadOnly: Problem(HTTPStatus.FORBIDDEN, "Read-only", "This deployment only reads."),
+    NotFound: Problem(HTTPStatus.NOT_FOUND, "Not found", "No resource has this path."),
     JobNotFound: Problem(HTTPStatus.NOT_FOUND, "Job not found", "There is no such job in this project."),
     RetryNotFound: Problem(HTTPStatus.NOT_FOUND, "Retry not found", "There is no such retry in this project."),
     BatchNotFound: Problem(HTTPStatus.NOT_FOUND, "Not found", "There is no such batch of retries in this project."),
     MethodNotAllowed: Problem(
-        HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", "See the Allow header for what is possible here."
+        HTTPStatus.METHOD_NOT_ALLOWED, "Method not allowed", "The Allow header names the methods of this path."
     ),
     JobUnreadable: Problem(
         HTTPStatus.CONFLICT,
         "Job unreadable",
-        "The job is there, but its row holds something that cannot be shown; its owner can mend it.",
+        "The job exists, but its row holds a value that cannot be shown; its owner can correct the row.",
     ),
     LengthRequired: Problem(
         HTTPStatus.LENGTH_REQUIRED,
@@ -227,7 +227,7 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
         "The job has used all its attempts; extra_attempts raises their number.",
     ),
     RetryAlreadySettled: Problem(
-        HTTPStatus.CONFLICT, "Retry already settled", "The retry is no longer queued; it cannot be taken back."
+        HTTPStatus.CONFLICT, "Retry already settled", "The retry is no longer queued, so it cannot be cancelled."
     ),
     RetryNotDeadLettered: Problem(
         HTTPStatus.CONFLICT, "Retry not dead-lettered", "Only a dead-lettered retry can be redriven."
@@ -237,10 +237,10 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
         HTTPStatus.CONFLICT, "Too many matches", "The filter matches more jobs than max allows; nothing was retried."
     ),
     IdempotencyKeyReused: Problem(
-        HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency key reused", "The key stands for another request."
+        HTTPStatus.UNPROCESSABLE_ENTITY, "Idempotency key reused", "The key was used for another request."
     ),
     JobChanged: Problem(
-        HTTPStatus.PRECONDITION_FAILED, "Job changed", "The job is not of the version named; look at it again."
+        HTTPStatus.PRECONDITION_FAILED, "Job changed", "The job is not of the version in If-Match; read it again."
     ),
     PayloadTooLarge: Problem(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "Payload too large", "The body is larger than allowed here."
@@ -253,14 +253,14 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     ExpectationFailed: Problem(
         HTTPStatus.EXPECTATION_FAILED, "Expectation failed", "Only Expect: 100-continue can be met."
     ),
-    InvalidBody: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid body", "The body is JSON, but not as expected."),
+    InvalidBody: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid body", "The body is JSON of the wrong shape."),
     RateLimited: Problem(
-        HTTPStatus.TOO_MANY_REQUESTS, "Rate limited", "Too many requests; come back after Retry-After.", retryable=True
+        HTTPStatus.TOO_MANY_REQUESTS, "Rate limited", "Too many requests; try again after Retry-After.", retryable=True
     ),
     KeysUnavailable: _UNAVAILABLE,
     DatabaseUnavailable: _UNAVAILABLE,
     RedriveError: Problem(
-        HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", "Something went wrong here; it has been logged."
+        HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", "The request failed for a reason that has been logged."
     ),
 }  # looked up along the MRO: a subclass inherits its parent's answer
 

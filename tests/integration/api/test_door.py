@@ -260,7 +260,7 @@ async def test_every_bad_token_is_the_same_answer(api: Api, database_proxy: Prox
     assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, "Bearer")
     assert answer.json == {
         "type": "/problems/invalid-token", "title": "Invalid token", "status": 401,
-        "detail": "The token is not valid here, or no longer.", "code": "invalid-token", "retryable": False,
+        "detail": "The token is not valid here, or it has expired.", "code": "invalid-token", "retryable": False,
         "request_id": "r1",
     }  # fmt: skip
     assert database_proxy.bytes_to_server == passed
