@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli import batches, dead, groups, jobs, pruning, retries, retrying
-from cli.failures import is_expected, line_of
+from cli.errors import is_expected, line_of
+from cli.operate import batches, dead_letters, failures, jobs, pruning, retries, retrying
 from shared.errors import RedriveError, SettingsError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def up(
     RabbitMQ. A second start finds the data of the first. Nothing outside the data folder is changed.
     """
     began_at = time.monotonic()  # loading the programs is part of starting them
-    from cli.up import Plan, run_up
+    from cli.local.up import Plan, run_up
 
     run_up(
         Plan(data_dir=data_dir, port=port, ops_port=ops_port, workers=workers, demo=demo, began_at=began_at),
@@ -248,8 +248,8 @@ def check(
     """
     import asyncio
 
-    from cli.check import report
-    from cli.findings import INDENT, Finding, Verdict, wrapped
+    from cli.checking.findings import INDENT, Finding, Verdict, wrapped
+    from cli.checking.report import report
     from shared.telemetry import configure_logging
 
     configure_logging(level="ERROR", json=False)  # what the libraries would warn of is in the findings
@@ -307,8 +307,8 @@ def token(
     typer.echo(signed)
 
 
-for _group in (jobs, retries, batches, dead):
+for _group in (jobs, retries, batches, dead_letters):
     app.add_typer(_group.app, rich_help_panel=_OPERATING)
-app.command(rich_help_panel=_OPERATING)(groups.failures)
+app.command(rich_help_panel=_OPERATING)(failures.failures)
 app.command(rich_help_panel=_OPERATING)(retrying.retry)
 app.command(rich_help_panel=_SETTING_UP)(pruning.prune)

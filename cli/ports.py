@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from cli.failures import CommandFailed
+from cli.errors import CommandFailed
 
 
 class Port(NamedTuple):

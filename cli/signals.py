@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import structlog
 
-from cli.failures import CommandFailed
+from cli.errors import CommandFailed
 
 log = structlog.stdlib.get_logger(__name__)
 

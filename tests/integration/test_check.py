@@ -149,11 +149,11 @@ async def test_check_names_the_index_that_a_large_table_is_slow_without(database
     assert "warning" not in (await redrive("check", DATABASE_URL=database_url)).out
 
 
-@pytest.mark.parametrize("file", ["demo", "check"])
-async def test_every_statement_of_the_commands_fits_the_schema(database_url: str, file: str) -> None:
+@pytest.mark.parametrize(("package", "file"), [("cli.local", "demo"), ("cli.checking", "check")])
+async def test_every_statement_of_the_commands_fits_the_schema(database_url: str, package: str, file: str) -> None:
     connection = await asyncpg.connect(database_url)
     try:
-        for sql in statements(file, "cli").values():
+        for sql in statements(file, package).values():
             await connection.prepare(sql.replace("FIND_JOBS", statements("jobs")["find"]))
     finally:
         await connection.close()

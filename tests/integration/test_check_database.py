@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from cli.database_check import UPDATED, database_findings, statements_of
-from cli.findings import Finding, Verdict, wrapped
+from cli.checking.database import UPDATED, database_findings, statements_of
+from cli.checking.findings import Finding, Verdict, wrapped
 from shared.database import open_database
 from shared.migrations import migrate
 from shared.sql import statements

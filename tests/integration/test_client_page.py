@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.demo import PROJECT, Demo
+from cli.local.demo import PROJECT, Demo
 from redrive_client import Redrive
 from shared.database import Database
 from tests.api_server import serving

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from api.metrics import Metrics as ApiMetrics
 from api.relay import Relay
-from cli.redriving import RedriveResult, purge, redrive
+from cli.operate.redriving import RedriveResult, purge, redrive
 from shared import topology
 from shared.database import Database
 from shared.dead_letters import DeadLetters

@@ -79,7 +79,7 @@ def look_ups(code: str, table: re.Pattern[str]) -> Iterator[str]:
 
 def statements() -> Iterator[tuple[str, str]]:
     """Every statement of ours by file and name."""
-    for path in (*sorted(_FOLDER.glob("*.sql")), *sorted((_TOP / "cli").glob("*.sql"))):
+    for path in (*sorted(_FOLDER.glob("*.sql")), *sorted((_TOP / "cli").rglob("*.sql"))):
         for name, statement in blocks(path.read_text("utf-8")).items():
             yield f"{path.name}: {name}", code_of(statement)
 

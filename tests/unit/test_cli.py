@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from cli.filters import FIELDS
 from cli.main import main
+from cli.operate.filters import FIELDS
 from tests.commands import commanded
 from tests.servers.processes import free_port
 

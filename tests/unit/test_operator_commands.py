@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import pytest
 from rich.cells import cell_len
 
-from cli import filters, retrying
 from cli.main import main
+from cli.operate import filters, retrying
 from tests.commands import commanded
 
 JOB = "8386e689-d8b4-4ed4-91aa-7511b7751106"
@@ -679,7 +679,7 @@ def test_a_limit_that_is_waited_out_says_so_and_for_how_long(
 def test_a_limit_that_would_last_too_long_says_when_to_come_back(
     api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cli.connection._TIMEOUT_S", 2.0)
+    monkeypatch.setattr("cli.operate.connection._TIMEOUT_S", 2.0)
     api.problem(f"GET /api/jobs/{JOB}", 429, "rate-limited")
     answer = redrive("jobs", "get", JOB)
 
@@ -870,7 +870,7 @@ def test_jobs_are_shown_again_and_again_until_the_person_leaves(
         if len(api.asked) == 2:
             raise OSError("the person has left")
 
-    monkeypatch.setattr("cli.jobs.asyncio.sleep", leave_after_two)
+    monkeypatch.setattr("cli.operate.jobs.asyncio.sleep", leave_after_two)
     out = redrive("jobs", "list", "--watch").out
 
     assert out.count("\x1b[H\x1b[2J") == 2

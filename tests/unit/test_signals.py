@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from cli import signals
-from cli.failures import CommandFailed
+from cli.errors import CommandFailed
 from cli.signals import StopSignals
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 from rich.cells import cell_len
 
-from cli.tables import print_facts, print_table
+from cli.operate.tables import print_facts, print_table
 
 ID = "4c5a7f0c-a41c-4ddb-b9c2-e65c7e98a026"
 OTHER = "01a2075a-2eea-7742-adc5-9677bda71caa"

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cli.batches import settled, show_batch, status_of
-from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, is_terminal, line_of_refusal, note, refused
-from cli.failures import CommandFailed
-from cli.filters import duration_of, failed_filter_of, id_of
-from cli.jobs import note_unknown_type
-from cli.retries import show_retry
-from cli.tables import print_facts, print_json, print_table, printable
+from cli.errors import CommandFailed
+from cli.operate.batches import settled, show_batch, status_of
+from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, is_terminal, line_of_refusal, note, refused
+from cli.operate.filters import duration_of, failed_filter_of, id_of
+from cli.operate.jobs import note_unknown_type
+from cli.operate.retries import show_retry
+from cli.operate.tables import print_facts, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
-from cli.demo import PROJECT
+from cli.local.demo import PROJECT
 from shared.settings import ApiSettings
 
 TOKEN_TTL_S: Final = 12 * 3600

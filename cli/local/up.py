@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Final
 
 import api.serving
 import worker.app
-from cli.broker_check import broker_findings
-from cli.demo import PROJECT, Demo
-from cli.embedded import EmbeddedPostgres, embedded_postgres
-from cli.failures import CommandFailed
-from cli.findings import Verdict
-from cli.folder import DataFolder, data_folder
+from cli.checking.broker import broker_findings
+from cli.checking.findings import Verdict
+from cli.errors import CommandFailed
+from cli.local.demo import PROJECT, Demo
+from cli.local.embedded import EmbeddedPostgres, embedded_postgres
+from cli.local.folder import DataFolder, data_folder
+from cli.local.welcome import TOKEN_TTL_S, Welcome, api_url
 from cli.ports import Port, require_free
 from cli.signals import StopSignals
 from cli.tokens import ONE_PROJECT, token_for
-from cli.welcome import TOKEN_TTL_S, Welcome, api_url
 from shared.database import open_database
 from shared.errors import SettingsError
 from shared.migrations import migrate

@@ -7,9 +7,9 @@ from typing import Annotated, Final
 
 import typer
 
-from cli.connection import AsJson
-from cli.filters import duration_of
-from cli.tables import print_json, progress
+from cli.operate.connection import AsJson
+from cli.operate.filters import duration_of
+from cli.operate.tables import print_json, progress
 
 _TIMEOUT_S: Final = 30.0
 

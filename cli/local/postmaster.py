@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cli.failures import CommandFailed
+from cli.errors import CommandFailed
 
 ENDINGS = ((signal.SIGINT, 5.0), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 2.0))
 """How to end a server, and how long each may take: sessions are ended; a crash in order; the kernel does it."""

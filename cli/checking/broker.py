@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from yarl import URL
 
-from cli.findings import Finding, Verdict
+from cli.checking.findings import Finding, Verdict
 from shared.broker import connected
 from shared.errors import BrokerUnavailable
 from shared.refusals import OTHER_ARGUMENTS

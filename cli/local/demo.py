@@ -28,7 +28,7 @@ class Demo:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._sql = statements("demo", "cli")
+        self._sql = statements("demo", "cli.local")
 
     async def seed(self) -> int:
         """Put the project's jobs there, unless it has some; returns how many were new. Raises DatabaseUnavailable."""

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypedDict
 
-from cli.failures import CommandFailed
-from cli.folder import DataFolder
+from cli.errors import CommandFailed
+from cli.local.folder import DataFolder
 
 NAME: Final = "nobody"
 WORKING_DIRECTORY: Final = Path("/proc/self/cwd")

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, note
-from cli.filters import time_of
-from cli.tables import print_json, print_table, time_text
+from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, note
+from cli.operate.filters import time_of
+from cli.operate.tables import print_json, print_table, time_text
 
 if TYPE_CHECKING:
     from redrive_client import FailureGroup, Redrive

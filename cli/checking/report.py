@@ -8,10 +8,10 @@ from contextlib import AsyncExitStack
 from typing import Final, Literal
 
 from api.jwks import fetch_once
-from cli.broker_check import broker_findings
-from cli.database_check import database_findings
-from cli.failures import line_of
-from cli.findings import Finding, Verdict
+from cli.checking.broker import broker_findings
+from cli.checking.database import database_findings
+from cli.checking.findings import Finding, Verdict
+from cli.errors import line_of
 from shared.database import open_database
 from shared.errors import DatabaseUnavailable, RedriveError, SettingsError
 from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read, variables

@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Collection, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cli.findings import Finding, Verdict
+from cli.checking.findings import Finding, Verdict
 from shared import migrations
 from shared.errors import DatabaseUnavailable, RedriveError, StatementRefused
 from shared.sql import statements
@@ -70,7 +70,7 @@ class _Place(NamedTuple):
         return self.writes and "worker" in self.programs
 
     async def ask(self, name: str, *arguments: object) -> "list[Row]":
-        return await self.database.fetch(statements("check", "cli")[name], *arguments)
+        return await self.database.fetch(statements("check", "cli.checking")[name], *arguments)
 
 
 Looks = AsyncIterator[tuple[Verdict, str]]
@@ -199,7 +199,7 @@ def _odd_types(columns: "Collection[Row]", read: "dict[str, str]") -> Iterator[t
 
 async def _types_read(place: _Place) -> dict[str, str]:
     """Of what type the times are when a job is read: a statement of ours may have made them what they should be."""
-    sql = statements("check", "cli")["types_read"].replace("FIND_JOBS", statements("jobs")["find"])
+    sql = statements("check", "cli.checking")["types_read"].replace("FIND_JOBS", statements("jobs")["find"])
     try:
         rows = await place.database.fetch(sql, *[None] * _parameters_of(sql))
     except (StatementRefused, DatabaseUnavailable):

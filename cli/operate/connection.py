@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from cli.failures import CommandFailed
+from cli.errors import CommandFailed
 from shared.errors import SettingsError
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.connection import LOCAL, AsJson, TokenFile, Url, ask
-from cli.filters import id_of
-from cli.tables import print_facts, print_json, print_table, time_text
+from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask
+from cli.operate.filters import id_of
+from cli.operate.tables import print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
     from redrive_client import Count, Redrive, Retry

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, note, refused
-from cli.failures import CommandFailed
-from cli.filters import duration_of, id_of
-from cli.retries import COLUMNS, row_of
-from cli.tables import print_facts, print_json, print_table, progress, time_text
+from cli.errors import CommandFailed
+from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, note, refused
+from cli.operate.filters import duration_of, id_of
+from cli.operate.retries import COLUMNS, row_of
+from cli.operate.tables import print_facts, print_json, print_table, progress, time_text
 
 if TYPE_CHECKING:
     from uuid import UUID

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.connection import LOCAL, AsJson, TokenFile, Url, ask, note
-from cli.failures import CommandFailed
-from cli.filters import duration_of, fingerprint_of, id_of, time_of
-from cli.tables import print_facts, print_json, print_table, printable, time_text
+from cli.errors import CommandFailed
+from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, note
+from cli.operate.filters import duration_of, fingerprint_of, id_of, time_of
+from cli.operate.tables import print_facts, print_json, print_table, printable, time_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

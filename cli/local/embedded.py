@@ -2,7 +2,7 @@
 
 The wheel's Python side is left alone: it opens all parent folders to everybody and writes lock files when imported.
 Nothing listens on TCP; the socket lies in the folder of the data, which only its account may enter. Nothing of the
-machine outside the data folder is changed, for root neither (see cli/accounts.py).
+machine outside the data folder is changed, for root neither (see cli/local/accounts.py).
 
 A server left behind by an `up` that was killed is stopped, then started anew: one way to start, whatever went before.
 """
@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from cli.accounts import WORKING_DIRECTORY, Account, account_for, identity_of, programs_within_reach
-from cli.failures import CommandFailed
-from cli.folder import DataFolder
-from cli.postmaster import ENDINGS, end_leftover, pid_lines
+from cli.errors import CommandFailed
+from cli.local.accounts import WORKING_DIRECTORY, Account, account_for, identity_of, programs_within_reach
+from cli.local.folder import DataFolder
+from cli.local.postmaster import ENDINGS, end_leftover, pid_lines
 
 _SOCKET = ".s.PGSQL.5432"
 _SOCKET_PATH_BYTES = 107

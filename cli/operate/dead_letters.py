@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
-from cli.connection import AsJson, is_terminal
-from cli.failures import CommandFailed
-from cli.tables import print_facts, print_json, print_table, time_text
+from cli.errors import CommandFailed
+from cli.operate.connection import AsJson, is_terminal
+from cli.operate.tables import print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
     from shared.dead_letters import DeadLetters, DeadRequest, RequestStatus
@@ -144,7 +144,7 @@ def redrive_(
         raise typer.BadParameter(f"an actor has 1 to {MAX_ACTOR} characters")
 
     async def work() -> None:
-        from cli.redriving import RedriveResult, redrive
+        from cli.operate.redriving import RedriveResult, redrive
 
         results: Counter[str] = Counter()
         async with _opened() as servers:
@@ -182,7 +182,7 @@ def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
         raise typer.BadParameter("purge needs confirmation and stdin is not a terminal; pass --yes")
 
     async def work() -> None:
-        from cli.redriving import purge
+        from cli.operate.redriving import purge
 
         async with _opened() as servers:
             if servers.queue is None:

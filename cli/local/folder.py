@@ -6,7 +6,7 @@
     postgres/     the database's files
     postgres.log  what the database says
     env           what the commands need to work on it, for a shell to source; mode 600
-    copy          while there is one: where the copy of PostgreSQL is that it runs from; see cli/accounts.py
+    copy          while there is one: where the copy of PostgreSQL is that it runs from; see cli/local/accounts.py
 
 Deleting the folder, with nothing running on it, deletes all of it.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from cli.failures import CommandFailed
+from cli.errors import CommandFailed
 from shared.settings import MIN_SECRET_BYTES
 
 if TYPE_CHECKING:

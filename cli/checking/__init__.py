@@ -1,0 +1,1 @@
+"""`redrive check`: whether settings, database and RabbitMQ are as Redrive needs them."""

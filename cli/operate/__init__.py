@@ -1,0 +1,1 @@
+"""`redrive jobs`, `retry`, `retries`, `batches`, `failures`, `dead` and `prune`: what operators type."""
