@@ -1,7 +1,7 @@
 """A job's events, as a stream (`text/event-stream`, https://html.spec.whatwg.org/#server-sent-events).
 
     event: job
-    id: 7741
+    id: 5f0c2d9e71b841a7
     data: {"id": …}
 
 The stream has an event for the job as it is, and one for each change. Of several changes within one tick only the last

@@ -2,7 +2,7 @@
 
 The tag is the job's version, the queued retry's id if there is one, and a hash of the payload if that is shown:
 
-    "7741"   "7741-0193c9a8-…"   "7741+3f9c01ab77d2e410"
+    "5f0c…41a7"   "5f0c…41a7-0193c9a8-…"   "5f0c…41a7+3f9c01ab77d2e410"
 
 The body shows nothing else, so two bodies are equal exactly when their tags are.
 """
@@ -19,7 +19,7 @@ from api.conditional import guessed_wait_s, tags_in
 from shared.models import Job, JobStatus, PendingRetry, RetryBlock, UnreadableJob, Version
 
 MAX_SCHEDULED_WAIT_S: Final = 300
-_VERSION: Final = re.compile(r"(\d+)(?:-[0-9a-f-]{36})?(?:\+[0-9a-f]{16})?")
+_VERSION: Final = re.compile(r"([0-9a-f]{16})(?:-[0-9a-f-]{36})?(?:\+[0-9a-f]{16})?")
 
 
 class _Links(msgspec.Struct, frozen=True):

@@ -43,7 +43,9 @@ _PATIENT: Final = "?heartbeat=600"  # a frozen consumer must not be taken for a 
 # `published_at` as if the relay had been there: the messages are published here.
 _QUEUE_UP: Final = """
 INSERT INTO redrive.retry_requests (id, project_id, job_id, job_version, actor, published_at)
-SELECT gen_random_uuid(), project_id, id, xmin::text, 'bench', now() FROM control_plane.jobs
+SELECT gen_random_uuid(), project_id, id, redrive.job_version(
+    type, status, attempts, max_attempts, last_error, scheduled_at, started_at, completed_at, created_at
+), 'bench', now() FROM control_plane.jobs
 RETURNING id, job_id, project_id
 """
 _NONE_FAILED: Final = "SELECT NOT EXISTS (SELECT FROM control_plane.jobs WHERE status = 'failed')"

@@ -1,7 +1,7 @@
 """Waiting for what the server knows first: it holds a request until there is news, and is asked again when it lets go.
 
     GET …  Prefer: wait=55                          held until done
-    GET …  Prefer: wait=55  If-None-Match: "7741"   held until it changes
+    GET …  Prefer: wait=55  If-None-Match: "5f0c2d9e71b841a7"   held until it changes
 
 A server that does not hold a request (too many wait already, it is about to stop) is asked again after `Retry-After`.
 """

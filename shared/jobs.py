@@ -12,7 +12,7 @@ itself, as JobUnreadable; in a list it is an UnreadableJob.
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from uuid import UUID
 
 import msgspec
@@ -120,6 +120,8 @@ class Jobs:
         )
         self._splitter: Splitter[JobKey, Job] = Splitter(self._find_any, probe=self._probe, refusal=JobUnreadable)
         self._in_hand = Allowance(IN_HAND_BYTES)
+        # At which of its rows a job was found to be as it was seen: most rows stay, and their texts are not read again.
+        self._marks: dict[_Seen, int] = {}
         self._changes: Splitter[_Seen, bool] = Splitter(self._changed, probe=self._probe)
 
     def _job_of(self, row: "Row | tuple[Any, ...]", most: int = MAX_LISTED_ERROR) -> Job:
@@ -224,13 +226,9 @@ class Jobs:
 
         Raises DatabaseUnavailable.
         """
-        changed = await self._changes.load(
-            [
-                _Seen(key, job.version, None if job.pending_retry is None else job.pending_retry.id)
-                for key, job in seen.items()
-            ]
-        )
-        return [one.key for one in changed]
+        looked_for = [_Seen.of(key, job) for key, job in seen.items()]
+        self._marks = {one: mark for one in looked_for if (mark := self._marks.get(one)) is not None}
+        return [one.key for one in await self._changes.load(looked_for)]
 
     async def _changed(self, seen: Sequence["_Seen"]) -> dict["_Seen", bool | RedriveError]:
         rows = await self._database.fetch(
@@ -239,9 +237,17 @@ class Jobs:
             [one.key.project_id for one in seen],
             [one.version for one in seen],
             [one.pending_id for one in seen],
+            [one.payload_hash for one in seen],
+            [self._marks.get(one) for one in seen],
         )
-        changed = {(row["id"], row["project_id"]) for row in rows}
-        return {one: True for one in seen if (one.key.id, one.key.project_id) in changed}
+        changed: dict[_Seen, bool | RedriveError] = {}
+        for place, mark, is_changed in rows:
+            one = seen[place - 1]
+            if is_changed:
+                changed[one] = True
+            else:
+                self._marks[one] = mark
+        return changed
 
     async def get(self, key: JobKey) -> Job:
         """The job as of now, light. Raises JobNotFound, for foreign jobs too, JobUnreadable and DatabaseUnavailable."""
@@ -364,3 +370,14 @@ class _Seen(NamedTuple):
     key: JobKey
     version: Version
     pending_id: RetryId | None
+    payload_hash: str | None
+
+    @classmethod
+    def of(cls, key: JobKey, job: Job) -> Self:
+        pending, payload = job.pending_retry, job.payload
+        return cls(
+            key,
+            job.version,
+            None if pending is None else pending.id,
+            payload.hash if key.with_payload and payload is not None else None,
+        )

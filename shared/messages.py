@@ -1,11 +1,11 @@
 """The retry request on the wire: JSON, UTF-8, one object, versioned.
 
-    {"v": 1, "request_id": "<uuid>", "job_id": "<uuid>", "project_id": "p1", "job_version": "7741" | null,
+    {"v": 1, "request_id": "<uuid>", "job_id": "<uuid>", "project_id": "p1", "job_version": "<version>" | null,
      "run_at": null | "<RFC 3339>", "extra_attempts": 0, "actor": "…", "reason": null | "…",
      "requested_at": "<RFC 3339>"}
 
-`job_version` is the row version the requester saw fail; the worker applies the request to that version only, so a
-message redelivered after a later failure does nothing.
+`job_version` is the version of the job that the requester saw fail, opaque. The worker applies the request to that
+version only, so a message redelivered after a later failure does nothing.
 
 Reading is strict about what it needs and blind to the rest: a new optional field is not a new version.
 """
@@ -38,7 +38,7 @@ class RetryMessage(msgspec.Struct, frozen=True, kw_only=True):
     request_id: UUID
     job_id: UUID
     project_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}\Z")]
-    job_version: Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,10}\Z")] | None = None
+    job_version: Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,64}\Z")] | None = None
     run_at: _Time | None = None
     extra_attempts: Annotated[int, msgspec.Meta(ge=0, le=10)] = 0
     actor: _Text = UNKNOWN_ACTOR

@@ -1,8 +1,9 @@
 """Job, Retry and their states: the words that everything else speaks.
 
 A job is somebody else's: we read it, and put it back when asked. A retry is ours: one row of the ledger.
-`version` is PostgreSQL's `xmin` of the job's row, as text. It changes with every update of the row, so it
-says whether two readers have seen the same job; it is the `ETag`, and what a retry request is bound to.
+`version` is a hash of what is shown of the job's row, 16 hexadecimal digits (`redrive.job_version`). It says whether
+two readers have seen the same job; it is the `ETag`, and what a retry request is bound to. What is not shown, such as a
+heartbeat, does not change it.
 """
 
 from datetime import datetime
@@ -110,7 +111,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `status` is one of the four, or a word of the owner's own: such a job is not to be retried, and done where the
     settings call the word final, which is what `final` says. `last_error` is cut where `last_error_truncated` says so.
-    `payload` is None where it was not asked for.
+    `payload` is None where it was not asked for; `version` is empty in a list.
     """
 
     id: JobId

@@ -15,7 +15,7 @@
 The table at the top of shared/sql/settlement.sql has every change of a row, and the columns that it sets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from shared.failpoints import Failpoint, reach
@@ -155,7 +155,18 @@ class Settlement:
         self, session: "Session", ids: Sequence[RetryId], adopted: Sequence[RetryId], *, published: bool
     ) -> dict[RetryId, Settled]:
         """Settle queued and adopted requests; deferred ones, and ones settled before, are missing in the answer."""
-        return _settled_of(await session.fetch(self._sql["apply"], ids, adopted, published))
+        rows = await session.fetch(self._sql["apply"], ids, adopted, published)
+        settled = _settled_of(rows)
+        if seen := {RetryId(row[0]): row[3] for row in rows if row[3] is not None}:
+            settled |= await self._block_unmoved(session, settled, seen)
+        return settled
+
+    async def _block_unmoved(
+        self, session: "Session", applied: Mapping[RetryId, Settled], seen: Mapping[RetryId, str]
+    ) -> dict[RetryId, Settled]:
+        """Reject those of the applied requests whose job is failed still, at the version seen; answers these."""
+        rows = await session.fetch(self._sql["block_unmoved"], list(seen), list(seen.values()))
+        return {each: applied[each]._replace(outcome=Outcome.BLOCKED) for each in (RetryId(row["id"]) for row in rows)}
 
     async def _outcomes(self, session: "Session", ids: Sequence[RetryId]) -> dict[RetryId, Outcome | None]:
         """The outcomes of requests, None for a queued one; an id that the ledger does not know is missing."""

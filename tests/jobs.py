@@ -32,6 +32,16 @@ CREATE TRIGGER test_effect AFTER UPDATE OF status ON control_plane.jobs
 """
 
 
+VERSION_SQL = """
+lpad(to_hex(hash_record_extended(row(
+    type::text, status::text, coalesce(attempts, 0)::int, coalesce(max_attempts, 3)::int,
+    left(last_error::text, 65536), scheduled_at::timestamptz, started_at::timestamptz, completed_at::timestamptz,
+    created_at::timestamptz
+), 0)), 16, '0')
+"""
+"""A job's version, as it is promised."""
+
+
 @dataclass(frozen=True, slots=True)
 class MadeJob:
     """A job as it was when it was made, or last changed by the maker."""
@@ -95,7 +105,7 @@ class JobMaker:
     ) -> list[MadeJob]:
         """Jobs that differ in nothing but their ids; `job_id` is the id of the only one."""
         rows = await self.pool.fetch(
-            """
+            f"""
             INSERT INTO control_plane.jobs (
                 id, project_id, type, payload, status, attempts, max_attempts, last_error, started_at, completed_at
             )
@@ -103,7 +113,7 @@ class JobMaker:
                 CASE WHEN $5::text <> 'pending' THEN now() END,
                 CASE WHEN $5::text IN ('failed', 'completed') THEN now() END
             FROM generate_series(1, $1::int)
-            RETURNING id, project_id, xmin::text AS version
+            RETURNING id, project_id, {VERSION_SQL} AS version
             """,
             count, project_id, kind, payload, status, attempts, max_attempts, last_error, job_id,
         )  # fmt: skip
@@ -150,7 +160,7 @@ class JobMaker:
         """Let the job fail as the control plane would: a failure of another version."""
         version = await self.pool.fetchval(
             "UPDATE control_plane.jobs SET status = 'failed', last_error = $3 WHERE project_id = $1 AND id = $2"
-            " RETURNING xmin::text",
+            f" RETURNING {VERSION_SQL}",
             job.project_id,
             job.id,
             last_error,

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractExchange
 
 _LOOK: Final = """
-SELECT status, coalesce(attempts, 0) < coalesce(max_attempts, 3) AS attempts_left, xmin::text AS version
+SELECT status, coalesce(attempts, 0) < coalesce(max_attempts, 3) AS attempts_left, redrive.job_version(
+    type, status, attempts, max_attempts, last_error, scheduled_at, started_at, completed_at, created_at
+) AS version
 FROM control_plane.jobs
 WHERE id = $1 AND project_id = $2
 """

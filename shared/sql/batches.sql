@@ -39,7 +39,14 @@ SELECT
     CASE WHEN $9::int > 0 THEN now() + ($7::int + random() * $9::int) * interval '1 second' END
 FROM unnest($3::uuid[], $4::uuid[]) AS wanted (id, job_id)
 JOIN LATERAL (
-    SELECT jobs.id, jobs.status, jobs.xmin::text AS version FROM control_plane.jobs
+    SELECT
+        jobs.id, jobs.status,
+        redrive.job_version(
+            jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
+            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+            jobs.created_at::timestamptz
+        ) AS version
+    FROM control_plane.jobs
     WHERE jobs.project_id = $2 AND jobs.id = wanted.job_id
     LIMIT 1
 ) AS j ON j.status = 'failed'

@@ -21,7 +21,12 @@ JOIN LATERAL (
         redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
         left(jobs.last_error::text, $3) AS last_error,
         jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-        jobs.created_at::timestamptz, jobs.xmin::text AS version
+        jobs.created_at::timestamptz,
+        redrive.job_version(
+            jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
+            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+            jobs.created_at::timestamptz
+        ) AS version
     FROM control_plane.jobs
     WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
     LIMIT 1
@@ -51,7 +56,12 @@ JOIN LATERAL (
         redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
         left(jobs.last_error::text, $3) AS last_error,
         jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-        jobs.created_at::timestamptz, jobs.xmin::text AS version,
+        jobs.created_at::timestamptz,
+        redrive.job_version(
+            jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
+            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+            jobs.created_at::timestamptz
+        ) AS version,
         pg_typeof(jobs.payload) = 'jsonb'::regtype AS is_jsonb, jobs.payload
     FROM control_plane.jobs
     WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
@@ -67,12 +77,38 @@ LEFT JOIN LATERAL (
 ) AS queued ON true;
 
 -- name: changed
--- Which of the jobs are no longer as seen: another version, another queued retry, or gone.
--- $1 uuid[] ids, $2 text[] project ids, $3 text[] versions seen, $4 uuid[] queued retries seen, NULL for none; same length
-SELECT wanted.id, wanted.project_id
-FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[]) AS wanted (id, project_id, version, pending_retry_id)
+-- Which of the jobs are no longer as seen: another version, another payload, another queued retry, or gone; and those
+-- whose row is another, though nothing shown of it has changed. `mark` is the row's xmin: where it is what it was when the
+-- job was last looked at, its texts are not read again. A view has none: `xmin` means the table's, or, where there is
+-- none, that of `relation`, which is NULL.
+-- $1 uuid[] ids, $2 text[] project ids, $3 text[] versions seen, $4 uuid[] queued retries seen, NULL for none, $5 text[]
+-- hashes of payloads seen, NULL where it is not read, $6 xid[] marks, NULL for none; same length
+SELECT
+    wanted.place, j.mark,
+    queued.id IS DISTINCT FROM wanted.pending_retry_id
+    OR (j.mark = wanted.mark) IS NOT TRUE
+    AND (j.version IS DISTINCT FROM wanted.version OR j.payload_hash IS DISTINCT FROM wanted.payload_hash) AS is_changed
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::uuid[], $5::text[], $6::xid[])
+    WITH ORDINALITY AS wanted (id, project_id, version, pending_retry_id, payload_hash, mark, place)
+CROSS JOIN (
+    SELECT NULL::xid AS xmin, relkind <> 'v' AS has_marks FROM pg_class WHERE oid = 'control_plane.jobs'::regclass
+) AS relation
 LEFT JOIN LATERAL (
-    SELECT jobs.xmin::text AS version FROM control_plane.jobs
+    SELECT
+        CASE WHEN relation.has_marks THEN xmin END AS mark,
+        CASE
+            WHEN relation.has_marks AND xmin = wanted.mark THEN NULL
+            ELSE redrive.job_version(
+                jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint,
+                jobs.last_error::text, jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz,
+                jobs.completed_at::timestamptz, jobs.created_at::timestamptz
+            )
+        END AS version,
+        CASE
+            WHEN wanted.payload_hash IS NULL OR (relation.has_marks AND xmin = wanted.mark) THEN NULL
+            ELSE lpad(to_hex(hashtextextended(coalesce(jobs.payload::text, '{}'), 0)), 16, '0')
+        END AS payload_hash
+    FROM control_plane.jobs
     WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
     LIMIT 1
 ) AS j ON true
@@ -81,7 +117,14 @@ LEFT JOIN LATERAL (
     WHERE r.project_id = wanted.project_id AND r.job_id = wanted.id AND r.state = 'queued'
     LIMIT 1
 ) AS queued ON true
-WHERE j.version IS DISTINCT FROM wanted.version OR queued.id IS DISTINCT FROM wanted.pending_retry_id;
+WHERE
+    queued.id IS DISTINCT FROM wanted.pending_retry_id
+    OR (j.mark = wanted.mark) IS NOT TRUE
+    AND (
+        j.mark IS NOT NULL
+        OR j.version IS DISTINCT FROM wanted.version
+        OR j.payload_hash IS DISTINCT FROM wanted.payload_hash
+    );
 
 -- name: page
 -- A page of a project's jobs, newest first; those without a time last, of which nothing but the id is shown. The place
@@ -104,7 +147,7 @@ FROM (
             redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
             left(jobs.last_error::text, 2001) AS last_error,
             jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-            jobs.created_at::timestamptz, jobs.xmin::text AS version,
+            jobs.created_at::timestamptz, '' AS version, -- lists have no tags
             ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
         FROM control_plane.jobs
         WHERE
@@ -156,7 +199,7 @@ FROM (
             redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
             left(jobs.last_error::text, 2001) AS last_error,
             jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-            jobs.created_at::timestamptz, jobs.xmin::text AS version,
+            jobs.created_at::timestamptz, '' AS version, -- lists have no tags
             ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
         FROM control_plane.jobs
         WHERE

@@ -12,6 +12,7 @@
 --   queued         applied        apply                           …_before, and status = 'pending' on the job
 --   queued         rejected       apply                           attempts_before, max_attempts_before
 --   queued         rejected       block                           the same; outcome 'blocked'
+--   applied        rejected       block_unmoved                   outcome 'blocked'; in the transaction of `apply`
 --   queued         dead_lettered  dead_letter                     outcome 'poison'
 --   queued         cancelled      retries.cancel, batches.cancel  cancelled_by
 --   dead_lettered  queued         retries.redrive, dead_letters.redrive  redriven_by, redriven_at; published_at NULL
@@ -23,7 +24,8 @@
 
 -- name: apply
 -- retry_job for a batch: settle every request of $1 that is still queued, and every request of $2, which `adopt` has just
--- inserted. Answers the settled requests. A request that is missing was settled before, or is deferred: another
+-- inserted. Answers the settled requests, and the version seen of each applied one that `block_unmoved` must look at
+-- again: where triggers may change, after the update or in its place, what became of the job. A request that is missing was settled before, or is deferred: another
 -- transaction holds a lock on its job, and this one does not wait for it. Jobs of adopted requests are waited for,
 -- because no relay would bring these requests again.
 -- $1 uuid[] request ids, $2 uuid[] the adopted among them, $3 bool whether a broker brought them: then they were
@@ -65,7 +67,12 @@ job AS MATERIALIZED (
         SELECT
             id, project_id, status, coalesce(attempts, 0) AS attempts,
             redrive.attempts_allowed(attempts, max_attempts, 0) AS max_attempts,
-            last_error, scheduled_at, started_at, completed_at, xmin::text AS version
+            last_error, started_at, completed_at,
+            redrive.job_version(
+                type::text, status::text, attempts::bigint, max_attempts::bigint, last_error::text,
+                scheduled_at::timestamptz, started_at::timestamptz, completed_at::timestamptz,
+                created_at::timestamptz
+            ) AS version
         FROM control_plane.jobs
         WHERE jobs.project_id = one.project_id AND jobs.id = one.job_id
         FOR NO KEY UPDATE SKIP LOCKED
@@ -74,7 +81,7 @@ job AS MATERIALIZED (
 checked AS (
     SELECT
         request.id, request.project_id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
-        job.attempts, job.max_attempts, job.last_error, job.scheduled_at, job.started_at, job.completed_at,
+        job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at, job.version,
         CASE
             WHEN job.id IS NULL AND EXISTS (
                 SELECT FROM control_plane.jobs AS j WHERE j.project_id = request.project_id AND j.id = request.job_id
@@ -117,23 +124,13 @@ put_back AS (
         END
     FROM verdict
     WHERE j.project_id = verdict.project_id AND j.id = verdict.job_id AND verdict.final_outcome = 'applied'
-    RETURNING
-        j.project_id, j.id,
-        j.status = 'failed'
-        AND (
-            j.last_error, j.scheduled_at, j.started_at, j.completed_at, coalesce(j.attempts, 0),
-            redrive.attempts_allowed(j.attempts, j.max_attempts, 0)
-        ) IS NOT DISTINCT FROM (
-            verdict.last_error, verdict.scheduled_at, verdict.started_at, verdict.completed_at, verdict.attempts,
-            verdict.max_attempts
-        ) AS is_unchanged
+    RETURNING j.project_id, j.id
 ),
-done AS ( -- a trigger of the table's owner may veto an update without an error: then the job is unchanged
+done AS ( -- a trigger of the table's owner may veto an update without an error: then it answers no row
     SELECT
         verdict.*,
         CASE
-            WHEN final_outcome = 'applied'
-                AND (project_id, job_id) NOT IN (SELECT project_id, id FROM put_back WHERE is_unchanged IS NOT TRUE)
+            WHEN final_outcome = 'applied' AND (project_id, job_id) NOT IN (SELECT project_id, id FROM put_back)
                 THEN 'blocked'
             ELSE final_outcome
         END AS what_became
@@ -152,7 +149,43 @@ SET
     completed_at_before = CASE WHEN done.what_became = 'applied' THEN done.completed_at END
 FROM done
 WHERE r.id = ANY ($1::uuid[]) AND r.id = done.id AND done.what_became <> 'deferred'
-RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
+RETURNING
+    r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8,
+    CASE
+        WHEN r.outcome = 'applied' AND (
+            SELECT relkind <> 'r' OR relhastriggers OR relhassubclass FROM pg_class
+            WHERE oid = 'control_plane.jobs'::regclass
+        ) THEN done.version
+    END;
+
+-- name: block_unmoved
+-- Of requests that `apply` has just applied, reject those whose job is failed still, at the version that was seen: what
+-- a trigger has left, or put, as it was. Only a statement of its own sees what triggers after the update, or in its place,
+-- have done. Answers their ids.
+-- $1 uuid[] request ids, $2 text[] versions seen; same length
+UPDATE redrive.retry_requests AS r
+SET
+    state = 'rejected', outcome = 'blocked', error_before = NULL, started_at_before = NULL, completed_at_before = NULL
+FROM unnest($1::uuid[], $2::text[]) AS applied (id, version)
+CROSS JOIN LATERAL (
+    SELECT request.id FROM redrive.retry_requests AS request
+    CROSS JOIN LATERAL (
+        SELECT
+            jobs.status,
+            redrive.job_version(
+                jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint,
+                jobs.last_error::text, jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz,
+                jobs.completed_at::timestamptz, jobs.created_at::timestamptz
+            ) AS version
+        FROM control_plane.jobs
+        WHERE jobs.project_id = request.project_id AND jobs.id = request.job_id
+        LIMIT 1
+    ) AS job
+    WHERE request.id = applied.id AND job.status::text = 'failed' AND job.version = applied.version
+    LIMIT 1
+) AS unmoved
+WHERE r.id = ANY ($1::uuid[]) AND r.id = unmoved.id
+RETURNING r.id;
 
 -- name: outcomes
 -- The outcomes of requests, NULL for a queued one; an id that the ledger does not know is missing.

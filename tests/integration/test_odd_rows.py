@@ -35,7 +35,7 @@ ALTER TABLE control_plane.all_jobs ADD odd boolean NOT NULL DEFAULT false;
 CREATE FUNCTION public.refuse(code text) RETURNS text STABLE LANGUAGE plpgsql AS $$
 BEGIN RAISE EXCEPTION 'not this one' USING ERRCODE = code; END $$;
 CREATE VIEW control_plane.jobs AS SELECT
-    xmin, id, project_id, type, payload, status, attempts, max_attempts,
+    id, project_id, type, payload, status, attempts, max_attempts,
     CASE WHEN odd THEN {expression} ELSE last_error END AS last_error,
     scheduled_at, started_at, completed_at, created_at
 FROM control_plane.all_jobs;

@@ -51,7 +51,7 @@ def job(**changed: object) -> Job:
         started_at=at(-90),
         completed_at=at(-80),
         created_at=at(-200),
-        version=Version("7741"),
+        version=Version("5f0c2d9e71b841a7"),
     )
     return msgspec.structs.replace(made, **changed)
 
@@ -82,10 +82,10 @@ def retry(**changed: object) -> Retry:
 @pytest.mark.parametrize(
     ("seen", "tag"),
     [
-        (job(), '"7741"'),
-        (job(pending_retry=PendingRetry(RETRY, NOW)), f'"7741-{RETRY}"'),
-        (job(payload=PAYLOAD), '"7741+3f9c01ab77d2e410"'),
-        (job(pending_retry=PendingRetry(RETRY, NOW), payload=PAYLOAD), f'"7741-{RETRY}+3f9c01ab77d2e410"'),
+        (job(), '"5f0c2d9e71b841a7"'),
+        (job(pending_retry=PendingRetry(RETRY, NOW)), f'"5f0c2d9e71b841a7-{RETRY}"'),
+        (job(payload=PAYLOAD), '"5f0c2d9e71b841a7+3f9c01ab77d2e410"'),
+        (job(pending_retry=PendingRetry(RETRY, NOW), payload=PAYLOAD), f'"5f0c2d9e71b841a7-{RETRY}+3f9c01ab77d2e410"'),
     ],
 )
 def test_a_job_s_tag_is_its_version_and_the_queued_retry(seen: Job, tag: str) -> None:
@@ -143,21 +143,21 @@ def test_a_retry_s_tag_changes_when_it_is_settled() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        '"7741"',
-        'W/"7741"',
-        ' "7741" ',
+        '"5f0c2d9e71b841a7"',
+        'W/"5f0c2d9e71b841a7"',
+        ' "5f0c2d9e71b841a7" ',
         "*",
         " * ",
-        '"1", "7741"',
-        'W/"1",W/"7741"',
-        '"1","2" , W/"7741",',
-        '"a,b", "7741"',
-        ", ".join(f'"{n}"' for n in range(7000, 7742)),
+        '"1", "5f0c2d9e71b841a7"',
+        'W/"1",W/"5f0c2d9e71b841a7"',
+        '"1","2" , W/"5f0c2d9e71b841a7",',
+        '"a,b", "5f0c2d9e71b841a7"',
+        ", ".join(f'"{n:016x}"' for n in (*range(700), 0x5F0C2D9E71B841A7)),
     ],
     ids=lambda header: header[:30],
 )
 def test_a_client_that_has_it_is_recognised(header: str) -> None:
-    assert matches(header, '"7741"')
+    assert matches(header, '"5f0c2d9e71b841a7"')
 
 
 @pytest.mark.parametrize(
@@ -166,37 +166,37 @@ def test_a_client_that_has_it_is_recognised(header: str) -> None:
         None,
         "",
         '""',
-        "7741",
-        "'7741'",
-        '"7741',
-        '7741"',
-        'x"7741"',
-        '"7741"x',
-        'w/"7741"',
-        'x, "7741"',
-        '"1" "7741"',
-        'w/"77410"',
-        '"77410"',
-        '"7741+3f9c01ab77d2e410"',
-        f'"7741-{RETRY}"',
+        "5f0c2d9e71b841a7",
+        "'5f0c2d9e71b841a7'",
+        '"5f0c2d9e71b841a7',
+        '5f0c2d9e71b841a7"',
+        'x"5f0c2d9e71b841a7"',
+        '"5f0c2d9e71b841a7"x',
+        'w/"5f0c2d9e71b841a7"',
+        'x, "5f0c2d9e71b841a7"',
+        '"1" "5f0c2d9e71b841a7"',
+        'w/"5f0c2d9e71b841a70"',
+        '"5f0c2d9e71b841a70"',
+        '"5f0c2d9e71b841a7+3f9c01ab77d2e410"',
+        f'"5f0c2d9e71b841a7-{RETRY}"',
         '"7 741"',
         '"*"',
         "**",
-        "* 7741",
+        "* 5f0c2d9e71b841a7",
         "\udcff\udcfe",
         '"' * 4096,
         'W/"' * 1365,
         "," * 4096,
-        '"7742' * 800,
+        '"5f0c2d9e71b841a8' * 800,
         "x" * 4096,
     ],
     ids=lambda header: str(ascii(header))[:30],
 )
 def test_what_does_not_name_it_or_cannot_be_read_matches_nothing(header: str | None) -> None:
-    assert not matches(header, '"7741"')
+    assert not matches(header, '"5f0c2d9e71b841a7"')
 
 
-@given(st.text(alphabet='"W/, *7741ab', max_size=4096))
+@given(st.text(alphabet='"W/, *5f0c2d9e71b841a7', max_size=4096))
 def test_reading_a_condition_takes_no_time(header: str) -> None:
     started_at = time.thread_time()  # of the processor: another process may have it meanwhile
     matches(header, '"8"')
@@ -221,22 +221,22 @@ def test_a_condition_that_names_nothing_is_none(lines: list[str], condition: str
     [
         (None, None),
         ("*", None),
-        ('"7741"', {"7741"}),
-        ('"7741", "7742"', {"7741", "7742"}),
-        ('"7741+3f9c01ab77d2e410"', {"7741"}),
-        (f'"7741-{RETRY}"', {"7741"}),
-        (f'"7741-{RETRY}+3f9c01ab77d2e410"', {"7741"}),
-        ('W/"7741"', {"7741"}),
-        ('W/"7741", "7742"', {"7741", "7742"}),
-        ('"7741-gzip"', {"7741"}),
-        ('W/"7741--gzip"', {"7741"}),
-        (f'"7741-{RETRY}-br"', {"7741"}),
-        ('"7741-gzip-gzip"', set()),
+        ('"5f0c2d9e71b841a7"', {"5f0c2d9e71b841a7"}),
+        ('"5f0c2d9e71b841a7", "5f0c2d9e71b841a8"', {"5f0c2d9e71b841a7", "5f0c2d9e71b841a8"}),
+        ('"5f0c2d9e71b841a7+3f9c01ab77d2e410"', {"5f0c2d9e71b841a7"}),
+        (f'"5f0c2d9e71b841a7-{RETRY}"', {"5f0c2d9e71b841a7"}),
+        (f'"5f0c2d9e71b841a7-{RETRY}+3f9c01ab77d2e410"', {"5f0c2d9e71b841a7"}),
+        ('W/"5f0c2d9e71b841a7"', {"5f0c2d9e71b841a7"}),
+        ('W/"5f0c2d9e71b841a7", "5f0c2d9e71b841a8"', {"5f0c2d9e71b841a7", "5f0c2d9e71b841a8"}),
+        ('"5f0c2d9e71b841a7-gzip"', {"5f0c2d9e71b841a7"}),
+        ('W/"5f0c2d9e71b841a7--gzip"', {"5f0c2d9e71b841a7"}),
+        (f'"5f0c2d9e71b841a7-{RETRY}-br"', {"5f0c2d9e71b841a7"}),
+        ('"5f0c2d9e71b841a7-gzip-gzip"', set()),
         ('"-gzip"', set()),
-        ("7741", set()),
-        ('x"7741"', set()),
-        ('"7741", x', set()),
-        ('"7741 OR 1=1"', set()),
+        ("5f0c2d9e71b841a7", set()),
+        ('x"5f0c2d9e71b841a7"', set()),
+        ('"5f0c2d9e71b841a7", x', set()),
+        ('"5f0c2d9e71b841a7 OR 1=1"', set()),
         ('"canary"', set()),
         ('""', set()),
         ("", set()),
@@ -251,14 +251,14 @@ def test_a_condition_names_versions_by_tags(header: str | None, versions: set[st
 @pytest.mark.parametrize("suffix", ["-gzip", "--gzip", "-br", "-zstd", "-deflate"])
 @pytest.mark.parametrize("weak", ["", "W/"])
 def test_what_a_proxy_adds_to_a_tag_is_overlooked(suffix: str, weak: str) -> None:
-    given = f'{weak}"7741{suffix}"'
+    given = f'{weak}"5f0c2d9e71b841a7{suffix}"'
 
-    assert matches(given, '"7741"')
-    assert matches(f'"1", {given}', '"7741"')
-    assert versions_of(given) == frozenset({Version("7741")})
+    assert matches(given, '"5f0c2d9e71b841a7"')
+    assert matches(f'"1", {given}', '"5f0c2d9e71b841a7"')
+    assert versions_of(given) == frozenset({Version("5f0c2d9e71b841a7")})
     for other in (f"{suffix}{suffix}", suffix.upper(), f"{suffix}x", f";{suffix[1:]}", "-identity", "-"):
-        assert not matches(f'{weak}"7741{other}"', '"7741"')
-        assert versions_of(f'{weak}"7741{other}"') == frozenset()
+        assert not matches(f'{weak}"5f0c2d9e71b841a7{other}"', '"5f0c2d9e71b841a7"')
+        assert versions_of(f'{weak}"5f0c2d9e71b841a7{other}"') == frozenset()
 
 
 # -- Retry-After

@@ -133,7 +133,7 @@ def _argument(kind: str) -> str:
         return f"ARRAY[{', '.join(_argument(kind[:-2]) for _ in range(MANY))}]::{kind}"
     value = {
         "uuid": f"'{uuid4()}'", "text": "'p1'", "int4": "50", "int8": "50", "bool": "false", "interval": "'1 day'",
-        "timestamptz": "now()", "bytea": r"'\x00'", "jsonb": "'[]'",
+        "timestamptz": "now()", "bytea": r"'\x00'", "jsonb": "'[]'", "xid": "'7'",
     }[kind]  # fmt: skip
     return f"{value}::{kind}"
 
