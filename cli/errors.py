@@ -1,4 +1,4 @@
-"""What a command says when it cannot do its work: one line, no traceback."""
+"""The failures of commands, and the one line that a command prints for each, without a traceback."""
 
 from collections.abc import Iterator
 
@@ -12,12 +12,12 @@ class CommandFailed(RedriveError):
 
 
 def is_expected(error: BaseException) -> bool:
-    """Whether `error` is a failure that a user can do something about; anything else is a mistake of ours."""
+    """Whether a user can correct the cause of `error`; any other error is a bug of Redrive."""
     return all(isinstance(leaf, RedriveError | OSError) for leaf in _leaves(error))
 
 
 def line_of(error: BaseException) -> str:
-    """The failure in one line; task groups are looked into, and what failed twice is said once."""
+    """The failure in one line; for a group of errors, each different line once."""
     return "; ".join(dict.fromkeys(_sentence(leaf) for leaf in _leaves(error)))
 
 
@@ -33,7 +33,7 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OSError):
         return _of_system(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    last = lines[-1] if lines else ""  # programs that we call say what went wrong last
+    last = lines[-1] if lines else ""  # the programs that are called print the reason last
     if isinstance(error, CommandFailed):
         return last
     if isinstance(error, RedriveError):
@@ -42,15 +42,15 @@ def _sentence(error: BaseException) -> str:
     return f"{type(error).__name__}: {last}"
 
 
-# By name, so that saying what went wrong does not load the package that it went wrong in.
+# By name, so that this module need not import the packages that raise them.
 _SUBJECTS = {
-    "DatabaseUnavailable": "the database does not answer, or not as it should",
-    "BrokerUnavailable": "RabbitMQ does not answer, or not as it should",
-    "MigrationFailed": "a migration did not go through",
+    "DatabaseUnavailable": "the database does not answer, or answers with an error",
+    "BrokerUnavailable": "RabbitMQ does not answer, or answers with an error",
+    "MigrationFailed": "a migration failed",
 }
 
 
 def _of_system(error: OSError) -> str:
-    # Where there is no file, asyncio has put the address into the text, which says more than the number's own.
+    # Where there is no file, asyncio has put the address into `strerror`, which is more than the text of the number.
     text = error.strerror or str(error) or type(error).__name__
     return text if error.filename is None else f"{error.filename}: {text}"

@@ -1,4 +1,4 @@
-"""The commands: what a user types, and what comes of it.
+"""The command line: commands that start programs and set things up, and the operators' commands added to them.
 
     0  done        1  failed, with the reason in one line on stderr        2  wrong usage or settings
     3  a retry was refused, or ended rejected
@@ -53,20 +53,22 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command that `args`, or the process's own arguments, name; ends by SystemExit."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an error in Chinese, and a terminal that has only ASCII
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # an error text in Chinese must not fail on a terminal that has only ASCII
     try:
         app(args, prog_name="redrive")
     except SettingsError as error:
-        _complain("the settings are not right:", *(f"  {problem}" for problem in error.problems))
+        _print_error("wrong settings:", *(f"  {problem}" for problem in error.problems))
         sys.exit(2)
     except (RedriveError, OSError, ExceptionGroup) as error:
         if not is_expected(error):
-            raise  # a mistake of ours: the traceback is for us
-        _complain(line_of(error))
+            raise  # a bug of Redrive: show the traceback
+        _print_error(line_of(error))
         sys.exit(1)
 
 
-def _complain(first: str, *more: str) -> None:
+def _print_error(first: str, *more: str) -> None:
     typer.echo("\n".join((f"redrive: {first}", *more)), err=True)
 
 
@@ -98,7 +100,7 @@ def _redrive(
 def up(
     *,
     demo: Annotated[
-        bool, typer.Option("--demo/--no-demo", help="Put demo jobs there, and a stand-in that runs them.")
+        bool, typer.Option("--demo/--no-demo", help="Make demo jobs, and run a stand-in control plane for them.")
     ] = True,
     data_dir: Annotated[
         Path, typer.Option(file_okay=False, help="Where the database and the token secret are kept.")
@@ -124,7 +126,7 @@ def up(
     run_up(
         Plan(data_dir=data_dir, port=port, ops_port=ops_port, workers=workers, demo=demo, began_at=began_at),
         say=typer.echo,
-        warn=lambda text: _complain(f"note: {text}"),
+        warn=lambda text: _print_error(f"note: {text}"),
     )
 
 
@@ -138,7 +140,7 @@ def api(
 
     Needs REDRIVE_DATABASE_URL and a key to check tokens with (REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY or
     REDRIVE_JWKS_URL). SIGTERM ends it once the requests in hand are answered. With several processes, one that dies is
-    replaced; limits are counted by each process for itself.
+    replaced, and each process counts limits for itself.
     """
     from cli.ports import Port, require_free
     from cli.signals import StopSignals
@@ -166,7 +168,7 @@ def api(
 
 
 def _one_of_several(settings: "ApiSettings", ops_path: str) -> None:
-    """One process of `--processes`: a signal, or the end of whoever started it, ends it."""
+    """One process of `--processes`: a signal ends it, and so does the end of the process that started it."""
     import asyncio
 
     from api.serving import run
@@ -184,7 +186,7 @@ def _one_of_several(settings: "ApiSettings", ops_path: str) -> None:
 
 @app.command(rich_help_panel=_PROGRAMS)
 def worker() -> None:
-    """Put failed jobs back in line, as requested, exactly once per request.
+    """Apply retry requests: put each failed job back in line, exactly once per request.
 
     Needs REDRIVE_DATABASE_URL. Takes requests from RabbitMQ where REDRIVE_AMQP_URL is set, else from the ledger. Start
     more of them to scale. SIGTERM ends it once the batch in hand is settled.
@@ -205,9 +207,9 @@ def worker() -> None:
 @app.command(rich_help_panel=_SETTING_UP)
 def migrate(
     *,
-    print_: Annotated[bool, typer.Option("--print", help="Print the migrations instead; touches nothing.")] = False,
+    print_: Annotated[bool, typer.Option("--print", help="Only print the migrations; changes nothing.")] = False,
     check_: Annotated[
-        bool, typer.Option("--check", help="Say what is missing instead; status 1 where anything is.")
+        bool, typer.Option("--check", help="Only list the migrations that are missing; status 1 if there are any.")
     ] = False,
 ) -> None:
     """Bring the database up to date, and say what was applied. Safe to run again, and by several at once.
@@ -225,7 +227,7 @@ def migrate(
         if missing := migrations.missing(settings.url("database_url")):
             for name in missing:
                 typer.echo(f"missing {name}")
-            _complain(f"migrations are missing: {len(missing)}; `redrive migrate` applies them")
+            _print_error(f"migrations are missing: {len(missing)}; `redrive migrate` applies them")
             raise typer.Exit(1)
     else:
         for name in migrations.migrate(settings.url("database_url")):
@@ -237,7 +239,7 @@ def migrate(
 def check(
     program: Annotated[
         Literal["api", "worker"] | None,
-        typer.Argument(help="Whose settings are here, where not both programs' are.", show_default=False),
+        typer.Argument(help="Check the settings of this program only.", show_default=False),
     ] = None,
 ) -> None:
     """See whether all is in place: settings, database, migrations, RabbitMQ; one line each.
@@ -252,7 +254,7 @@ def check(
     from cli.checking.report import report
     from shared.telemetry import configure_logging
 
-    configure_logging(level="ERROR", json=False)  # what the libraries would warn of is in the findings
+    configure_logging(level="ERROR", json=False)  # the findings say what the libraries would warn of
     colours = {
         Verdict.OK: typer.colors.GREEN,
         Verdict.NOTE: typer.colors.BLUE,
@@ -265,20 +267,22 @@ def check(
         typer.echo(f"{typer.style(f'{finding.verdict:<{INDENT - 1}}', fg=colours[finding.verdict])} {text}")
 
     if status := asyncio.run(report(program, say)):
-        _complain("not ready: see the lines that say failed")
+        _print_error("not ready: see the lines that say failed")
         raise typer.Exit(status)
 
 
 @app.command(rich_help_panel=_SETTING_UP)
 def token(
     *,
-    project: Annotated[str, typer.Option(help="Whose jobs it opens: letters, digits, _ and -.")],
+    project: Annotated[str, typer.Option(help="The project whose jobs the token may read: letters, digits, _ and -.")],
     sub: Annotated[
-        str | None, typer.Option(help="Who asks, for the audit trail.", show_default="project:<project>")
+        str | None, typer.Option(help="The actor that the audit trail shows.", show_default="project:<project>")
     ] = None,
     scope: Annotated[
         str | None,
-        typer.Option(help='What it may do, such as "jobs:read jobs:retry".', show_default="read and retry single jobs"),
+        typer.Option(
+            help='What the token may do, such as "jobs:read jobs:retry".', show_default="read and retry single jobs"
+        ),
     ] = None,
     job: Annotated[
         list[str] | None,
@@ -286,7 +290,7 @@ def token(
             "--job", help="Only for this job; may be given up to 20 times.", show_default="all of the project"
         ),
     ] = None,
-    ttl: Annotated[int, typer.Option(min=1, help="Good for so many seconds.")] = 3600,
+    ttl: Annotated[int, typer.Option(min=1, help="How many seconds the token is valid.")] = 3600,
 ) -> None:
     """Print a token for a project, signed with REDRIVE_JWT_SECRET.
 

@@ -1,4 +1,4 @@
-"""Whether the ports that a program is about to listen on are free, said before anything is started."""
+"""Checks that the ports of a program are free, before anything is started."""
 
 import socket
 from collections.abc import Iterable
@@ -19,19 +19,19 @@ class Port(NamedTuple):
 def require_free(host: str, ports: Iterable[Port]) -> None:
     """Raise CommandFailed, naming the setting, for the first port that cannot be listened on.
 
-    Somebody may take the port between this look and the program's own; then the program says so, less kindly.
+    Another process may take the port after this check; then the program itself fails to listen, with a shorter message.
     """
-    with ExitStack() as held:  # all at once: two settings may name the same port
+    with ExitStack() as opened:  # all at once: two settings may name the same port
         for port in ports:
             if port.number != 0:  # 0: the system chooses a free one
-                _listen(host, port, held)
+                _listen(host, port, opened)
 
 
-def _listen(host: str, port: Port, held: ExitStack) -> None:
+def _listen(host: str, port: Port, opened: ExitStack) -> None:
     try:
         addresses = socket.getaddrinfo(host, port.number, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in addresses:
-            probe = held.enter_context(socket.socket(family, kind, protocol))
+            probe = opened.enter_context(socket.socket(family, kind, protocol))
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as asyncio does: TIME_WAIT is no obstacle
             if family == socket.AF_INET6:
                 probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)

@@ -1,9 +1,9 @@
-"""Several api processes on one port: started, replaced when they die, and stopped together.
+"""Several api processes on one port: starts them, replaces one that dies, and stops them together.
 
-The kernel shares the connections out (SO_REUSEPORT). Each process is `redrive api` again, with its ops port on a Unix
-socket of its own; the ops port that the platform sees is served here, and speaks for all of them.
+The kernel distributes the connections (SO_REUSEPORT). Each process is `redrive api` again, with its ops port on a Unix
+socket of its own. This process serves the ops port that the platform sees: it asks the others and merges their answers.
 
-A process ends when its standard input does, so none is left behind, whatever ends this one.
+A process ends when its standard input ends. So none is left behind, also when this one is killed.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 LONGEST_PAUSE_S: Final = 5.0
 HEALTHY_S: Final = 10.0
-"""A process that lived so long was well: if it dies, the next follows at once."""
+"""A process that lived so long was healthy: if it dies, the next one starts at once."""
 ASK_S: Final = 2.5
 
 
@@ -47,19 +47,19 @@ class _Child:
         self._socket = folder / f"{number}.sock"
         self._grace_s = grace_s
 
-    async def keep(self, stop: asyncio.Event) -> None:
-        """Keep a process going until `stop` is set; then end it, and return."""
+    async def supervise(self, stop: asyncio.Event) -> None:
+        """Run a process, and a new one after each that dies, until `stop` is set; then end it, and return."""
         pause_s = 0.0
         while not stop.is_set():
             loop = asyncio.get_running_loop()
             began_at = loop.time()
-            process = await self._started()
+            process = await self._start()
             died = asyncio.create_task(process.wait())
             stopped = asyncio.create_task(stop.wait())
             await asyncio.wait([died, stopped], return_when=asyncio.FIRST_COMPLETED)
             stopped.cancel()
             if stop.is_set():
-                await self._ended(process)
+                await self._terminate(process)
                 return
             log.warning("api process died", process=self.number, status=process.returncode)
             pause_s = 0.0 if loop.time() - began_at >= HEALTHY_S else min(LONGEST_PAUSE_S, 2 * pause_s + 0.2)
@@ -67,16 +67,16 @@ class _Child:
                 async with asyncio.timeout(pause_s * random.uniform(0.5, 1.0)):  # noqa: S311 - spreading, not secrecy
                     await stop.wait()
 
-    async def _started(self) -> "Process":
+    async def _start(self) -> "Process":
         self._socket.unlink(missing_ok=True)
         return await asyncio.create_subprocess_exec(
             # -P: the current folder may hold a redrive.py of its own, and -m would look there first.
             sys.executable, "-P", "-m", "redrive", "api", "--one-of-several", str(self._socket),
             stdin=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a Ctrl-C is for us; what we make of it reaches the others
+            start_new_session=True,  # Ctrl-C is for this process, which then ends the others in order
         )  # fmt: skip
 
-    async def _ended(self, process: "Process") -> None:
+    async def _terminate(self, process: "Process") -> None:
         if process.returncode is None:
             with suppress(ProcessLookupError):
                 process.terminate()
@@ -89,7 +89,7 @@ class _Child:
             await process.wait()
 
     async def ask(self, path: str) -> bytes | None:
-        """What its ops port answers; None while it does not."""
+        """What its ops port answers; None where it does not answer."""
         timeout = aiohttp.ClientTimeout(total=ASK_S)
         connector = aiohttp.UnixConnector(str(self._socket))
         try:
@@ -118,11 +118,11 @@ async def run_processes(settings: "ApiSettings", count: int, *, stop: asyncio.Ev
             log.info("api processes starting", processes=count, host=settings.host, port=settings.port)
             async with asyncio.TaskGroup() as tasks:
                 for child in children:
-                    tasks.create_task(child.keep(stop))
+                    tasks.create_task(child.supervise(stop))
 
 
 async def until_orphaned(stop: asyncio.Event) -> None:
-    """Set `stop` once standard input ends: whoever started this process is gone."""
+    """Set `stop` once standard input ends: the process that started this one is gone."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -132,7 +132,7 @@ async def until_orphaned(stop: asyncio.Event) -> None:
 
 
 async def _readiness(children: Sequence[_Child], stop: asyncio.Event) -> Readiness:
-    """As ready as the readiest process: one that is being replaced is no reason to send nobody."""
+    """The readiness of the readiest process: while one is being replaced, the others still answer."""
     answers = [
         msgspec.json.decode(answer, type=Readiness)
         for answer in await asyncio.gather(*(child.ask("/readyz") for child in children))
@@ -144,7 +144,7 @@ async def _readiness(children: Sequence[_Child], stop: asyncio.Event) -> Readine
 
 
 async def _metrics(children: Sequence[_Child]) -> bytes:
-    """All processes' metrics, told apart by the label `process`."""
+    """All processes' metrics, with the label `process` added."""
     answers = await asyncio.gather(*(child.ask("/metrics") for child in children))
     texts = [(child.number, answer) for child, answer in zip(children, answers, strict=True) if answer is not None]
     registry = CollectorRegistry()

@@ -1,7 +1,7 @@
-"""SIGINT and SIGTERM: asked once, everything ends in order; asked again, at once.
+"""SIGINT and SIGTERM: the first one ends a program in order, a second one at once.
 
-Supervisors often signal twice by accident (Ctrl-C reaches the whole process group, and `make` passes on what it gets
-itself), so what comes within a second of the first counts as the same.
+Supervisors often signal twice by accident: Ctrl-C reaches the whole process group, and `make` passes on the signal
+that it gets itself. So a signal within a second of the first counts as the same one.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from cli.errors import CommandFailed
 
 log = structlog.stdlib.get_logger(__name__)
 
-_SAME_WISH_S = 1.0
+_SAME_SIGNAL_S = 1.0
 _SHARE_OF_GRACE = 0.95
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
@@ -38,11 +38,11 @@ class StopSignals:
 
     Before `run`, a signal leaves the block, as an exception that ends here: what the block has opened is closed.
     During `run`, it sets the program's event, and the second one cancels the program. Afterwards it changes nothing:
-    the end is on its way.
+    the process is ending already.
     """
 
     def __init__(self) -> None:
-        self._asked_at: float | None = None
+        self._signalled_at: float | None = None
         self._running: _Running | None = None
         self._raising = True
         self._previous: dict[signal.Signals, Any] = {}
@@ -56,17 +56,19 @@ class StopSignals:
     ) -> bool:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        return isinstance(error, _Asked)
+        return isinstance(error, _Signalled)
 
     def run(self, program: Program, *, grace_s: float | None = None) -> None:
         """Run `program` until it ends, by itself or because a signal asked it to.
 
-        With `grace_s`, this process ends within so many seconds of the signal, and with status 0: the program has had
-        its time for what is in hand, and is now only taking leave of servers that do not answer.
+        With `grace_s`, this process ends within so many seconds of the signal, and with status 0. By then the program
+        has finished what was in hand, and waits only for servers that do not answer when it closes connections.
 
-        Raises CommandFailed when it had to be cut off, and whatever the program raises.
+        Raises CommandFailed after a second signal, and what the program raises.
         """
-        self._raising = False  # it would break off the making of the event loop; `_run` looks whether one has come
+        self._raising = (
+            False  # an exception would interrupt making the event loop; `_run` checks whether a signal has come
+        )
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(self._run(program, grace_s))
 
@@ -76,45 +78,45 @@ class StopSignals:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
 
-        def ask_to_stop() -> None:
+        def request_stop() -> None:
             stop.set()
             if grace_s is not None:
-                loop.call_later(grace_s * _SHARE_OF_GRACE, _leave, grace_s)
+                loop.call_later(grace_s * _SHARE_OF_GRACE, _exit, grace_s)
 
-        self._running = _Running(loop, ask_to_stop, task)
-        if self._asked_at is not None:
-            ask_to_stop()
+        self._running = _Running(loop, request_stop, task)
+        if self._signalled_at is not None:
+            request_stop()
         try:
             await program(stop)
         except asyncio.CancelledError:
-            raise CommandFailed("told to stop twice: stopped at once, before everything in hand was finished") from None
+            raise CommandFailed("stopped at once after a second signal: what was in hand is not finished") from None
         finally:
             self._running = None
 
     def _received(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
-        first = self._asked_at is None
-        if self._asked_at is None:
-            self._asked_at = now
+        first = self._signalled_at is None
+        if self._signalled_at is None:
+            self._signalled_at = now
         match self._running:
             case None if first and self._raising:
-                raise _Asked
+                raise _Signalled
             case None:
                 pass
             case _Running(loop, stop, _) if first:
                 loop.call_soon_threadsafe(stop)
-            case _Running(loop, _, task) if now - self._asked_at > _SAME_WISH_S:
+            case _Running(loop, _, task) if now - self._signalled_at > _SAME_SIGNAL_S:
                 loop.call_soon_threadsafe(task.cancel)
             case _Running():
                 pass
 
 
-class _Asked(BaseException):
+class _Signalled(BaseException):
     """A signal came before anything ran; a BaseException, as KeyboardInterrupt is, so that nothing swallows it."""
 
 
-def _leave(grace_s: float) -> None:
-    log.warning("stopped without an answer to goodbye", within_s=grace_s)
+def _exit(grace_s: float) -> None:
+    log.warning("shutdown grace exceeded", within_s=grace_s)
     sys.stderr.flush()
     os._exit(0)
 
@@ -122,6 +124,6 @@ def _leave(grace_s: float) -> None:
 def _new_loop() -> asyncio.AbstractEventLoop:
     if sys.platform == "win32":
         return asyncio.new_event_loop()
-    import uvloop  # noqa: PLC0415 - not to be had everywhere
+    import uvloop  # noqa: PLC0415 - not available on every platform
 
     return uvloop.new_event_loop()

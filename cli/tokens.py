@@ -1,6 +1,6 @@
 """Tokens for a project, signed with the shared secret: for `redrive token` and what `redrive up` prints.
 
-Where tokens are checked with a public key, whoever holds the private one signs them; Redrive never does.
+Where the API checks tokens with a public key, the issuer signs them with its private key; Redrive cannot.
 """
 
 import time
@@ -24,16 +24,16 @@ def check_project(project: str) -> None:
 
 
 def check_scope(scope: str | None) -> None:
-    """Raise ValueError for scopes that mean nothing: a typo would only show as a refusal, later."""
+    """Raise ValueError for scopes that mean nothing: the API would only refuse the token, later."""
     known = [str(each) for each in Scope]
     if unknown := [word for word in (scope or "").split() if word not in known]:
         raise ValueError(f"no such scope: {', '.join(unknown)}; there are {', '.join(known)}")
 
 
 def check_ttl(ttl_s: int) -> None:
-    """Raise ValueError for a token that would be good for longer than the API takes any."""
+    """Raise ValueError for a token that ends after the last year that the API accepts."""
     if int(time.time()) + ttl_s > LATEST_EXP:
-        raise ValueError("a token is good until the year 9999 at most")
+        raise ValueError("a token may be valid until the year 9999 at most")
 
 
 def check_token(token: str, settings: ApiSettings, *, subject: str | None) -> None:
@@ -63,7 +63,7 @@ def token_for(
     The project is where the settings look for it: where that is `sub`, the project is the subject.
     """
     if settings.jwt_secret is None:
-        raise SettingsError(["REDRIVE_JWT_SECRET: is what tokens are signed with; a public key can only check them"])
+        raise SettingsError(["REDRIVE_JWT_SECRET: is required to sign a token; a public key can only check one"])
     now = int(time.time())
     claims: dict[str, object] = {"iat": now, "exp": now + ttl_s}
     optional = {"sub": subject, "scope": scope, "iss": settings.jwt_issuer, "aud": settings.jwt_audience}

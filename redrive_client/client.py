@@ -12,18 +12,19 @@ from aiohttp import hdrs
 
 from redrive_client import transport
 from redrive_client.events import Event, events_in
+from redrive_client.long_poll import changes, wait_until_done
 from redrive_client.models import (
     Accepted,
     AcceptedBatch,
     Batch,
+    BulkDryRun,
+    DryRun,
     FailedFilter,
     Failures,
-    Forecast,
     Found,
     Job,
     JobStatus,
     Me,
-    Preview,
     Retried,
     RetriedFewerThan,
     Retry,
@@ -34,7 +35,6 @@ from redrive_client.models import (
     Types,
     UnreadableJob,
 )
-from redrive_client.patience import changes, settled
 from redrive_client.problems import Conflict, RateLimited, Unavailable, Unreachable
 from redrive_client.resources import (
     AcceptedBatchBody,
@@ -71,8 +71,8 @@ class Redrive:
 
     `token` is a bearer token, or a coroutine function that gives one that is good now, asked before each request.
     `project_id` names another project than the token's, for tokens with the scope `jobs:admin`. `timeout_s` bounds
-    every call that does not wait for something, repetitions included. `on_pause` is told why a request is going to be
-    sent again, and after how many seconds.
+    every call that does not wait for something, repetitions included. `on_pause` is called before a request
+    is sent again, with the reason and the pause in seconds.
 
     Any method may raise RedriveProblem (its subclasses tell why), Unreachable and UnexpectedAnswer. Raises ValueError
     for a URL that cannot be one.
@@ -118,13 +118,13 @@ class Redrive:
 
         Raises WaitTimeout, with the job as it was last seen; a server that is away meanwhile is waited for, too.
         """
-        return await settled(self._transport, job_at(job_id), timeout_s=timeout_s)
+        return await wait_until_done(self._transport, job_at(job_id), timeout_s=timeout_s)
 
     async def events(self, job_id: UUID | str) -> AsyncIterator[Job]:
         """Yield the job as it is, then at each change, until it is done. A stream that breaks is taken up again.
 
-        A change that another follows at once may be left out. A server where too many wait already lets go at once, and
-        is asked again after the time that it names.
+        A change that another follows at once may be left out. A server where too many wait already ends the stream at
+        once, and is asked again after the time that it names.
         """
         seen = None
         async for event in self._events(Request("GET", f"{job_at(job_id).path}/events")):
@@ -296,7 +296,7 @@ class Redrive:
         if_match: str | None = None,
         idempotency_key: str | None = None,
         dry_run: Literal[True],
-    ) -> Forecast: ...
+    ) -> DryRun: ...
 
     async def retry(
         self,
@@ -308,7 +308,7 @@ class Redrive:
         if_match: str | None = None,
         idempotency_key: str | None = None,
         dry_run: bool = False,
-    ) -> Accepted | Forecast:
+    ) -> Accepted | DryRun:
         """Ask for a failed job to be put back; what is accepted is looked at again when it is applied.
 
         `extra_attempts` raises the job's cap so that so many more are left; `if_match` is the `etag` of the job as it
@@ -322,7 +322,7 @@ class Redrive:
         path = f"{job_at(job_id).path}/retry"
         if dry_run:
             answer = await self._answer(Request("POST", path, {"dry_run": "true"}, headers, body))
-            return decoded(answer.body, Envelope[Forecast]).data
+            return decoded(answer.body, Envelope[DryRun]).data
         headers |= {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         answer = await self._answer(Request("POST", path, {}, headers, body))
         accepted = decoded(answer.body, AcceptedBody)
@@ -357,7 +357,7 @@ class Redrive:
             return Retried(retry, None)
         # Fresh: a replica that is behind would show the failure from before the retry.
         resource = job_at(retry.job_id, fresh=True)
-        job = await settled(self._transport, resource, timeout_s=deadline - asyncio.get_running_loop().time())
+        job = await wait_until_done(self._transport, resource, timeout_s=deadline - asyncio.get_running_loop().time())
         return Retried(retry, job)
 
     async def get_retry(self, retry_id: UUID | str) -> Retry:
@@ -367,10 +367,10 @@ class Redrive:
 
     async def wait_retry(self, retry_id: UUID | str, *, timeout_s: float) -> Retry:
         """The retry once it is settled, whatever came of it. Raises WaitTimeout, with the retry as it was last seen."""
-        return await settled(self._transport, retry_at(retry_id), timeout_s=timeout_s)
+        return await wait_until_done(self._transport, retry_at(retry_id), timeout_s=timeout_s)
 
     async def cancel(self, retry_id: UUID | str) -> Retry:
-        """Take a queued retry back; one that was taken back before is the same to us.
+        """Cancel a queued retry; returns it, too, where it was cancelled before.
 
         Raises NotFound, and Conflict when it has been settled otherwise.
         """
@@ -384,7 +384,7 @@ class Redrive:
             raise
 
     async def redrive(self, retry_id: UUID | str) -> Retry:
-        """Queue a dead-lettered retry again; one that was redriven before and is still queued is the same to us.
+        """Queue a dead-lettered retry again; returns it, too, where it was redriven before and is still queued.
 
         It may still be rejected: it holds for the job as it was then.
 
@@ -430,13 +430,13 @@ class Redrive:
 
     async def preview(
         self, chosen: Sequence[UUID | str] | FailedFilter, *, extra_attempts: int | None = None
-    ) -> Preview:
+    ) -> BulkDryRun:
         """What `retry_many` would do now; nothing is written."""
-        # The server asks for both with a filter; nothing is written, so neither matters.
+        # The server requires both with a filter; in a dry run neither has an effect.
         beside = {"max": MAX_MATCHES, "reason": "dry run"} if isinstance(chosen, FailedFilter) else {}
         body = body_of(**chosen_in_body(chosen), **beside, extra_attempts=extra_attempts)
         answer = await self._answer(Request("POST", "/api/jobs/retry", {"dry_run": "true"}, {}, body))
-        return decoded(answer.body, Envelope[Preview]).data
+        return decoded(answer.body, Envelope[BulkDryRun]).data
 
     async def retry_many(
         self,
@@ -479,16 +479,16 @@ class Redrive:
             yield batch
 
     async def cancel_batch(self, batch_id: UUID | str) -> Batch:
-        """Take back what of a bulk retry is still queued; the batch as it then stands. Raises NotFound.
+        """Cancel what is still queued of a bulk retry; the batch as it is then. Raises NotFound.
 
-        Sent again after a loss: what is taken back already, or settled, stays as it is.
+        Sent again after a loss: what is cancelled or settled already stays as it is.
         """
         resource = batch_at(batch_id)
         return resource.read(await self._answer(Request("DELETE", resource.path)))
 
     async def wait_batch(self, batch_id: UUID | str, *, timeout_s: float) -> Batch:
         """The batch once all of its requests are settled. Raises WaitTimeout, with the batch as it was last seen."""
-        return await settled(self._transport, batch_at(batch_id), timeout_s=timeout_s)
+        return await wait_until_done(self._transport, batch_at(batch_id), timeout_s=timeout_s)
 
     async def watch_batch(self, batch_id: UUID | str, *, timeout_s: float) -> AsyncIterator[Batch]:
         """Yield the batch as it is, then at each change, until all of it is settled. Raises WaitTimeout."""

@@ -131,7 +131,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 class Accepted(msgspec.Struct, frozen=True):
     """The answer to a retry: accepted, not yet applied.
 
-    `deduplicated`: somebody else's was queued for the job already, and this is it. `replayed`: the idempotency key had
+    `deduplicated`: a retry was queued for the job already, and this is it. `replayed`: the idempotency key had
     been used for this request before, and this is the first answer again.
     """
 
@@ -147,7 +147,7 @@ class Retried(msgspec.Struct, frozen=True):
     job: Job | None
 
 
-class Forecast(msgspec.Struct, frozen=True):
+class DryRun(msgspec.Struct, frozen=True):
     """What a retry would be answered; nothing was written."""
 
     would_retry: bool
@@ -176,7 +176,7 @@ class FailedFilter(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     retried_fewer_than: RetriedFewerThan | None = None
 
 
-class Preview(msgspec.Struct, frozen=True):
+class BulkDryRun(msgspec.Struct, frozen=True):
     """What a bulk retry would do: counts of jobs, by what stands against retrying them, and some that would be.
 
     `truncated`: more jobs match than were counted.

@@ -1,8 +1,14 @@
-"""What can go wrong, one class for each decision that a caller can take.
+"""The exceptions of this client, one class for each decision that a caller can take.
 
-A RedriveProblem is the server's word (`application/problem+json`, RFC 9457); the classes beneath it follow its
-`code`. The others are ours: nobody answered, the answer made no sense, or the time was up. None of them ever holds the
-token.
+A RedriveProblem is the server's answer (`application/problem+json`, RFC 9457); the classes beneath it follow its
+`code`. The client itself raises the others: no answer came, the answer made no sense, or the time was up.
+None of them ever holds the token.
+
+    RedriveClientError
+        Unreachable, UnexpectedAnswer, WaitTimeout
+        RedriveProblem
+            BadRequest, Unauthenticated, Forbidden, NotFound, Conflict, PreconditionFailed, InvalidBody, KeyReused,
+            RateLimited, Unavailable, ServerFault
 """
 
 from http import HTTPStatus
@@ -13,19 +19,19 @@ import msgspec
 V = TypeVar("V")
 
 
-class RedriveError(Exception):
-    """Whatever this client raises."""
+class RedriveClientError(Exception):
+    """Every exception of this client is one of these."""
 
 
-class Unreachable(RedriveError):
-    """The server cannot be reached, or has gone away in mid-answer; the cause is what the system said."""
+class Unreachable(RedriveClientError):
+    """The server cannot be reached, or closed the connection during its answer; `__cause__` is the system's error."""
 
 
-class UnexpectedAnswer(RedriveError):
-    """What answered does not speak this protocol: another server, or a proxy before ours."""
+class UnexpectedAnswer(RedriveClientError):
+    """The answer is not of this protocol: it came from another server, or from a proxy in front of Redrive."""
 
 
-class WaitTimeout(RedriveError, TimeoutError, Generic[V]):
+class WaitTimeout(RedriveClientError, TimeoutError, Generic[V]):
     """What was waited for has not happened in time; `last` is what was seen last, None for nothing."""
 
     def __init__(self, last: V | None) -> None:
@@ -50,8 +56,8 @@ class _Body(msgspec.Struct, frozen=True):
     errors: tuple[Fault, ...] = ()
 
 
-class RedriveProblem(RedriveError):
-    """The server said no.
+class RedriveProblem(RedriveClientError):
+    """The server refused the request.
 
     `retryable`: the same request may succeed later, unchanged. `request_id` finds it in the server's log.
     """
@@ -128,14 +134,14 @@ _BY_STATUS: dict[int, type[RedriveProblem]] = {
 _decoder = msgspec.json.Decoder(_Body)
 
 
-def problem_of(status: int, body: bytes, *, retry_after_s: float | None) -> RedriveError:
-    """The exception that an answer of 400 or more stands for; a proxy's own pages are told from the server's words."""
+def problem_of(status: int, body: bytes, *, retry_after_s: float | None) -> RedriveClientError:
+    """The exception that an answer of 400 or more stands for; a proxy's own page is an UnexpectedAnswer."""
     try:
         decoded = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         if status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
             return UnexpectedAnswer(f"status {status}, without a problem that can be read")
-        # A proxy's word for the same, as a rule.
+        # Most often a proxy's own answer, with the same meaning.
         decoded = _Body(title=HTTPStatus(status).phrase, status=status, code="unavailable", retryable=True)
     known = _BY_CODE.get(decoded.code) or _BY_STATUS.get(status)
     kind = known or (ServerFault if status >= HTTPStatus.INTERNAL_SERVER_ERROR else BadRequest)

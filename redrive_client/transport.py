@@ -1,8 +1,8 @@
 """Requests, and when to send them again.
 
 Everything that this client sends may be sent twice: reads, dry runs, retries under an idempotency key, cancellations.
-So what is lost, turned away (429) or met a server that was not able (503) is sent again, byte for byte: after growing
-pauses, spread at random, never sooner than `Retry-After` says, and never beyond the deadline.
+So a request whose answer was lost, or was 429 or 503, is sent again, byte for byte: after growing pauses, spread at
+random, never sooner than `Retry-After` says, and never after the deadline.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from aiohttp import hdrs
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from redrive_client.problems import RedriveError, UnexpectedAnswer, Unreachable, problem_of
+from redrive_client.problems import RedriveClientError, UnexpectedAnswer, Unreachable, problem_of
 
 Token = str | Callable[[], Awaitable[str]]
-OnPause = Callable[[RedriveError, float], None]
-"""Is told, before a request is sent again, why, and after how many seconds."""
+OnPause = Callable[[RedriveClientError, float], None]
+"""Called before a request is sent again, with the reason and the pause in seconds."""
 
 TRIES: Final = 6
 FOREVER: Final = math.inf
@@ -83,14 +83,14 @@ class Backoff:
 
 
 class Transport:
-    """A session with one server, on behalf of whoever holds the token."""
+    """A session with one server, with one token."""
 
     def __init__(self, url: str, *, token: Token, project_id: str | None, on_pause: OnPause | None = None) -> None:
         base = URL(url)
         if base.scheme not in ("http", "https") or not base.host:
             raise ValueError("the URL must begin with https:// or http://, and name a host")
         if base.user is not None or base.password is not None:
-            raise ValueError("the URL must not hold a user or a password: the token says who asks")
+            raise ValueError("the URL must not hold a user or a password: the token takes their place")
         self.base = str(base.with_query(None).with_fragment(None)).rstrip("/")
         self._token = token
         self._on_pause = on_pause
@@ -114,7 +114,7 @@ class Transport:
         """
         backoff = Backoff()
         while True:
-            outcome, at_least_s = await self._tried(request, deadline)
+            outcome, at_least_s = await self._try_once(request, deadline)
             if isinstance(outcome, Answer):
                 return outcome
             pause_s = backoff.pause_s(at_least_s)
@@ -124,11 +124,11 @@ class Transport:
                 self._on_pause(outcome, pause_s)
             await sleep(pause_s)
 
-    async def _tried(self, request: Request, deadline: float) -> tuple[Answer | RedriveError, float | None]:
-        """An answer; or a failure that may pass, and when to come back at the earliest. Raises any other failure."""
+    async def _try_once(self, request: Request, deadline: float) -> tuple[Answer | RedriveClientError, float | None]:
+        """An answer; or a failure that may pass, and the earliest time for the next try. Raises any other failure."""
         try:
             async with asyncio.timeout_at(min(deadline, asyncio.get_running_loop().time() + request.answer_s)):
-                async with await self._sent(request) as response:
+                async with await self._send(request) as response:
                     answer = Answer(response.status, response.headers, await response.read())
         except _HOPELESS as error:
             raise Unreachable(_words_of(error)) from error
@@ -148,7 +148,7 @@ class Transport:
         """The body of an answer as it comes, in pieces. Sent once. Raises as `answer` does, while reading, too."""
         try:
             async with asyncio.timeout(request.answer_s):
-                response = await self._sent(request)
+                response = await self._send(request)
             async with response:
                 if response.status != HTTPStatus.OK:
                     raise _problem_in(response.status, response.headers, await response.read())
@@ -156,7 +156,7 @@ class Transport:
         except _LOSSES as error:
             raise Unreachable(_words_of(error)) from error
 
-    async def _sent(self, request: Request) -> aiohttp.ClientResponse:
+    async def _send(self, request: Request) -> aiohttp.ClientResponse:
         token = self._token if isinstance(self._token, str) else await self._token()
         query = urlencode({**request.query, **self._query})
         headers = {**request.headers, hdrs.AUTHORIZATION: f"Bearer {token.strip()}"}
@@ -181,7 +181,7 @@ async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 def _words_of(error: Exception) -> str:
-    """What was lost, in words that hold nothing of the request."""
+    """What happened to the connection, in words that hold nothing of the request."""
     match error:
         case aiohttp.ClientSSLError():
             return "no trusted connection (TLS)"
@@ -193,7 +193,7 @@ def _words_of(error: Exception) -> str:
             return f"the connection was lost ({type(error).__name__})"
 
 
-def _problem_in(status: int, headers: Mapping[str, str], body: bytes) -> RedriveError:
+def _problem_in(status: int, headers: Mapping[str, str], body: bytes) -> RedriveClientError:
     if status < 400:
         return UnexpectedAnswer(f"status {status}")
     return problem_of(status, body, retry_after_s=retry_after_s(headers))

@@ -1,4 +1,4 @@
-"""What `redrive check` looks at on RabbitMQ: as much as the programs' rights allow, and without a trace.
+"""What `redrive check` checks on RabbitMQ: as much as the programs' rights allow; it leaves nothing behind.
 
 It does what the programs do: it publishes (a message that no queue gets) and, for the worker, takes the first message
 of each queue and gives it back. It declares where something is missing, or where the user is one of those who declare

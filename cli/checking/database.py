@@ -118,7 +118,7 @@ async def _of_migrations(place: _Place) -> Looks:
 
 
 async def _of_jobs(place: _Place) -> Looks:
-    """The jobs table: it is somebody else's, so what is wrong with it is said, and never mended."""
+    """The jobs table. Another program owns it: the check reports what is wrong and changes nothing."""
     found = await place.ask("relation", "control_plane", "jobs")
     if not found:
         yield Verdict.FAILED, f"{JOBS} is not there: run `redrive migrate`, or see docs/deploying.md"

@@ -1,4 +1,4 @@
-"""What a look at a deployment came to: one line each, for a person and for a pipe."""
+"""The findings of a check: one line each, folded on a terminal."""
 
 import shutil
 import textwrap
@@ -10,17 +10,17 @@ INDENT: Final = 9
 
 
 class Verdict(StrEnum):
-    """What a look at something came to."""
+    """The result of one check."""
 
     OK = "ok"
     NOTE = "note"
-    """Worth knowing; or something that may not be looked at."""
+    """Worth knowing; or something that could not be checked."""
     WARNING = "warning"
     FAILED = "failed"
 
 
 class Finding(NamedTuple):
-    """One line of the report; `of_settings` where it is for the environment to be mended."""
+    """One line of the report; `of_settings`: an environment variable is wrong."""
 
     verdict: Verdict
     text: str

@@ -1,4 +1,4 @@
-"""Whether a deployment is ready: its settings, its database, its broker. Looks at everything, stops at nothing."""
+"""Checks a deployment: settings, database, keys, broker. Checks all of it, also after a failure."""
 
 import difflib
 import os
@@ -59,7 +59,7 @@ async def _of_servers(settings: Sequence[Settings], programs: Collection[str]) -
 
 
 def unknown_variables() -> Iterator[Finding]:
-    """A warning for each REDRIVE_ variable that nothing reads: a typo leaves the default in force, silently.
+    """A warning for each REDRIVE_ variable that nothing reads: with a typo, the default stays in force without a word.
 
     Kubernetes puts variables of its own into a pod beside a Service named `redrive` or `redrive-…`: no typos.
     """
@@ -101,7 +101,7 @@ async def _of_database(settings: Settings, programs: Collection[str]) -> AsyncIt
 
 
 async def _of_keys(settings: ApiSettings) -> Finding:
-    """Fetch the issuer's keys once: a key that is set is looked at with the settings."""
+    """Fetch the issuer's keys once; a key in the settings was checked with them."""
     if settings.jwks_url is None:
         return Finding(Verdict.OK, "keys: one, of the settings")
     try:
@@ -112,7 +112,7 @@ async def _of_keys(settings: ApiSettings) -> Finding:
 
 
 async def report(program: Program | None, say: Callable[[Finding], None]) -> int:
-    """Tell every finding as it comes. The exit status: 2 where settings are wrong, 1 where anything else failed."""
+    """Call `say` with each finding. The exit status: 2 where settings are wrong, 1 where anything else failed."""
     status = 0
     async for finding in findings(program):
         say(finding)

@@ -1,9 +1,9 @@
-"""Running PostgreSQL where we are root, which it refuses to be, without changing anything of the machine.
+"""Runs PostgreSQL where `redrive up` runs as root, which PostgreSQL refuses, and changes nothing of the machine.
 
-It runs as `nobody`, an account that is there already; no account is made. Two things must be within its reach:
+It runs as the system account `nobody`; no account is made. Two things must be within its reach:
 
-    its data       its working directory, entered by us before we become `nobody`; it is told that its data is
-                   `/proc/self/cwd`, which leads there whatever the folders above allow
+    its data       its working directory, entered before the user changes to `nobody`; the server gets
+                   `/proc/self/cwd` as its path, which works whatever the folders above allow
     its programs   used where they are if `nobody` can run them there, else from a copy in a temporary folder
 
 So no folder is opened to others, root's home and the virtual environment least of all.
@@ -39,7 +39,7 @@ class Account:
 
 
 class Identity(TypedDict, total=False):
-    """What `subprocess` is given to run a program as somebody else; empty for ourselves."""
+    """What `subprocess` is given to run a program as another user; empty for the current one."""
 
     user: int
     group: int
@@ -52,7 +52,7 @@ def identity_of(account: Account | None) -> Identity:
 
 
 def account_for(cluster: Path) -> Account | None:
-    """Who runs the server on `cluster`: None for ourselves; for root, the owner of what is there, else `nobody`.
+    """The account of the server on `cluster`: None for the current user; for root, the folder's owner, else `nobody`.
 
     Raises CommandFailed where there is no such account.
     """
@@ -95,7 +95,7 @@ def programs_within_reach(programs: Path, account: Account | None, folder: DataF
 
 
 def _can_run(programs: Path, account: Account) -> bool:
-    """Whether the account gets as far as the libraries: asked by doing it, as modes do not tell all."""
+    """Whether the account gets as far as the libraries: tried out, because file modes do not say all."""
     try:
         done = subprocess.run(  # noqa: S603 - our own program
             [programs / "postgres", "--version"],
@@ -115,7 +115,7 @@ def _can_run(programs: Path, account: Account) -> bool:
 def _copy(install: Path, parent: Path, folder: DataFolder) -> Path:
     """Copy what PostgreSQL runs on into a new folder within `parent`, readable for all; returns the copy of `install`.
 
-    By hard links where that can be done. The place is written down first, so that it is removed whatever happens.
+    By hard links where possible. The place is written down first, so that the next start removes what a crash leaves.
     """
     top = Path(tempfile.mkdtemp(prefix="redrive-programs-", dir=parent))
     folder.copy_note.write_text(f"{top}\n", "utf-8")

@@ -1,7 +1,7 @@
 """A demo project for `redrive up`: its jobs, and a stand-in for the control plane that runs them.
 
-The stand-in keeps nothing in memory: what is due and what is over is read from the rows, so it can be killed and
-started again like everything else here. It runs every project's jobs; on one machine there is nobody else to do it.
+The stand-in keeps nothing in memory: it reads from the rows what is due and what is over. So it can be killed and
+started again at any time. It runs the jobs of every project, because on this machine no other program does.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Demo:
         return job_id
 
     async def run_jobs(self, *, stop: asyncio.Event) -> None:
-        """Stand in for the control plane until told to stop; a database that is away is waited for."""
+        """Run jobs in place of a control plane until `stop` is set; while the database is away, try again."""
         while not stop.is_set():
             try:
                 await self._database.fetch(self._sql["finish"])

@@ -1,10 +1,13 @@
-"""PostgreSQL for one machine: the wheel's programs, run on our data folder, for as long as a block lasts.
+"""Runs PostgreSQL on the data folder of `redrive up`, with the programs of the wheel, until a block ends.
 
-The wheel's Python side is left alone: it opens all parent folders to everybody and writes lock files when imported.
-Nothing listens on TCP; the socket lies in the folder of the data, which only its account may enter. Nothing of the
-machine outside the data folder is changed, for root neither (see cli/local/accounts.py).
+1. A server that a killed `up` has left behind is stopped. So there is one way to start, whatever happened before.
+2. `initdb` makes the data where they are missing, in a folder that is renamed when it is whole.
+3. `postgres` starts. It listens on a Unix socket only, in the data's folder, which only its account may enter.
+4. `postmaster.pid` says when it is ready. At the end of the block it is stopped in order.
 
-A server left behind by an `up` that was killed is stopped, then started anew: one way to start, whatever went before.
+The wheel's Python package is not imported: it would open all parent folders to all users, and write lock files. Nothing
+outside the data folder is changed, as root neither (see cli/local/accounts.py). The tests start servers of their own
+(tests/servers/postgres.py): on TCP, frozen, killed and replicated. Both use `find_programs` and `is_ready`.
 """
 
 import contextlib
@@ -59,7 +62,7 @@ def embedded_postgres(folder: DataFolder) -> Iterator[EmbeddedPostgres]:
         folder.log.open("ab") as log,
     ):
         _initialise(programs, folder.cluster, account)
-        process = _started(programs, folder.cluster, sockets, account, log.fileno())
+        process = _start(programs, folder.cluster, sockets, account, log.fileno())
         try:
             server = EmbeddedPostgres(
                 process, f"postgresql://postgres:@/postgres?host={quote(str(sockets))}", folder.log
@@ -99,13 +102,13 @@ def _environment() -> dict[str, str]:
 def _initialise(programs: Path, cluster: Path, account: Account | None) -> None:
     if (cluster / "PG_VERSION").exists():
         return
-    new = cluster.with_name(f"{cluster.name}.new")  # renamed when whole: an interrupted beginning is begun again
+    new = cluster.with_name(f"{cluster.name}.new")  # renamed when whole, so that an interrupted initdb is repeated
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
     if account is not None:
         os.chown(new, account.uid, account.gid)
     options = ["--username=postgres", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-instructions"]
-    done = subprocess.run(  # noqa: S603 - our own programs, our own arguments
+    done = subprocess.run(  # noqa: S603 - programs and arguments of our own
         [programs / "initdb", "-D", _seen_by(account, new), *options],
         env=_environment(),
         cwd=new,
@@ -146,12 +149,12 @@ def _can_hold_socket(folder: Path) -> bool:
     return len(os.fsencode(folder / _SOCKET)) <= _SOCKET_PATH_BYTES and "," not in str(folder)
 
 
-def _started(
+def _start(
     programs: Path, cluster: Path, sockets: Path, account: Account | None, log: int
 ) -> "subprocess.Popen[bytes]":
     quoted = str(sockets if account is None else _seen_by(account, cluster)).replace('"', '""')
     settings = {"listen_addresses": "", "unix_socket_directories": f'"{quoted}"', "log_checkpoints": "off"}
-    return subprocess.Popen(  # noqa: S603 - our own programs, our own arguments
+    return subprocess.Popen(  # noqa: S603 - programs and arguments of our own
         [
             programs / "postgres",
             "-D",
@@ -163,7 +166,7 @@ def _started(
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        start_new_session=True,  # Ctrl-C is for us; the database ends last
+        start_new_session=True,  # Ctrl-C is for this process; the database ends last
         **identity_of(account),
     )
 
@@ -194,4 +197,4 @@ def _last_words(log: Path) -> str:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "error" in line), lines[-1] if lines else "it does not say why")
+    return next((line for line in reversed(lines) if "error" in line), lines[-1] if lines else "no reason given")

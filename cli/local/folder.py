@@ -1,12 +1,12 @@
-"""The data folder of `redrive up`: what one machine's Redrive keeps between two starts.
+"""The data folder of `redrive up`: the files that stay between two starts.
 
-    lock          held while an `up` runs on the folder; names its process
+    lock          locked while an `up` runs on the folder; names its process
     jwt-secret    signs and checks tokens; mode 600
     auth          the last printed token as an HTTP header, for `curl -H @…/auth`; mode 600
     postgres/     the database's files
-    postgres.log  what the database says
+    postgres.log  the database's log
     env           what the commands need to work on it, for a shell to source; mode 600
-    copy          while there is one: where the copy of PostgreSQL is that it runs from; see cli/local/accounts.py
+    copy          where the copy of PostgreSQL's programs is, while there is one; see cli/local/accounts.py
 
 Deleting the folder, with nothing running on it, deletes all of it.
 """
@@ -55,27 +55,27 @@ class DataFolder:
         return self.path / "jwt-secret"
 
     def secret(self) -> str:
-        """The folder's own secret for tokens: made when first asked for, the same ever after."""
+        """The folder's own secret for tokens: made at the first call, the same afterwards."""
         path = self.secret_file
-        if path.exists() and len(kept := path.read_text("ascii").strip()) >= MIN_SECRET_BYTES:
-            return kept
+        if path.exists() and len(found := path.read_text("ascii").strip()) >= MIN_SECRET_BYTES:
+            return found
         secret = secrets.token_urlsafe(48)
         _write_private(path, f"{secret}\n")
         return secret
 
     @property
     def header_file(self) -> Path:
-        """Where `keep_header` keeps it."""
+        """Where `write_header` writes."""
         return self.path / "auth"
 
-    def keep_header(self, token: str) -> Path:
-        """Keep `token` as the header that sends it; returns the file, which curl reads."""
+    def write_header(self, token: str) -> Path:
+        """Write `token` as an HTTP header into a file that curl reads; returns the file."""
         path = self.header_file
         _write_private(path, f"Authorization: Bearer {token}\n")
         return path
 
-    def keep_environment(self, variables: "Mapping[str, str]") -> Path:
-        """Keep variables in the words of a shell; returns the file, to be sourced."""
+    def write_environment(self, variables: "Mapping[str, str]") -> Path:
+        """Write the variables into a file that a shell can source; returns the file."""
         path = self.path / "env"
         _write_private(path, "".join(f"export {name}={quote(value)}\n" for name, value in variables.items()))
         return path
@@ -83,18 +83,18 @@ class DataFolder:
 
 @contextmanager
 def data_folder(path: Path) -> Iterator[DataFolder]:
-    """Make the folder where it is missing, and hold it. Raises CommandFailed when another process holds it."""
+    """Make the folder where it is missing, and lock it. Raises CommandFailed where another process has locked it."""
     path = path.expanduser().absolute()
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The kernel lets go of the lock when the process dies, however it dies; a database left behind has none.
+        # The kernel releases the lock when the process ends in any way; a database left behind has not inherited it.
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CommandFailed(
             f"the data folder {path} cannot be used: {(error.strerror or str(error)).lower()}"
         ) from error
     try:
-        _hold(lock, path)
+        _lock(lock, path)
         ignored = path / ".gitignore"
         if not ignored.exists():
             ignored.write_text("*\n", "ascii")  # there is a secret in here
@@ -103,7 +103,7 @@ def data_folder(path: Path) -> Iterator[DataFolder]:
         os.close(lock)
 
 
-def _hold(lock: int, path: Path) -> None:
+def _lock(lock: int, path: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -117,7 +117,7 @@ def _hold(lock: int, path: Path) -> None:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Write for the owner's eyes only, all or nothing."""
+    """Write a file of mode 600, all or nothing."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

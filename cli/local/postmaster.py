@@ -1,4 +1,4 @@
-"""Servers on a data folder: what `postmaster.pid` says of the one that wrote it, and ending those left behind."""
+"""PostgreSQL servers on a data folder: reads `postmaster.pid`, and ends a server that was left behind."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 from cli.errors import CommandFailed
 
 ENDINGS = ((signal.SIGINT, 5.0), (signal.SIGQUIT, 3.0), (signal.SIGKILL, 2.0))
-"""How to end a server, and how long each may take: sessions are ended; a crash in order; the kernel does it."""
+"""How to end a server, and how long each may take: fast shutdown, immediate shutdown, kill."""
 _LOOK_S = 0.02
 _LOCKS = ("postmaster.pid", ".s.PGSQL.5432.lock")
 
@@ -26,33 +26,35 @@ def pid_lines(cluster: Path) -> list[str]:
 
 
 def end_leftover(cluster: Path) -> None:
-    """End what a killed `up` has left running on the data. For the holder of the folder's lock: it is nobody's now.
+    """End the server that a killed `up` has left running on the data. The caller holds the folder's lock.
 
-    Raises CommandFailed when it does not end.
+    Raises CommandFailed where it does not end.
     """
     lines = pid_lines(cluster)
     if not lines or not lines[0].isdigit():
         return
     pid = int(lines[0])
     for number, within_s in ENDINGS:
-        # The first process ends its sessions. Where it was killed, they are told themselves: starting a server beside
-        # one of them would ruin the data.
+        # The postmaster ends its sessions. Where it was killed, signal each session: a server started beside
+        # one of them would corrupt the data.
         for server in [pid] if _is_server(pid, cluster) else _servers(cluster):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(server, number)
-        if _gone(pid, cluster, within_s):
+        if _wait_until_gone(pid, cluster, within_s):
             break
     else:
-        raise CommandFailed(f"a PostgreSQL left behind on {cluster} (process {pid}) does not end")
+        raise CommandFailed(
+            f"the PostgreSQL of an earlier start on {cluster} does not end (process {pid}): end it, then start again"
+        )
     if _number_is_taken(pid):
-        # By somebody else meanwhile, or by the dead server itself, which nobody buries in a container without an init.
+        # Another process has the number now, or the dead server is a zombie, as in a container without an init.
         # PostgreSQL cannot tell, and would refuse to start.
         for name in _LOCKS:
             (cluster / name).unlink(missing_ok=True)
 
 
-def _gone(pid: int, cluster: Path, within_s: float) -> bool:
-    """Whether nothing works on the data any more, `within_s` from now at the latest."""
+def _wait_until_gone(pid: int, cluster: Path, within_s: float) -> bool:
+    """Wait up to `within_s` until no server works on the data; whether that is so."""
     deadline = time.monotonic() + within_s
     while any(_servers(cluster)) or _is_server(pid, cluster):
         if time.monotonic() > deadline:
@@ -87,7 +89,7 @@ def _is_server(pid: int, cluster: Path) -> bool:
         is_postgres = (process / "comm").read_text("utf-8", "replace").strip() == "postgres"
         return is_postgres and (process / "cwd").samefile(cluster)
     except OSError:
-        return False  # gone, or dead, or somebody else's
+        return False  # gone, or dead, or another user's
 
 
 def _is_named_so(pid: int) -> bool:

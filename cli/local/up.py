@@ -1,7 +1,9 @@
 """All of Redrive on one machine: PostgreSQL, the API, workers and a demo, in one process, for as long as it runs.
 
-What starts last stops first: the API lets go of its clients, the workers finish what they hold, the stand-in control
-plane ends its round, and then the database has nobody left to serve.
+1. The environment is checked, the data folder locked, the settings read, the ports and the broker checked.
+2. PostgreSQL starts, and the migrations run.
+3. The demo, the workers and the API start; then the welcome is printed.
+4. What started last stops first: the API, the workers, the demo, the database.
 """
 
 import asyncio
@@ -55,7 +57,7 @@ class Plan:
 
 
 def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
-    """Run the whole until a signal ends it; `say` gets what the user asked for, `warn` what they should know.
+    """Run all of it until a signal comes; `say` prints the welcome, `warn` notes about the environment.
 
     Raises SettingsError and CommandFailed, with everything stopped again.
     """
@@ -85,8 +87,8 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
                     settings=settings,
                     folder=folder.path,
                     token=token,
-                    header_file=folder.keep_header(token),
-                    environment_file=folder.keep_environment(_variables(settings, folder, server.url)),
+                    header_file=folder.write_header(token),
+                    environment_file=folder.write_environment(_variables(settings, folder, server.url)),
                     database_url=server.url,
                     took_s=time.monotonic() - plan.began_at,
                 )
@@ -101,21 +103,24 @@ def _check_environment(warn: Callable[[str], None]) -> None:
 
     if other := given(*_OTHER_KEYS):
         raise SettingsError(
-            [f"{name}: `redrive up` signs the token that it prints, with a secret: unset this" for name in other]
+            [
+                f"{name}: `redrive up` signs its token with a secret and takes no other key; unset this variable"
+                for name in other
+            ]
         )
     for name in given(*_NOT_OURS):
         warn(f"{name} is set, but `redrive up` brings its own database: ignored")
 
 
 async def _check_broker(url: str) -> None:
-    """Raise CommandFailed where retries could not travel: better said now than by retries that stay queued."""
+    """Raise CommandFailed where the broker refuses: else retries would be accepted and stay queued."""
     async for finding in broker_findings(url, ("api", "worker")):
         if finding.verdict is Verdict.FAILED:
             raise CommandFailed(f"REDRIVE_AMQP_URL: {finding.text}")
 
 
 def _variables(settings: ApiSettings, folder: DataFolder, database_url: str) -> dict[str, str]:
-    """What the commands need to work on what runs here, by name."""
+    """The environment with which the commands reach what runs here."""
     variables = {
         "REDRIVE_URL": api_url(settings),
         "REDRIVE_TOKEN_FILE": str(folder.header_file),
@@ -129,7 +134,7 @@ def _variables(settings: ApiSettings, folder: DataFolder, database_url: str) -> 
 
 
 def _known(plan: Plan, folder: DataFolder) -> "Mapping[str, object]":
-    """What is settled without the environment, or was not set there."""
+    """The settings that `redrive up` decides itself."""
     known: dict[str, object] = {"database_read_url": None}
     if plan.port is not None:
         known["port"] = plan.port
@@ -137,8 +142,8 @@ def _known(plan: Plan, folder: DataFolder) -> "Mapping[str, object]":
         known["ops_port"] = plan.ops_port
     if not any(os.environ.get(name) for name in _OWN_SECRET):
         known["jwt_secret"] = folder.secret()
-    calm = {"log_level": "WARNING", "log_format": "console"}  # what is printed is to stay readable
-    unset = {field: value for field, value in calm.items() if not os.environ.get(f"REDRIVE_{field.upper()}")}
+    quiet = {"log_level": "WARNING", "log_format": "console"}  # what is printed is to stay readable
+    unset = {field: value for field, value in quiet.items() if not os.environ.get(f"REDRIVE_{field.upper()}")}
     return known | unset
 
 
@@ -160,7 +165,7 @@ def _settings(known: "Mapping[str, object]", database_url: str) -> tuple[ApiSett
 
 
 class _Stack:
-    """The programs on a database that runs."""
+    """The programs, on a database that is ready."""
 
     def __init__(
         self, plan: Plan, settings: ApiSettings, worker_settings: WorkerSettings, server: EmbeddedPostgres

@@ -1,4 +1,4 @@
-"""What `redrive up` prints once it is up: where it is, and three lines to paste."""
+"""What `redrive up` prints once it is up: addresses, a token, and three lines to paste."""
 
 import shlex
 from dataclasses import dataclass

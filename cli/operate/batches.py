@@ -1,4 +1,4 @@
-"""`redrive batches`: what became of bulk retries, and taking back what of one is still queued."""
+"""`redrive batches`: shows bulk retries, waits for one, and cancels what is still queued of one."""
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from redrive_client import Batch, Redrive
 
-app = typer.Typer(name="batches", help="How bulk retries stand, and taking them back.", no_args_is_help=True)
+app = typer.Typer(name="batches", help="Show and cancel bulk retries.", no_args_is_help=True)
 
 BatchId = Annotated[str, typer.Argument(help="A batch's id.", metavar="ID", show_default=False)]
 _SHOWN = 20
@@ -29,13 +29,13 @@ _COLUMNS = ("ID", "REQUESTED", "TOTAL", "QUEUED", "APPLIED", "REJECTED", "CANCEL
 @app.command("list")
 def list_(
     *,
-    actor: Annotated[str | None, typer.Option(help="Only those that this actor asked for.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only bulk retries that this actor asked for.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
     url: Url = LOCAL,
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the newest bulk retries, and how they stand."""
+    """List the newest bulk retries, with their counts."""
 
     async def work(redrive: "Redrive") -> None:
         rows = []
@@ -54,7 +54,7 @@ def list_(
 
 @app.command()
 def get(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Show how a bulk retry stands, and some of its retries that were rejected."""
+    """Show the counts of a bulk retry, and some of its retries that were rejected."""
     wanted = id_of(batch_id)
 
     async def work(redrive: "Redrive") -> None:
@@ -65,7 +65,7 @@ def get(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None, as
 
 @app.command()
 def cancel(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Take back what of a bulk retry is still queued, and show how it stands then.
+    """Cancel what is still queued of a bulk retry, and show its counts afterwards.
 
     What is applied stays applied: those jobs are back in line. With a delay, too, retries are applied at once.
     """
@@ -75,7 +75,7 @@ def cancel(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None,
         batch = await redrive.cancel_batch(wanted)
         await show_batch(redrive, batch, as_json=as_json)
         if not batch.cancelled:
-            note("none of it was queued any more: nothing was taken back")
+            note("none of its retries was queued any more: nothing was cancelled")
 
     ask(url, token_file, work)
 
@@ -90,30 +90,30 @@ def wait(
     as_json: AsJson = False,
 ) -> None:
     """Wait until all of a bulk retry is settled. Status 3 if some of it was rejected."""
-    wanted, patience_s = id_of(batch_id), duration_of(timeout).total_seconds()
+    wanted, timeout_s = id_of(batch_id), duration_of(timeout).total_seconds()
 
     async def work(redrive: "Redrive") -> int:
-        batch = await settled(redrive, wanted, patience_s=patience_s)
+        batch = await wait_until_settled(redrive, wanted, timeout_s=timeout_s)
         await show_batch(redrive, batch, as_json=as_json)
         return status_of(batch)
 
     ask(url, token_file, work)
 
 
-async def settled(redrive: "Redrive", batch_id: "UUID", *, patience_s: float) -> "Batch":
-    """The batch once all of it is settled, with a progress bar until then. Raises CommandFailed when patience ends."""
+async def wait_until_settled(redrive: "Redrive", batch_id: "UUID", *, timeout_s: float) -> "Batch":
+    """The batch once all of it is settled, with a progress bar until then. Raises CommandFailed after `timeout_s`."""
     from redrive_client import WaitTimeout
 
     batch = None
     with progress(quiet=False) as shown:
         task = shown.add_task("settling", total=None)
         try:
-            async for batch in redrive.watch_batch(batch_id, timeout_s=patience_s):
+            async for batch in redrive.watch_batch(batch_id, timeout_s=timeout_s):
                 shown.update(task, total=batch.total, completed=batch.total - batch.queued)
         except WaitTimeout as error:
             left = "" if batch is None else f", {batch.queued} of {batch.total} are still queued"
             raise CommandFailed(
-                f"not settled within {patience_s:.0f} s{left}: redrive batches wait {batch_id}"
+                f"not settled within {timeout_s:.0f} s{left}; type: redrive batches wait {batch_id}"
             ) from error
     assert batch is not None  # noqa: S101 - a watch that ends by itself has seen the end
     return batch

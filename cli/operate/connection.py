@@ -1,10 +1,10 @@
 """How operators' commands reach the API, and what their failures say.
 
-    --url          or REDRIVE_URL     where it is; this machine's, where neither is given
-    --token-file   or REDRIVE_TOKEN_FILE, REDRIVE_TOKEN   who asks: a file that holds a token, or the token itself
+    --url          or REDRIVE_URL     where the API is; without either, on this machine
+    --token-file   or REDRIVE_TOKEN_FILE, REDRIVE_TOKEN   the token: in a file, or itself
 
-Both variables at once are an error; the option goes before them. Neither is a setting of the programs. A token is never
-an argument: those can be read by everybody on the machine.
+Both variables at once are an error; the option takes precedence. Neither is a setting of the programs. A token is never
+an argument, because every user of the machine can read the arguments of a process.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from shared.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from redrive_client import Redrive, RedriveError
+    from redrive_client import Redrive, RedriveClientError
 
 REJECTED: Final = 3
 """The exit status of a retry that was refused, or ended rejected."""
@@ -45,17 +45,17 @@ LOCAL: Final = "http://127.0.0.1:8080"
 
 
 def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[int | None]]") -> None:
-    """Do something with the API; what `work` returns is the exit status.
+    """Run `work` with a client of the API; what it returns is the exit status.
 
-    Raises SettingsError for a token that is missing, CommandFailed for what the API refuses, or when it is away.
+    Raises SettingsError for a missing token, CommandFailed where the API refuses or does not answer.
     """
-    from redrive_client import Redrive, RedriveError  # noqa: PLC0415 - not for `redrive --help`
+    from redrive_client import Redrive, RedriveClientError  # noqa: PLC0415 - not for `redrive --help`
     from shared.urls import check_http_url  # noqa: PLC0415 - likewise
 
     token = _token(token_file)
     try:
         check_http_url(url)  # the client's parser may quote what it cannot read
-        redrive = Redrive(url, token=token, timeout_s=_TIMEOUT_S, on_pause=_tell_pause)
+        redrive = Redrive(url, token=token, timeout_s=_TIMEOUT_S, on_pause=_note_pause)
     except ValueError as error:
         raise SettingsError([f"REDRIVE_URL: {error}"]) from None
 
@@ -65,33 +65,33 @@ def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[
 
     try:
         status = asyncio.run(asking())
-    except RedriveError as error:
+    except RedriveClientError as error:
         raise CommandFailed(line_of_refusal(error, url)) from error
     if status:
         raise typer.Exit(status)
 
 
-def _tell_pause(reason: "RedriveError", pause_s: float) -> None:
-    """Say that a limit is being waited out, and how long: a command that only stands there looks broken."""
+def _note_pause(reason: "RedriveClientError", pause_s: float) -> None:
+    """Print that the command waits because of a limit, and how long: without it, the command would look broken."""
     from redrive_client import RateLimited  # noqa: PLC0415 - likewise
 
     if isinstance(reason, RateLimited):
-        note(f"the API limits how often it may be asked (429): waiting {max(1, round(pause_s))} s")
+        note(f"rate limit of the API reached (429): waiting {max(1, round(pause_s))} s")
 
 
 def note(line: str) -> None:
-    """Say something that a person should know, beside what was asked for."""
+    """Print a note on stderr, beside the command's output."""
     typer.echo(f"redrive: note: {line}", err=True)
 
 
 def refused(line: str) -> int:
-    """Say why a retry was refused; the exit status for it."""
+    """Print why a retry was refused. Returns the exit status for it."""
     typer.echo(f"redrive: {line}", err=True)
     return REJECTED
 
 
-def line_of_refusal(error: "RedriveError", url: str = "") -> str:
-    """What the API said, in one line."""
+def line_of_refusal(error: "RedriveClientError", url: str = "") -> str:
+    """The error of the API in one line."""
     from redrive_client import InvalidBody, RateLimited, RedriveProblem, Unauthenticated, Unreachable  # noqa: PLC0415 - likewise
 
     match error:
@@ -110,7 +110,7 @@ def line_of_refusal(error: "RedriveError", url: str = "") -> str:
 
 
 def is_terminal() -> bool:
-    """Whether a person can be asked."""
+    """Whether the command can ask its user a question."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 

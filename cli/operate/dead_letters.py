@@ -1,7 +1,7 @@
-"""`redrive dead`: what was given up, looked at, redriven or thrown away.
+"""`redrive dead`: lists, shows, redrives and purges dead letters.
 
-With RabbitMQ, that is what lies in the dead-letter queue; without, the requests that the ledger has as `dead_lettered`.
-Acts on the servers themselves, with the settings of the worker.
+With RabbitMQ, dead letters are the messages in the dead-letter queue; without, the requests that the ledger has as
+`dead_lettered`. These commands act on the servers themselves, with the settings of the worker.
 """
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
@@ -113,7 +113,7 @@ def show(
         async with _opened() as servers:
             found = [_facts_of(*each, whole=True) async for each in _seen(servers, MOST, only=letter_id)]
         if not found:
-            raise CommandFailed("there is no such dead letter")
+            raise CommandFailed("there is no dead letter with this id; `redrive dead list` shows the ids")
         for each in found:  # two copies of one message have one id
             if as_json:
                 print_json(each)
@@ -134,9 +134,9 @@ def redrive_(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Give dead letters a second chance, as the requests that they were.
+    """Queue dead letters again, as the requests that they were.
 
-    A job that has moved on since is left alone: its request ends as superseded. A letter that no worker can read stays
+    A job that has changed since is not retried: its request ends as superseded. A letter that no worker can read stays
     in the queue.
     """
     actor = actor or _operator()
@@ -177,7 +177,7 @@ def redrive_(
 
 @app.command()
 def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False) -> None:
-    """Throw all dead letters away. Their requests stay in the ledger, as dead-lettered."""
+    """Delete all dead letters. Their requests stay in the ledger, as dead-lettered."""
     if not (yes or is_terminal()):
         raise typer.BadParameter("purge needs confirmation and stdin is not a terminal; pass --yes")
 
@@ -187,17 +187,17 @@ def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = F
         async with _opened() as servers:
             if servers.queue is None:
                 raise CommandFailed(
-                    "there is no dead-letter queue without RabbitMQ; `redrive prune` forgets old requests"
+                    "without RabbitMQ there is no dead-letter queue to purge; `redrive prune` deletes old requests"
                 )
             count = await servers.queue.count()
-            if count and not yes and not typer.confirm(f"Throw {count} dead letters away for good?", err=True):
+            if count and not yes and not typer.confirm(f"Delete {count} dead letters for good?", err=True):
                 await servers.queue.give_back()
-                raise CommandFailed("nothing was thrown away")
+                raise CommandFailed("nothing was deleted")
             purged = await purge(servers.queue, servers.letters, servers.settlement)
         if as_json:
             print_json({"purged": purged})
         else:
-            typer.echo(f"{purged} thrown away")
+            typer.echo(f"{purged} deleted")
 
     asyncio.run(work())
 

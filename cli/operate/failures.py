@@ -1,4 +1,4 @@
-"""`redrive failures`: what fails, in groups of one error, and the command that retries each group."""
+"""`redrive failures`: failed jobs in groups of one error, with the command that retries each group."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +24,7 @@ def failures(
     token_file: TokenFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what fails: failed jobs in groups of one type and one error, the largest first.
+    """Show failed jobs in groups of one type and one error, the largest first.
 
     Numbers, ids and quoted texts of an error are left out of it. Each group comes with the command that retries it.
     """

@@ -1,4 +1,4 @@
-"""What operators choose by: durations, times, and the failed jobs that a bulk retry is for.
+"""Reads what operators choose jobs by: durations, times, ids, and the filter of a bulk retry.
 
 90s 5m 24h 90d                     a duration
 2026-11-23T04:00:00Z   3h          a time: as RFC 3339 has it, or so long ago

@@ -1,4 +1,4 @@
-"""`redrive jobs`: how jobs stand, for whoever was called at night."""
+"""`redrive jobs`: counts, lists and shows jobs, and waits for one."""
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from redrive_client import Job, Redrive, StatusStats, UnreadableJob
 
-app = typer.Typer(name="jobs", help="How jobs stand: in numbers, in a list, one by one.", no_args_is_help=True)
+app = typer.Typer(name="jobs", help="Count, list and show jobs.", no_args_is_help=True)
 
 _STATUSES = ("pending", "running", "failed", "completed", "other")
 _COLUMNS = ("ID", "TYPE", "STATUS", "TRIES", "CREATED", "ERROR")
@@ -104,7 +104,7 @@ def list_(
     async def work(redrive: "Redrive") -> None:
         while watch:
             rows = await _rows_of(chosen(redrive), limit)
-            sys.stdout.write(_HOME_AND_CLEAR)  # not by typer.echo, which leaves it out where no colours are wanted
+            sys.stdout.write(_HOME_AND_CLEAR)  # typer.echo would remove it where no colours are wanted
             typer.echo(f"{time_text(datetime.now(UTC))}, every {_WATCHED_EVERY_S:.0f} s\n")
             print_table(_COLUMNS, rows, wide="ERROR")
             await asyncio.sleep(_WATCHED_EVERY_S)
@@ -174,12 +174,12 @@ def wait(
 
     from redrive_client import JobStatus, WaitTimeout
 
-    wanted, patience_s = id_of(job_id), duration_of(timeout).total_seconds()
+    wanted, timeout_s = id_of(job_id), duration_of(timeout).total_seconds()
 
     async def work(redrive: "Redrive") -> None:
         try:
             with Console(stderr=True).status("waiting"):
-                job = await redrive.wait(wanted, timeout_s=patience_s)
+                job = await redrive.wait(wanted, timeout_s=timeout_s)
         except WaitTimeout as error:
             last = "" if error.last is None else f": it is {error.last.status}"
             raise CommandFailed(f"the job was not done within {timeout}{last}") from error
@@ -193,10 +193,10 @@ def wait(
 
 
 async def note_unknown_type(redrive: "Redrive", type_: str) -> None:
-    """Say so where the project has no job of the type at all: it is misspelt, as a rule."""
+    """Print a note where the project has no job of the type at all: most often it is misspelt."""
     async for _ in redrive.list(type=type_, page_size=1):
         return
-    note(f"the project has no job of type {printable(type_)!r}, whatever its status")
+    note(f"the project has no job of type {printable(type_)!r} in any status")
 
 
 def _listed(job: "Job | UnreadableJob") -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""`redrive prune`: forgetting what is settled and old."""
+"""`redrive prune`: deletes old retries that are settled."""
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
@@ -21,8 +21,8 @@ def prune(
 ) -> None:
     """Delete retries that were settled long ago, batches that have none left, and idempotency keys that expired.
 
-    Never what is queued. Needs REDRIVE_DATABASE_URL, naming the owner of Redrive's tables: the programs' roles may not
-    delete. Deletes a thousand rows at a time; what was deleted when it is interrupted stays deleted.
+    Never deletes what is queued. Needs REDRIVE_DATABASE_URL, naming the owner of Redrive's tables: the programs' roles
+    may not delete. Deletes a thousand rows at a time; what was deleted when it is interrupted stays deleted.
     """
     from shared.pruning import KEPT_AT_LEAST
 

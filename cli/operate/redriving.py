@@ -1,10 +1,10 @@
-"""Redriving: gives dead letters a second chance, as the requests that they were.
+"""Queues dead letters again, as the requests that they were; and deletes them.
 
     take the letter → ledger: dead_lettered → queued, committed → publish, confirmed → ack
 
-A request keeps its id and the job version that it was made for. Where its job has moved on since, the worker leaves the
-job alone, and the request ends as `superseded`. Between two of the steps, a crash leaves a letter too many, and loses
-none.
+A request keeps its id and the job version that it was made for. Where its job has changed since, the worker does
+not retry the job, and the request ends as `superseded`. A crash between two of the steps leaves one letter too many,
+and loses none.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -26,7 +26,7 @@ LEASE_S: Final = 30.0
 
 
 class RedriveResult(StrEnum):
-    """What becomes of a dead letter that is to be redriven."""
+    """The result for one dead letter."""
 
     REDRIVEN = "redriven"
     UNREADABLE = "unreadable"

@@ -1,4 +1,4 @@
-"""`redrive retries`: the audit trail, and taking a retry back."""
+"""`redrive retries`: the audit trail, and cancelling a retry."""
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
@@ -13,7 +13,9 @@ from cli.operate.tables import print_facts, print_json, print_table, time_text
 if TYPE_CHECKING:
     from redrive_client import Count, Redrive, Retry
 
-app = typer.Typer(name="retries", help="Who retried what, why, and what became of it.", no_args_is_help=True)
+app = typer.Typer(
+    name="retries", help="The audit trail: who retried which job, why, and the outcome.", no_args_is_help=True
+)
 
 RetryId = Annotated[str, typer.Argument(help="A retry's id.", metavar="ID", show_default=False)]
 COLUMNS = ("ID", "JOB", "STATE", "OUTCOME", "REQUESTED", "BATCH", "ACTOR", "REASON")
@@ -35,7 +37,7 @@ def row_of(retry: "Retry") -> tuple[object, ...]:
 
 @app.command()
 def stats(*, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Show how retries go: what waits, what the last hour brought, and how long the newest have waited."""
+    """Count the queued retries and those that the last hour settled, and show how long the newest waited."""
 
     async def work(redrive: "Redrive") -> None:
         found = await redrive.retry_stats()
@@ -68,7 +70,7 @@ def list_(
     state: Annotated[str | None, typer.Option(help="queued, applied, rejected, cancelled or dead_lettered.")] = None,
     job: Annotated[str | None, typer.Option(help="Only retries of this job.")] = None,
     batch: Annotated[str | None, typer.Option(help="Only retries of this batch.")] = None,
-    actor: Annotated[str | None, typer.Option(help="Only those that somebody has asked for.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Only retries that this actor asked for.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
     url: Url = LOCAL,
     token_file: TokenFile = None,
@@ -100,7 +102,7 @@ def list_(
 
 @app.command()
 def show(retry_id: RetryId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Show what became of one retry, and the error that it cleared."""
+    """Show one retry: its outcome, and the error that it cleared."""
     wanted = id_of(retry_id)
 
     async def work(redrive: "Redrive") -> None:
@@ -111,7 +113,7 @@ def show(retry_id: RetryId, *, url: Url = LOCAL, token_file: TokenFile = None, a
 
 @app.command()
 def cancel(retry_id: RetryId, *, url: Url = LOCAL, token_file: TokenFile = None, as_json: AsJson = False) -> None:
-    """Take a queued retry back. Status 1 if it has been settled already, as one with a delay is at once."""
+    """Cancel a queued retry. Status 1 if it is settled already; one with a delay is settled at once."""
     wanted = id_of(retry_id)
 
     async def work(redrive: "Redrive") -> None:

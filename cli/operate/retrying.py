@@ -1,4 +1,4 @@
-"""`redrive retry`: putting failed jobs back, one or thousands, and seeing what comes of it."""
+"""`redrive retry`: retries one failed job or thousands, and shows the outcome."""
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.batches import settled, show_batch, status_of
+from cli.operate.batches import show_batch, status_of, wait_until_settled
 from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, is_terminal, line_of_refusal, note, refused
 from cli.operate.filters import duration_of, failed_filter_of, id_of
 from cli.operate.jobs import note_unknown_type
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from redrive_client import AcceptedBatch, Batch, FailedFilter, Preview, Redrive, Retry
+    from redrive_client import AcceptedBatch, Batch, BulkDryRun, FailedFilter, Redrive, Retry
 
 MAX_IDS: Final = 1000
 DEFAULT_MAX: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """How to retry, whatever is chosen."""
+class RetryOptions:
+    """How to retry the jobs that were chosen."""
 
     reason: str | None
     delay_s: int
@@ -38,7 +38,7 @@ class Order:
     dry_run: bool
     yes: bool
     wait: bool
-    patience_s: float
+    timeout_s: float
     as_json: bool
     canaries: int = 0
 
@@ -96,8 +96,8 @@ def retry(
     retried_fewer_than=TIMES/DURATION, such as --filter type=email,created_after=3h,retried_fewer_than=3/24h. A TIME is
     2026-11-23T04:00:00Z, or 3h for three hours ago.
 
-    A filter first shows what would happen, and asks. A retry that is accepted is looked at again when it is applied:
-    status 3 says that one was refused or ended rejected.
+    A filter first shows what would happen, and asks. The worker checks an accepted retry again when it applies it.
+    Status 3: at least one was refused, or ended rejected.
     """
     ids = [id_of(each) for each in job_ids or ()]
     filters = [*(filters or ()), *(() if fingerprint is None else (f"fingerprint={fingerprint}",))]
@@ -106,7 +106,7 @@ def retry(
         raise typer.BadParameter("give either ids, or --filter or --fingerprint")
     if len(ids) > MAX_IDS:
         raise typer.BadParameter(f"at most {MAX_IDS} ids at once")
-    order = Order(
+    options = RetryOptions(
         reason=reason,
         delay_s=int(duration_of(delay).total_seconds()),
         extra_attempts=extra_attempts,
@@ -115,68 +115,68 @@ def retry(
         dry_run=dry_run,
         yes=yes,
         wait=wait,
-        patience_s=duration_of(timeout).total_seconds(),
+        timeout_s=duration_of(timeout).total_seconds(),
         as_json=as_json,
         canaries=canary,
     )
     if canary and (wanted is None or not wait):
         raise typer.BadParameter("--canary needs --filter or --fingerprint, and waits")
     if wanted is not None:
-        _check_filtered(order)
+        _check_filtered(options)
 
     async def work(redrive: "Redrive") -> int:
         if wanted is not None:
-            return await _retry_matches(redrive, wanted, order)
+            return await _retry_matches(redrive, wanted, options)
         if len(ids) == 1:
-            if order.spread_s:
+            if options.spread_s:
                 raise typer.BadParameter("--spread is for several jobs")
-            return await _retry_one(redrive, ids[0], order)
-        return await _retry_these(redrive, ids, order)
+            return await _retry_one(redrive, ids[0], options)
+        return await _retry_these(redrive, ids, options)
 
     ask(url, token_file, work)
 
 
-def _check_filtered(order: Order) -> None:
-    """Raise typer.BadParameter for what a retry by a filter lacks."""
-    if order.dry_run:
+def _check_filtered(options: RetryOptions) -> None:
+    """Raise typer.BadParameter where a retry by a filter lacks a reason or a confirmation."""
+    if options.dry_run:
         return
-    if not order.reason:
-        raise typer.BadParameter("--filter needs --reason: somebody will ask who did this, and why")
-    if not (order.yes or is_terminal()):
-        raise typer.BadParameter("--filter asks before it retries, and nobody is here to answer: give --yes")
+    if not options.reason:
+        raise typer.BadParameter("--filter needs --reason, for the audit trail")
+    if not (options.yes or is_terminal()):
+        raise typer.BadParameter("--filter needs confirmation and stdin is not a terminal; pass --yes")
 
 
-async def _retry_one(redrive: "Redrive", job_id: "UUID", order: Order) -> int:
+async def _retry_one(redrive: "Redrive", job_id: "UUID", options: RetryOptions) -> int:
     from redrive_client import Conflict, NotFound, RetryState, WaitTimeout
 
     try:
-        if order.dry_run:
-            forecast = await redrive.retry(job_id, extra_attempts=order.extra_attempts, dry_run=True)
-            if order.as_json:
-                print_json(forecast)
-            elif forecast.would_retry:
+        if options.dry_run:
+            dry_run = await redrive.retry(job_id, extra_attempts=options.extra_attempts, dry_run=True)
+            if options.as_json:
+                print_json(dry_run)
+            elif dry_run.would_retry:
                 typer.echo("would be retried")
-            return 0 if forecast.would_retry else refused(f"would not be retried: {forecast.blocked_by}")
+            return 0 if dry_run.would_retry else refused(f"would not be retried: {dry_run.blocked_by}")
         accepted = await redrive.retry(
-            job_id, reason=order.reason, delay_seconds=order.delay_s, extra_attempts=order.extra_attempts
+            job_id, reason=options.reason, delay_seconds=options.delay_s, extra_attempts=options.extra_attempts
         )
     except (Conflict, NotFound) as error:
-        if order.as_json:
+        if options.as_json:
             print_json({name: getattr(error, name) for name in ("title", "status", "code", "request_id")})
         return refused(line_of_refusal(error))
     if accepted.deduplicated:
-        note(f"{printable(accepted.retry.actor)} had asked for it before")
+        note(f"{printable(accepted.retry.actor)} had requested this retry before")
     retry: Retry = accepted.retry
-    if order.wait:
+    if options.wait:
         try:
-            retry = await redrive.wait_retry(retry.id, timeout_s=order.patience_s)
+            retry = await redrive.wait_retry(retry.id, timeout_s=options.timeout_s)
         except WaitTimeout as error:
-            if order.as_json:
+            if options.as_json:
                 print_json(retry)
             raise CommandFailed(
-                f"accepted, and not settled within {order.patience_s:.0f} s: redrive retries show {retry.id}"
+                f"accepted, and not settled within {options.timeout_s:.0f} s; type: redrive retries show {retry.id}"
             ) from error
-    show_retry(retry, as_json=order.as_json)
+    show_retry(retry, as_json=options.as_json)
     return (
         0
         if retry.state in (RetryState.QUEUED, RetryState.APPLIED)
@@ -184,107 +184,113 @@ async def _retry_one(redrive: "Redrive", job_id: "UUID", order: Order) -> int:
     )
 
 
-async def _retry_these(redrive: "Redrive", ids: "Sequence[UUID]", order: Order) -> int:
-    if order.dry_run:
-        preview = await redrive.preview(ids, extra_attempts=order.extra_attempts)
-        _show_preview(preview, as_json=order.as_json)
+async def _retry_these(redrive: "Redrive", ids: "Sequence[UUID]", options: RetryOptions) -> int:
+    if options.dry_run:
+        preview = await redrive.preview(ids, extra_attempts=options.extra_attempts)
+        _show_dry_run(preview, as_json=options.as_json)
         left_out = preview.matched - preview.retryable
         return refused(f"{left_out} of {len(ids)} jobs would not be retried") if left_out else 0
     accepted = await redrive.retry_many(
         ids,
-        reason=order.reason,
-        delay_seconds=order.delay_s,
-        extra_attempts=order.extra_attempts,
-        spread_seconds=order.spread_s,
+        reason=options.reason,
+        delay_seconds=options.delay_s,
+        extra_attempts=options.extra_attempts,
+        spread_seconds=options.spread_s,
     )
-    status = await _follow(redrive, accepted, order)
+    status = await _follow(redrive, accepted, options)
     if accepted.skipped:
-        if not order.as_json:
+        if not options.as_json:
             typer.echo()
             print_table(("LEFT OUT", "BECAUSE"), [(each.job_id, each.code) for each in accepted.skipped])
         return refused(f"{len(accepted.skipped)} of {len(ids)} jobs were not retried")
     return status
 
 
-async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", order: Order) -> int:
-    preview = await redrive.preview(wanted, extra_attempts=order.extra_attempts)
-    too_many = preview.truncated or preview.matched > order.maximum
-    goes_on = not order.dry_run and preview.retryable > 0 and not too_many
-    if not (goes_on and order.as_json):  # a program gets one document: of what was done, where something is
-        _show_preview(preview, as_json=order.as_json)
+async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> int:
+    preview = await redrive.preview(wanted, extra_attempts=options.extra_attempts)
+    too_many = preview.truncated or preview.matched > options.maximum
+    goes_on = not options.dry_run and preview.retryable > 0 and not too_many
+    if not (goes_on and options.as_json):  # a program gets one document: what was done, or else what would be
+        _show_dry_run(preview, as_json=options.as_json)
     if not preview.matched and wanted.type is not None:
         await note_unknown_type(redrive, wanted.type)
-    if order.dry_run:
+    if options.dry_run:
         return 0
     if too_many:
         many = f"more than {preview.matched}" if preview.truncated else f"{preview.matched}"
-        raise CommandFailed(f"the filter matches {many} failed jobs, --max is {order.maximum}: nothing was retried")
+        raise CommandFailed(f"the filter matches {many} failed jobs, --max is {options.maximum}: nothing was retried")
     if not preview.retryable:
         typer.echo("redrive: nothing to retry", err=True)
         return 0
-    if not order.yes and not typer.confirm(f"Retry {preview.retryable} job{'s' * (preview.retryable > 1)}?", err=True):
-        if order.as_json:
-            _show_preview(preview, as_json=True)
+    if not options.yes and not typer.confirm(
+        f"Retry {preview.retryable} job{'s' * (preview.retryable > 1)}?", err=True
+    ):
+        if options.as_json:
+            _show_dry_run(preview, as_json=True)
         raise CommandFailed("nothing was retried")
-    if order.canaries and (status := await _retry_canaries(redrive, wanted, order)) is not None:
+    if options.canaries and (status := await _retry_canaries(redrive, wanted, options)) is not None:
         return status
     accepted = await redrive.retry_many(
         wanted,
-        max=order.maximum,
-        reason=order.reason,
-        delay_seconds=order.delay_s,
-        extra_attempts=order.extra_attempts,
-        spread_seconds=order.spread_s,
+        max=options.maximum,
+        reason=options.reason,
+        delay_seconds=options.delay_s,
+        extra_attempts=options.extra_attempts,
+        spread_seconds=options.spread_s,
     )
-    return await _follow(redrive, accepted, order)
+    return await _follow(redrive, accepted, options)
 
 
-async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", order: Order) -> int | None:
-    """Retry a few of the matches, and wait until they have run; the exit status where the rest is to be left alone."""
+async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> int | None:
+    """Retry a few of the matches, and wait until they have run. An exit status where the rest must not be retried."""
     from redrive_client import Job, JobStatus, WaitTimeout
 
     chosen: list[UUID] = []
     async for job in redrive.list(
         status=JobStatus.FAILED,
         retryable=True,
-        page_size=order.canaries,
+        page_size=options.canaries,
         **{name: getattr(wanted, name) for name in wanted.__struct_fields__},
     ):
         chosen.append(job.id)
-        if len(chosen) == order.canaries:
+        if len(chosen) == options.canaries:
             break
     if not chosen:
         return None
-    accepted = await redrive.retry_many(chosen, reason=order.reason, extra_attempts=order.extra_attempts)
-    batch = await settled(redrive, accepted.batch_id, patience_s=order.patience_s)
+    accepted = await redrive.retry_many(chosen, reason=options.reason, extra_attempts=options.extra_attempts)
+    batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
     if accepted.skipped or batch.applied < len(chosen):
-        return refused(f"{len(chosen) - batch.applied} of {len(chosen)} canaries were not retried: the rest was left")
+        return refused(
+            f"{len(chosen) - batch.applied} of {len(chosen)} canaries were not retried: the rest was not retried"
+        )
     try:
         async with asyncio.TaskGroup() as group:
-            waiting = [group.create_task(redrive.wait(job_id, timeout_s=order.patience_s)) for job_id in chosen]
+            waiting = [group.create_task(redrive.wait(job_id, timeout_s=options.timeout_s)) for job_id in chosen]
     except* WaitTimeout:
         raise CommandFailed(
-            f"the canaries were not done within {order.patience_s:.0f} s: the rest was left (--timeout)"
+            f"the canaries were not done within {options.timeout_s:.0f} s (--timeout): the rest was not retried"
         ) from None
     ended: list[Job] = [task.result() for task in waiting]
     if failed := [job for job in ended if job.status != JobStatus.COMPLETED]:
         first = printable(failed[0].last_error)
-        return refused(f"{len(failed)} of {len(chosen)} canaries ended {failed[0].status} ({first}): the rest was left")
+        return refused(
+            f"{len(failed)} of {len(chosen)} canaries ended {failed[0].status} ({first}): the rest was not retried"
+        )
     note(f"{len(chosen)} canaries are completed; now the rest")
     return None
 
 
-async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", order: Order) -> int:
-    """Show what was accepted and, where that is wanted, what became of it; the exit status."""
+async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", options: RetryOptions) -> int:
+    """Print what was accepted and, with --wait, the outcome. Returns the exit status."""
     batch: Batch | None = None
     try:
-        if order.wait:
-            batch = await settled(redrive, accepted.batch_id, patience_s=order.patience_s)
-    finally:  # what was accepted is told, whatever comes of waiting
-        if order.as_json:
+        if options.wait:
+            batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
+    finally:  # print what was accepted, also where waiting fails
+        if options.as_json:
             facts = {name: getattr(accepted, name) for name in ("batch_id", "accepted", "skipped")}
             print_json({**facts, "batch": batch})
-    if not order.as_json:
+    if not options.as_json:
         typer.echo(f"accepted {accepted.accepted}, left out {len(accepted.skipped)}: batch {accepted.batch_id}")
         if batch is not None:
             typer.echo()
@@ -292,7 +298,7 @@ async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", order: Order) -
     return 0 if batch is None else status_of(batch)
 
 
-def _show_preview(preview: "Preview", *, as_json: bool) -> None:
+def _show_dry_run(preview: "BulkDryRun", *, as_json: bool) -> None:
     if as_json:
         print_json(preview)
         return

@@ -5,7 +5,7 @@ projects, and the one column named `wide`, are cut with an ellipsis to what is l
 move to a second line of their row. A table in a pipe is never cut: a line of headings, then a line for each row. Two
 blanks or more stand between cells, never within one, and a cell that would be empty is a dash: `awk -F '  +'` reads it.
 
-What the rows hold was written by others: what would command a terminal is shown as a dot.
+Other programs wrote what the rows hold: characters that could control the terminal are shown as dots.
 """
 
 import shutil

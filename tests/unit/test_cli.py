@@ -320,7 +320,7 @@ def test_a_url_that_only_connecting_finds_wrong_is_not_shown(redrive: Redrive, c
     answer = redrive(*command, DATABASE_URL="postgresql://u:canary@two..dots/db", JWT_SECRET=SECRET)
 
     assert answer.status == 1
-    assert "the database does not answer, or not as it should (the URL cannot be used)" in answer.out + answer.err
+    assert "the database does not answer, or answers with an error (the URL cannot be used)" in answer.out + answer.err
     assert re.fullmatch(r"redrive: .+\n", answer.err)
     assert "canary" not in answer.out + answer.err
 

@@ -23,7 +23,7 @@ from redrive_client import (
     PreconditionFailed,
     RateLimited,
     Redrive,
-    RedriveError,
+    RedriveClientError,
     RedriveProblem,
     ServerFault,
     Unauthenticated,
@@ -212,7 +212,7 @@ async def test_nothing_that_goes_wrong_shows_the_token() -> None:
         redrive = Redrive(server.url, token=TOKEN)
         async with redrive:
             for _ in range(3):
-                with pytest.raises(RedriveError) as caught:
+                with pytest.raises(RedriveClientError) as caught:
                     await redrive.get(JOB_ID)
                 errors.append(caught.value)
 

@@ -309,7 +309,7 @@ def test_a_type_that_no_job_has_is_told_from_one_with_no_such_job(
     previews(api, matched=0, retryable=0)
     retried = redrive("retry", "--filter", "type=emial", "--reason", "back", "--yes")
 
-    line = "redrive: note: the project has no job of type 'emial', whatever its status\n"
+    line = "redrive: note: the project has no job of type 'emial' in any status\n"
     assert (listed.status, listed.err) == (0, line if said else "")
     assert (retried.status, retried.err) == (0, (line if said else "") + "redrive: nothing to retry\n")
 
@@ -611,7 +611,7 @@ def test_a_bulk_retry_that_was_settled_before_says_that_nothing_was_taken_back(a
     api.on(f"DELETE /api/retry-batches/{RETRY}", {"data": a_batch(applied=5)})
     answer = redrive("batches", "cancel", RETRY)
     assert answer.status == 0
-    assert answer.err == "redrive: note: none of it was queued any more: nothing was taken back\n"
+    assert answer.err == "redrive: note: none of its retries was queued any more: nothing was cancelled\n"
 
 
 def test_a_bulk_retry_that_is_unknown_is_status_1(api: Api, redrive: Redrive) -> None:
@@ -673,7 +673,7 @@ def test_a_limit_that_is_waited_out_says_so_and_for_how_long(
     answer = redrive("jobs", "get", JOB)
 
     assert answer.status == 0
-    assert answer.err == "redrive: note: the API limits how often it may be asked (429): waiting 3 s\n"
+    assert answer.err == "redrive: note: rate limit of the API reached (429): waiting 3 s\n"
 
 
 def test_a_limit_that_would_last_too_long_says_when_to_come_back(
@@ -835,7 +835,7 @@ def test_the_rest_of_a_group_is_left_alone_where_a_canary_fails_again(api: Api, 
 
     assert answer.status == 3
     assert len([path for path in api.paths if path.startswith("POST")]) == 2
-    assert "1 of 2 canaries ended failed (no route): the rest was left" in answer.err
+    assert "1 of 2 canaries ended failed (no route): the rest was not retried" in answer.err
 
 
 def test_a_group_is_listed_by_its_fingerprint(api: Api, redrive: Redrive) -> None:

@@ -30,7 +30,7 @@ def test_a_signal_asks_the_program_to_end_in_order(number: signal.Signals) -> No
 
 @BOTH
 def test_the_second_one_cuts_it_off(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signals, "_SAME_WISH_S", 0)
+    monkeypatch.setattr(signals, "_SAME_SIGNAL_S", 0)
 
     async def program(stop: asyncio.Event) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -38,7 +38,7 @@ def test_the_second_one_cuts_it_off(number: signal.Signals, monkeypatch: pytest.
         os.kill(os.getpid(), number)
         await asyncio.Event().wait()
 
-    with pytest.raises(CommandFailed, match="told to stop twice"), StopSignals() as stop_signals:
+    with pytest.raises(CommandFailed, match="after a second signal"), StopSignals() as stop_signals:
         stop_signals.run(program)
 
 
