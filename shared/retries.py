@@ -111,34 +111,12 @@ def blocked_by(job: Job, *, extra_attempts: int = 0) -> RetryBlock | None:
 
 
 def _retry_of(row: "Row") -> Retry:
-    (
-        retry_id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
-        reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
-        started_at_before, completed_at_before, error_before, error_before_truncated,
-    ) = row  # fmt: skip
-    return Retry(
-        id=RetryId(retry_id),
-        project_id=ProjectId(project_id),
-        job_id=JobId(job_id),
-        batch_id=None if batch_id is None else BatchId(batch_id),
-        state=RetryState(state),
-        outcome=None if outcome is None else Outcome(outcome),
-        actor=actor,
-        cancelled_by=cancelled_by,
-        redriven_by=redriven_by,
-        redriven_at=redriven_at,
-        reason=reason,
-        delay_seconds=delay_seconds,
-        extra_attempts=extra_attempts,
-        requested_at=requested_at,
-        processed_at=processed_at,
-        attempts_before=attempts_before,
-        max_attempts_before=max_attempts_before,
-        started_at_before=started_at_before,
-        completed_at_before=completed_at_before,
-        error_before=error_before,
-        error_before_truncated=error_before_truncated,
-    )
+    """A row whose columns are the fields of a Retry."""
+    columns = dict(row)
+    columns["state"] = RetryState(columns["state"])
+    if columns["outcome"] is not None:
+        columns["outcome"] = Outcome(columns["outcome"])
+    return Retry(**columns)
 
 
 def _queued(retry_id: RetryId, request: RetryRequest, requested_at: datetime) -> Retry:

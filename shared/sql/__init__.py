@@ -2,6 +2,8 @@
 
 A block begins with `-- name: word` and ends where the next begins. It has the name of the method that runs it, or one
 that begins with the method's, where the method has several. (tests/unit/test_sql_names.py)
+
+A block that begins with `-- fragment: word` is no statement: it replaces `{word}` in the statements of its file.
 """
 
 import re
@@ -10,16 +12,23 @@ from functools import cache
 from importlib import resources
 from types import MappingProxyType
 
-_BLOCK = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^-- (name|fragment): (\w+)\n(.*?)(?=^-- name: |^-- fragment: |\Z)", re.MULTILINE | re.DOTALL)
+_COMMENTS = re.compile(r"\A(?:--[^\n]*\n)+")
 
 
 def blocks(text: str) -> Mapping[str, str]:
-    """The named blocks of `text`, without their semicolons; ValueError for a name that stands twice."""
+    """The statements of `text` by name, without their semicolons; ValueError for a name that stands twice."""
     found: dict[str, str] = {}
-    for name, body in _BLOCK.findall(text):
-        if name in found:
+    fragments: dict[str, str] = {}
+    for kind, name, body in _BLOCK.findall(text):
+        if name in found or name in fragments:
             raise ValueError(f"block {name!r} stands twice")
-        found[name] = body.strip().rstrip(";")
+        if kind == "fragment":
+            fragments[f"{{{name}}}"] = _COMMENTS.sub("", body).strip()
+        else:
+            found[name] = body.strip().rstrip(";")
+    for fragment, sql in fragments.items():
+        found = {name: statement.replace(fragment, sql) for name, statement in found.items()}
     return MappingProxyType(found)
 
 

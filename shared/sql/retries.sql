@@ -5,6 +5,12 @@
 -- client names the project, too.
 -- A look-up of rows is LATERAL, for the reason that jobs.sql gives.
 
+-- fragment: columns
+-- The columns of a Retry by the names of its fields, but for the error, which each statement cuts to its length.
+    r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.cancelled_by, r.redriven_by,
+    r.redriven_at, r.reason, r.delay_seconds, r.extra_attempts, r.requested_at, r.processed_at, r.attempts_before,
+    r.max_attempts_before, r.started_at_before, r.completed_at_before
+
 -- name: accept
 -- Insert accepted requests. A job with a queued request gets no second one: its row is missing from the answer, and the
 -- caller looks again.
@@ -33,10 +39,8 @@ RETURNING id, requested_at;
 -- The requests behind (id, project) pairs; a pair that matches nothing is missing from the answer.
 -- $1 uuid[] ids, $2 text[] project ids; same length
 SELECT
-    r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.cancelled_by, r.redriven_by,
-    r.redriven_at, r.reason, r.delay_seconds, r.extra_attempts, r.requested_at, r.processed_at, r.attempts_before,
-    r.max_attempts_before, r.started_at_before, r.completed_at_before,
-    left(r.error_before, 65536), coalesce(length(r.error_before) > 65536, false)
+    {columns},
+    left(r.error_before, 65536) AS error_before, coalesce(length(r.error_before) > 65536, false) AS error_before_truncated
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT * FROM redrive.retry_requests
@@ -63,10 +67,9 @@ WHERE (r.state, r.redriven_at) IS DISTINCT FROM (wanted.state, wanted.redriven_a
 -- $1 text project id; $2 text state, $3 text actor, each NULL for all; $4 timestamptz and $5 uuid the position below
 -- which the page begins, $6 int how many
 SELECT
-    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
-    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
-    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false)
-FROM redrive.retry_requests
+    {columns},
+    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated
+FROM redrive.retry_requests AS r
 WHERE
     project_id = $1
     AND (requested_at, id)
@@ -81,10 +84,9 @@ LIMIT $6;
 -- $1 text project id, $2 text state, $3 text actor or NULL; $4 timestamptz and $5 uuid the position below which the page
 -- begins, $6 int how many
 SELECT
-    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
-    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
-    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false)
-FROM redrive.retry_requests
+    {columns},
+    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated
+FROM redrive.retry_requests AS r
 WHERE
     project_id = $1 AND state = $2
     AND state <> 'applied' AND requested_at < 'infinity' -- the predicate of the index
@@ -99,9 +101,8 @@ LIMIT $6;
 -- $1 text project id, $2 uuid job id; $3 text state, $4 uuid batch id, $5 text actor, each NULL for all; $6 timestamptz
 -- and $7 uuid the position below which the page begins, $8 int how many
 SELECT
-    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
-    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
-    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false)
+    {columns},
+    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated
 FROM (
     SELECT * FROM redrive.retry_requests
     WHERE
@@ -110,7 +111,7 @@ FROM (
             < (coalesce($6, 'infinity'::timestamptz), coalesce($7, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     ORDER BY requested_at DESC, id DESC
     OFFSET 0
-) AS of_job
+) AS r
 WHERE
     ($3::text IS NULL OR state = $3)
     AND ($4::uuid IS NULL OR batch_id = $4)
@@ -139,10 +140,8 @@ page AS (
     LIMIT $7
 )
 SELECT
-    r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.cancelled_by, r.redriven_by,
-    r.redriven_at, r.reason, r.delay_seconds, r.extra_attempts, r.requested_at, r.processed_at, r.attempts_before,
-    r.max_attempts_before, r.started_at_before, r.completed_at_before,
-    left(r.error_before, 2000), coalesce(length(r.error_before) > 2000, false)
+    {columns},
+    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated
 FROM page
 CROSS JOIN LATERAL (
     SELECT * FROM redrive.retry_requests
@@ -154,25 +153,23 @@ ORDER BY page.requested_at DESC, page.id DESC;
 -- name: cancel
 -- Cancel a queued request. No row: it is settled, foreign or unknown.
 -- $1 uuid id, $2 text project id, $3 text the actor that cancels it
-UPDATE redrive.retry_requests
+UPDATE redrive.retry_requests AS r
 SET state = 'cancelled', outcome = 'cancelled', processed_at = now(), cancelled_by = $3
 WHERE project_id = $2 AND id = $1 AND state = 'queued'
 RETURNING
-    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
-    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
-    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false);
+    {columns},
+    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated;
 
 -- name: redrive
 -- Queue a dead-lettered request again; the relay publishes it. It keeps the job version that it was made for. No row: it
 -- is not dead-lettered, foreign or unknown. The ledger's unique index refuses it while another request for the job is
 -- queued.
 -- $1 uuid id, $2 text project id, $3 text the actor that redrives it
-UPDATE redrive.retry_requests
+UPDATE redrive.retry_requests AS r
 SET
     state = 'queued', outcome = NULL, processed_at = NULL, published_at = NULL, publish_lease_until = NULL,
     redriven_by = $3, redriven_at = now()
 WHERE project_id = $2 AND id = $1 AND state = 'dead_lettered'
 RETURNING
-    id, project_id, job_id, batch_id, state, outcome, actor, cancelled_by, redriven_by, redriven_at,
-    reason, delay_seconds, extra_attempts, requested_at, processed_at, attempts_before, max_attempts_before,
-    started_at_before, completed_at_before, left(error_before, 2000), coalesce(length(error_before) > 2000, false);
+    {columns},
+    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated;
