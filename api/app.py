@@ -114,6 +114,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
         cursors=Cursors(lambda: cursor_key(database)),
         max_wait_s=settings.max_wait,
         read_only=settings.read_only,
+        console=settings.console == "on",
         poke=_no_relay if relay is None else relay.poke,
         poke_bulk=_no_relay if relay is None else relay.poke_bulk,
     )

@@ -6,6 +6,7 @@ from api.about import AboutResource
 from api.auth import Scope
 from api.batch_view import BatchView
 from api.batches import BatchResource
+from api.console_files import add_console
 from api.door import Access, Cost
 from api.events import EventResource
 from api.job_streams import JobStreamResource
@@ -93,6 +94,7 @@ def add_routes(
     cursors: "Cursors",
     max_wait_s: int,
     read_only: bool,
+    console: bool,
     poke: "Callable[[], None]",
     poke_bulk: "Callable[[], None]",
 ) -> None:
@@ -148,6 +150,8 @@ def add_routes(
     ):
         router.add_route(method, path, door.guarded(access, handler))
     router.add_route("GET", "/api/openapi.json", about.get_openapi)  # without a token: it is the same for all
+    if console:
+        add_console(router)
 
 
 def _job_reader(jobs: Jobs, watches: Watches, max_wait_s: int) -> Reader[JobKey, Job]:

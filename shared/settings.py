@@ -217,6 +217,7 @@ class ApiSettings(Settings):
     limit_bulk: OptionalLimit = Limit(6, 60)
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ()
+    console: Literal["on", "off"] = "off"
     job_id_versions: Annotated[frozenset[int], NoDecode, BeforeValidator(_versions)] = frozenset({4})
     final_statuses: Annotated[frozenset[str], NoDecode, BeforeValidator(_statuses)] = FINAL_STATUSES
     max_waiters: Annotated[int, Field(ge=0)] = 20_000

@@ -142,8 +142,9 @@ def _known(plan: Plan, folder: DataFolder) -> "Mapping[str, object]":
         known["ops_port"] = plan.ops_port
     if not any(os.environ.get(name) for name in _OWN_SECRET):
         known["jwt_secret"] = folder.secret()
-    quiet = {"log_level": "WARNING", "log_format": "console"}  # what is printed is to stay readable
-    unset = {field: value for field, value in quiet.items() if not os.environ.get(f"REDRIVE_{field.upper()}")}
+    # The log stays quiet, so that what is printed stays readable.
+    local = {"log_level": "WARNING", "log_format": "console", "console": "on"}
+    unset = {field: value for field, value in local.items() if not os.environ.get(f"REDRIVE_{field.upper()}")}
     return known | unset
 
 

@@ -35,6 +35,7 @@ class Welcome:
             f"Redrive is up after {self.took_s:.1f} s.",
             "",
             f"  API    {url}",
+            *([f"  look   {url}/console/#token={self.token}"] if self.settings.console == "on" else []),
             f"  ops    http://{_reachable(self.settings.host)}:{self.settings.ops_port}/readyz",
             f"  data   {self.folder}",
             f"  SQL    {self.database_url}",

@@ -1,0 +1,128 @@
+/** The bulk dialog: preview, reason, go, live progress, and the list of those that were rejected. */
+import { BatchProgress, Rejected } from "./batch_parts.mjs";
+import { announcement, createStore, useStore } from "./store.mjs";
+import { call, newKey } from "./api.mjs";
+import { href } from "./router.mjs";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "./ui.mjs";
+import { many } from "./text.mjs";
+import { BulkForm, Forecast } from "./bulk_form.mjs";
+import { Refusal } from "./parts.mjs";
+import { refusalOf, session } from "./session.mjs";
+import { useWatched } from "./query.mjs";
+
+const MOST = 10_000;
+
+/** What is open: `{title, about, body: {ids} | {filter}, list}`; null when the dialog is closed. */
+const opened = createStore(null);
+
+/** Open the dialog for these ids, or this filter. */
+export const openBulk = (what) => opened.set(what);
+
+/** Why there are no bulk buttons, in words; null where there are. */
+export const bulkRefusal = () => refusalOf(session.get().me, "jobs:retry:bulk");
+export const mayBulk = () => bulkRefusal() === null;
+
+/** What is sent. A filter needs a reason even to ask, and a bound: what was shown, and some for what fails meanwhile. */
+function bodyOf(what, form, most) {
+  const shape = {
+    ...(form.reason.trim() && { reason: form.reason.trim() }),
+    ...(form.spread > 0 && { spread_seconds: form.spread }),
+    ...(form.delay > 0 && { delay_seconds: form.delay }),
+    ...(form.extra > 0 && { extra_attempts: form.extra }),
+  };
+  return what.body.ids ? { ids: what.body.ids, ...shape } : { filter: what.body.filter, max: most, reason: "preview", ...shape };
+}
+
+const boundOf = (forecast) => Math.min(MOST, Math.ceil(forecast.matched * 1.1) + 20);
+
+function usePreview(what, form) {
+  const [state, setState] = useState({ forecast: null, problem: null });
+  const [round, setRound] = useState(0);
+  useEffect(() => {
+    const stop = new AbortController();
+    setState((before) => ({ ...before, problem: null, stale: true }));
+    const ask = () =>
+      call("POST", "jobs/retry?dry_run=true", { body: bodyOf(what, { ...form, reason: "" }, MOST), signal: stop.signal }).then(
+        ({ body }) => setState({ forecast: body.data, problem: null }),
+        (problem) => stop.signal.aborted || setState({ forecast: null, problem }),
+      );
+    const timer = setTimeout(ask, round === 0 && form.extra === 0 ? 0 : 600); // typing asks once, not for every key
+    return () => {
+      clearTimeout(timer);
+      stop.abort();
+    };
+  }, [what, form.extra, round]);
+  return { ...state, again: () => setRound((n) => n + 1) };
+}
+
+function Progress({ accepted, close }) {
+  const reading = useWatched(`retry-batches/${accepted.batch_id}`);
+  const batch = reading.body?.data;
+  useEffect(() => {
+    if (batch?.done) announcement.set(`Done: ${batch.applied} went back, ${batch.rejected} were rejected.`);
+  }, [batch?.done]);
+  return html`
+    ${reading.problem && html`<${Refusal} problem=${reading.problem} retry=${reading.reload} />`}
+    ${batch ? html`<${BatchProgress} batch=${batch} />` : !reading.problem && html`<p class="loading">Reading the batch…</p>`}
+    ${accepted.skipped.length > 0 && html`<p class="muted">${many(accepted.skipped.length, "job")} could not be asked for and stayed as they are.</p>`}
+    ${batch?.rejected > 0 && html`<${Rejected} key=${batch.done} batchId=${batch.id} count=${batch.rejected} />`}
+    <p class="actions">
+      <a href=${href(`batches/${accepted.batch_id}`)} onClick=${close}>the batch's own page</a>
+      <button type="button" onClick=${close}>Close</button>
+    </p>`;
+}
+
+function Dialog({ what, close }) {
+  const [form, setForm] = useState({ reason: "", spread: 0, delay: 0, extra: 0 });
+  const [sent, setSent] = useState({ busy: false, problem: null, accepted: null });
+  const key = useRef({ text: "", key: "" });
+  const preview = usePreview(what, form);
+  async function act() {
+    const body = bodyOf(what, form, boundOf(preview.forecast));
+    const text = JSON.stringify(body);
+    if (key.current.text !== text) key.current = { text, key: newKey() };
+    setSent({ busy: true, problem: null, accepted: null });
+    try {
+      const headers = { "Idempotency-Key": key.current.key };
+      const answer = await call("POST", "jobs/retry?dry_run=false", { body, headers });
+      setSent({ busy: false, problem: null, accepted: answer.body.data });
+      announcement.set(`${many(answer.body.data.accepted, "retry").replace("retrys", "retries")} accepted.`);
+    } catch (problem) {
+      setSent({ busy: false, problem, accepted: null });
+      if (problem.code === "too-many-matches") preview.again();
+    }
+  }
+  if (sent.accepted) return html`<${Progress} accepted=${sent.accepted} close=${close} />`;
+  return html`
+    ${preview.problem
+      ? html`<${Refusal} problem=${preview.problem} retry=${preview.again} />`
+      : html`<${Forecast} forecast=${preview.forecast} stale=${preview.stale} list=${what.list} close=${close} />`}
+    <${BulkForm} form=${form} put=${(changes) => setForm({ ...form, ...changes })} forecast=${preview.forecast}
+      stale=${preview.stale} busy=${sent.busy} needsReason=${!what.body.ids} act=${act} close=${close} />
+    ${sent.problem && html`<${Refusal} problem=${sent.problem} />`}`;
+}
+
+/** The dialog, when one is open. */
+export function BulkDialog() {
+  const what = useStore(opened);
+  const element = useRef(null);
+  const returnTo = useRef(null);
+  useLayoutEffect(() => {
+    if (what === null) return;
+    returnTo.current = document.activeElement;
+    element.current.showModal();
+    element.current.querySelector("textarea")?.focus();
+  }, [what]);
+  if (what === null) return null;
+  function close() {
+    const button = returnTo.current;
+    opened.set(null);
+    if (button?.isConnected) button.focus();
+    what.done?.();
+  }
+  return html`<dialog ref=${element} class="sheet" aria-labelledby="bulk-title" onCancel=${(event) => { event.preventDefault(); close(); }}>
+    <header><h2 id="bulk-title">${what.title}</h2><button type="button" class="small" aria-label="Close" onClick=${close}>×</button></header>
+    ${what.about && html`<code class="clamp">${what.about}</code>`}
+    <${Dialog} key=${what} what=${what} close=${close} />
+  </dialog>`;
+}

@@ -1,0 +1,52 @@
+/** Filters of lists: each changes the address, and so the view. */
+import { html, useEffect, useState } from "./ui.mjs";
+import { now } from "./api.mjs";
+import { number, shown } from "./text.mjs";
+import { useQuery } from "./query.mjs";
+
+/** The moment some hours ago, on a whole minute, so that a page's path stays the same for a while; undefined for none. */
+export function since(hours) {
+  const count = Number.parseInt(hours ?? "", 10);
+  if (!(count > 0 && count < 100_000)) return undefined;
+  return new Date(Math.floor(now() / 60_000) * 60_000 - count * 3_600_000).toISOString();
+}
+
+/** Types of the newest jobs, the most frequent first. */
+export function TypeFilter({ value = "", put }) {
+  const reading = useQuery("jobs/types");
+  const types = reading.body?.data ?? [];
+  const known = value === "" || types.some((each) => each.type === value);
+  return html`<label>type
+    <select value=${value} onChange=${(event) => put(event.target.value)}>
+      <option value="">all</option>
+      ${!known && html`<option value=${value}>${shown(value)}</option>`}
+      ${types.map((each) => html`<option key=${each.type} value=${each.type}>${shown(each.type).slice(0, 60)} (${number(each.jobs)})</option>`)}
+    </select>
+  </label>`;
+}
+
+/** One choice out of a few. */
+export function Choice({ label, value = "", options, put }) {
+  return html`<label>${label}
+    <select value=${value} onChange=${(event) => put(event.target.value)}>
+      ${options.map(([key, words]) => html`<option key=${key} value=${key}>${words}</option>`)}
+    </select>
+  </label>`;
+}
+
+/** Text that is looked for once typing has paused. */
+export function TextFilter({ label, value = "", put, longest = 200, id }) {
+  const [text, setText] = useState(value);
+  useEffect(() => setText(value), [value]);
+  useEffect(() => {
+    if (text === value) return undefined;
+    const timer = setTimeout(() => put(text), 500);
+    return () => clearTimeout(timer);
+  }, [text]);
+  return html`<label>${label}
+    <input type="search" id=${id} maxlength=${longest} value=${text} onInput=${(event) => setText(event.target.value)} />
+  </label>`;
+}
+
+/** A filter that is on and has no field of its own, with a button that takes it off. */
+export const Chip = ({ children, off }) => html`<span class="chip">${children} <button type="button" class="small" aria-label="Remove this filter" onClick=${off}>×</button></span>`;

@@ -1,0 +1,105 @@
+/** `#/jobs`: the jobs of a filter; failed ones unless asked otherwise. */
+import { AsOf, Empty, Standing, Status, Time, Title } from "./parts.mjs";
+import { bulkRefusal, mayBulk, openBulk } from "./bulk.mjs";
+import { Chip, Choice, since, TextFilter, TypeFilter } from "./filters.mjs";
+import { go, href } from "./router.mjs";
+import { html, useEffect, useMemo, useState } from "./ui.mjs";
+import { many, number, short, shown } from "./text.mjs";
+import { More, Newer, usePages } from "./pages.mjs";
+import { pathOf } from "./api.mjs";
+
+const LIMIT = 50;
+const STATUSES = [["failed", "failed"], ["running", "running"], ["pending", "pending"], ["completed", "completed"], ["any", "any"]];
+const HOURS = [["", "at any time"], ["1", "in the last hour"], ["6", "in the last 6 hours"], ["24", "in the last 24 hours"], ["168", "in the last 7 days"]];
+
+function Filters({ query, put, failed }) {
+  const statuses = STATUSES.some(([key]) => key === (query.status ?? "failed")) ? STATUSES : [...STATUSES, [query.status, shown(query.status)]];
+  return html`<div class="filters">
+    <${Choice} label="status" value=${query.status ?? "failed"} options=${statuses} put=${(status) => put(status === "failed" ? { status } : { status, retryable: "", error: "", fingerprint: "" })} />
+    <${TypeFilter} value=${query.type} put=${(type) => put({ type, fingerprint: "" })} />
+    <${Choice} label="created" value=${query.within} options=${HOURS} put=${(within) => put({ within })} />
+    ${failed && html`<${Choice} label="can go back" value=${query.retryable} options=${[["", "either"], ["true", "yes"], ["false", "no"]]} put=${(retryable) => put({ retryable })} />
+      <${TextFilter} label="error contains" id="find" value=${query.error} put=${(error) => put({ error })} />`}
+    ${query.fingerprint && html`<${Chip} off=${() => put({ fingerprint: "" })}>one error: <code>${shown(query.fingerprint)}</code></${Chip}>`}
+  </div>`;
+}
+
+function Row({ job, failed, selected, select, selectable }) {
+  if (job.unreadable) {
+    return html`<tr data-row=${job.id}>${selectable && html`<td></td>`}<td class="main" colspan="6"><code>${job.id}</code> <span class="muted">cannot be shown: its row holds something unreadable</span></td></tr>`;
+  }
+  return html`<tr data-row=${job.id} class=${selected ? "selected" : ""}>
+    ${selectable && html`<td class="pick"><input type="checkbox" checked=${selected} aria-label=${`Select job ${short(job.id)}`} onClick=${(event) => select(job.id, event.shiftKey)} /></td>`}
+    <td class="state"><${Status} of=${job.status} /></td>
+    <td class="main"><a href=${href(`jobs/${job.id}`)}>${shown(job.type) || "(no type)"}</a> <code class="muted id">${short(job.id)}</code></td>
+    ${failed && html`<td class="error"><code title=${shown(job.last_error)}>${shown(job.last_error).split("\n")[0].slice(0, 300)}</code></td>`}
+    <td class="n tries">${job.attempts}/${job.max_attempts}</td>
+    <td class="when"><${Time} at=${failed ? job.completed_at ?? job.created_at : job.created_at} /></td>
+    ${failed && html`<td class="back">${job.retryable ? "yes" : job.retry_blocked_by === "retry_queued" ? "queued" : "used up"}</td>`}
+  </tr>`;
+}
+
+function filterOf(query, after) {
+  const filter = { type: query.type, created_after: after, error_contains: query.error, fingerprint: query.fingerprint };
+  return Object.fromEntries(Object.entries(filter).filter(([, value]) => value));
+}
+
+function Selection({ chosen, everything, query, after, all, setAll, clear, list }) {
+  const open = () =>
+    openBulk({ title: all ? "Retry all that match" : `Retry ${many(chosen.size, "job")}`, body: all ? { filter: filterOf(query, after) } : { ids: [...chosen] }, list: all ? list : null, done: clear });
+  return html`<div class="selection" role="region" aria-label="Selected jobs">
+    <span aria-live="polite">${all ? "All that match" : many(chosen.size, "job")} selected</span>
+    ${everything && !all && html`<button type="button" onClick=${() => setAll(true)}>Select all that match</button>`}
+    <button type="button" onClick=${clear}>Clear</button>
+    <button type="button" class="act" onClick=${open}>Retry${all ? " all" : ` ${number(chosen.size)}`}…</button>
+  </div>`;
+}
+
+/** The page. @param {{query: Record<string, string>}} props */
+export function Jobs({ query }) {
+  const failed = (query.status ?? "failed") === "failed";
+  const after = useMemo(() => since(query.within), [query.within]);
+  const status = query.status === "any" ? undefined : (query.status ?? "failed");
+  const only = failed ? { error_contains: query.error, fingerprint: query.fingerprint, retryable: query.retryable } : {};
+  const path = pathOf("jobs", { status, type: query.type, created_after: after, ...only, limit: LIMIT });
+  const pages = usePages(path);
+  const { reading, rows } = pages;
+  const [chosen, setChosen] = useState(new Set());
+  const [all, setAll] = useState(false);
+  const [last, setLast] = useState(null);
+  const clear = () => {
+    setChosen(new Set());
+    setAll(false);
+  };
+  useEffect(clear, [path]);
+  const selectable = failed && mayBulk();
+  const put = (changes) => go(href("jobs", { ...query, ...changes }), { replace: true });
+  const ids = rows.filter((job) => !job.unreadable).map((job) => job.id);
+  function select(id, toHere) {
+    const next = new Set(chosen);
+    const [from, to] = [toHere && last !== null ? ids.indexOf(last) : ids.indexOf(id), ids.indexOf(id)].sort((a, b) => a - b);
+    for (const each of ids.slice(Math.max(from, 0), to + 1)) chosen.has(id) ? next.delete(each) : next.add(each);
+    setChosen(next);
+    setAll(false);
+    setLast(id);
+  }
+  const whole = ids.length > 0 && ids.every((id) => chosen.has(id));
+  return html`
+    <${Title} text="Jobs"><${AsOf} reading=${reading} /></${Title}>
+    <${Filters} query=${query} put=${put} failed=${failed} />
+    ${(reading.problem || !reading.body) && html`<${Standing} reading=${reading} what="the jobs" />`}
+    ${failed && rows.length > 0 && bulkRefusal() && html`<p class="under muted">${bulkRefusal()}</p>`}
+    ${reading.body?.truncated && html`<p class="under muted">Of the newest 10,000 failed jobs; there are more.</p>`}
+    ${reading.body && rows.length === 0 && html`<${Empty}>${failed ? "No failed job matches." : "No job matches."} ${Object.keys(query).length > 1 ? html`<a href=${href("jobs", { status: query.status })}>Without the other filters</a>` : ""}</${Empty}>`}
+    <${Newer} pages=${pages} />
+    ${rows.length > 0 && html`<table class=${failed ? "card rows jobs" : "card rows jobs short"}>
+      <thead><tr>
+        ${selectable && html`<th class="pick"><input type="checkbox" aria-label="Select all shown" checked=${whole} onClick=${() => setChosen(whole ? new Set() : new Set(ids))} /></th>`}
+        <th scope="col">status</th><th scope="col">type</th>${failed && html`<th scope="col">error</th>`}
+        <th scope="col" class="n">attempts</th><th scope="col">${failed ? "failed" : "created"}</th>${failed && html`<th scope="col">can go back</th>`}
+      </tr></thead>
+      <tbody>${rows.map((job) => html`<${Row} key=${job.id} job=${job} failed=${failed} selected=${all || chosen.has(job.id)} select=${select} selectable=${selectable} />`)}</tbody>
+    </table>`}
+    <${More} pages=${pages} />
+    ${chosen.size > 0 && html`<${Selection} chosen=${chosen} everything=${whole && pages.more} query=${query} after=${after} all=${all} setAll=${setAll} clear=${clear} list=${location.hash} />`}`;
+}

@@ -1,0 +1,97 @@
+/** `#/`: what is failing, since when, how much of it can go back, and whether the way back is open. */
+import { Bars } from "./chart.mjs";
+import { BatchLines } from "./batch_parts.mjs";
+import { bulkRefusal } from "./bulk.mjs";
+import { Groups } from "./groups.mjs";
+import { href } from "./router.mjs";
+import { html } from "./ui.mjs";
+import { AsOf, Empty, Standing, Status, Time, Title } from "./parts.mjs";
+import { many, number, span, zoneName } from "./text.mjs";
+import { now, pathOf } from "./api.mjs";
+import { useQuery } from "./query.mjs";
+
+const COUNTS_S = 15;
+const SLOW_S = 60;
+const LATE_MS = 120_000;
+
+const CARDS = ["failed", "running", "pending", "completed"];
+
+function Card({ status, stat }) {
+  const under =
+    status === "failed" && stat.count > 0
+      ? html`${number(stat.retryable, stat.capped)} can go back`
+      : stat.oldest_at
+        ? html`oldest <${Time} at=${stat.oldest_at} />`
+        : "none";
+  return html`<a class=${`card count ${status} ${status === "failed" && stat.count > 0 ? "alarm" : ""}`} href=${href("jobs", { status })}>
+    <${Status} of=${status} />
+    <strong>${number(stat.count, stat.capped)}</strong>
+    <span class="muted">${under}</span>
+  </a>`;
+}
+
+function isHealthy(stats) {
+  const oldest = stats.oldest_requested_at ? now() - Date.parse(stats.oldest_requested_at) : 0;
+  return oldest < LATE_MS && stats.last_hour.dead_lettered.count === 0;
+}
+
+function WayBack({ reading }) {
+  if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the retries" /></div>`;
+  const stats = reading.body.data;
+  const hour = stats.last_hour;
+  const count = (name) => number(hour[name].count, hour[name].capped);
+  return html`<div class=${isHealthy(stats) ? "card pad" : "card pad alarm"}>
+    <dl class="facts">
+      <dt>queued</dt><dd><a href=${href("retries", { state: "queued" })}>${number(stats.queued.count, stats.queued.capped)}</a></dd>
+      <dt>oldest queued</dt><dd><${Time} at=${stats.oldest_requested_at} /></dd>
+      <dt>request to effect</dt><dd>${stats.wait_ms ? `p50 ${span(stats.wait_ms.p50)} · p95 ${span(stats.wait_ms.p95)}` : "–"}</dd>
+      <dt>last hour</dt><dd>${count("applied")} applied · ${count("rejected")} rejected${hour.cancelled.count > 0 ? ` · ${count("cancelled")} cancelled` : ""}</dd>
+      ${hour.dead_lettered.count > 0 && html`<dt>given up</dt><dd><a href=${href("dead")}>${count("dead_lettered")}</a></dd>`}
+    </dl>
+    ${!isHealthy(stats) && html`<p class="note">The way back is not open: ${hour.dead_lettered.count > 0 ? "retries were given up in the last hour." : "retries have waited for over two minutes. Do the workers run?"}</p>`}
+  </div>`;
+}
+
+function WhatFails({ reading }) {
+  if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the failures" /></div>`;
+  const { data, truncated, sampled } = reading.body;
+  return html`<${Groups} groups=${data.slice(0, 5)} changed=${reading.reload} />
+    <p class="under">
+      ${data.length > 5 && html`<a href=${href("failures")}>all ${data.length} groups</a>`}
+      ${truncated && html`<span class="muted"> of the newest ${number(sampled)} failed jobs</span>`}
+      ${data.length > 0 && bulkRefusal() && html`<span class="muted"> ${bulkRefusal()}</span>`}
+    </p>`;
+}
+
+/** The page. */
+export function Overview() {
+  const stats = useQuery("jobs/stats", COUNTS_S);
+  const failures = useQuery("failures", COUNTS_S);
+  const retries = useQuery("retries/stats", COUNTS_S);
+  const batches = useQuery(pathOf("retry-batches", { limit: 5 }), COUNTS_S * 2);
+  const series = useQuery("jobs/series", SLOW_S);
+  const away = stats.problem ?? failures.problem;
+  const first = retries.body && !isHealthy(retries.body.data) ? "first" : "";
+  return html`
+    <${Title} text="Overview"><${AsOf} reading=${stats} at=${stats.body?.data && stats.body.as_of} /></${Title}>
+    ${away && stats.body && html`<${Standing} reading=${{ ...stats, problem: away }} />`}
+    ${stats.body
+      ? html`<div class="counts" aria-live="polite">${CARDS.map((status) => html`<${Card} key=${status} status=${status} stat=${stats.body.data[status]} />`)}</div>
+          ${stats.body.data.other.count > 0 && html`<p class="under muted">${many(stats.body.data.other.count, "job", stats.body.data.other.capped)} in other states</p>`}`
+      : html`<${Standing} reading=${stats} what="the counts" />`}
+    <div class=${`two ${first}`}>
+      <section><h2>What fails</h2><${WhatFails} reading=${failures} /></section>
+      <div class="side">
+        <section><h2>The way back</h2><${WayBack} reading=${retries} /></section>
+        <section><h2>Last batches</h2>
+          ${batches.body
+            ? batches.body.data.length > 0 ? html`<${BatchLines} batches=${batches.body.data} />` : html`<${Empty}>None yet. A bulk retry shows up here.</${Empty}>`
+            : html`<div class="card pad"><${Standing} reading=${batches} what="the batches" /></div>`}
+        </section>
+      </div>
+    </div>
+    <section>
+      <h2>Last 24 hours, by creation, ${zoneName()}</h2>
+      ${series.body ? html`<${Bars} buckets=${series.body.data} label="Jobs of the last 24 hours by status" />` : html`<div class="card pad"><${Standing} reading=${series} what="the hours" /></div>`}
+    </section>`;
+}

@@ -1,0 +1,62 @@
+/** One value that several components read, and what a person has chosen for this browser. */
+import { useLayoutEffect, useState } from "./ui.mjs";
+
+/**
+ * @template T
+ * @param {T} value
+ * @returns {{get: () => T, set: (next: T) => void, subscribe: (listener: () => void) => () => void}}
+ */
+export function createStore(value) {
+  const listeners = new Set();
+  return {
+    get: () => value,
+    set(next) {
+      value = next;
+      for (const listener of [...listeners]) listener();
+    },
+    subscribe(listener) {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
+  };
+}
+
+/** The store's value; the component is drawn again when it changes. */
+export function useStore(store) {
+  const [, redraw] = useState(0);
+  useLayoutEffect(() => store.subscribe(() => redraw((n) => n + 1)), [store]);
+  return store.get();
+}
+
+const KEY = "redrive.choices";
+const DEFAULTS = { theme: "auto", zone: "utc", times: "relative", shortcuts: true };
+
+function kept() {
+  try {
+    return { ...DEFAULTS, ...JSON.parse(localStorage.getItem(KEY) ?? "{}") };
+  } catch {
+    return DEFAULTS; // storage is off, or holds something else
+  }
+}
+
+/** Theme (auto, light, dark), zone (utc, local), times (relative, absolute), shortcuts (true, false). */
+export const choices = createStore(kept());
+
+/** Change some choices, for this and later visits. */
+export function choose(changes) {
+  choices.set({ ...choices.get(), ...changes });
+  try {
+    localStorage.setItem(KEY, JSON.stringify(choices.get()));
+  } catch {
+    // without storage a choice holds until the page is closed
+  }
+  applyTheme();
+}
+
+/** Put the chosen theme on the page. */
+export function applyTheme() {
+  document.documentElement.dataset.theme = choices.get().theme;
+}
+
+/** Said to screen readers; set it to a sentence. */
+export const announcement = createStore("");

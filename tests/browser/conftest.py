@@ -1,0 +1,79 @@
+"""A browser, an api that serves the console to it, 20,000 jobs and a broker; all of a module's own.
+
+Tests here run in the module's loop: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
+"""
+
+import os
+import shutil
+from collections.abc import AsyncIterator
+from typing import Final
+
+import pytest
+import pytest_asyncio
+from playwright.async_api import Browser, async_playwright
+
+from tests.api_server import Api, serving
+from tests.browser.console import Console
+from tests.jobs import JobMaker
+from tests.servers.postgres import Postgres
+from tests.servers.rabbitmq import Rabbitmq
+
+module_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
+
+_FLAGS: Final = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--no-first-run",
+]  # fmt: skip
+_MANY: Final = """
+INSERT INTO control_plane.jobs (
+    project_id, type, payload, status, attempts, max_attempts, created_at, started_at, completed_at
+)
+SELECT 'p1', 'report.build', '{}', 'completed', 1, 3, now() - n * interval '4 s', now() - n * interval '4 s', now()
+FROM generate_series(1, 20000) AS n
+"""
+
+
+@module_fixture
+async def browser() -> AsyncIterator[Browser]:
+    given = os.environ.get("REDRIVE_TEST_CHROMIUM")
+    path = given or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.fail(
+            "these tests need Chromium: .ci/test-browser installs it where it may; or set REDRIVE_TEST_CHROMIUM"
+        )
+    async with async_playwright() as playwright:
+        running = await playwright.chromium.launch(executable_path=path, args=_FLAGS)
+        yield running
+        await running.close()
+
+
+@module_fixture
+async def database_url(postgres: Postgres) -> AsyncIterator[str]:
+    async with postgres.database() as url:
+        yield url
+
+
+@module_fixture
+async def amqp_url(rabbitmq: Rabbitmq) -> AsyncIterator[str]:
+    async with rabbitmq.vhost() as url:
+        yield url
+
+
+@module_fixture
+async def jobs(database_url: str) -> AsyncIterator[JobMaker]:
+    async with JobMaker.on(database_url) as maker:
+        await maker.pool.execute(_MANY)
+        yield maker
+
+
+@module_fixture
+async def api(database_url: str, amqp_url: str) -> AsyncIterator[Api]:
+    async with serving(database_url, amqp_url=amqp_url, console="on", watch_interval=0.1) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def console(browser: Browser, api: Api) -> AsyncIterator[Console]:
+    """The console in a window of its own; what went wrong in it fails the test in the end."""
+    async with Console.opened(browser, api) as opened:
+        yield opened

@@ -1,0 +1,68 @@
+"""The console as a person meets it, and what a browser has against it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final, Self
+
+from playwright.async_api import Browser, ConsoleMessage, Page, expect
+
+from tests.api_server import Api
+from tests.tokens import token
+
+EVERYTHING: Final = "jobs:read jobs:payload jobs:retry jobs:retry:bulk jobs:retry:extend"
+_WATCH: Final = """
+window.violations = [];
+document.addEventListener("securitypolicyviolation", (event) => {
+  window.violations.push(`${event.violatedDirective} ${event.blockedURI} ${event.sourceFile}:${event.lineNumber}`);
+});
+"""
+
+
+class Console:
+    """One window. `wrong` gathers page errors, and errors on the browser's console but its own line for a status."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.url = url
+        self.wrong: list[str] = []
+        page.on("pageerror", lambda error: self.wrong.append(f"page error: {error}"))
+        page.on("console", self._note)
+
+    def _note(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and not message.text.startswith("Failed to load resource"):
+            self.wrong.append(f"console: {message.text}")
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(
+        cls, browser: Browser, api: Api, *, theme: str = "light", width: int = 1440, height: int = 900
+    ) -> AsyncIterator[Self]:
+        context = await browser.new_context(
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if theme == "dark" else "light",
+            reduced_motion="reduce",
+        )
+        try:
+            await context.add_init_script(_WATCH)
+            console = cls(await context.new_page(), f"http://127.0.0.1:{api.port}/console/")
+            yield console
+            await console.check()
+        finally:
+            await context.close()
+
+    async def check(self) -> None:
+        """Nothing went wrong so far: no page error, and nothing that the content security policy has blocked."""
+        assert self.wrong == []
+        assert await self.page.evaluate("window.violations") == []
+
+    async def sign_in(self, *, scope: str = EVERYTHING, view: str = "") -> None:
+        """Open a link that is signed in, as `redrive up` prints it, and go to a view."""
+        await self.page.goto(f"{self.url}#token={token(scope=scope)}")
+        await expect(self.page.locator("main h1")).to_have_text("Overview")
+        if view:
+            await self.go(view)
+
+    async def go(self, view: str) -> None:
+        """Go to a view, and wait until it has read what it shows."""
+        await self.page.evaluate("view => { location.hash = view; }", view)
+        await expect(self.page.locator(".loading")).to_have_count(0)

@@ -1,0 +1,148 @@
+"""Every page: nothing fails in it, nothing is blocked, nothing that it shows runs, and axe finds nothing."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, expect
+
+from tests.api_server import Api
+from tests.browser.console import EVERYTHING, Console
+from tests.jobs import JobMaker, MadeJob
+from tests.tokens import token
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
+
+PAYLOAD = '{"big": 12345678901234567890123, "text": "\\"payload\\":{"}'
+HOSTILE = "<img src=x onerror='window.ran=1'>\u202e<script>window.ran=1</script>"
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def failed(jobs: JobMaker, api: Api) -> AsyncIterator[MadeJob]:
+    """A project in trouble: two groups of failures, hostile text in types, errors, payloads and reasons, one batch."""
+    await jobs.make(30, status="failed", kind="email.send", last_error="SMTPServerDisconnected: after 30 s")
+    await jobs.make(2, status="failed", kind="email.send", attempts=3, last_error="CardDeclined: no funds")
+    job = await jobs.failed(kind=HOSTILE, last_error=f"{HOSTILE}\n" + "x" * 100_000)
+    body = {"filter": {"type": "email.send"}, "max": 100, "reason": HOSTILE}
+    assert (await api.post("/api/jobs/retry?dry_run=false", body, token=token(scope=EVERYTHING))).status == 202
+    yield job
+
+
+async def views_of(api: Api, job: MadeJob) -> list[str]:
+    (batch,) = (await api.get("/api/retry-batches")).data
+    return [
+        "#/", "#/failures", "#/jobs", "#/jobs?status=completed", f"#/jobs/{job.id}", "#/retries", "#/batches",
+        f"#/batches/{batch['id']}", "#/dead", "#/me", "#/nowhere",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 390)])
+async def test_no_page_has_an_error_a_violation_or_a_fault_that_axe_finds(
+    browser: Browser, api: Api, failed: MadeJob, theme: str, width: int
+) -> None:
+    async with Console.opened(browser, api, theme=theme, width=width) as console:
+        await console.sign_in()
+        for view in await views_of(api, failed):
+            await console.go(view)
+            found = await Axe().run(console.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]})
+            assert found.violations_count == 0, f"{view}: {found.generate_report()}"
+            assert await console.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+            assert await console.page.evaluate("window.ran === undefined"), view
+            await console.check()
+
+
+async def test_the_token_leaves_the_address_bar_and_is_kept_only_where_that_is_ticked(console: Console) -> None:
+    page = console.page
+    await console.sign_in()
+
+    assert page.url == f"{console.url}#/"
+    assert await page.evaluate("JSON.stringify([sessionStorage, localStorage, document.cookie])") == '[{},{},""]'
+    await page.reload()
+    await expect(page.get_by_text("Paste a token of your project.")).to_be_visible()
+
+    await page.get_by_label("token", exact=True).fill(token(scope="jobs:read"))
+    await expect(page.get_by_role("definition").filter(has_text="alice")).to_be_visible()  # the claims, before its use
+    await page.get_by_label("keep it for this tab").check()
+    await page.get_by_role("button", name="Use this token").click()
+    await expect(page.locator("main h1")).to_have_text("Overview")
+    await page.reload()
+    await expect(page.locator("main h1")).to_have_text("Overview")
+
+
+async def test_a_token_that_only_reads_finds_reasons_in_place_of_buttons(console: Console, failed: MadeJob) -> None:
+    await console.sign_in(scope="jobs:read", view="#/failures")
+    await expect(console.page.get_by_text("Your token lacks the scope jobs:retry:bulk.")).to_be_visible()
+    assert await console.page.get_by_role("button", name="Retry").count() == 0
+
+    await console.go(f"#/jobs/{failed.id}")
+    await expect(console.page.get_by_text("Your token lacks the scope jobs:retry.")).to_be_visible()
+    await expect(console.page.get_by_text("Your token lacks the scope jobs:payload.")).to_be_visible()
+
+
+async def test_numbers_of_a_payload_keep_their_digits(console: Console, jobs: JobMaker) -> None:
+    (job,) = await jobs.make(1, status="completed", payload=PAYLOAD)
+    await console.sign_in(view=f"#/jobs/{job.id}")
+
+    await console.page.get_by_role("button", name="Show the payload").click()
+
+    await expect(console.page.locator("pre.payload")).to_contain_text('"big": 12345678901234567890123')
+    await expect(console.page.locator("pre.payload")).to_contain_text('"text": "\\"payload\\":{"')
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (429, '{"code":"rate-limited","status":429}', "used up its share of requests"),
+        (503, '{"code":"unavailable","status":503}', "away or too slow"),
+        (403, '{"code":"insufficient-scope","status":403}', "does not permit this"),
+        (502, "<html>bad gateway</html>", "Something in between answered"),
+    ],
+)
+async def test_a_refusal_is_said_in_words_with_its_request_id(
+    console: Console, status: int, body: str, words: str
+) -> None:
+    kind = "text/html" if body.startswith("<") else "application/problem+json"
+    headers = {"Content-Type": kind, "X-Request-Id": "request-77", "Retry-After": "9"}
+    await console.page.route("**/api/failures*", lambda route: route.fulfill(status=status, headers=headers, body=body))
+
+    await console.sign_in()
+    await console.page.evaluate("location.hash = '#/failures'")
+
+    alert = console.page.get_by_role("alert")
+    await expect(alert).to_contain_text(words)
+    await expect(alert).to_contain_text("request-77")
+
+
+async def test_a_token_that_expires_in_a_dialog_loses_nothing_that_was_typed(console: Console, failed: MadeJob) -> None:
+    page = console.page
+    await console.sign_in(view=f"#/jobs/{failed.id}")
+    await page.get_by_label("reason").fill("the mail server is back")
+    refused = '{"code":"invalid-token","status":401}'
+    await page.route(
+        "**/retry", lambda route: route.fulfill(status=401, content_type="application/problem+json", body=refused)
+    )
+    await page.get_by_role("button", name="Retry this job").click()
+
+    await expect(page.get_by_role("dialog")).to_contain_text("Sign in again")
+    await page.get_by_role("dialog").get_by_label("token", exact=True).fill(token(scope="jobs:read"))
+    await page.get_by_role("button", name="Use this token").click()
+
+    await expect(page.get_by_role("dialog")).to_have_count(0)
+    await expect(page.locator("main h1")).to_contain_text("<img")
+
+
+async def test_a_hidden_tab_asks_for_nothing(console: Console) -> None:
+    page = console.page
+    await page.clock.install()
+    await console.sign_in()
+    asked: list[str] = []
+    await page.evaluate(
+        "Object.defineProperty(document, 'visibilityState', {get: () => 'hidden'});"
+        "document.dispatchEvent(new Event('visibilitychange'))"
+    )
+    page.on("request", lambda request: asked.append(request.url))
+
+    await page.clock.run_for(600_000)
+
+    assert asked == []

@@ -1,0 +1,142 @@
+"""The console's files: what they carry, and that they are the 404 of an unknown path where the console is off."""
+
+import gzip
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.api_server import NO_TOKEN, Api, Reply, serving
+from tests.integration.api.conftest import module_fixture
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+FOLDER = Path(__file__).parents[3] / "api" / "console"
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
+    " base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
+    " require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+
+@module_fixture
+async def serving_console(database_url: str) -> AsyncIterator[Api]:
+    async with serving(database_url, console="on") as running:
+        yield running
+
+
+async def get(api: Api, path: str, **headers: str) -> Reply:
+    """A file as a browser asks for it: without a token."""
+    given = {name.replace("_", "-"): value for name, value in {"Accept_Encoding": "identity", **headers}.items()}
+    return await api.get(path, token=NO_TOKEN, headers=given)
+
+
+def served() -> list[str]:
+    files = [each.relative_to(FOLDER).as_posix() for each in FOLDER.rglob("*") if each.is_file()]
+    assert len(files) > 30
+    return files
+
+
+async def test_every_file_is_served_with_the_headers_of_a_page_that_holds_tokens(serving_console: Api) -> None:
+    types = {
+        ".html": "text/html",
+        ".mjs": "text/javascript",
+        ".css": "text/css",
+        ".svg": "image/svg+xml",
+        ".txt": "text/plain",
+    }
+    for path in ["", *served()]:
+        answer = await get(serving_console, f"/console/{path}")
+
+        assert answer.status == 200, path
+        assert answer.body == (FOLDER / (path or "index.html")).read_bytes()
+        assert answer.headers["Content-Type"].split(";")[0] == types[Path(path or "index.html").suffix]
+        assert answer.headers["Content-Security-Policy"] == POLICY
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"] == "private, no-cache"
+        assert "X-Request-Id" in answer.headers
+        assert "RateLimit" not in answer.headers
+
+
+async def test_a_file_has_a_tag_in_either_coding_and_is_not_sent_twice(serving_console: Api) -> None:
+    plain = await get(serving_console, "/console/main.mjs")
+    async with serving_console._session.get(
+        f"http://127.0.0.1:{serving_console.port}/console/main.mjs",
+        headers={"Accept-Encoding": "gzip"}, auto_decompress=False,
+    ) as answer:  # fmt: skip
+        compressed, headers = await answer.read(), answer.headers
+
+    assert headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(compressed) == plain.body
+    assert headers["Vary"] == plain.headers["Vary"] == "Accept-Encoding"
+    assert headers["ETag"] != plain.headers["ETag"]
+    for tag in (headers["ETag"], plain.headers["ETag"], f"W/{plain.headers['ETag']}"):
+        again = await get(serving_console, "/console/main.mjs", If_None_Match=tag)
+        assert (again.status, again.body) == (304, b"")
+        assert again.headers["Content-Security-Policy"] == POLICY
+    assert (await get(serving_console, "/console/main.mjs", If_None_Match='"another"')).status == 200
+
+
+async def test_the_folder_is_found_without_its_slash_under_any_prefix(serving_console: Api) -> None:
+    answer = await get(serving_console, "/console")
+
+    assert (answer.status, answer.headers["Location"], answer.body) == (308, "console/", b"")
+
+
+async def test_what_is_no_file_is_not_found_and_no_other_method_is_allowed(serving_console: Api) -> None:
+    for path in (
+        "/console/nothing",
+        "/console/../api/me",
+        "/console/%2e%2e/app.py",
+        "/console/vendor",
+        "/console/vendor/",
+    ):
+        answer = await get(serving_console, path)
+        assert answer.status in (401, 404), path
+        assert answer.code in ("not-found", "authentication-required")
+    refused = await serving_console.post("/console/", token=NO_TOKEN)
+    assert (refused.status, refused.code, refused.headers["Allow"]) == (405, "method-not-allowed", "GET")
+
+
+async def test_a_console_that_is_off_is_the_404_of_any_unknown_path(api: Api) -> None:
+    unknown = await api.get("/nowhere", token=NO_TOKEN, headers={"X-Request-Id": "same"})
+    for path in ("/console", "/console/", "/console/main.mjs", "/console/index.html"):
+        answer = await api.get(path, token=NO_TOKEN, headers={"X-Request-Id": "same"})
+        assert answer.without_date == unknown.without_date
+
+
+async def test_files_are_charged_to_the_address_alone(database_url: str) -> None:
+    async with serving(database_url, console="on", limit_ip="3/60", limit_read="1/60") as api:
+        statuses = [(await get(api, "/console/")).status for _ in range(4)]
+
+    assert statuses == [200, 200, 200, 429]
+
+
+async def test_all_modules_are_preloaded_and_together_with_a_list_they_are_below_100_kb(serving_console: Api) -> None:
+    page = (await get(serving_console, "/console/")).body.decode()
+    preloaded = set(re.findall(r'modulepreload" href="([^"]+)"', page))
+
+    assert preloaded | {"main.mjs"} == {path for path in served() if path.endswith(".mjs")}
+    used = [path for path in served() if not path.endswith(".txt")]
+    assert sum(len(gzip.compress((FOLDER / path).read_bytes())) for path in used) < 85_000
+
+
+async def test_no_file_of_ours_is_over_150_lines_or_makes_markup_or_code_from_text() -> None:
+    for path in served():
+        if path.startswith("vendor/"):
+            continue
+        text = (FOLDER / path).read_text()
+        assert text.count("\n") <= 150, path
+        for word in (
+            "innerHTML",
+            "outerHTML",
+            "dangerouslySetInnerHTML",
+            "insertAdjacentHTML",
+            "eval(",
+            "document.write",
+            "style=",
+        ):
+            assert word not in text, f"{word} in {path}"
