@@ -100,8 +100,10 @@ def _statuses(value: object) -> object:
 
 def _versions(value: object) -> object:
     words = _words(value)
+    if words == ("any",):
+        return None
     if not (isinstance(words, tuple) and words and all(word in {"1", "3", "4", "5", "6", "7", "8"} for word in words)):
-        raise ValueError("must be UUID versions, such as 4,7")
+        raise ValueError("must be UUID versions, such as 4,7, or any")
     return frozenset(int(word) for word in words)
 
 
@@ -218,7 +220,7 @@ class ApiSettings(Settings):
     trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)] = ()
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ()
     console: Literal["on", "off"] = "off"
-    job_id_versions: Annotated[frozenset[int], NoDecode, BeforeValidator(_versions)] = frozenset({4})
+    job_id_versions: Annotated[frozenset[int] | None, NoDecode, BeforeValidator(_versions)] = frozenset({4})
     final_statuses: Annotated[frozenset[str], NoDecode, BeforeValidator(_statuses)] = FINAL_STATUSES
     max_waiters: Annotated[int, Field(ge=0)] = 20_000
     max_wait: Annotated[int, Field(ge=0, le=60)] = 55

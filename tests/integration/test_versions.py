@@ -14,7 +14,7 @@ from tests.api_server import Api, Reply, serving
 from tests.eventually import eventually
 from tests.jobs import VERSION_SQL, JobMaker, MadeJob, a_message_for, a_retry_of
 from tests.ledger import Ledger
-from tests.servers.postgres import Postgres
+from tests.servers.postgres import Postgres, PrivatePostgres
 
 TICK_S = 0.05
 
@@ -209,6 +209,41 @@ async def test_a_restore_and_a_rewrite_of_the_table_supersede_no_request(
             await connection.copy_to_table("jobs", schema_name="control_plane", source=dump)
         assert await tag_of(there, job) == tag
     assert (await ledger.settlement.apply_queued(1))[retry.id].outcome is Outcome.APPLIED
+
+
+async def test_a_logical_replica_has_the_same_tags(private_postgres: PrivatePostgres) -> None:
+    server = private_postgres.postgres
+    async with (
+        server.database() as here,
+        server.database() as there,
+        JobMaker.on(here) as jobs,
+        JobMaker.on(there) as copies,
+    ):
+        job = await jobs.failed()
+        await jobs.pool.execute("CREATE PUBLICATION jobs FOR TABLE control_plane.jobs")
+        await jobs.pool.execute("SELECT pg_create_logical_replication_slot('versions', 'pgoutput')")
+        ((socket, port, name),) = await jobs.pool.fetch(
+            "SELECT split_part(current_setting('unix_socket_directories'), ',', 1), current_setting('port'),"
+            " current_database()"
+        )
+        try:
+            await copies.pool.execute(
+                f"CREATE SUBSCRIPTION jobs CONNECTION 'host={socket} port={port} user=postgres dbname={name}'"
+                " PUBLICATION jobs WITH (create_slot = false, slot_name = 'versions')"
+            )
+            await eventually(lambda: copies.pool.fetchval("SELECT count(*) FROM control_plane.jobs"), what="copied")
+            async with serving(here) as primary, serving(there) as replica:
+                tag = await tag_of(primary, job)
+                assert await tag_of(replica, job) == tag
+                again = await jobs.fail_again(job)
+                await eventually(lambda: _is_tagged(replica, job, f'"{again.version}"'))
+                assert await tag_of(primary, job) == f'"{again.version}"' != tag
+        finally:
+            await copies.pool.execute("DROP SUBSCRIPTION IF EXISTS jobs")
+
+
+async def _is_tagged(api: Api, job: MadeJob, tag: str) -> bool:
+    return await tag_of(api, job) == tag
 
 
 async def test_a_heartbeat_supersedes_no_request_and_fails_no_if_match(

@@ -33,6 +33,7 @@ MISSING = (
     "or set REDRIVE_TEST_DATABASE_URL"
 )
 _TEST_SETTINGS = {"max_connections": "200", "shared_buffers": "64MB", "max_wal_size": "256MB"}
+_DURABLE = {"wal_level": "logical"}
 _THROWAWAY = {"fsync": "off", "full_page_writes": "off"}  # nobody restarts the shared server to look for its data
 
 
@@ -145,7 +146,7 @@ class LocalPostgres(PrivatePostgres):
         self._folder = make_folder("postgres")
         self._bin = _binaries(self._folder, self._account)
         self._data = self._folder / "data"
-        self._settings = _TEST_SETTINGS | ({} if durable else _THROWAWAY)
+        self._settings = _TEST_SETTINGS | (_DURABLE if durable else _THROWAWAY)
         if follows is not None:
             self._settings["recovery_min_apply_delay"] = f"{int(behind_s * 1000)}ms"
         self._process: Process | None = None
@@ -277,7 +278,7 @@ class ContainerPostgres(PrivatePostgres):
 
     def __init__(self, *, durable: bool = True) -> None:
         port, password = free_port(), uuid.uuid4().hex
-        settings = _TEST_SETTINGS | ({} if durable else _THROWAWAY)
+        settings = _TEST_SETTINGS | (_DURABLE if durable else _THROWAWAY)
         self._frozen = False
         self._container = Container(
             POSTGRES,

@@ -46,7 +46,7 @@ def test_little_is_needed_and_the_rest_is_as_documented() -> None:
     assert (found.limit_retry, found.limit_bulk) == (Limit(60, 60), Limit(6, 60))
     assert (found.db_pool_size, found.db_timeout, found.shutdown_grace) == (4, 2.0, 10.0)
     assert (found.max_waiters, found.watch_interval) == (20_000, 0.5)
-    assert found.job_id_versions == {4}
+    assert found.job_id_versions == frozenset({4})
     assert found.trusted_proxies == ()
     assert (found.amqp_url, found.jwt_project_claim) == (None, "project_id")
     assert found.jwt_leeway == 10
@@ -68,6 +68,7 @@ def test_a_worker_needs_no_key(environment: pytest.MonkeyPatch) -> None:
         ("TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8 127.0.0.1", "trusted_proxies",
          (ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("127.0.0.1"))),
         ("JOB_ID_VERSIONS", "4,7", "job_id_versions", {4, 7}),
+        ("JOB_ID_VERSIONS", "any", "job_id_versions", None),
         ("FINAL_STATUSES", "timed out, skipped", "final_statuses", {"timed out", "skipped"}),
         ("REQUIRE_SCOPES", "true", "require_scopes", True),
         ("JWT_PROJECT_CLAIM", "https://example.com/a~2", "jwt_project_claim", "https://example.com/a~2"),
@@ -155,6 +156,7 @@ def test_a_setting_is_read_from_its_variable(
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
         ("JOB_ID_VERSIONS", "canary"),
         ("JOB_ID_VERSIONS", "44"),
+        ("JOB_ID_VERSIONS", "4,any"),
         ("JOB_ID_VERSIONS", ","),
         ("REQUIRE_SCOPES", "canary"),
         ("READ_ONLY", "2"),
