@@ -31,7 +31,8 @@ def use_own_packages() -> None:
 
 
 def _lies_below(module: ModuleType, own: Path) -> bool:
-    return module.__file__ is not None and Path(module.__file__).resolve().is_relative_to(own)
+    file = getattr(module, "__file__", None)  # a namespace package has none
+    return file is not None and Path(file).resolve().is_relative_to(own)
 
 
 def main() -> None:

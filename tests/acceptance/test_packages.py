@@ -1,8 +1,8 @@
 """The distributions: what they put into an environment, and the commands in one where every name of ours is taken."""
 
-import asyncio
 import email
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -59,7 +59,7 @@ def needs(wheel: Path) -> set[str]:
     """The distributions that a wheel requires, extras left out."""
     (text,) = (content for name, content in files(wheel).items() if name.endswith("/METADATA"))
     required = email.message_from_bytes(text).get_all("Requires-Dist") or []
-    return {each.partition(">")[0].partition("[")[0] for each in required if "extra ==" not in each}
+    return {re.split(r"[^\w-]", each)[0] for each in required if "extra ==" not in each}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,16 +155,17 @@ class Installed:
 
 @pytest.fixture(scope="module")
 def crowded(built: Built) -> Installed:
-    """An environment in which `shared` is a package that a `.pth` file loads before the command starts.
+    """An environment in which a `.pth` file loads `shared`, and `worker`, a namespace package, before a command starts.
 
     The other names of ours are packages there that no command may import.
     """
     place = Installed.of(built)
-    put_namesakes(place.packages, PACKAGES - {"redrive_client", "shared"})
+    put_namesakes(place.packages, PACKAGES - {"redrive_client", "shared", "worker"})
+    (place.packages / "worker").mkdir()
     (place.packages / "shared").mkdir()
     for name in ("__init__.py", "settings.py"):
         (place.packages / "shared" / name).write_text("")
-    (place.packages / "a_tool.pth").write_text("import shared.settings\n")
+    (place.packages / "a_tool.pth").write_text("import shared.settings, worker\n")
     return place
 
 
@@ -184,25 +185,24 @@ def worked(done: Done) -> str:
     return done.out
 
 
+@pytest.mark.timeout(240)  # a dozen interpreters, one after the other, so that each has its time on a busy machine
 @pytest.mark.usefixtures("started_there")
 async def test_the_commands_work_where_other_packages_have_the_names_of_ours(empty_database_url: str) -> None:
     assert "applied" in worked(await commanded("migrate", DATABASE_URL=empty_database_url))
     port = free_port()
     settings = {"DATABASE_URL": empty_database_url, "JWT_SECRET": SECRET, "PORT": str(port)}
+    assert "ok" in worked(await commanded("check", **settings))
+    assert worked(await commanded("token", "--project", "p1", **settings)).startswith("ey")
+    worked(await commanded("migrate", "--check", DATABASE_URL=empty_database_url))
+    worked(await commanded("prune", "--older-than", "90d", DATABASE_URL=empty_database_url))
     async with (
         JobMaker.on(empty_database_url) as jobs,
         Program.started("api", "--processes", "2", **settings) as api,
         Program.started("worker", DATABASE_URL=empty_database_url) as worker,
     ):
         job = await jobs.failed()
-        outputs = await asyncio.gather(
-            commanded("check", **settings),
-            commanded("token", "--project", "p1", **settings),
-            commanded("migrate", "--check", DATABASE_URL=empty_database_url),
-            commanded("prune", "--older-than", "90d", DATABASE_URL=empty_database_url),
-        )
-        assert all(worked(done) for done in outputs)
-        await asyncio.gather(api.until_ready(), worker.until_ready())
+        await api.until_ready()
+        await worker.until_ready()
         on_api = {"URL": f"http://127.0.0.1:{port}", "TOKEN": token()}
         assert str(job.id) in worked(await commanded("jobs", "list", **on_api))
         worked(await commanded("retry", str(job.id), **on_api))
