@@ -93,7 +93,7 @@ async def test_a_condition_may_be_spread_over_several_lines(api: Api, jobs: JobM
     assert await rehearsed('"1"', tag) == 200
     assert await rehearsed(tag, '"1"') == 200
     assert await rehearsed('"1"', '"2"') == 412
-    assert await rehearsed('"1"', f"W/{tag}") == 412
+    assert await rehearsed('"1"', f"W/{tag}") == 200  # a proxy on the way has made it weak
     assert await rehearsed("*") == 200
 
 
