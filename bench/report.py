@@ -22,7 +22,7 @@ _INTRODUCTION: Final = """\
 
 <!-- Made by `make bench` from bench/results.json: change bench/report.py, not this page. -->
 
-Redrive beside what somebody would write by hand, on the same servers and in the same run. Who is compared takes turns,
+Redrive beside what one would write by hand, on the same servers and in the same run. Who is compared takes turns,
 round by round; figures are medians over the rounds, ratios are medians of each round's own ratio. Load generator,
 programs, PostgreSQL and RabbitMQ share the machine's cores, so every figure is of all of them together. Everything goes
 through 127.0.0.1; there is no network in it. [Where the time goes](profile.md) says what the figures are made of, and
