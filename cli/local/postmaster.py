@@ -25,6 +25,12 @@ def pid_lines(cluster: Path) -> list[str]:
         return []
 
 
+def is_ready(cluster: Path, pid: int) -> bool:
+    """Whether the server takes connections. After a crash the file says so of the process before: `pid` tells."""
+    lines = pid_lines(cluster)
+    return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
+
+
 def end_leftover(cluster: Path) -> None:
     """End the server that a killed `up` has left running on the data. The caller holds the folder's lock.
 

