@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, note, refused
+from cli.operate.connection import ask, note, refused
 from cli.operate.filters import duration_of, id_of
+from cli.operate.options import LOCAL, AsJson, Limit, Timeout, TokenFile, Url
 from cli.operate.retries import COLUMNS, row_of
 from cli.operate.tables import print_facts, print_json, print_table, progress, time_text
 
@@ -30,7 +31,7 @@ _COLUMNS = ("ID", "REQUESTED", "TOTAL", "QUEUED", "APPLIED", "REJECTED", "CANCEL
 def list_(
     *,
     actor: Annotated[str | None, typer.Option(help="Only bulk retries that this actor asked for.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    limit: Limit = 20,
     url: Url = LOCAL,
     token_file: TokenFile = None,
     as_json: AsJson = False,
@@ -84,7 +85,7 @@ def cancel(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None,
 def wait(
     batch_id: BatchId,
     *,
-    timeout: Annotated[str, typer.Option(help="For how long: 90s, 5m, 24h.")] = "5m",
+    timeout: Timeout = "5m",
     url: Url = LOCAL,
     token_file: TokenFile = None,
     as_json: AsJson = False,

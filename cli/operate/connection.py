@@ -11,7 +11,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -26,22 +26,6 @@ if TYPE_CHECKING:
 REJECTED: Final = 3
 """The exit status of a retry that was refused, or ended rejected."""
 _TIMEOUT_S: Final = 10.0
-_PANEL: Final = "Connection"
-
-Url = Annotated[str, typer.Option("--url", envvar="REDRIVE_URL", help="Where the API is.", rich_help_panel=_PANEL)]
-TokenFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--token-file",
-        envvar="REDRIVE_TOKEN_FILE",
-        dir_okay=False,
-        help="Holds the token, such as .redrive/auth after `redrive up`.",
-        show_default="the token in REDRIVE_TOKEN",
-        rich_help_panel=_PANEL,
-    ),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs: a document, or one a line.")]
-LOCAL: Final = "http://127.0.0.1:8080"
 
 
 def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[int | None]]") -> None:

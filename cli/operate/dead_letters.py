@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.connection import AsJson, is_terminal
+from cli.operate.connection import is_terminal
+from cli.operate.options import AsJson, DryRun, Yes
 from cli.operate.tables import print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ def redrive_(
         str | None,
         typer.Option(help="The name that the audit trail shows as redriven_by; your name on this system by default."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
 ) -> None:
     """Queue dead letters again, as the requests that they were.
@@ -176,7 +177,7 @@ def redrive_(
 
 
 @app.command()
-def purge(*, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False) -> None:
+def purge(*, yes: Yes = False, as_json: AsJson = False) -> None:
     """Delete all dead letters. Their requests stay in the ledger, as dead-lettered."""
     if not (yes or is_terminal()):
         raise typer.BadParameter("purge needs confirmation and stdin is not a terminal; pass --yes")

@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, note
+from cli.operate.connection import ask, note
 from cli.operate.filters import time_of
+from cli.operate.options import LOCAL, AsJson, CreatedAfter, CreatedBefore, TokenFile, Type, Url
 from cli.operate.tables import print_json, print_table, time_text
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ _COLUMNS = ("JOBS", "RETRYABLE", "SINCE", "LAST", "TYPE", "ERROR", "TO RETRY THE
 
 def failures(
     *,
-    type_: Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")] = None,
-    created_after: Annotated[str | None, typer.Option(help="A time, or 3h for three hours ago.")] = None,
-    created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    type_: Type = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
     limit: Annotated[int, typer.Option(min=1, max=100, help="How many groups at most.")] = 20,
     url: Url = LOCAL,
     token_file: TokenFile = None,

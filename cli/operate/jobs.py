@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, note
+from cli.operate.connection import ask, note
 from cli.operate.filters import duration_of, fingerprint_of, id_of, time_of
+from cli.operate.options import LOCAL, AsJson, CreatedAfter, CreatedBefore, Limit, Timeout, TokenFile, Type, Url
 from cli.operate.tables import print_facts, print_json, print_table, printable, time_text
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ JobId = Annotated[str, typer.Argument(help="A job's id.", metavar="ID", show_def
 @app.command()
 def stats(
     *,
-    type_: Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")] = None,
+    type_: Type = None,
     url: Url = LOCAL,
     token_file: TokenFile = None,
     as_json: AsJson = False,
@@ -69,14 +70,14 @@ def list_(
     status: Annotated[
         str | None, typer.Option(help="pending, running, failed, completed, or another word that the table has.")
     ] = None,
-    type_: Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")] = None,
-    created_after: Annotated[str | None, typer.Option(help="A time, or 3h for three hours ago.")] = None,
-    created_before: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    type_: Type = None,
+    created_after: CreatedAfter = None,
+    created_before: CreatedBefore = None,
     fingerprint: Annotated[
         str | None, typer.Option(help="Only failed jobs of this group of `redrive failures`.")
     ] = None,
     error_contains: Annotated[str | None, typer.Option(help="Only failed jobs with this text in their error.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    limit: Limit = 20,
     watch: Annotated[bool, typer.Option("--watch", help="Show them anew every two seconds, until Ctrl-C.")] = False,
     url: Url = LOCAL,
     token_file: TokenFile = None,
@@ -164,7 +165,7 @@ def get(
 def wait(
     job_id: JobId,
     *,
-    timeout: Annotated[str, typer.Option(help="For how long: 90s, 5m, 24h.")] = "5m",
+    timeout: Timeout = "5m",
     url: Url = LOCAL,
     token_file: TokenFile = None,
     as_json: AsJson = False,

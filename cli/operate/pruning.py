@@ -7,8 +7,8 @@ from typing import Annotated, Final
 
 import typer
 
-from cli.operate.connection import AsJson
 from cli.operate.filters import duration_of
+from cli.operate.options import AsJson
 from cli.operate.tables import print_json, progress
 
 _TIMEOUT_S: Final = 30.0

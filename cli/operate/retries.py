@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask
+from cli.operate.connection import ask
 from cli.operate.filters import id_of
+from cli.operate.options import LOCAL, AsJson, Limit, TokenFile, Url
 from cli.operate.tables import print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def list_(
     job: Annotated[str | None, typer.Option(help="Only retries of this job.")] = None,
     batch: Annotated[str | None, typer.Option(help="Only retries of this batch.")] = None,
     actor: Annotated[str | None, typer.Option(help="Only retries that this actor asked for.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many at most.")] = 20,
+    limit: Limit = 20,
     url: Url = LOCAL,
     token_file: TokenFile = None,
     as_json: AsJson = False,

@@ -10,9 +10,10 @@ import typer
 
 from cli.errors import CommandFailed
 from cli.operate.batches import show_batch, status_of, wait_until_settled
-from cli.operate.connection import LOCAL, AsJson, TokenFile, Url, ask, is_terminal, line_of_refusal, note, refused
+from cli.operate.connection import ask, is_terminal, line_of_refusal, note, refused
 from cli.operate.filters import duration_of, failed_filter_of, id_of
 from cli.operate.jobs import note_unknown_type
+from cli.operate.options import LOCAL, AsJson, DryRun, TokenFile, Url, Yes
 from cli.operate.retries import show_retry
 from cli.operate.tables import print_facts, print_json, print_table, printable
 
@@ -82,8 +83,8 @@ def retry(
         int | None, typer.Option(min=1, max=10, help="Raise each job's cap so that so many attempts are left.")
     ] = None,
     spread: Annotated[str, typer.Option(help="Spread the jobs' times at random over so long.")] = "0",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would happen.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
+    yes: Yes = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the retries are settled.")] = True,
     timeout: Annotated[str, typer.Option(help="Wait for so long: 90s, 5m.")] = "1m",
     url: Url = LOCAL,
