@@ -5,10 +5,10 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test chaos check fmt bench bench-smoke containers up passwords sync sync-bench vendor
+.PHONY: help run test chaos check fmt bench bench-smoke containers containers-engine up passwords sync sync-bench vendor
 
 help: ## list what there is to type
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-12s %s\n' "$$name" "$$does"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-17s %s\n' "$$name" "$$does"; done
 
 # --inexact leaves the development tools in place, so that `run` and `test` do not undo each other's work.
 run: ## install what is missing, then run all of Redrive on this machine (ARGS="--port 8081" …)
@@ -60,10 +60,15 @@ sync-bench:
 vendor: ## fetch the console's libraries from npm again, checked against .ci/vendored
 	@.ci/vendor
 
-# Three times what `make test` needs, and Docker; on images that are there, or can be pulled.
+# Three times what `make test` needs, and Docker; on images that are there, or can be pulled. The engine that answers is
+# used, or else the one of `make containers-engine`, where it runs.
 containers: sync ## build the image, run, flood and kill all of it in containers, and the integration tests on their servers (ARGS="-k flood" …)
-	@$(BIN)/pytest -o timeout=600 tests/containers $(ARGS)
-	@$(if $(ARGS),,REDRIVE_TEST_SERVERS=docker $(BIN)/pytest -n 2 --dist loadgroup tests/integration)
+	@env=$$(tests/containers/standin/engine env) && eval "$$env" && \
+		$(BIN)/pytest -o timeout=600 tests/containers $(ARGS) \
+		$(if $(ARGS),,&& REDRIVE_TEST_SERVERS=docker $(BIN)/pytest -n 2 --dist loadgroup tests/integration)
+
+containers-engine: ## make a Docker engine for that on a Debian without one, and without a registry, as root (DO=stop, DO=remove)
+	@tests/containers/standin/engine $(or $(DO),start)
 
 up: export REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
 up: .env ## run it in containers, with RabbitMQ (ARGS="--scale worker=4" …)
