@@ -1,7 +1,7 @@
-"""An Allowance: so much of something may be in hand at a time, over all that share it.
+"""Allowance: bounds an amount, such as bytes in memory, over all that share it.
 
-A semaphore counts holders; this counts what they hold. First come, first served: a large one is not starved by small
-ones that would still fit.
+A semaphore counts its holders; an Allowance counts what they hold. First come, first served: small amounts that would
+fit do not starve a large one.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 
 class Allowance:
-    """`total` units; one that asks for more than there are at all gets all of them, alone."""
+    """`total` units. A holder that needs more than `total` gets all of them, alone."""
 
     def __init__(self, total: int) -> None:
         self._total = total
@@ -20,19 +20,19 @@ class Allowance:
 
     @asynccontextmanager
     async def taken(self, amount: int) -> AsyncIterator[None]:
-        """Hold `amount` until the block ends; wait in line for it."""
+        """Wait in line for `amount`, and hold it until the block ends."""
         amount = min(amount, self._total)
         if self._line or amount > self._free:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._line.append((amount, turn))
+            granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._line.append((amount, granted))
             try:
-                await turn
+                await granted
             except asyncio.CancelledError:
-                if not turn.cancelled():  # it came together with its turn
+                if not granted.cancelled():  # it was granted and cancelled at once
                     self._give_back(amount)
-                elif (amount, turn) in self._line:
-                    self._line.remove((amount, turn))
-                    self._give_back(0)  # perhaps the next one fits
+                elif (amount, granted) in self._line:
+                    self._line.remove((amount, granted))
+                    self._give_back(0)  # the next in line may fit now
                 raise
         else:
             self._free -= amount
@@ -44,7 +44,7 @@ class Allowance:
     def _give_back(self, amount: int) -> None:
         self._free += amount
         while self._line and self._line[0][0] <= self._free:
-            next_amount, turn = self._line.popleft()
-            if not turn.done():
+            next_amount, granted = self._line.popleft()
+            if not granted.done():
                 self._free -= next_amount
-                turn.set_result(None)
+                granted.set_result(None)

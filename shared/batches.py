@@ -1,7 +1,7 @@
-"""Bulk retries: many failed jobs of a project in one go, and the batch that says what became of them.
+"""Bulk retries: accept retries of many failed jobs in one call, as a batch; count, list and cancel batches.
 
-Choosing and accepting ten thousand jobs is a few statements, each set-based. What can be retried is; what cannot is
-listed with its reason. The requests themselves are ledger rows like any other, with the batch's id.
+A few set-based statements choose and accept ten thousand jobs. A job that cannot be retried is skipped, and listed with
+the reason. The accepted requests are rows of the ledger like any other, with the batch's id.
 """
 
 import asyncio
@@ -36,19 +36,19 @@ _CODES: Final = {
 
 
 CANCELLED_AT_ONCE: Final = 2_000
-"""So many requests of a batch are taken back in one statement: well within a statement's time."""
+"""How many requests of a batch one statement cancels, well within the time of a statement."""
 _CANCEL_AGAIN_S: Final = 0.05
 _CANCEL_WITHIN_S: Final = 1.0
-"""For so long rows that a worker or the relay has in hand are tried again."""
+"""For how long `cancel` tries again the rows that a worker or the relay has locked."""
 
 COUNTED: Final = 100_000
-"""A page of batches ends early where it would count more requests than this."""
+"""How many requests a page of batches counts; it ends early where it would count more."""
 
 
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Many retries at once: of these jobs, or of those that match, but of no more than `maximum`.
+    """Retries of the named jobs, or of the failed jobs that a filter matches, but of no more than `maximum`.
 
-    `spread_seconds`: each job's time falls at random within so many seconds after the delay.
+    `spread_seconds`: each job is scheduled at a random time within so many seconds after the delay.
     """
 
     project_id: ProjectId
@@ -63,7 +63,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BulkDryRun(NamedTuple):
-    """What a batch would do: counts of jobs, by what stands against retrying them, and some that would be retried."""
+    """What a bulk retry would do: how many jobs it would retry, how many it would skip for what, and a sample."""
 
     matched: int
     retryable: int
@@ -73,14 +73,14 @@ class BulkDryRun(NamedTuple):
 
 
 class Skipped(msgspec.Struct, frozen=True):
-    """A job that was asked for and left out; `code` is what a single retry of it would be refused with."""
+    """A job that was not retried; `code` is the one that a single retry of it would be refused with."""
 
     job_id: JobId
     code: str
 
 
 class AcceptedBatch(NamedTuple):
-    """The answer to a bulk retry. `replayed`: it was given before, to the same idempotency key."""
+    """The answer to a bulk retry. `replayed`: it repeats the first answer to the same idempotency key."""
 
     id: BatchId
     accepted: int
@@ -89,9 +89,9 @@ class AcceptedBatch(NamedTuple):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A bulk retry and how its requests stand; the counts add up to `total`.
+    """A bulk retry, and how many of its requests are in each state; the counts add up to `total`.
 
-    `filter` is the one that it was asked with, as JSON; None where the jobs were named by their ids.
+    `filter` is the request's, as JSON; None where the request named the jobs by their ids.
     """
 
     id: BatchId
@@ -114,7 +114,7 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchKey(NamedTuple):
-    """Whose batch."""
+    """What a batch is read by. The project is part of it, so that a foreign batch is not found."""
 
     id: BatchId
     project_id: ProjectId
@@ -138,14 +138,14 @@ def _batch_of(row: "Row") -> Batch:
 
 
 def _json_of(chosen: FailedFilter) -> str:
-    """The filter as it was asked: what it leaves open is not in it; its times are in UTC."""
+    """The filter as the request had it, without what it leaves open; times are in UTC."""
     asked = {name: value for name, value in chosen._asdict().items() if value is not None}
     times = {name: value.astimezone(UTC) for name, value in asked.items() if isinstance(value, datetime)}
     return msgspec.json.encode(asked | times).decode()
 
 
 class Batches:
-    """Bulk retries: tried dry, accepted, counted, cancelled."""
+    """The batches of all projects, in one database."""
 
     def __init__(self, database: "Database") -> None:
         self._database = database
@@ -168,10 +168,10 @@ class Batches:
         return BulkDryRun(len(blocks), len(free), counts, tuple(free[:SAMPLE]), truncated)
 
     async def accept(self, request: BatchRequest) -> AcceptedBatch:
-        """Write down a request for every job that can be retried; list the others.
+        """Insert a request for every job that can be retried; list the others.
 
-        Raises TooManyMatches, with nothing written; IdempotencyKeyReused; DatabaseUnavailable, after which it may or
-        may not have been written: the same key again tells.
+        Raises TooManyMatches, with nothing written; IdempotencyKeyReused; DatabaseUnavailable, after which the batch
+        may be in the ledger or not: a repeated call with the same key finds out.
         """
         return await self._keys.once(
             request.key,
@@ -189,9 +189,9 @@ class Batches:
                 return await self._insert(session, request, blocks)
 
     async def _blocks(self, request: BatchRequest, *, limit: int) -> list[tuple[JobId, str | None]]:
-        """The chosen jobs, each with what stands against retrying it.
+        """The chosen jobs, each with the reason why it cannot be retried, or None.
 
-        Raises JobUnreadable where the database refuses to look at one of them.
+        Raises JobUnreadable where the database refuses to read one of them.
         """
         chosen = request.chosen
         try:
@@ -225,10 +225,10 @@ class Batches:
             request.extra_attempts,
             request.spread_seconds,
         )
-        written = {row["job_id"] for row in rows}
-        moved_on = await self._look_again(session, request, [job_id for job_id in free if job_id not in written])
+        inserted = {row["job_id"] for row in rows}
+        reasons = await self._blocks_of_lost(session, request, [job_id for job_id in free if job_id not in inserted])
         skipped = [
-            Skipped(job_id, _CODES[block or moved_on[job_id]]) for job_id, block in blocks if job_id not in written
+            Skipped(job_id, _CODES[block or reasons[job_id]]) for job_id, block in blocks if job_id not in inserted
         ]
         await session.fetch(
             self._sql["insert_batch"],
@@ -237,15 +237,15 @@ class Batches:
             request.actor,
             request.reason,
             _json_of(request.chosen) if isinstance(request.chosen, FailedFilter) else None,
-            len(written),
+            len(inserted),
             msgspec.json.encode(skipped).decode(),
         )
-        return AcceptedBatch(batch_id, len(written), skipped)
+        return AcceptedBatch(batch_id, len(inserted), skipped)
 
-    async def _look_again(
+    async def _blocks_of_lost(
         self, session: "Session", request: BatchRequest, lost: Sequence[JobId]
     ) -> Mapping[JobId, str]:
-        """What has come between our look at these jobs and the writing."""
+        """Why no request was inserted for jobs that could be retried a moment before."""
         if not lost:
             return {}
         rows = await session.fetch(self._sql["blocks"], request.project_id, lost, request.extra_attempts)
@@ -259,7 +259,7 @@ class Batches:
         return AcceptedBatch(claim.batch_id, total, msgspec.json.decode(skipped, type=list[Skipped]), replayed=True)
 
     async def get(self, key: BatchKey) -> Batch:
-        """The batch with its counts as of now. Raises BatchNotFound, for foreign ones too, and DatabaseUnavailable."""
+        """The batch with its counts as of now. Raises BatchNotFound, DatabaseUnavailable."""
         batch = await self._reading.get(key)
         if batch is None:
             raise BatchNotFound
@@ -276,7 +276,7 @@ class Batches:
     ) -> tuple[list[Batch], bool]:
         """Up to `limit` of the project's batches that follow `after`, newest first, and whether more follow these.
 
-        Fewer where the next would take the requests that are counted over COUNTED; never none because of that.
+        Fewer where the next batch would raise the number of counted requests over COUNTED, but always the first.
         """
         at, batch_id = (None, None) if after is None else after
         async with self._database.slot():
@@ -285,12 +285,12 @@ class Batches:
         return [_batch_of(row) for row in shown], len(rows) > len(shown)
 
     async def cancel(self, key: BatchKey, *, actor: str) -> Batch:
-        """Take back what is still queued of the batch, in the name of `actor`; answers the batch as it then stands.
+        """Cancel the queued requests of the batch, in the name of `actor`; returns the batch as it is then.
 
-        A request that a worker has in hand is left to it: it is settled by the worker, or, where the worker gives it
-        back soon, taken back. A request that was queued before the batch is not of the batch.
+        Does not wait for a request that a worker has locked: the worker settles it, or unlocks it within a second and
+        it is cancelled. A request that was queued before the batch does not belong to the batch.
 
-        Raises BatchNotFound, for foreign ones too; DatabaseUnavailable, after which a part may have been taken back.
+        Raises BatchNotFound, also for a foreign one; DatabaseUnavailable, after which some may have been cancelled.
         """
         batch = await self.get(key)
         until = asyncio.get_running_loop().time() + _CANCEL_WITHIN_S
@@ -306,6 +306,6 @@ class Batches:
         return batch
 
     async def changed(self, seen: Mapping[BatchKey, Batch]) -> Sequence[BatchKey]:
-        """Which of the batches no longer stand as they were seen."""
+        """Which of the batches have changed since they were seen, or are gone."""
         now = await self.find_many(list(seen))
         return [key for key, batch in seen.items() if now.get(key) != batch]

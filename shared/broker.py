@@ -1,6 +1,6 @@
-"""Talking to RabbitMQ: bounded in time, confirmed, and never mended. After a loss, a session starts clean.
+"""RabbitMQ: connections and publishing, bounded in time and confirmed. A lost connection is replaced, never mended.
 
-The one place that knows how the client libraries fail: what goes wrong between us and the broker is BrokerUnavailable.
+Only this module knows how the client libraries fail: every failure between us and the broker becomes BrokerUnavailable.
 """
 
 import asyncio
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
 CALL_S: Final = 5.0
 """How long the broker may take for one answer."""
 _PROBE_KEY: Final = "redrive.probe"
-"""No queue is bound to it: a mandatory message with it comes back."""
+"""No queue is bound to this key, so that a mandatory message with it is returned."""
 _CLOSE_S: Final = 2.0
 _NO_CONNECTION: Final = ("> closed", "Connection was not opened", "Connection is not ready")
-_HEARTBEAT_S: Final = 10  # a dead link is noticed after about 33 s; the default takes 183 s
+_HEARTBEAT_S: Final = 10  # notices a dead link after about 33 s; the default needs 183 s
 
 
 @contextmanager
 def translated(*, connecting: bool = False) -> Iterator[None]:
-    """Turn whatever goes wrong between us and the broker into BrokerUnavailable, with its reason in words.
+    """Turn every failure between us and the broker into BrokerUnavailable, with its reason in words.
 
     Raises TopologyMissing where the exchange, a queue or a binding is not there.
     """
     try:
         yield
     except (AMQPError, ChannelInvalidStateError, OSError, TimeoutError, StopAsyncIteration) as error:
-        # StopAsyncIteration is aiormq's word for a connection that ended before it was read from. An async generator
-        # would turn it into a RuntimeError on its way to whoever waits for the broker.
+        # aiormq raises StopAsyncIteration for a connection that ended before the first read. An async generator above
+        # would turn it into a RuntimeError.
         is_missing = isinstance(error, ChannelNotFoundEntity) or is_unroutable(error)
         kind = TopologyMissing if is_missing else BrokerUnavailable
         raise kind(words_of(error, connecting=connecting)) from error
     except RuntimeError as error:
-        # What both libraries raise, with no class of its own, for a channel on a connection that has just been lost.
+        # Both libraries raise it, without a class of its own, for a channel on a connection that was just lost.
         if not str(error).endswith(_NO_CONNECTION):
             raise
         raise BrokerUnavailable(CLOSED) from error
     except asyncio.CancelledError as error:
-        # aiormq cancels what waits on a connection that closes. Where nobody has cancelled us, that is a loss like any
-        # other, and passing it on would end this task without a word.
+        # aiormq cancels calls that wait on a connection when it closes. Where this task was not cancelled, that is a
+        # loss like any other; raised as CancelledError it would end the task silently.
         if (task := asyncio.current_task()) is None or task.cancelling():
             raise
         raise BrokerUnavailable(CLOSED) from error
@@ -65,16 +65,16 @@ async def connected(url: Url, *, name: str) -> "AsyncIterator[AbstractConnection
             async with asyncio.timeout(CALL_S):
                 connection = await aio_pika.connect(target, client_properties={"connection_name": name})
     except ValueError:
-        raise BrokerUnavailable("the URL cannot be used") from None  # its text quotes it
+        raise BrokerUnavailable("the URL cannot be used") from None  # the text quotes the URL
     try:
         yield connection
     except BrokerUnavailable as error:
-        # The server said why it closed the connection, to the connection alone; what waited on it knows only that.
+        # Only the connection knows why the server closed it; calls that waited on it know only that it is closed.
         if (words := _last_words(connection)) and str(error) == CLOSED:
             raise BrokerUnavailable(words) from error
         raise
     finally:
-        # What could not be said in two seconds will not be heard: a frozen broker must not hold the exit.
+        # Bounded: a frozen broker must not delay the exit.
         with suppress(BrokerUnavailable), translated():
             async with asyncio.timeout(_CLOSE_S):
                 await connection.close()
@@ -92,7 +92,7 @@ def _as_aiormq_reads(url: URL) -> URL:
 
 
 def _last_words(connection: "AbstractConnection") -> str | None:
-    """What the server closed the connection with, if it said anything."""
+    """The reason that the server closed the connection with; None where it gave none."""
     transport = connection.transport
     closing = None if transport is None else transport.connection.closing
     if closing is None or not closing.done() or closing.cancelled() or (error := closing.exception()) is None:

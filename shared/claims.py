@@ -1,8 +1,8 @@
-"""Where in a token's claims a value stands: one claim's name, or a JSON pointer (RFC 6901) into one.
+"""Paths to a value in a token's claims: the name of a claim, or a JSON pointer (RFC 6901) into one.
 
-`project_id` and `https://example.com/project_id` are names: dots, colons and slashes belong to them. What begins with a
-slash is a pointer: `/app_metadata/project_id` leads into the object that the claim `app_metadata` is, and `/groups/0`
-to the first element of the array `groups`.
+`project_id` and `https://example.com/project_id` are names: dots, colons and slashes belong to them. A text that begins
+with a slash is a pointer: `/app_metadata/project_id` leads into the object that the claim `app_metadata` is, and
+`/groups/0` to the first element of the array `groups`.
 """
 
 import re
@@ -17,7 +17,7 @@ _INDEX: Final = re.compile(r"0|[1-9][0-9]{0,8}", re.ASCII)
 
 
 def claim_path(text: str) -> ClaimPath:
-    """The path that a setting writes down. Raises ValueError for a pointer that is none."""
+    """The path that a setting names. Raises ValueError for a malformed pointer."""
     if not text.startswith("/"):
         return (text,)
     if not _POINTER.fullmatch(text):
@@ -29,7 +29,7 @@ def claim_path(text: str) -> ClaimPath:
 
 
 def value_at(path: ClaimPath, claims: Mapping[str, object]) -> object:
-    """What the path leads to. Raises KeyError or IndexError where it leads nowhere."""
+    """The value at the path. Raises KeyError or IndexError where there is none."""
     found: object = claims
     for step in path:
         match found:
@@ -43,7 +43,7 @@ def value_at(path: ClaimPath, claims: Mapping[str, object]) -> object:
 
 
 def claims_with(path: ClaimPath, value: object) -> dict[str, object]:
-    """The smallest claims in which the path leads to `value`; an index becomes a name, which reads the same."""
+    """The smallest claims with `value` at the path; an index becomes a name, which is read alike."""
     first, *rest = path
     for step in reversed(rest):
         value = {step: value}

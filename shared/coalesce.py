@@ -1,11 +1,15 @@
-"""Many concurrent calls, one query.
+"""Coalescer: concurrent calls for single keys become a few queries for many keys.
 
-Callers ask for one key each; while a query is under way, the keys of those who come later gather, and go out together
-with the next one. A caller never gets an answer from a query that began before it asked, so it reads its own writes.
-An idle Coalescer starts at the end of the event loop's current turn; nobody waits for others to come.
-
-A query that the database refuses for one of its keys is split, in halves, until that key stands alone: the others are
-answered, and it gets a refusal of its own. From then on it is loaded apart from the others, until it loads again.
+1. `get(key)` puts the key into `_waiting`, with a future for its caller. Calls for the same key share a place there.
+2. An idle Coalescer takes all waiting keys at the end of the event loop's current iteration, and loads them in one
+   query: it does not wait for more callers. Keys that arrive while the query runs wait for the next one. So a caller
+   never gets the result of a query that began before its call: it reads its own writes.
+3. At most `max_in_flight` queries run at once. With `late_s`, a second one starts only when the first has taken so
+   long: fewer and larger queries cost less, and only a slow query is a reason not to wait for its end.
+4. When the query ends, each future gets its key's value, None for a key that matches nothing, or an error. A caller
+   waits for at most `deadline_s`, in line and in the query together.
+5. Where the database refuses a query because of one key, the Splitter halves the batch until that key stands alone. The
+   other keys get their values. The refused key becomes a suspect, and is loaded apart from the others until it loads.
 """
 
 import asyncio
@@ -19,18 +23,18 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 SUSPECTS: Final = 1_000
-"""So many refused keys are remembered, to be loaded apart; the oldest is forgotten first."""
+"""How many refused keys are remembered, to be loaded apart; the oldest is forgotten first."""
 
 _APART: Final = 16
-"""So many of these are loaded in one query."""
+"""How many suspects are loaded in one query."""
 
 
 class Splitter(Generic[K, V]):
-    """Loads keys together, and where that is refused, finds the keys that it is refused for.
+    """Loads keys together. Where the database refuses that, finds the keys that it refuses.
 
-    `load` gets distinct keys and answers with a mapping; a value may be an error, which is that key's own. `probe` is
-    the same statement for no key at all: where it fails too, the statement is at fault and no key is. Without a probe
-    only what the database says of content (StatementRefused) is split. `refusal` makes the error of one key.
+    `load` gets distinct keys and returns a mapping; a value may be an error, which is that key's own. `probe` runs the
+    same statement for no key: where it fails too, the statement is at fault, and no key is. Without a probe, only a
+    StatementRefused is split. `refusal` makes the error of a refused key; by default it is the database's.
     """
 
     def __init__(
@@ -47,10 +51,10 @@ class Splitter(Generic[K, V]):
     async def load(
         self, keys: Sequence[K], *, refused: Callable[[K], None] | None = None
     ) -> Mapping[K, V | RedriveError]:
-        """What is behind the keys: for each a value, or its error; a key that matches nothing is missing.
+        """The value or the error of each key; a key that matches nothing is missing.
 
-        One call of `load` where nothing is refused; for a refused key among n, some 2 * log2(n) more. `refused` is
-        called with each key as soon as it is found. Raises what `load` raises of no key in particular.
+        Calls `load` once where nothing is refused; some 2 * log2(n) times more for a refused key among n. Calls
+        `refused` with each refused key as soon as it is found. Raises what `load` raises that is no key's own.
         """
 
         async def attempt(part: Sequence[K]) -> Mapping[K, V | RedriveError] | RedriveError:
@@ -75,7 +79,7 @@ class Splitter(Generic[K, V]):
 
 
 class _Callers(NamedTuple, Generic[V]):
-    """Who waits for a key, and since when the first of them does."""
+    """The callers that wait for a key, and since when the first of them waits."""
 
     since: float
     futures: "list[asyncio.Future[V | None]]"
@@ -84,12 +88,10 @@ class _Callers(NamedTuple, Generic[V]):
 class Coalescer(Generic[K, V]):
     """Gathers keys into batches for `load`.
 
-    `load` gets 1..`max_batch` distinct keys in order of arrival and answers with a mapping; a key that is missing there
-    is None to its callers. At most `max_in_flight` loads run at once, and another beside one only when `late_s` have
-    gone by: where a load costs its caller more than it costs to wait for the one before, fewer and larger ones are
-    better, and only a slow one is a reason not to wait. A caller waits at most `deadline_s`, in line and in the load
-    together, then gets DatabaseUnavailable; what `load` raises of no key in particular reaches every caller of the
-    batch, and what it raises for one key, that key's callers alone. `probe` and `refusal` are the Splitter's.
+    `load` gets 1..`max_batch` distinct keys in order of arrival and returns a mapping; callers of a key that is missing
+    there get None. A caller that has waited for `deadline_s` gets DatabaseUnavailable. An error of one key reaches the
+    callers of that key; any other error of `load` reaches every caller of the batch. `probe` and `refusal` are the
+    Splitter's.
     """
 
     def __init__(
@@ -119,7 +121,9 @@ class Coalescer(Generic[K, V]):
         if self._suspects and key in self._suspects:
             return await self._get_apart(key)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[V | None] = loop.create_future()  # one each: a caller that is cancelled leaves alone
+        future: asyncio.Future[V | None] = (
+            loop.create_future()
+        )  # one for each caller: cancelling one does not cancel the others
         if (others := self._waiting.get(key)) is not None:
             others.futures.append(future)
         else:
@@ -128,18 +132,18 @@ class Coalescer(Generic[K, V]):
         return await future
 
     async def drained(self) -> None:
-        """Return once no load is under way; loads are bounded by the deadline."""
+        """Wait until no load is under way; the deadline bounds every load."""
         while self._in_flight:
             await asyncio.wait(self._in_flight)
         if self._apart is not None:
             await self._apart.drained()
 
     async def _get_apart(self, key: K) -> V | None:
-        """The value behind a key that was refused before, read without holding up the others."""
+        """The value behind a suspect, loaded without delaying the other keys."""
         if self._apart is None:
             self._apart = Coalescer(self._splitter.load, max_batch=_APART, max_in_flight=1, deadline_s=self._deadline_s)
         value = await self._apart.get(key)
-        self._suspects.pop(key, None)  # it has loaded, or is gone
+        self._suspects.pop(key, None)  # it loads again, or is gone
         return value
 
     def _suspect(self, key: K) -> None:
@@ -162,12 +166,12 @@ class Coalescer(Generic[K, V]):
         else:
             batch = {key: self._waiting.pop(key) for key in list(self._waiting)[: self._max_batch]}
         longest = next(iter(batch.values()))
-        task = loop.create_task(self._loaded(list(batch), longest.since + self._deadline_s))
+        task = loop.create_task(self._load(list(batch), longest.since + self._deadline_s))
         self._in_flight.add(task)
         task.add_done_callback(lambda task: self._deliver(batch, task))
         self._schedule(loop)
 
-    async def _loaded(self, keys: list[K], deadline: float) -> Mapping[K, V | RedriveError]:
+    async def _load(self, keys: list[K], deadline: float) -> Mapping[K, V | RedriveError]:
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._splitter.load(keys, refused=self._suspect)
@@ -176,7 +180,7 @@ class Coalescer(Generic[K, V]):
 
     def _deliver(self, batch: "dict[K, _Callers[V]]", task: asyncio.Task[Mapping[K, V | RedriveError]]) -> None:
         self._in_flight.discard(task)
-        if self._scheduled is not None:  # for when this one would be late
+        if self._scheduled is not None:  # it was to start when this load is late
             self._scheduled.cancel()
             self._scheduled = None
         self._schedule(task.get_loop())
@@ -186,11 +190,12 @@ class Coalescer(Generic[K, V]):
             error = value if isinstance(value, RedriveError) else failure
             for future in callers.futures:
                 if future.done():
-                    continue  # its caller has left
+                    continue  # its caller was cancelled
                 if task.cancelled():
                     future.cancel()
                 elif isinstance(error, RedriveError):
-                    # One each: raising adds to an exception's traceback, and hundreds may raise this one.
+                    # A copy for each caller: raising an exception adds to its traceback, and hundreds may raise this
+                    # one.
                     future.set_exception(type(error)(*error.args))
                 elif error is not None:
                     future.set_exception(error)

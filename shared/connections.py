@@ -1,8 +1,7 @@
-"""Connecting to PostgreSQL: whichever host of a URL fits, each within its share of the time, the last good one first.
+"""Connections to PostgreSQL: tries the hosts of a URL, the last good one first, each within its share of the time.
 
-asyncpg would give all hosts one time together (MagicStack/asyncpg#1155): one that is silent would leave none for the
-others. What goes wrong is put into words here: the server's own, or the system's, never the name of a class and never
-a password.
+asyncpg bounds the time of all hosts together (MagicStack/asyncpg#1155), so that a silent host would leave none for the
+others. Errors are put into words here: the server's or the system's, without class names and passwords.
 """
 
 import asyncio
@@ -28,18 +27,18 @@ if TYPE_CHECKING:
 
 SHARE_S: Final = 1.0
 """The longest that one host of several may take."""
-_SHARE_OF_TIME: Final = 0.8  # of what a call may take: all hosts together leave some of it for the statement
+_SHARE_OF_TIME: Final = 0.8  # of the time of a call: the rest is for the statement
 _SQL: Final = statements("database")
 
 log = structlog.stdlib.get_logger(__name__)
 
 _POOLER: Final = "; a pooler stands between: set REDRIVE_DATABASE_POOLED=true"
 _UNUSABLE: Final = (ValueError, IndexError, OverflowError)
-"""What connecting raises for a URL that the settings let pass (a host's name), or a PG… variable."""
+"""What asyncpg raises for a host's name or a PG… variable that it cannot use."""
 
 
 class Opened(NamedTuple):
-    """A connection, the host that it leads to, and what the URL said that led there."""
+    """A connection, its host, and the URL as it was when the connection was opened."""
 
     connection: "Connection"
     host: Host
@@ -47,11 +46,11 @@ class Opened(NamedTuple):
 
 
 class Connector:
-    """Opens connections to the server that `url` names, as it is when each is opened.
+    """Opens connections to the server that `url` names; the URL is read anew for each connection.
 
-    `access` is what the server must be where the URL does not say it. `settings` are sent at the start; where `pooled`
-    or the first URL says that a pooler stands between, or one is found, nothing is, and no statement is kept prepared:
-    in transaction mode it would be found by others, or others' be found under its name.
+    `access` says what the server must be where the URL does not. `settings` are sent at the start of a connection. With
+    a pooler, which `pooled` or the first URL names, or which is found, they are not sent, and no statement is prepared:
+    in transaction mode other clients would find it, or this one would find theirs under the same name.
     """
 
     def __init__(
@@ -66,12 +65,12 @@ class Connector:
         self._last_url: str | None = None
 
     def changed(self) -> bool:
-        """Whether the URL is another than when this was asked last."""
+        """Whether the URL has changed since the last call."""
         was, self._last_url = self._last_url, current(self._url)
         return was not in (None, self._last_url)
 
     async def opened(self, **more: Any) -> Opened:  # noqa: ANN401 - what asyncpg's pool hands on to its connections
-        """A connection. Raises DatabaseUnavailable with what each host came to; takes at most the time for all."""
+        """A new connection. Raises DatabaseUnavailable, with the failure of each host, within `timeout_s`."""
         url = self._read()
         access = url.access or self._access
         passes = (Access.STANDBY, Access.ANY) if access is Access.PREFER_STANDBY else (access,)
@@ -95,11 +94,11 @@ class Connector:
                 except OSError as error:
                     refusals[host] = words_of(error)
                 except _UNUSABLE:
-                    raise DatabaseUnavailable("the URL cannot be used") from None  # their texts quote it
+                    raise DatabaseUnavailable("the URL cannot be used") from None  # their texts quote the URL
                 else:
                     self._last_good = host
                     return Opened(connection, host, url)
-        # A machine's own sockets are tried where nothing says where the server is: one line for all that are not there.
+        # Without a host, the sockets of this machine are tried: the same failure of several is said once.
         said = {words: host for host, words in reversed(refusals.items())}
         raise DatabaseUnavailable("; ".join(f"{host}: {words}" for words, host in reversed(said.items())))
 
@@ -122,14 +121,14 @@ class Connector:
         yield from (host for host in hosts if host != self._last_good)
 
     async def _open(self, url: PostgresUrl, host: Host, wanted: Access, more: Mapping[str, Any]) -> "Connection":
-        """A connection to `host`, which is as it is wanted. Raises DatabaseUnavailable, and what connecting raises."""
+        """A connection to `host`, if its server is as `wanted`. Raises DatabaseUnavailable and asyncpg's errors."""
         settings = {} if self.pooled else dict(self._settings)
         if url.application_name is not None and not self.pooled:
             settings["application_name"] = url.application_name
         if url.options is not None:
             settings["options"] = url.options
         context = tls_context(url.tls)
-        # asyncpg reads these from a URL alone.
+        # asyncpg takes these only from a URL.
         tls = urlencode({} if context is not None else url.tls)
         connection: Connection = await asyncpg.connect(
             f"postgresql://?{tls}" if tls else "postgresql://",
@@ -142,7 +141,7 @@ class Connector:
             ssl=context,
             server_settings=settings,
             statement_cache_size=0 if self.pooled else 100,
-            target_session_attrs=SessionAttribute.any,  # looked at below, on each host
+            target_session_attrs=SessionAttribute.any,  # checked below, for each host
             **more,
         )
         try:
@@ -160,9 +159,9 @@ class Connector:
 
 
 async def _facts_of(connection: "Connection") -> asyncpg.Record | None:
-    """What the server is; None where statements that other clients have prepared are in the way: behind a pooler."""
+    """Facts about the server; None where another client's prepared statements are in the way: behind a pooler."""
     try:
-        async with connection.transaction():  # one server for all of it, whatever stands between
+        async with connection.transaction():  # so that a pooler keeps one server for all of it
             (facts,) = await connection.fetch(_SQL["facts_of"])
     except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError):
         return None
@@ -173,11 +172,11 @@ def _says_pooled(url: str) -> bool:
     try:
         return postgres_url(url).pooled
     except ValueError:
-        return False  # said when it is connected to
+        return False  # connecting raises it
 
 
 def _require(wanted: Access, *, read_only: bool, recovering: bool) -> None:
-    """Raise DatabaseUnavailable where a server is not as it is wanted."""
+    """Raise DatabaseUnavailable where the server is not as `wanted`."""
     match wanted:
         case Access.READ_WRITE if read_only:
             raise DatabaseUnavailable("is read-only, and a server that takes writes is needed")
@@ -192,7 +191,7 @@ def _require(wanted: Access, *, read_only: bool, recovering: bool) -> None:
 
 
 def words_of(error: BaseException) -> str:
-    """What went wrong, in the words of whoever refused: the server's, TLS's, the system's. No value is in it."""
+    """What failed, in the words of the server, of TLS or of the system, without values."""
     match error:
         case asyncpg.PostgresError():
             said = error.message or str(error).partition("\n")[0] or "the server refused"
@@ -231,5 +230,7 @@ def _of_system(error: OSError) -> str:
         return "the server closed the connection during the start of TLS"
     if "unexpected connection_lost" in text:
         return "the server closed the connection"
-    numbers = {number for number in (111, 113, 101, 110) if f"[Errno {number}]" in text}  # several addresses of a name
+    numbers = {
+        number for number in (111, 113, 101, 110) if f"[Errno {number}]" in text
+    }  # a name with several addresses
     return " and ".join(os.strerror(number).lower() for number in sorted(numbers)) or "cannot be reached"

@@ -1,10 +1,10 @@
 """PostgreSQL, bounded in time: every call ends within its timeout, and every failure is one of our own errors.
 
-Connections hold no session state (no SET, LISTEN or advisory lock anywhere), so they go back to the pool without a
-reset query. A connection whose statement was cut off is closed, not mended: the server ends the statement by itself,
-after `statement_timeout`. One on which the server says that it is not the right one any more (it became a reader, it
-shuts down, the login is void) is closed, and all others with it, before they are used again: the next ones lead to
-wherever the name leads by then.
+1. Connections have no session state (no SET, LISTEN or advisory lock), so they return to the pool without a reset
+   query.
+2. A connection whose statement was cut off is closed; the server ends the statement after `statement_timeout`.
+3. When the server says that it became a reader, that it shuts down, or that the login is void, the connection is
+   closed, and every other one before its next use. New connections lead to the server that the URL names then.
 """
 
 import asyncio
@@ -32,29 +32,30 @@ if TYPE_CHECKING:
 Row = asyncpg.Record
 
 ANSWER_S: Final = 2.5
-"""Within 3 s every request is answered, whatever the database does: half a second is for a machine that is busy."""
+"""Every request is answered within 3 s, whatever the database does; half a second of it is for a busy machine."""
 
-# One plan for each statement, by its index, whatever the values and the statistics are: the one that a test looks at.
-# Left to itself the planner reads and sorts a whole table for a filter that seldom holds, and picks between a plan for
-# these values and one for any, on each connection anew, by what the last ones happened to cost.
+# Each statement has one plan, along its index, whatever the values and the statistics are: the plan that the tests
+# check. By default the planner reads and sorts a whole table for a filter that seldom holds, and each connection
+# chooses anew between a plan for these values and one for all values, by what the last ones cost.
 _PLANNING: Final[dict[str, str]] = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
-    "enable_bitmapscan": "off",  # it cannot stop at the page's end
+    "enable_bitmapscan": "off",  # a bitmap scan cannot stop at the end of a page
     "max_parallel_workers_per_gather": "0",
     "jit": "off",  # compiling takes longer than any of these statements
 }
 
-# What the database says, by the beginning of its SQLSTATE. Of a moment: connections, conflicts, resources, an end that
-# somebody made, time, other servers behind it. The same statement may go through in the next.
+# How SQLSTATEs are sorted, by their first characters. These pass: connections, conflicts, resources, a cancelled
+# statement, time, other servers behind this one. The same statement may succeed the next time.
 _PASSING = ("08", "25", "40", "53", "55006", "55P03", "57", "58", "72", "HV")
-# Of a statement as such, or of the whole server: a table or a right is missing, a thing is not in the state for it.
+# These are about the statement as such, or the server: a table or a right is missing, an object is not in the right
+# state.
 _UNFIT = ("0A", "0B", "24", "26", "28", "2D", "34", "3B", "3D", "3F", "42", "55", "F0", "XX")
-# Everything else is said of a statement's content: data, integrity, and whatever codes the owner of a table has made up
-# for his triggers.
+# All others are about the statement's content: data, integrity, and the codes that a table's owner has made up for
+# triggers.
 
-# After these a connection, or its server, is not what it was: a reader that was a writer, a login that is void, a
-# server that ends, a statement that a pooler has lost, a session that was idle for too long.
+# After these a connection is closed: its server became a reader, voided the login, or ends; a pooler lost a statement;
+# or the session was idle for too long.
 _SPENT = ("08", "25006", "25P03", "25P04", "26000", "28", "42P05", "57P")
 
 _SQL: Final = statements("database")
@@ -82,7 +83,7 @@ def _translated() -> "Iterator[None]":
 
 @asynccontextmanager
 async def in_time(*, spent_s: float = 0) -> AsyncIterator[None]:
-    """Bound several calls together, each of which is bounded by itself, by what a client is promised.
+    """Bound several calls together by the time within which a client gets an answer.
 
     `spent_s`: how long calls before the block have taken. Raises DatabaseUnavailable; what was under way then may still
     take effect.
@@ -114,7 +115,7 @@ _LAST: Final = datetime.max.replace(tzinfo=UTC)
 def _time_of(wire: tuple[int]) -> datetime:
     """A timestamptz; `infinity`, and what lies beyond the years 1 to 9999, becomes the nearest time that Python has.
 
-    asyncpg raises for such a time, or drops its time zone: one odd row would fail the queries of everybody around it.
+    asyncpg raises for such a time, or drops its time zone: one odd row would fail a query for many others.
     """
     try:
         return _EPOCH + timedelta(microseconds=wire[0])
@@ -128,7 +129,7 @@ def wire_of(time: datetime) -> int:
 
 
 def _encoded(time: datetime | int) -> tuple[int]:
-    """A timestamptz: a time, or one that was kept as PostgreSQL sent it, as no datetime holds it."""
+    """A timestamptz: a datetime, or microseconds since 2000, because no datetime holds infinity."""
     return (time if isinstance(time, int) else wire_of(time),)
 
 
@@ -171,7 +172,7 @@ class Database:
         self._settings = {
             "application_name": program,
             "timezone": "UTC",
-            "synchronous_commit": "on",  # an ack after a commit that may vanish would be a lie
+            "synchronous_commit": "on",  # a worker acknowledges a message after the commit, so the commit must last
             "statement_timeout": f"{max(50, int(timeout_s * 900))}",  # ms; below our own, so it ends first
             "idle_in_transaction_session_timeout": f"{int(timeout_s * 5000)}",
             **_PLANNING,
@@ -190,7 +191,7 @@ class Database:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[Self]:
-        """Open the pool. It connects when it is first used, so a server that is away now may come later."""
+        """Open the pool. It connects at its first use, so the server may be away now."""
         self._pool = await asyncpg.create_pool(
             connect=self._connect,
             min_size=0,
@@ -203,7 +204,7 @@ class Database:
         try:
             yield self
         finally:
-            # Closing politely waits for statements in hand; a server that no longer answers must not hold the exit.
+            # close() waits for running statements; a server that no longer answers must not delay the exit.
             try:
                 async with asyncio.timeout(self._timeout_s):
                     await self._pool.close()
@@ -212,7 +213,7 @@ class Database:
 
     async def _connect(self, *_: object, **more: Any) -> "asyncpg.Connection[Row]":  # noqa: ANN401 - as asyncpg calls it
         if self._connector.changed():
-            await self._pool.expire_connections()  # they lead to where the URL led before
+            await self._pool.expire_connections()  # they were opened with the URL as it was before
         return await self._connector.connect(**more)
 
     async def _prepare(self, connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
@@ -269,7 +270,7 @@ class Database:
             return await session.fetch(sql, *args)
 
     async def fetch_within(self, seconds: float, sql: str, *args: object) -> list[Row]:
-        """As `fetch`, but the server gives the statement up after so many seconds. Raises StatementTimeout then."""
+        """As `fetch`; after `seconds` the server cancels the statement, and this raises StatementTimeout."""
         async with self.transaction() as session:
             await session.fetch(_SQL["fetch_within"], f"{int(min(seconds, self._timeout_s * 0.9) * 1000)}")
             return await session.fetch(sql, *args)
@@ -285,7 +286,7 @@ class Database:
             try:
                 yield Session(connection)
             except asyncio.CancelledError:
-                raise  # the connection is closed on the way out: a ROLLBACK could wait for a server that is frozen
+                raise  # `_connection` closes the connection: a ROLLBACK could wait for a server that is frozen
             except BaseException:
                 with suppress(asyncpg.InterfaceError, asyncpg.PostgresConnectionError):  # lost: what raised says why
                     await connection.execute("ROLLBACK")
@@ -297,7 +298,7 @@ class Database:
         await self.fetch("SELECT 1")
 
     async def probe(self) -> None:
-        """Ask, on a connection of the pool, whether what the programs do can be done there.
+        """Check, on a connection of the pool, that the programs can work with this database.
 
         Raises DatabaseUnavailable, whose text says what is missing.
         """

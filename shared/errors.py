@@ -1,31 +1,31 @@
-"""One exception class for each decision that a caller can take. No HTTP in here.
+"""The errors of Redrive: one class for each decision that a caller can take. HTTP is not known here.
 
-`code` is the word for it in every answer, log line and command; texts are fixed, so nothing of the inside leaks.
+`code` names the error in every answer, log line and command. Texts are fixed, so that nothing of the inside leaks.
 """
 
 from typing import ClassVar
 
 
 class RedriveError(Exception):
-    """What Redrive says no with; subclasses name the reason."""
+    """The base class of all errors of Redrive."""
 
     code: ClassVar[str] = "internal"
 
 
 class JobNotFound(RedriveError):
-    """No such job in this project; whether another project has it is nobody's business."""
+    """This project has no such job; whether another project has one is not told."""
 
     code = "job-not-found"
 
 
 class JobUnreadable(RedriveError):
-    """The job is there, and its row holds something that cannot be shown. Only the table's owner can mend that."""
+    """The job's row has something that cannot be shown. Only the table's owner can mend that."""
 
     code = "job-unreadable"
 
 
 class JobNotFailed(RedriveError):
-    """The job exists; when looked at, it was not failed, so there is nothing to retry."""
+    """The job exists; when it was read, it was not failed, so there is nothing to retry."""
 
     code = "job-not-failed"
 
@@ -37,7 +37,7 @@ class AttemptsExhausted(RedriveError):
 
 
 class JobChanged(RedriveError):
-    """The job is not of the version that the caller has seen; look again, then decide."""
+    """The job no longer has the version that the caller has seen: read it again, then decide."""
 
     code = "job-changed"
 
@@ -49,13 +49,13 @@ class RetryNotFound(RedriveError):
 
 
 class RetryAlreadySettled(RedriveError):
-    """The request is no longer queued, so there is nothing to take back."""
+    """The request is no longer queued, so it cannot be cancelled."""
 
     code = "retry-already-settled"
 
 
 class RetryNotDeadLettered(RedriveError):
-    """The request was not given up, so there is nothing to redrive."""
+    """The request is not dead-lettered, so there is nothing to redrive."""
 
     code = "retry-not-dead-lettered"
 
@@ -73,19 +73,19 @@ class BatchNotFound(RedriveError):
 
 
 class TooManyMatches(RedriveError):
-    """The filter matches more jobs than the caller said it may; nothing was written."""
+    """The filter matches more jobs than the caller allowed; nothing was written."""
 
     code = "too-many-matches"
 
 
 class IdempotencyKeyReused(RedriveError):
-    """The key stands for another request than this one: a mistake of the client's."""
+    """The key was sent with another request before: a mistake of the client."""
 
     code = "idempotency-key-reused"
 
 
 class DatabaseUnavailable(RedriveError):
-    """The database is away, overloaded or too slow; nothing is known of the statement's effect. Try again later."""
+    """The database is away, overloaded or too slow. The statement may have taken effect. Try again later."""
 
     code = "unavailable"
 
@@ -95,9 +95,9 @@ class StatementTimeout(DatabaseUnavailable):
 
 
 class DatabaseUnfit(DatabaseUnavailable):
-    """The database is there and not as it should be: not migrated, or rights are missing. `str()` says which.
+    """The database answers, and is not migrated, or rights are missing. `str()` says which.
 
-    Or a trigger of the table's owner says so, of one row: where the same statement for no row at all goes through.
+    A trigger of the table's owner can raise the same for one row: then the same statement for no row succeeds.
     """
 
     def __init__(self, reason: str = "", *, sqlstate: str = "") -> None:
@@ -106,7 +106,7 @@ class DatabaseUnfit(DatabaseUnavailable):
 
 
 class BrokerUnavailable(RedriveError):
-    """RabbitMQ is away, blocked or too slow, or it did not take a message. The ledger still has the request."""
+    """RabbitMQ is away, blocked or too slow, or it refused a message. The ledger still has the request."""
 
     code = "unavailable"
 
@@ -116,22 +116,22 @@ class TopologyMissing(BrokerUnavailable):
 
 
 class StatementRefused(RedriveError):
-    """The database refused a statement for what is in it: a constraint or trigger of the table's owner, as a rule.
+    """The database refused a statement for its content, mostly by a constraint or trigger of the table's owner.
 
-    Trying the same again does not help; trying the rows one by one finds the one that is refused.
+    The same statement would be refused again. Its rows one by one show which of them is refused.
     """
 
     code = "statement-refused"
 
 
 class UnreadableMessage(RedriveError):
-    """A message that no worker can read, now or later. `str()` gives the reason, without any of its content."""
+    """No worker can read the message, now or later. `str()` gives the reason, without any of its content."""
 
     code = "unreadable-message"
 
 
 class SettingsError(RedriveError):
-    """The settings are missing or wrong; `problems` names them all, and holds no value of theirs."""
+    """Settings are missing or wrong; `problems` names them all, and shows no value."""
 
     code = "settings"
 

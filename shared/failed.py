@@ -1,7 +1,7 @@
 """Failed jobs, chosen by what they have in common. Lists and bulk retries choose alike.
 
-What a job's error, or its retries, are looked at for is looked at for the newest LOOKED_AT failed jobs that the other
-filters leave, and for no more.
+The filters that need a job's error or its retries are applied to the newest LOOKED_AT failed jobs that pass the other
+filters.
 """
 
 from datetime import datetime
@@ -29,7 +29,7 @@ class RetriedFewerThan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FailedFilter(NamedTuple):
-    """Which failed jobs; None leaves a question open. The times are exclusive."""
+    """Which failed jobs; None for all. The times are exclusive."""
 
     type: str | None = None
     created_after: datetime | None = None
@@ -40,13 +40,13 @@ class FailedFilter(NamedTuple):
 
     @property
     def looked_at(self) -> int | None:
-        """How many jobs are looked at; None for all, where it takes no more than an index to choose."""
+        """How many jobs the search looks at; None for all, where an index finds them."""
         looks = (self.error_contains, self.fingerprint, self.retried_fewer_than)
         return None if looks == (None, None, None) else LOOKED_AT
 
 
 class FailedJob(NamedTuple):
-    """A failed job that was chosen, its position in the list, and what stands against retrying it."""
+    """A failed job, its position in the list, and why it cannot be retried, or None."""
 
     id: JobId
     position: Position
@@ -54,7 +54,7 @@ class FailedJob(NamedTuple):
 
 
 class FailedJobs:
-    """Chooses. To be used in a slot of the database's."""
+    """Finds failed jobs. The caller holds a slot of the database."""
 
     def __init__(self, database: "Database") -> None:
         self._database = database

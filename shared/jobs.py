@@ -1,12 +1,10 @@
-"""Reading `control_plane.jobs`: one job by its key, or a project's newest.
+"""Jobs: reads `control_plane.jobs`, one job by its key, or a page of a project's jobs.
 
-Single reads go through a Coalescer: however many clients poll, the database sees a few queries at a time, each for all
-the keys that have gathered.
-
-What is read first, watched and held for those who wait is light: MAX_LISTED_ERROR characters of the error, and of the
-payload its hash and size. The whole of a job (`whole`) is read when it is about to be sent, a few at a time. A row that
-cannot be shown (a NULL where the contract has none, an error of the database's for this row alone) is refused by
-itself, as JobUnreadable; in a list it is an UnreadableJob.
+1. Single reads go through a Coalescer: however many clients poll, the database gets a few queries, each for many keys.
+2. A job is first read light: MAX_LISTED_ERROR characters of its error, and the hash and the size of its payload.
+   Watches compare light jobs. All of a job (`whole`) is read just before it is sent, a few jobs at a time (`rest_of`).
+3. A row that cannot be shown (a NULL where the contract has none, an error of the database for this row) fails alone: a
+   read of it raises JobUnreadable, and a list has an UnreadableJob in its place.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -51,25 +49,25 @@ _STATUSES: Final = {str(status): status for status in JobStatus}
 _HASH_DIGITS: Final = 16
 
 LATE_S: Final = 0.02
-"""A look-up of jobs by their ids takes a millisecond or two; one that takes so long holds nobody up any more."""
+"""A look-up of jobs takes a millisecond or two. After this time the next one starts beside it."""
 
 IN_HAND_BYTES: Final = 16 * 2**20
-"""So much of payloads is in hand at a time, between the database and the answer, some four times over."""
+"""How many bytes of payloads are in memory at a time, between the database and the answer, in some four copies."""
 
 WHOLE_AT_ONCE: Final = 8
-"""So many jobs are read whole in one query: one may have a megabyte, and is held three times meanwhile."""
+"""How many jobs one query reads whole: a job may have a megabyte, in three copies."""
 
 _LIMIT: Final = 6
 """Which argument of `page` and `positions` says how many rows."""
 
 _BEFORE_ALL: Final = -(2**63)
-"""-infinity, as PostgreSQL has it."""
+"""-infinity, as PostgreSQL sends it."""
 
 _LOWEST: Final = UUID(int=0)
 
 
 class JobFilter(NamedTuple):
-    """Which jobs of a project; None leaves a question open. The times are exclusive."""
+    """Which jobs of a project; None for all. The times are exclusive."""
 
     status: str | None = None
     type: str | None = None
@@ -78,7 +76,7 @@ class JobFilter(NamedTuple):
 
 
 class JobPage(NamedTuple):
-    """A part of a list, newest first, and the position of each; `more`: the list goes on after it."""
+    """A part of a list, newest first, and the position of each job; `more`: the list continues."""
 
     jobs: Sequence[Job | UnreadableJob]
     positions: Sequence[Position]
@@ -95,7 +93,7 @@ class FailedPage(NamedTuple):
 
 
 class Jobs:
-    """Jobs as they stand. `final_statuses` are the owner's words that stand for an end."""
+    """The jobs of all projects, in one database. `final_statuses` are the owner's statuses that are final."""
 
     def __init__(self, database: "Database", *, final_statuses: frozenset[str] = FINAL_STATUSES) -> None:
         self._database = database
@@ -127,7 +125,7 @@ class Jobs:
     def _job_of(self, row: "Row | tuple[Any, ...]", most: int = MAX_LISTED_ERROR) -> Job:
         """A row, by position: names would cost a dictionary look-up each. Raises JobUnreadable.
 
-        Of an error, one character more than `most` was read where there is more.
+        Of an error longer than `most` characters, one more than `most` was read.
         """
         (
             job_id, project_id, kind, status, attempts, max_attempts, last_error,
@@ -155,7 +153,7 @@ class Jobs:
         )
 
     async def _probe(self) -> None:
-        """Look for no job at all: what is wrong with the statement, and not with a row, shows here."""
+        """Run the statement for no job: it fails here where no row is at fault."""
         await self._database.fetch(self._sql["find"], [], [], 1)
 
     async def _probe_payload(self) -> None:
@@ -198,7 +196,7 @@ class Jobs:
         return await self._find_with_payload(keys, MAX_ERROR, whole=True)
 
     async def _find_any(self, keys: Sequence[JobKey]) -> dict[JobKey, Job | RedriveError]:
-        """The jobs behind keys of both kinds, light: one query for each kind."""
+        """The jobs behind keys with and without payload, light, in one query for each kind."""
         plain = [key for key in keys if not key.with_payload]
         hashed = [key for key in keys if key.with_payload]
         found = await self._find(plain) if plain else {}
@@ -213,7 +211,7 @@ class Jobs:
         return {key: job for key, job in found.items() if isinstance(job, Job)}
 
     async def find_these(self, keys: Sequence[JobKey]) -> Mapping[JobKey, Job | UnreadableJob]:
-        """The same for one client, in turn; with the rows that cannot be shown."""
+        """The same for a single client, in a slot; with the rows that cannot be shown."""
         async with self._database.slot():
             return await self._find_listed(keys)
 
@@ -222,7 +220,7 @@ class Jobs:
         return {key: job if isinstance(job, Job) else UnreadableJob(key.id) for key, job in found.items()}
 
     async def changed(self, seen: Mapping[JobKey, Job]) -> Sequence[JobKey]:
-        """Which of the jobs are no longer as they were seen, deleted ones too, and those of which that cannot be told.
+        """Which of the jobs have changed since they were seen, are gone, or cannot be read.
 
         Raises DatabaseUnavailable.
         """
@@ -250,16 +248,16 @@ class Jobs:
         return changed
 
     async def get(self, key: JobKey) -> Job:
-        """The job as of now, light. Raises JobNotFound, for foreign jobs too, JobUnreadable and DatabaseUnavailable."""
+        """The job as of now, light. Raises JobNotFound, JobUnreadable, DatabaseUnavailable."""
         job = await (self._with_payload if key.with_payload else self._coalescer).get(key)
         if job is None:
             raise JobNotFound
         return job
 
     def rest_of(self, key: JobKey, job: Job) -> AbstractAsyncContextManager[Job] | None:
-        """The job anew, with all that is shown of it, to be sent within the block; None where `job` is whole already.
+        """Read all of the job, to send it within the block; None where `job` is whole already.
 
-        How many bytes of payloads are in hand at once is bounded; one waits for that in time. Raises as `get` does.
+        Waits, within `in_time`, while IN_HAND_BYTES of payloads are in memory. Raises as `get` does.
         """
         return None if job.whole else self._read_whole(key, 0 if job.payload is None else job.payload.bytes)
 
@@ -287,7 +285,7 @@ class Jobs:
             None if after is None else (_BEFORE_ALL if timeless else after.at),
             None if after is None else (_LOWEST if timeless else after.id),
             None if before is None else wire_of(before) - 1,
-            limit + 1,  # one more than asked tells whether there is a next page
+            limit + 1,  # one more, to know whether there is a next page
         ]
         below = after.id if after is not None and timeless else None
         async with self._database.slot():
@@ -349,12 +347,12 @@ class Jobs:
     async def _list_apart(
         self, project_id: ProjectId, arguments: list[object]
     ) -> list[tuple[Job | UnreadableJob, Position]]:
-        """The same page, of which a row could not be read: the ids first, then the jobs behind them."""
+        """The same page where a row cannot be read: the ids first, then the jobs behind them."""
         await self._probe()
         try:
             await self._positions([*arguments[:_LIMIT], 0, *arguments[_LIMIT + 1 :]])
         except StatementRefused:
-            return []  # a text to filter by that this database cannot hold: no job has it
+            return []  # the filter has a text that this database cannot hold: no job matches
         try:
             rows = await self._positions(arguments)
         except (StatementRefused, DatabaseUnfit) as error:
@@ -365,7 +363,7 @@ class Jobs:
 
 
 class _Seen(NamedTuple):
-    """What was seen of a job last."""
+    """What a watch saw of a job last."""
 
     key: JobKey
     version: Version

@@ -4,10 +4,10 @@
      "run_at": null | "<RFC 3339>", "extra_attempts": 0, "actor": "…", "reason": null | "…",
      "requested_at": "<RFC 3339>"}
 
-`job_version` is the version of the job that the requester saw fail, opaque. The worker applies the request to that
-version only, so a message redelivered after a later failure does nothing.
+`job_version` is the version of the failed job that the requester saw, opaque. The worker applies the request to that
+version only, so a message that is redelivered after a later failure has no effect.
 
-Reading is strict about what it needs and blind to the rest: a new optional field is not a new version.
+The decoder checks the fields that it knows and ignores all others: a new optional field needs no new version.
 """
 
 from datetime import datetime
@@ -52,7 +52,7 @@ class RetryMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LedgerMessage(RetryMessage, frozen=True, kw_only=True):
-    """One that the relay published. A request that the ledger does not have is over, and not another program's."""
+    """A message that the relay published. Where the ledger does not have its request, that was settled and pruned."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -100,7 +100,7 @@ def message_of(row: "Row") -> RetryMessage:
 
 
 def _without_values(reason: str) -> str:
-    """Keep msgspec's reason, which names types and paths, but no path that ends in a key of the sender's making."""
+    """The reason of msgspec, which names types and a path, without a path that ends in a key of the sender's."""
     words, _, path = reason.partition(" - at `")
     field = path.removeprefix("$.").removesuffix("`")
     known = field if field in RetryMessage.__struct_fields__ else ""

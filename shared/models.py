@@ -1,9 +1,9 @@
-"""Job, Retry and their states: the words that everything else speaks.
+"""Job, Retry and their states: the words of all other modules.
 
-A job is somebody else's: we read it, and put it back when asked. A retry is ours: one row of the ledger.
-`version` is a hash of what is shown of the job's row, 16 hexadecimal digits (`redrive.job_version`). It says whether
-two readers have seen the same job; it is the `ETag`, and what a retry request is bound to. What is not shown, such as a
-heartbeat, does not change it.
+A job belongs to the control plane: Redrive reads it, and sets it to pending when a retry is applied. A retry is a row
+of our ledger. `version` is a hash of the columns of a job that are shown, 16 hexadecimal digits
+(`redrive.job_version`). It tells whether two readers have seen the same job; it is the `ETag`, and a retry request
+names it. A column that is not shown, such as a heartbeat, does not change it.
 """
 
 from datetime import datetime
@@ -20,17 +20,17 @@ BatchId = NewType("BatchId", UUID)
 Version = NewType("Version", str)
 
 FINAL_STATUSES = frozenset({"cancelled"})
-"""The owner's own words that stand for an end, where the settings name no others."""
+"""The owner's own statuses that are final, where the settings name no others."""
 
 MAX_ERROR = 65_536
-"""So many characters of an error are shown where one thing is asked for by its id."""
+"""How many characters of an error are shown of a job or retry that is read by its id."""
 
 MAX_LISTED_ERROR = 2_000
-"""So many are shown everywhere else, and held for those who wait."""
+"""How many are shown in lists, and kept for watched jobs."""
 
 
 class JobStatus(StrEnum):
-    """Where the control plane says a job stands."""
+    """The statuses of the contract; a job may also have a status of its owner's own."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -39,7 +39,7 @@ class JobStatus(StrEnum):
 
 
 class RetryBlock(StrEnum):
-    """Why a job cannot be retried as it stands."""
+    """Why a job cannot be retried now."""
 
     NOT_FAILED = "not_failed"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
@@ -47,7 +47,7 @@ class RetryBlock(StrEnum):
 
 
 class RetryState(StrEnum):
-    """Where a retry request stands. Only `queued` ever changes by itself."""
+    """The state of a retry request. Only a queued request changes without a call."""
 
     QUEUED = "queued"
     APPLIED = "applied"
@@ -57,7 +57,7 @@ class RetryState(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of a retry request once it was settled."""
+    """The result of a settled retry request."""
 
     APPLIED = "applied"
     JOB_NOT_FOUND = "job_not_found"
@@ -70,7 +70,7 @@ class Outcome(StrEnum):
 
 
 class JobKey(NamedTuple):
-    """Whose job: ownership is part of the key, so a foreign job is simply not there."""
+    """What a job is read by. The project is part of it, so that a foreign job is not found."""
 
     id: JobId
     project_id: ProjectId
@@ -109,9 +109,9 @@ class Payload(msgspec.Struct, frozen=True):
 class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `control_plane.jobs` as one query saw it, with the retry that is queued for it.
 
-    `status` is one of the four, or a word of the owner's own: such a job is not to be retried, and done where the
-    settings call the word final, which is what `final` says. `last_error` is cut where `last_error_truncated` says so.
-    `payload` is None where it was not asked for; `version` is empty in a list.
+    `status` is one of the four, or a status of the owner's own: such a job cannot be retried. `final`: the settings
+    call that status final, so the job is done. `last_error` is cut where `last_error_truncated` says so. `payload` is
+    None where it was not read; `version` is empty in a list.
     """
 
     id: JobId
@@ -133,7 +133,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def retry_blocked_by(self) -> RetryBlock | None:
-        """What a plain retry would be refused for; None when it would be accepted."""
+        """Why a retry without extra attempts would be refused; None when it would be accepted. In SQL: migration 6."""
         if self.status is not JobStatus.FAILED:
             return RetryBlock.NOT_FAILED
         if self.pending_retry is not None:
@@ -144,14 +144,14 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def done(self) -> bool:
-        """Whether nothing more happens to the job by itself: it has ended, and no retry is queued for it."""
+        """Whether the job has ended, and no retry is queued for it."""
         if self.status is JobStatus.FAILED:
             return self.pending_retry is None
         return self.final or self.status is JobStatus.COMPLETED
 
     @property
     def whole(self) -> bool:
-        """Whether all is here that is shown of the one job; else the error is shorter, or the payload left out."""
+        """Whether this has all of the error and the payload that a read of the one job shows."""
         if self.last_error_truncated and len(self.last_error or "") < MAX_ERROR:
             return False
         return self.payload is None or self.payload.json is not None
@@ -164,10 +164,9 @@ class UnreadableJob(NamedTuple):
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
-    """A row of the ledger: an accepted retry request, and what became of it.
+    """A row of the ledger: an accepted retry request and its result.
 
-    `…_before` is what it found, or cleared from the job; of a long error the beginning, as `error_before_truncated`
-    says.
+    `…_before`: what the job had before it was retried. A long error is cut where `error_before_truncated` says so.
     """
 
     id: RetryId
@@ -194,5 +193,5 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def done(self) -> bool:
-        """Whether the request is settled: nothing more becomes of it by itself."""
+        """Whether the request is settled."""
         return self.state is not RetryState.QUEUED

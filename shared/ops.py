@@ -1,7 +1,7 @@
 """The ops port of both programs: `/livez`, `/readyz` and `/metrics`, for the platform, never for clients.
 
-Livez looks at nothing but the process: a database that is away is no reason to restart it. Readyz says whether to send
-it work; it turns 503 as soon as the program is told to stop.
+`/livez` checks only that the process runs: restarting it would not bring a database back. `/readyz` says whether to
+send work to it, and answers 503 as soon as the program is told to stop.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 
 class Status(StrEnum):
-    """What a program or a part that it needs says of itself."""
+    """The status of a program, or of a part that it needs."""
 
     OK = "ok"
     DEGRADED = "degraded"
@@ -22,7 +22,7 @@ class Status(StrEnum):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Whether to send work here; `checks` names the parts. Degraded is ready: the work is done, only later."""
+    """Whether to send work here; `checks` has the parts. A degraded program is ready: it does the work, only later."""
 
     status: Status
     checks: dict[str, Status]
@@ -34,7 +34,7 @@ Exposition = Callable[[], Awaitable[bytes]]
 
 
 def exposition_of(registry: CollectorRegistry) -> Exposition:
-    """What is in `registry`, as text, each time it is asked for."""
+    """A function that returns the metrics of `registry` as text."""
 
     async def text() -> bytes:
         return generate_latest(registry)

@@ -1,8 +1,8 @@
-"""A project's jobs together: counted by status, by type, by time and by error; and how its retries go.
+"""Overviews of a project: its jobs counted by status, type, time and error, and its retries.
 
-Every count looks at a bounded number of rows; the answer says where there may be more. An index on (project_id,
-status, created_at, id) lets a status be counted by itself. Without one that takes as long as the project is large: the
-statement is given up after FIRST_S, and the newest rows of the project are looked at instead.
+Every count looks at a bounded number of rows; the answer says where there may be more. With an index on (project_id,
+status, created_at, id) the jobs of a status are counted by themselves. Without it this takes longer the larger the
+project is: after FIRST_S the statement is cancelled, and the newest rows of the project are counted instead.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from shared.database import Database, Row
 
 LOOKED_AT: Final = 10_000
-"""How many rows a count looks at. Beyond that a person wants to know only that it is many."""
+"""How many rows a count looks at. Beyond that, a person only needs to know that there are many."""
 CELL: Final = 1_000
 CELLS: Final = 24_000
 """How many rows a series looks at for one cell, and for all of them."""
@@ -27,12 +27,12 @@ TYPES: Final = 500
 WAITS: Final = 1_000
 
 OTHER: Final = "other"
-"""Where jobs are counted whose status is none of the four."""
+"""The status under which jobs with a status of the owner's own are counted."""
 STATUSES: Final = (*(str(status) for status in JobStatus), OTHER)
 
 FIRST_S: Final = 0.8
 SECOND_S: Final = 0.7
-"""How long the two forms of a statement may take; both together are well within the time of an answer."""
+"""How long each form of a statement may take; together they are well within the time of an answer."""
 FEW_FAILURES: Final = 1_000
 """How many errors the second form reads: the first may have failed because they take long."""
 

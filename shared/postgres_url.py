@@ -1,12 +1,13 @@
-"""A PostgreSQL URL, read as PostgreSQL's own programs read it.
+"""PostgreSQL URLs, read as PostgreSQL's own programs read them.
 
     postgresql://user:password@one:5432,[::1]:5433/database?sslmode=require&target_session_attrs=read-write
 
-Every parameter either works, or is harmless and noted, or is refused by its name; no value is ever shown. Neither
-`urllib` nor asyncpg reads the URL: newer Pythons refuse a list of hosts with brackets in it, and asyncpg sends what it
-does not know to the server, which then refuses each connection.
+Every parameter either works, or is ignored with a note, or is refused by its name; no value is shown. Neither `urllib`
+nor asyncpg can read the URL: newer Pythons refuse a list of hosts with brackets in it, and asyncpg sends parameters
+that it does not know to the server, which then refuses each connection.
 
-What the URL leaves open comes from its service (`service=`, PGSERVICE), then from PGHOST and the other variables.
+Parameters that the URL does not have come from its service (`service=`, PGSERVICE), then from PGHOST and the other
+variables.
 """
 
 import os
@@ -60,23 +61,23 @@ class Host(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PostgresUrl:
-    """What a URL says. None is what neither it, nor its service, nor a variable says; asyncpg then has its defaults."""
+    """The parameters of a URL. None: not in the URL, its service or a variable, so that asyncpg uses its default."""
 
     hosts: tuple[Host, ...]
-    """At least one, in the order to try them in."""
+    """At least one, in the order in which to try them."""
     user: str | None
     password: str | None = field(repr=False)
     database: str | None
     passfile: str | None
     tls: Mapping[str, str] = field(repr=False)
-    """`sslmode` and its like, by PostgreSQL's names."""
+    """The TLS parameters, such as `sslmode`, by PostgreSQL's names."""
     access: Access | None
     application_name: str | None
     options: str | None
     shuffled: bool
     """Whether to try the hosts in any order."""
     pooled: bool
-    """Whether the URL says that a pooler in transaction mode stands between."""
+    """Whether the URL names a pooler in transaction mode."""
     ignored: tuple[str, ...]
     """Parameters that have no effect here, each with the reason."""
 
@@ -157,7 +158,7 @@ _INSTEAD: Final[Mapping[str, str]] = {
 
 
 def postgres_url(text: str) -> PostgresUrl:
-    """What a URL says. Raises ValueError; its text names what is wrong and holds nothing of the URL but that name."""
+    """Read a URL. Raises ValueError, which names the wrong parameter and shows nothing else of the URL."""
     given, listed = _fields(text)
     said = {**_of_service(given), **given}
     ignored = _checked(said)
@@ -187,7 +188,7 @@ def postgres_url(text: str) -> PostgresUrl:
 
 
 def check_files(url: PostgresUrl) -> None:
-    """Raise ValueError, with the parameter's name, for a file that the URL names and that does not serve."""
+    """Raise ValueError, with the parameter's name, for a file of the URL that cannot be used."""
     _check_passfile(url.passfile)
     tls = url.tls
     mode = tls.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
@@ -210,7 +211,7 @@ def check_files(url: PostgresUrl) -> None:
 
 
 def tls_context(tls: Mapping[str, str]) -> ssl.SSLContext | None:
-    """The context for `sslrootcert=system`, which asyncpg would take for a file's name; None for all else."""
+    """The context for `sslrootcert=system`, which asyncpg would read as a file's name; None for other values."""
     if tls.get("sslrootcert") != _SYSTEM:
         return None
     context = ssl.create_default_context()
@@ -220,7 +221,7 @@ def tls_context(tls: Mapping[str, str]) -> ssl.SSLContext | None:
 
 
 def _fields(text: str) -> tuple[dict[str, str], list[tuple[str, int | None]]]:
-    """The parameters by name, wherever in the URL they stand, and the hosts of its authority, each with its port."""
+    """All parameters by name, and the hosts of the authority, each with its port."""
     begin = _SCHEME.match(text)
     if begin is None:
         raise ValueError("must be a URL that begins with postgresql:// or postgres://")
@@ -236,7 +237,7 @@ def _fields(text: str) -> tuple[dict[str, str], list[tuple[str, int | None]]]:
             raise ValueError(UNREADABLE)
         name = _decoded(name)
         if name == "options":
-            value = value.replace("+", " ")  # it means nothing else there
+            value = value.replace("+", " ")  # a plus has no other meaning there
         pairs.append(("dbname" if name == "database" else name, _decoded(value)))
     found: dict[str, str] = {}
     for name, value in pairs:
@@ -250,7 +251,7 @@ def _fields(text: str) -> tuple[dict[str, str], list[tuple[str, int | None]]]:
 
 def _parts(text: str) -> tuple[str, str, str]:
     """Authority, path without its slash, and query."""
-    # What comes before a `#` or `/` in the password would read as a host and its port.
+    # The part of a password before a `#` or `/` would be read as a host and its port.
     if "#" in text or any(character < " " for character in text):
         raise ValueError(UNREADABLE)
     before, _, query = text.partition("?")
@@ -292,7 +293,7 @@ def _port_of(text: str) -> int:
 
 
 def _of_service(given: Mapping[str, str]) -> dict[str, str]:
-    """What the service says that the URL or PGSERVICE names; empty without one."""
+    """The parameters of the service that the URL or PGSERVICE names; empty without a service."""
     name = given.get("service") or os.environ.get("PGSERVICE")
     if not name:
         return {}
@@ -301,18 +302,18 @@ def _of_service(given: Mapping[str, str]) -> dict[str, str]:
     paths += [f"{folder}/pg_service.conf"] if folder else []
     for path in paths:
         file = RawConfigParser(strict=False)
-        file.optionxform = str  # type: ignore[assignment,method-assign] # names are as they are written
+        file.optionxform = str  # type: ignore[assignment,method-assign] # keep the case of names
         try:
             file.read(path, encoding="utf-8")
         except (ServiceFileError, UnicodeDecodeError, OSError):
             raise ValueError("service: its file cannot be read") from None
         if file.has_section(name):
             return {"dbname" if key == "database" else key: value for key, value in file.items(name) if value}
-    raise ValueError("service: there is none of this name")
+    raise ValueError("service: no service has this name")
 
 
 def _checked(said: Mapping[str, str]) -> tuple[str, ...]:
-    """The parameters that have no effect here, each with the reason. Raises ValueError for what would not work."""
+    """The parameters without effect, each with the reason. Raises ValueError for those that would not work."""
     notes: list[str] = []
     for name, value in said.items():
         if name in _INSTEAD:
@@ -329,12 +330,12 @@ def _checked(said: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _shown(name: str) -> str:
-    """A parameter's name, where it is one: what stands there may be half a password."""
+    """The name, where it can be a parameter's: otherwise it may be half a password."""
     return name if re.fullmatch(r"[A-Za-z_][\w.-]{0,39}", name, re.ASCII) else "a parameter"
 
 
 def _tls_of(said: Mapping[str, str]) -> dict[str, str]:
-    """What of `said` is about TLS. `verify-full` without a certificate to check with takes those of the machine."""
+    """The TLS parameters of `said`. `verify-full` without a root certificate uses those of the machine."""
     tls = {name: value for name, value in said.items() if name in _TLS}
     mode = tls.get("sslmode") or os.environ.get("PGSSLMODE")
     if mode == "verify-full" and not (os.environ.get("PGSSLROOTCERT") or _home("root.crt").exists()):

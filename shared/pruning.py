@@ -1,7 +1,7 @@
-"""Pruning: deleting what is settled and old, a bounded number of rows at a time, so that nobody waits for long.
+"""Pruning: delete old settled requests, a bounded number of rows at a time, so that no other statement waits for long.
 
-A request is kept for at least as long as an idempotency key may stand for it: its answer must be there to be given
-again, and a message that is redelivered must find that it has been settled.
+A request is kept for at least as long as an idempotency key may name it: its answer must be there to be repeated, and a
+redelivered message must find its request settled.
 """
 
 from datetime import timedelta
@@ -19,7 +19,7 @@ AT_A_TIME: Final = 1_000
 
 
 class Pruned(NamedTuple):
-    """How many rows are gone."""
+    """How many rows were deleted."""
 
     requests: int
     batches: int
@@ -27,23 +27,23 @@ class Pruned(NamedTuple):
 
 
 class Pruning:
-    """Deletes from the ledger, as its owner. What is queued stays, however old it is."""
+    """Deletes from the ledger, as its owner. Queued requests stay, however old they are."""
 
     def __init__(self, database: "Database", *, at_a_time: int = AT_A_TIME) -> None:
         self._database = database
         self._at_a_time = at_a_time
         self._sql = statements("prune")
 
-    async def prune(self, older_than: timedelta, *, tell: "Callable[[Pruned], None]" = lambda _: None) -> Pruned:
-        """Delete what was settled longer ago than `older_than`, and idempotency keys that have expired.
+    async def prune(self, older_than: timedelta, *, report: "Callable[[Pruned], None]" = lambda _: None) -> Pruned:
+        """Delete requests that were settled longer ago than `older_than`, and expired idempotency keys.
 
-        `tell` gets the counts so far, after each transaction; what was deleted by then stays deleted. Raises
+        Calls `report` with the counts so far after each transaction; what was deleted by then stays deleted. Raises
         ValueError for less than KEPT_AT_LEAST, with nothing deleted; DatabaseUnavailable.
         """
         if older_than < KEPT_AT_LEAST:
-            raise ValueError("what is younger than 24 h is kept: an idempotency key may stand for it")
+            raise ValueError("must be at least 24 h: an idempotency key may name a younger request")
         pruned = Pruned(0, 0, 0)
-        # Requests before their batches, which they keep alive.
+        # Requests first: a batch stays as long as it has one.
         for field, block, age in (
             ("requests", "prune_requests", (older_than,)),
             ("batches", "prune_batches", (older_than,)),
@@ -51,7 +51,7 @@ class Pruning:
         ):
             while rows := await self._database.fetch(self._sql[block], *age, self._at_a_time):
                 pruned = pruned._replace(**{field: getattr(pruned, field) + len(rows)})
-                tell(pruned)
+                report(pruned)
                 if len(rows) < self._at_a_time:
                     break
         return pruned

@@ -1,7 +1,7 @@
-"""Public keys that tokens may be verified with: which kinds are good enough, and the algorithms that each is for.
+"""Public keys for tokens: which kinds are accepted, and the algorithms for each.
 
-The settings look at their key with this before anything starts; the api verifies with it. The algorithms follow from
-the key, never from a token (RFC 8725, 3.1).
+The settings check their key here before the program starts; the api verifies tokens with it. The algorithms follow from
+the key, never from the token (RFC 8725, 3.1).
 """
 
 from typing import Final, NamedTuple, Self
@@ -24,7 +24,7 @@ class PublicKey(NamedTuple):
     algorithms: tuple[str, ...]
 
     def narrowed_to(self, algorithm: object) -> Self | None:
-        """The same key for this algorithm alone; None where it is not one of the key's."""
+        """The same key for this algorithm alone; None where the algorithm does not fit the key."""
         return self._replace(algorithms=(algorithm,)) if algorithm in self.algorithms else None
 
 

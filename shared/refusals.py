@@ -1,8 +1,8 @@
-"""Why RabbitMQ cannot be reached or will not do something: in the server's words where it gave any, else in ours.
+"""Why RabbitMQ cannot be reached or refuses a call: in the server's words where it gave any, else in ours.
 
-The client libraries keep these words in their exceptions' arguments, in causes, or nowhere: aiormq answers a connection
-that is refused at its end (a virtual host that is missing, a limit) with `InvalidFrameError`, and the server's frame
-is found only in the frames of the traceback. No word here holds a URL or a password.
+The client libraries keep the server's words in the arguments of their exceptions, in causes, or nowhere: for a
+connection that the server refuses at its end (a missing virtual host, a limit) aiormq raises `InvalidFrameError`, and
+the server's frame is only in the local variables of the traceback. No text here has a URL or a password.
 """
 
 import errno
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NO_ROUTE: Final = 312
 OTHER_ARGUMENTS: Final = "inequivalent arg"
-"""In the server's words where a queue or an exchange is there already, with other arguments."""
+"""A part of the server's words where a queue or an exchange exists with other arguments."""
 
 CLOSED: Final = "the connection was closed"
 _REFUSED: Final = "connection refused: nothing listens on this port"
@@ -37,7 +37,7 @@ _TLS_WORDS: Final = {
 
 
 def words_of(error: BaseException, *, connecting: bool = False) -> str:
-    """Why `error` was raised by a client library, in one line; `connecting`: before a connection was there."""
+    """Why `error` was raised by a client library, in one line; `connecting`: before there was a connection."""
     if connecting and isinstance(error, TimeoutError):
         return "no answer in time: a firewall, a port that is not AMQP's, or a server that hangs"
     for each in _chain(error):
@@ -83,7 +83,7 @@ def _words_of_one(error: BaseException) -> str | None:  # noqa: PLR0911 - a tabl
             return _REFUSED
         case TimeoutError():
             return "no answer in time"
-        case OSError() if str(error).startswith("Multiple exceptions"):  # asyncio's, of a name with several addresses
+        case OSError() if str(error).startswith("Multiple exceptions"):  # asyncio's, for a name with several addresses
             refused = str(error).count("Connect call failed") == str(error).count(f"[Errno {errno.ECONNREFUSED}]")
             return _REFUSED if refused else "connecting failed at each address of the host"
         case OSError() if error.strerror and not isinstance(error, AMQPError):

@@ -55,10 +55,10 @@ if TYPE_CHECKING:
 
 
 class RetryRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody asks for: put this failed job back.
+    """A client's request to retry a failed job.
 
-    `if_version`: only if the job is still of this version. `extra_attempts`: raise the job's cap so that so many more
-    are left. `traceparent`: the W3C trace context to carry to the worker.
+    `if_version`: only if the job has one of these versions. `extra_attempts`: raise max_attempts so that this many are
+    left. `traceparent`: the W3C trace context, for the worker.
     """
 
     job: JobKey
@@ -72,9 +72,9 @@ class RetryRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Accepted(NamedTuple):
-    """The answer to a request: the ledger's row for it, and whether somebody else had queued it before.
+    """The answer to a request. `deduplicated`: another request for the job was queued before, and `retry` is that one.
 
-    `replayed`: the answer was given before, to the same idempotency key, and is given again as it was.
+    `replayed`: it repeats the first answer to the same idempotency key.
     """
 
     retry: Retry
@@ -83,7 +83,7 @@ class Accepted(NamedTuple):
 
 
 class RetryFilter(NamedTuple):
-    """Which requests of a project; None leaves a question open."""
+    """Which requests of a project; None for all."""
 
     state: RetryState | None = None
     job_id: JobId | None = None
@@ -98,14 +98,14 @@ class _NewRow(NamedTuple):
 
 
 class RetryKey(NamedTuple):
-    """Whose request: ownership is part of the key, so a foreign one is simply not there."""
+    """What a request is read by. The project is part of it, so that a foreign request is not found."""
 
     id: RetryId
     project_id: ProjectId
 
 
 def blocked_by(job: Job, *, extra_attempts: int = 0) -> RetryBlock | None:
-    """What a retry of `job` would be refused for, with that many attempts added."""
+    """Why a retry of `job` that adds `extra_attempts` would be refused; None when it would be accepted."""
     block = job.retry_blocked_by
     return None if block is RetryBlock.ATTEMPTS_EXHAUSTED and extra_attempts > 0 else block
 
@@ -120,7 +120,7 @@ def _retry_of(row: "Row") -> Retry:
 
 
 def _queued(retry_id: RetryId, request: RetryRequest, requested_at: datetime) -> Retry:
-    """The request as it was just written down."""
+    """The request as it was just inserted."""
     return Retry(
         id=retry_id,
         project_id=request.job.project_id,
@@ -252,7 +252,7 @@ class Retries:
         return Accepted(first, claim.deduplicated, replayed=True)
 
     async def cancel(self, key: RetryKey, *, actor: str) -> Retry:
-        """Take a queued request back, in the name of `actor`. Raises RetryNotFound, RetryAlreadySettled."""
+        """Cancel a queued request, in the name of `actor`. Raises RetryNotFound, RetryAlreadySettled."""
         async with self._database.slot():
             rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id, actor)
         if not rows:
@@ -261,14 +261,14 @@ class Retries:
         return _retry_of(rows[0])
 
     async def redrive(self, key: RetryKey, *, actor: str) -> Retry:
-        """Queue a dead-lettered request again, in the name of `actor`; the relay, or a worker, takes it from there.
+        """Queue a dead-lettered request again, in the name of `actor`. The relay publishes it, or a worker takes it.
 
         Raises RetryNotFound, RetryNotDeadLettered, RetryQueued.
         """
         async with self._database.slot():
             try:
                 rows = await self._database.fetch(self._sql["redrive"], key.id, key.project_id, actor)
-            except StatementRefused as error:  # at most one request is queued for a job
+            except StatementRefused as error:  # by the unique index: at most one request is queued for a job
                 raise RetryQueued from error
         if not rows:
             await self.get(key)
@@ -276,7 +276,7 @@ class Retries:
         return _retry_of(rows[0])
 
     async def get(self, key: RetryKey) -> Retry:
-        """The request as it stands. Raises RetryNotFound, for foreign ones too, and DatabaseUnavailable."""
+        """The request as of now. Raises RetryNotFound, also for a foreign one, and DatabaseUnavailable."""
         retry = await self._reading.get(key)
         if retry is None:
             raise RetryNotFound
@@ -289,7 +289,7 @@ class Retries:
         return {RetryKey(retry.id, retry.project_id): retry for retry in map(_retry_of, rows)}
 
     async def changed(self, seen: Mapping[RetryKey, Retry]) -> Sequence[RetryKey]:
-        """Which of the requests are no longer as they were seen."""
+        """Which of the requests have changed since they were seen, or are gone."""
         rows = await self._database.fetch(
             self._sql["changed"],
             [key.id for key in seen],
@@ -309,7 +309,7 @@ class Retries:
         """Up to `limit` requests of the project that follow `after`, newest first."""
         state, job_id, batch_id, actor = wanted
         position = _parts_of(after)
-        # Each along the index that holds the fewest: a plan is made once, and does not know what is asked for.
+        # The statement whose index has the fewest rows: a plan is made once, before it is known which filters are None.
         asked: tuple[object, ...]
         if job_id is not None:
             name, asked = "page_of_job", (project_id, job_id, state, batch_id, actor)

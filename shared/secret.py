@@ -1,11 +1,11 @@
-"""A secret that may change while the program runs: what its file holds now, or held when it was last good."""
+"""Secrets that may change while the program runs: read from their files again, the last good value where that fails."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
 Url: TypeAlias = "str | Callable[[], str]"
-"""A server's URL, or what answers it for each new connection."""
+"""A server's URL, or a function that returns it for each new connection."""
 
 
 def current(url: Url) -> str:
@@ -14,9 +14,10 @@ def current(url: Url) -> str:
 
 
 class FileSecret:
-    """The content of a file, read again at each call.
+    """A function that reads a file at each call.
 
-    A file that is away, half-written or holds what `check` objects to (ValueError) counts as not changed.
+    Returns the last good value while the file is missing, half-written, or has a value for which `check` raises
+    ValueError.
     """
 
     def __init__(self, path: Path, value: str, check: Callable[[str], object]) -> None:
@@ -25,7 +26,7 @@ class FileSecret:
         self._check = check
 
     def __call__(self) -> str:
-        """The value, stripped of what surrounds it."""
+        """The value, without surrounding white space."""
         try:
             found = self._path.read_text("utf-8").strip()
             if found != self._seen:

@@ -1,8 +1,8 @@
 """The settings of both programs: from the environment, read once, checked whole, frozen.
 
-Every variable begins with `REDRIVE_`. A secret can also come from a file, named by the same variable with `_FILE` at
-its end; the URLs of servers are read from it again for each new connection. An empty variable counts as unset. Whatever
-is wrong is said in one error that names every problem, and shows no value. What has no effect is in `notes`.
+Every variable begins with `REDRIVE_`. A secret can also come from a file, which the same variable with `_FILE` at its
+end names; servers' URLs are read from it again for each new connection. An empty variable counts as unset. One error
+names every problem, and shows no value. Settings without effect are in `notes`.
 """
 
 import os
@@ -40,7 +40,7 @@ _NEVER_FINAL = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.FAILED
 
 
 class Limit(NamedTuple):
-    """So many requests in so many seconds."""
+    """A number of requests in a number of seconds."""
 
     requests: int
     seconds: int
@@ -150,7 +150,7 @@ _SECRETS = frozenset({"database_url", "database_read_url", "amqp_url", "jwt_secr
 
 
 class Settings(BaseSettings):
-    """What both programs need."""
+    """The settings of both programs."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -177,11 +177,11 @@ class Settings(BaseSettings):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was given and has no effect, each in a line that names it; for the log, once, at the start."""
+        """A line for each setting that has no effect, for the log at the start."""
         return self._notes
 
     def url(self, field: str) -> Url:
-        """The URL of a server, by its field: read again for each new connection where it comes from a file."""
+        """The URL in a field; where it comes from a file, a function that reads it for each new connection."""
         if (file := self._files.get(field)) is not None:
             return file
         secret = getattr(self, field)
@@ -191,14 +191,14 @@ class Settings(BaseSettings):
     @field_validator(*_LINKABLE, mode="before", check_fields=False)
     @classmethod
     def _no_service_link(cls, value: object, info: ValidationInfo) -> object:
-        """Take the default for what Kubernetes puts into every pod beside a Service named `redrive`."""
+        """Replace a service link, which Kubernetes sets in every pod beside a Service `redrive`, by the default."""
         if isinstance(value, str) and _SERVICE_LINK.match(value) and info.field_name is not None:
             return cls.model_fields[info.field_name].default
         return value
 
 
 class ApiSettings(Settings):
-    """What `redrive api` needs."""
+    """The settings of `redrive api`."""
 
     ops_port: Port = 9090
     database_read_url: PostgresUrl | None = None
@@ -229,9 +229,9 @@ class ApiSettings(Settings):
     @field_validator("jwks_url")
     @classmethod
     def _one_kind_of_key(cls, jwks_url: str | None, info: ValidationInfo) -> str | None:
-        """Stand on the last of the three keys, so that it is checked beside all other fields, not after them."""
+        """Require exactly one key. Validates the last of the three fields, so that it runs beside all other checks."""
         if not {"jwt_secret", "jwt_public_key"} <= info.data.keys():
-            return jwks_url  # one of them is wrong, and said to be
+            return jwks_url  # one of them is wrong, and has its own problem
         given = [key for key in (info.data["jwt_secret"], info.data["jwt_public_key"], jwks_url) if key is not None]
         if len(given) != 1:
             raise ValueError("exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWKS_URL must be set")
@@ -239,7 +239,7 @@ class ApiSettings(Settings):
 
 
 class WorkerSettings(Settings):
-    """What `redrive worker` needs."""
+    """The settings of `redrive worker`."""
 
     ops_port: Port = 9091
     worker_batch_size: Annotated[int, Field(ge=1, le=1_000)] = 200
@@ -250,13 +250,13 @@ S = TypeVar("S", bound=Settings)
 
 
 def read(kind: type[S], **known: object) -> S:
-    """The settings of one program from the environment; `known` values are taken as they are, before it.
+    """The settings of one program from the environment; `known` values come first, and are not checked against it.
 
     Raises SettingsError with every problem found.
     """
     secrets, unread = _secrets_from_files(kind)
     try:
-        # A secret that could not be read counts as given, or others would be blamed for its absence.
+        # A secret that could not be read counts as given: its absence would make other problems.
         settings = kind(**cast("dict[str, Any]", {**secrets, **dict.fromkeys(unread, _UNREAD), **known}))
     except ValidationError as error:
         problems = [_problem(kind, dict(problem)) for problem in error.errors() if problem["loc"][0] not in unread]
@@ -285,7 +285,7 @@ def _notes(kind: type[Settings], settings: Settings, known: Mapping[str, object]
 
 
 def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str, str]]:
-    """What the files named by `…_FILE` hold, and what is wrong with them; both by field."""
+    """The secrets in the files that `…_FILE` names, and the problems with these files; both by field."""
     found: dict[str, str] = {}
     problems: dict[str, str] = {}
     for field in _SECRETS & kind.model_fields.keys():

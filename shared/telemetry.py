@@ -1,8 +1,8 @@
-"""What the programs tell their operators: structured logs, and a registry for metrics.
+"""Telemetry: structured logs, and a registry for metrics.
 
-A log line is constant text in the past tense, with facts as fields; JSON, one object a line, so nothing that a client
-sends can break a line in two. Metrics are registered once, in the composition root of each program; their labels come
-from closed sets, never an id or a project.
+A log line is a constant text with facts as fields, written as one JSON object a line, so that no input of a client can
+break a line. Metrics are registered once, in the composition root of each program; their labels come from closed sets,
+never an id or a project.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCol
 
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
-# Chatty at INFO about what the programs below say themselves, once, with their own facts.
+# At INFO these log what our programs log themselves, once and with more facts.
 _QUIET: Final = ("aio_pika", "aiormq", "aiohttp.access", "asyncio")
 
 

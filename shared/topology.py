@@ -1,10 +1,12 @@
-"""Exchange, queues and dead letters: where a retry request travels on RabbitMQ.
+"""The topology on RabbitMQ: the exchange, the queues of retries, and the dead-letter queue.
 
-Both programs declare the same things, so either may come first; a queue that stands there with other arguments is a
-mistake of the deployment's, and RabbitMQ says so (406 PRECONDITION_FAILED). Valid on RabbitMQ 3.10 and 4.x.
+Both programs declare the same topology, so either may start first. A queue that exists with other arguments is a
+mistake of the deployment, and RabbitMQ refuses the declaration (406 PRECONDITION_FAILED). Valid on RabbitMQ 3.10 and
+4.x.
 
-A message that twenty deliveries have not settled goes to the dead-letter queue. `at-least-once` dead-lettering keeps it
-in its queue until the other has it; it needs `reject-publish`, without which RabbitMQ silently falls back to losing it.
+RabbitMQ moves a message to the dead-letter queue after twenty deliveries. `at-least-once` dead-lettering keeps the
+message in its queue until the dead-letter queue has it. It needs `reject-publish`; without it RabbitMQ silently uses a
+mode that can lose the message.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ KEY_BULK: Final = "retry.bulk"
 KEY_DEAD: Final = "retry.dead"
 REASON_HEADER: Final = "x-redrive-reason"
 LEDGER_HEADER: Final = "x-redrive-ledger"
-"""On what the relay publishes: the ledger has the request, or had it and it ended long ago."""
+"""The header of messages that the relay publishes: the ledger has the request, or it was settled and pruned."""
 DELIVERY_LIMIT: Final = 20
 
 _EVERY_RIGHT: Final = "guest"
@@ -50,7 +52,7 @@ _WORK_QUEUE: Final[dict[str, "FieldValue"]] = {
 
 
 async def declare(channel: "AbstractChannel") -> "AbstractExchange":
-    """Declare all of it, idempotently; answers the exchange that everything is published to."""
+    """Declare all of it, idempotently; returns the exchange that all messages are published to."""
     exchange = await channel.declare_exchange(EXCHANGE, ExchangeType.DIRECT, durable=True)
     for name, key in ((RETRIES, KEY_RETRY), (RETRIES_BULK, KEY_BULK)):
         queue = await channel.declare_queue(name, durable=True, arguments=_WORK_QUEUE)
@@ -61,18 +63,18 @@ async def declare(channel: "AbstractChannel") -> "AbstractExchange":
 
 
 class Topology:
-    """Declares what is missing. One for a process: a user who may not declare is refused once, and not asked again.
+    """Declares what is missing. A process has one: where its user may not declare, it tries once and not again.
 
-    The programs consume and publish, and declare only after what that needs was missing: each declaration that is
-    refused is an error in RabbitMQ's log, and so is the use of a queue that is not there. The user `guest`, who has
-    every right on a broker for development, declares first, which also compares the arguments.
+    The programs declare only when something is missing for consuming or publishing: RabbitMQ logs each refused
+    declaration, and each use of a missing queue, as an error. The user `guest`, which has every right on a development
+    broker, declares first, which also compares the arguments.
     """
 
     def __init__(self, *, declares_first: bool = False) -> None:
         self._declares_first = declares_first
         self._may_declare = True
         self.has_declared = False
-        """Whether all of it was declared from here, which compares the arguments of what was there."""
+        """Whether this object has declared all of it, which compares the arguments of what existed."""
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -81,9 +83,10 @@ class Topology:
         return cls(declares_first=URL(url).user in (None, _EVERY_RIGHT))
 
     async def needed_by(self, connection: "AbstractConnection", use: "Callable[[], Awaitable[T]]") -> T:
-        """What `use` answers; where something is missing for it, declare all of it and use it again.
+        """Call `use`; where something is missing for it, declare all of it, and call `use` again. Returns its result.
 
-        One at a time, so that the sessions of a process do not all find the same missing. Raises BrokerUnavailable.
+        One caller at a time, so that not all sessions of a process find the same queue missing. Raises
+        BrokerUnavailable.
         """
         async with self._lock:
             if self._declares_first:
@@ -99,12 +102,12 @@ class Topology:
             return await use()
 
     async def mend(self, connection: "AbstractConnection") -> None:
-        """Declare all of it, something having been found missing; nothing where this user may not."""
+        """Declare all of it, after something was found missing; does nothing where this user may not declare."""
         async with self._lock:
             await self._declare(connection)
 
     async def _declare(self, connection: "AbstractConnection") -> bool:
-        """Declare all of it; whether this user may. On a channel of its own, because a refusal closes the channel."""
+        """Declare all of it; returns whether this user may. Uses its own channel, because a refusal closes it."""
         if not self._may_declare:
             return False
         try:
@@ -121,7 +124,7 @@ class Topology:
 
 
 async def publishing_on(connection: "AbstractConnection") -> "tuple[AbstractChannel, AbstractExchange]":
-    """A channel with the exchange, which is there and may be published to. Raises TopologyMissing where it is not."""
+    """A channel, and the exchange, after a check that it takes messages. Raises TopologyMissing where it does not."""
     async with asyncio.timeout(CALL_S):
         channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
         exchange = await channel.get_exchange(EXCHANGE, ensure=False)

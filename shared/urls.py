@@ -1,7 +1,7 @@
-"""URLs of servers, looked at as their clients will read them: yarl for aio-pika and aiohttp, our own for PostgreSQL.
+"""Checks of servers' URLs, read as the clients read them: by yarl for aio-pika and aiohttp, by our own for PostgreSQL.
 
-The clients raise whatever comes for a URL that they cannot read, and quote parts of it: of the password, where one has
-a `/` or `#` in it. Here it is said before anything starts, and without any of the URL.
+For a URL that a client cannot read it raises an error that quotes parts of it, even of a password with a `/` or `#` in
+it. These checks run before the program starts, and their errors quote nothing of the URL.
 """
 
 import os
@@ -20,7 +20,7 @@ AMQP_PARAMETERS: Final = frozenset(
     {"cafile", "cacertfile", "capath", "cadata", "certfile", "keyfile", "verify", "no_verify_ssl"}
     | {"heartbeat", "timeout", "name", "happy_eyeballs_delay", "interleave"}
 )
-"""What the URL of a broker may ask for: aiormq's and aio-pika's parameters, and RabbitMQ's names for two of them."""
+"""The parameters of a broker's URL: aiormq's and aio-pika's, and RabbitMQ's names for two of them."""
 _AMQP_FILES: Final = frozenset({"cafile", "cacertfile", "capath", "certfile", "keyfile"})
 _AMQP_NUMBERS: Final = frozenset({"heartbeat", "timeout"})
 _NUMBER: Final = re.compile(r"\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-4]", re.ASCII)
@@ -56,7 +56,7 @@ def check_amqp_url(url: str) -> None:
 def _unknown_parameter(name: str) -> str:
     known = f"the known ones are {', '.join(sorted(AMQP_PARAMETERS))}"
     if not _PARAMETER_NAME.fullmatch(name):
-        return f"has a parameter that is not known; {known}"  # a piece of a password, where one has a `?` in it
+        return f"has a parameter that is not known; {known}"  # it may be a piece of a password with a `?` in it
     return f"has the parameter {name}=, which is not known; {known}"
 
 
@@ -73,7 +73,7 @@ def _parts(url: str, *schemes: str, otherwise: str) -> SplitResult:
         raise ValueError(otherwise) from None
     if parts.scheme not in schemes:
         raise ValueError(f"must be a URL that begins with {' or '.join(f'{name}://' for name in schemes)}")
-    # Neither client objects to these, where what comes before a `#` or `/` in the password reads as a port.
+    # Both clients accept these where the part of the password before a `#` or `/` reads as a port.
     if "#" in url or (parts.netloc and "@" not in parts.netloc and "@" in parts.path):
         raise ValueError(otherwise)
     return parts

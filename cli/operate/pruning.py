@@ -49,7 +49,7 @@ def prune(
                 pool_size=1,
                 pooled=settings.database_pooled,
             ) as database:
-                pruned = await Pruning(database).prune(age, tell=tell)
+                pruned = await Pruning(database).prune(age, report=tell)
         if as_json:
             print_json(pruned._asdict())
         else:

@@ -1,6 +1,6 @@
 -- migrate:up
--- A stand-in for the control plane's table where there is none (development, one machine). A table that exists is
--- somebody else's: it gets no column, trigger or index from us.
+-- A stand-in for the control plane's table where there is none (development, one machine). A table that exists
+-- belongs to the control plane: it gets no column, trigger or index from us.
 DO $$
 BEGIN
     IF to_regclass('control_plane.jobs') IS NOT NULL THEN
@@ -26,11 +26,11 @@ BEGIN
     );
     CREATE INDEX jobs_pending_idx ON control_plane.jobs (scheduled_at) WHERE status = 'pending';
     CREATE INDEX jobs_project_created_idx ON control_plane.jobs (project_id, created_at DESC, id DESC);
-    -- Last: on a table that is known to be empty all indexes cost the same, and the planner takes the newest. Along any
-    -- other index a look-up by (project_id, id) reads all of the project; and plans are kept while the table grows.
+    -- The primary key comes last: on an empty table all indexes cost the same, and the planner takes the newest. With any
+    -- other index a look-up by (project_id, id) reads the whole project, and a plan is kept while the table grows.
     ALTER TABLE control_plane.jobs ADD PRIMARY KEY (id);
 END
 $$;
 
 -- migrate:down
-SELECT; -- the table may hold jobs by now, and it may never have been ours
+SELECT; -- the table may have jobs by now, and may belong to the control plane

@@ -1,11 +1,11 @@
 -- migrate:up
--- The ledger: a row is an accepted retry request, its place in the outbox, its audit line and its result.
+-- The ledger. A row is an accepted retry request: its outbox entry, its audit line and its result.
 CREATE SCHEMA IF NOT EXISTS redrive;
 
 CREATE TABLE redrive.retry_requests (
     id uuid NOT NULL,
     project_id text NOT NULL,
-    job_id uuid NOT NULL, -- no foreign key: the jobs are not ours, and the audit outlives them
+    job_id uuid NOT NULL, -- no foreign key: the jobs are not ours, and the audit trail outlives them
     batch_id uuid,
     job_version text, -- the job's version when the request was made; NULL: of any version
     state text NOT NULL DEFAULT 'queued'
@@ -27,10 +27,10 @@ CREATE TABLE redrive.retry_requests (
     publish_lease_until timestamptz,
     published_at timestamptz,
     processed_at timestamptz,
-    cancelled_by text, -- the actor that took the request back
-    redriven_by text, -- the last that queued it again after it was dead-lettered, and when
+    cancelled_by text, -- the actor that cancelled the request
+    redriven_by text, -- the last actor that redrove it, and when
     redriven_at timestamptz,
-    -- what the retry cleared
+    -- what the job had before it was retried
     attempts_before int,
     max_attempts_before int,
     error_before text,
@@ -41,53 +41,51 @@ CREATE TABLE redrive.retry_requests (
     )
 );
 
--- At most one request waits for a job, however often it is asked for. (project_id, job_id) names the job: another
--- project may have one of the same id.
--- The id stands first in the index: it tells most jobs apart, and UUIDs compare faster than texts do.
+-- At most one request is queued for a job. (project_id, job_id) names the job: another project may have a job with the
+-- same id. The id comes first in the index: it distinguishes most jobs, and UUIDs compare faster than texts.
 CREATE UNIQUE INDEX retry_requests_queued_job_idx ON redrive.retry_requests (job_id, project_id)
     WHERE state = 'queued';
--- What waits, single requests before bulk ones, oldest first: the relay, and dispatch without a broker. What is queued
--- is not processed; that these say both keeps a look-up by job, which says only the first, from going along them.
+-- Queued requests, single ones before bulk ones, oldest first: for the relay, and for dispatch without a broker. A queued
+-- request is not processed. Both predicates, so that the planner does not use this index for look-ups by job_id.
 CREATE INDEX retry_requests_queued_idx ON redrive.retry_requests ((batch_id IS NOT NULL), requested_at, id)
     WHERE state = 'queued' AND processed_at IS NULL;
 CREATE INDEX retry_requests_unpublished_idx ON redrive.retry_requests ((batch_id IS NOT NULL), requested_at, id)
     WHERE state = 'queued' AND processed_at IS NULL AND published_at IS NULL;
--- What was published and is not settled, the longest published first: whether a message may be a dead letter, and what
--- must have been lost. That it names the published ones keeps all other statements from going along it, and what is
--- settled before it is marked never enters it.
+-- Published requests that are not settled, the longest published first: whose message may be a dead letter, or lost. The
+-- predicate on published_at keeps other statements from this index, and a request that is settled before it is marked
+-- never enters it.
 CREATE INDEX retry_requests_published_idx ON redrive.retry_requests ((batch_id IS NOT NULL), published_at)
     WHERE state = 'queued' AND processed_at IS NULL AND published_at IS NOT NULL;
--- What was given up, the longest dead first.
+-- Dead-lettered requests, the longest dead first.
 CREATE INDEX retry_requests_dead_idx ON redrive.retry_requests (processed_at, id) WHERE state = 'dead_lettered';
--- The audit trail of a project, of a batch, of a job; and what prune deletes.
+-- The audit trails of a project, a batch and a job; and what prune deletes.
 CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at DESC, id DESC);
--- The project's trail by state: all but the state that most requests end in. What is applied costs it nothing more, and
--- is found along the whole trail. That it speaks of a time, too, which its only reader repeats, keeps look-ups of
--- something queued from going along it.
+-- The project's trail by state, without 'applied', the state of most requests: those are found along the whole trail. The
+-- predicate on the time, which its only reader repeats, keeps look-ups of queued requests from this index.
 CREATE INDEX retry_requests_state_idx ON redrive.retry_requests (project_id, state, requested_at DESC, id DESC)
     WHERE state <> 'applied' AND requested_at < 'infinity';
 CREATE INDEX retry_requests_batch_idx ON redrive.retry_requests (project_id, batch_id, state)
     WHERE batch_id IS NOT NULL;
 CREATE INDEX retry_requests_job_idx ON redrive.retry_requests (job_id, project_id, requested_at DESC, id DESC);
 CREATE INDEX retry_requests_processed_idx ON redrive.retry_requests (processed_at) WHERE state <> 'queued';
--- The last of them: on a table that is known to be empty all indexes cost the same, and of these the planner takes the
--- newest. Of any other that has an id in it, a look-up by id reads all; and plans are kept while the table grows.
+-- The primary key comes last: on an empty table all indexes cost the same, and the planner takes the newest. With any
+-- other index a look-up by id reads the whole table, and a plan is kept while the table grows.
 ALTER TABLE redrive.retry_requests ADD PRIMARY KEY (id);
 
--- A bulk retry: who asked for what. How its requests stand is counted from the ledger.
+-- A bulk retry: its actor and what was asked for. The states of its requests are counted from the ledger.
 CREATE TABLE redrive.retry_batches (
     id uuid PRIMARY KEY,
     project_id text NOT NULL,
     actor text NOT NULL,
     reason text,
-    filter jsonb, -- as it was asked; NULL where the jobs were named by their ids
+    filter jsonb, -- the request's; NULL where the jobs were named by their ids
     total int NOT NULL, -- how many were accepted
-    skipped jsonb NOT NULL, -- [{"job_id", "code"}]: which were not, and why
+    skipped jsonb NOT NULL, -- [{"job_id", "code"}]: which were skipped, and why
     requested_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX retry_batches_project_idx ON redrive.retry_batches (project_id, requested_at DESC, id DESC);
 
--- What a scaler of workers looks at: how many queued requests a worker could take now, counted up to 20,000.
+-- For a scaler of workers: how many queued requests a worker could take now, counted up to 20,000.
 CREATE VIEW redrive.backlog AS
 SELECT count(*)::int AS waiting
 FROM (
@@ -96,12 +94,12 @@ FROM (
     LIMIT 20000
 ) AS queued;
 
--- Which request a client's key stands for. Kept apart from the ledger, because a key can also stand for a request that
--- was queued already.
+-- What a client's idempotency key names. It is kept apart from the ledger, because a key can also name a request that was
+-- queued by another.
 CREATE TABLE redrive.idempotency_keys (
     project_id text NOT NULL,
     key text NOT NULL,
-    fingerprint bytea NOT NULL, -- of the request: the same key with another request is a mistake
+    fingerprint bytea NOT NULL, -- of the request: the same key with another request is refused
     retry_id uuid,
     batch_id uuid,
     deduplicated boolean NOT NULL DEFAULT false,

@@ -1,6 +1,6 @@
 -- migrate:up
--- What each program may do, and no more. The roles cannot log in: a deployment makes its own users and grants them one
--- of these. They belong to the whole server, so another database's Redrive may have made them already.
+-- The rights that each program needs, and no more. The roles cannot log in: a deployment creates its own users and grants
+-- them one of the roles. Roles belong to the server, so the migration of another database may have created them.
 DO $$
 DECLARE
     wanted text;
@@ -10,7 +10,7 @@ BEGIN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', wanted);
             EXCEPTION WHEN duplicate_object OR unique_violation THEN
-                NULL; -- another database's migration was faster
+                NULL; -- the migration of another database created it
             END;
         END IF;
     END LOOP;
@@ -23,7 +23,7 @@ GRANT SELECT, INSERT, UPDATE ON redrive.idempotency_keys TO redrive_api;
 GRANT SELECT, INSERT ON redrive.retry_batches TO redrive_api;
 GRANT SELECT ON redrive.backlog TO redrive_scaler;
 
--- `redrive check` asks what is applied. Whoever runs these files by hand has no such table.
+-- `redrive check` reads which migrations are applied. Where these files are run by hand, the table does not exist.
 DO $$
 BEGIN
     IF to_regclass('redrive.schema_migrations') IS NOT NULL THEN
@@ -32,7 +32,7 @@ BEGIN
 END
 $$;
 
--- The jobs table may be somebody else's, who alone can grant rights on it.
+-- The jobs table may have another owner, who alone can grant rights on it.
 DO $$
 BEGIN
     GRANT USAGE ON SCHEMA control_plane TO redrive_api, redrive_worker;

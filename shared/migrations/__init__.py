@@ -1,10 +1,10 @@
 """The schema, as dbmate files beside this one, and `migrate`, which brings a database up to date with them.
 
-dbmate's own words and file format (`-- migrate:up`), so that a team which has it can run the files itself. What has
-been applied stands in `redrive.schema_migrations`.
+The files have dbmate's format (`-- migrate:up`), so that a team that has dbmate can run them itself. The applied
+versions are in `redrive.schema_migrations`.
 
-dbmate takes fewer URLs than we do: one host, and not every `sslmode`. So we connect first, and it is given the host
-that took us, by a URL that says everything outright.
+dbmate takes fewer URLs than Redrive: one host, and not every `sslmode`. So `migrate` connects first, and starts dbmate
+with the URL of the host that answered.
 """
 
 import asyncio
@@ -44,13 +44,13 @@ _PASSED_ON: Final = ("sslcert", "sslkey")
 
 
 class MigrationFailed(RedriveError):
-    """A migration did not go through; `str()` is what dbmate said of it. What came before it stays applied."""
+    """A migration failed; `str()` is dbmate's reason. The migrations before it stay applied."""
 
     code = "migration-failed"
 
 
 def folder() -> Path:
-    """Where the migrations lie."""
+    """The folder of the migrations."""
     return Path(str(resources.files(__name__)))
 
 
@@ -60,15 +60,15 @@ def names() -> list[str]:
 
 
 def text() -> str:
-    """All migrations, in order, for somebody who wants to read or run them by hand."""
+    """All migrations, in order, to be read or run by hand."""
     return "\n".join(f"-- {name}\n{(folder() / name).read_text('utf-8')}" for name in names())
 
 
 def migrate(url: "Url", *, timeout_s: float = 60) -> list[str]:
-    """Bring the database at `url` up to date. Safe to run again, and by several at once: they wait for each other.
+    """Apply the missing migrations to the database at `url`. Calls at the same time wait for each other.
 
-    Answers the files that were applied, in order. Raises DatabaseUnavailable when the server does not answer,
-    MigrationFailed when it objects.
+    Returns the files that were applied, in order. Raises DatabaseUnavailable when the server does not answer,
+    MigrationFailed when it refuses a migration.
     """
     program = shutil.which("dbmate", path=sysconfig.get_path("scripts")) or shutil.which("dbmate")
     if program is None:
@@ -117,11 +117,11 @@ def missing(url: "Url") -> list[str]:
 
 
 async def warn_of_missing(database: "Database") -> None:
-    """Log, once, what is not applied; where the database does not answer yet, once it does."""
+    """Log the missing migrations, once, as soon as the database answers."""
     while True:
         try:
             missing = await missing_from(database)
-        except DatabaseUnfit as error:  # it answers, and this user may not see them
+        except DatabaseUnfit as error:  # it answers, and this user may not read the table
             log.warning("migrations cannot be looked at", reason=str(error))
             return
         except DatabaseUnavailable:
@@ -144,7 +144,7 @@ async def _make_schema(connection: "asyncpg.Connection[asyncpg.Record]") -> None
 
 
 async def _environment_of_dbmate(url: "Url") -> dict[str, str]:
-    """What dbmate is started with. The URL goes by the environment: arguments can be read by all on the machine."""
+    """The environment to start dbmate with. It has the URL, because every user of the machine can read arguments."""
     connector = Connector(
         url, access=Access.READ_WRITE, timeout_s=CONNECT_S, settings={"application_name": "redrive migrate"}
     )
@@ -158,7 +158,7 @@ async def _environment_of_dbmate(url: "Url") -> dict[str, str]:
     finally:
         opened.connection.terminate()
     environment = {"PATH": os.environ.get("PATH", ""), "DATABASE_URL": _url_for_dbmate(opened, facts)}
-    # Where passwords may lie that no URL holds.
+    # These lead to passwords that are not in the URL.
     for name in ("HOME", "PGPASSFILE"):
         if value := os.environ.get(name):
             environment[name] = value
@@ -188,7 +188,7 @@ def _url_for_dbmate(opened: "Opened", facts: asyncpg.Record) -> str:
 
 
 def _tls_for_dbmate(tls: Mapping[str, str]) -> dict[str, str]:
-    """`sslmode` and its files, for a connection that we have just made with TLS: dbmate knows no mode that may do."""
+    """`sslmode` and its files for dbmate, after a connection with TLS: it does not know `allow` and `prefer`."""
     mode = tls.get("sslmode") or os.environ.get("PGSSLMODE") or "prefer"
     query = {"sslmode": mode if mode.startswith("verify") else "require"}
     root = tls.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")

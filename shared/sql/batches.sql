@@ -1,8 +1,8 @@
--- Bulk retries: choosing jobs, accepting them in one go, and counting what became of them.
--- Rows are looked up one by one, LATERAL, for the reason that jobs.sql gives.
+-- Bulk retries: check jobs, insert their requests at once, and count the requests of batches by their state.
+-- Look-ups are LATERAL, for the reason that jobs.sql gives.
 
 -- name: blocks
--- What stands against retrying these jobs, one by one; NULL where nothing does. In the order given.
+-- Why each of these jobs cannot be retried, NULL where it can; in the order given.
 -- $1 text project id, $2 uuid[] job ids, distinct, $3 int extra attempts
 SELECT
     wanted.id,
@@ -26,9 +26,8 @@ LEFT JOIN LATERAL (
 ORDER BY wanted.position;
 
 -- name: insert_requests
--- Write down a request for each of these jobs that is still failed and has none queued. Answers the jobs whose request
--- was written; for the others somebody was faster. How far `run_at` lies behind `requested_at`, which is now, is what
--- counts when the request is applied.
+-- Insert a request for each of these jobs that is still failed and has no queued request. Answers the jobs whose request
+-- was inserted. When a request is applied, the distance from `requested_at`, which is now, to `run_at` counts.
 -- $1 uuid batch id, $2 text project id, $3 uuid[] request ids, $4 uuid[] job ids, same length, $5 text actor,
 -- $6 text reason, $7 int delay in seconds, $8 int extra attempts, $9 int seconds to spread over
 INSERT INTO redrive.retry_requests (
@@ -50,7 +49,7 @@ JOIN LATERAL (
     WHERE jobs.project_id = $2 AND jobs.id = wanted.job_id
     LIMIT 1
 ) AS j ON j.status = 'failed'
-ORDER BY j.id -- one order for all processes, so two batches cannot wait for each other in a ring
+ORDER BY j.id -- one order for all processes, so that two batches cannot deadlock
 ON CONFLICT (project_id, job_id) WHERE state = 'queued' DO NOTHING
 RETURNING job_id;
 
@@ -61,7 +60,7 @@ INSERT INTO redrive.retry_batches (id, project_id, actor, reason, filter, total,
 VALUES ($1, $2, $3, $4, $5, $6, $7);
 
 -- name: find_many
--- Batches by (id, project), with how their requests stand.
+-- Batches by (id, project), with the number of their requests in each state.
 -- $1 uuid[] ids, $2 text[] project ids; same length
 SELECT
     b.id, b.project_id, b.actor, b.reason, b.filter, b.requested_at, b.total,
@@ -76,9 +75,9 @@ LEFT JOIN redrive.retry_requests AS r ON r.project_id = b.project_id AND r.batch
 GROUP BY b.id;
 
 -- name: page
--- A page of a project's batches, newest first, with how their requests stand. Those beyond the sum of $6 requests are
--- not counted: `counted` says so. The first always is.
--- $1 text project id, $2 text actor or NULL; $3 timestamptz and $4 uuid the place below which the page begins, $5 int
+-- A page of a project's batches, newest first, with the number of their requests in each state. Batches beyond the sum of
+-- $6 requests are not counted (`counted` is false); the first always is.
+-- $1 text project id, $2 text actor or NULL; $3 timestamptz and $4 uuid the position below which the page begins, $5 int
 -- how many, $6 int how many requests are counted
 WITH page AS MATERIALIZED (
     SELECT id, project_id, actor, reason, filter, requested_at, total
@@ -115,9 +114,8 @@ CROSS JOIN LATERAL (
 ORDER BY b.requested_at DESC, b.id DESC;
 
 -- name: cancel
--- Take back requests of a batch that are still queued, but for those that a worker or the relay has in hand: these are
--- not waited for.
--- $1 text project id, $2 uuid batch id, $3 text the actor that takes them back, $4 int how many at most
+-- Cancel the queued requests of a batch, except those that a worker or the relay has locked: does not wait for these.
+-- $1 text project id, $2 uuid batch id, $3 text the actor that cancels them, $4 int how many at most
 UPDATE redrive.retry_requests
 SET state = 'cancelled', outcome = 'cancelled', processed_at = now(), cancelled_by = $3
 WHERE id = ANY (ARRAY(
@@ -129,6 +127,6 @@ WHERE id = ANY (ARRAY(
 RETURNING id;
 
 -- name: replay
--- Which jobs a batch left out, as it was first answered.
+-- How many jobs a batch accepted, and which it skipped, as it was first answered.
 -- $1 uuid id, $2 text project id
 SELECT total, skipped FROM redrive.retry_batches WHERE project_id = $2 AND id = $1;

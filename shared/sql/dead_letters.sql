@@ -4,13 +4,13 @@
 -- Whether a request has been with the broker for so long without being settled that its message may be a dead letter.
 -- $1 interval how long
 SELECT EXISTS (
-    SELECT FROM unnest(ARRAY[false, true]) AS of_batch (bulk) -- a look into each half of the index
+    SELECT FROM unnest(ARRAY[false, true]) AS of_batch (bulk) -- one look-up in each half of the index
     CROSS JOIN LATERAL (
         SELECT FROM redrive.retry_requests
         WHERE
             state = 'queued' AND processed_at IS NULL
             AND (batch_id IS NOT NULL) = of_batch.bulk AND published_at < now() - $1::interval
-        ORDER BY published_at -- keeps a plan that was made early from going along what waits unpublished
+        ORDER BY published_at -- so that a plan made on an empty table does not read all unpublished requests
         LIMIT 1
     ) AS overdue
 );
@@ -28,7 +28,7 @@ WHERE id = ANY ($1::uuid[]) AND state = 'queued' AND published_at < now() - $2::
 UPDATE redrive.retry_requests SET published_at = NULL, publish_lease_until = NULL
 WHERE id = ANY (ARRAY(
     SELECT aside.id FROM redrive.retry_requests AS aside WHERE id = ANY ($1::uuid[]) AND state = 'queued'
-    ORDER BY id -- the workers' order: they may be settling the same rows
+    ORDER BY id -- the lock order: workers may be settling the same rows
     FOR UPDATE
 ))
 RETURNING id;
@@ -64,7 +64,7 @@ LIMIT $1;
 WITH dead AS MATERIALIZED (
     SELECT id, project_id, job_id FROM redrive.retry_requests
     WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered'
-    ORDER BY id -- the workers' order
+    ORDER BY id -- the lock order
     FOR UPDATE
 ),
 chosen AS ( -- at most one request waits for a job

@@ -1,15 +1,15 @@
--- Choosing failed jobs by what they have in common: for lists, and for bulk retries, so that what is shown is what would
--- be retried.
+-- Failed jobs by what they have in common. Lists and bulk retries share these statements, so that a list shows the jobs
+-- that a bulk retry would choose.
 
 -- name: match
--- The failed jobs of a project that a filter matches, newest first, and what stands against retrying each. What a job's
--- error or its retries are looked at for ($5 to $8) is looked at for no more than $10 jobs, the newest that the other
--- filters leave. `place` is the time as the server has it, in microseconds since 2000.
+-- The failed jobs of a project that a filter matches, newest first, and why each cannot be retried, NULL where it can. The
+-- filters that need a job's error or its retries ($5 to $8) are applied to the newest $10 jobs that pass the other
+-- filters. `place` is the time in microseconds since 2000, as the server has it.
 -- $1 text project id, $2 text type or NULL, $3 timestamptz created after or NULL, $4 timestamptz created before or NULL,
 -- $5 text that the error contains or NULL, $6 text fingerprint or NULL, $7 int fewer than how many retries or NULL,
 -- $8 int within how many seconds, $9 int extra attempts, $10 int how many to look at or NULL, $11 int how many,
--- $12 boolean whether nothing may stand, or something must stand, against retrying it, or NULL, $13 timestamptz and
--- $14 uuid the place below which they begin, or NULL
+-- $12 boolean true for jobs that can be retried, false for the others, NULL for all, $13 timestamptz and
+-- $14 uuid the position below which they begin, or NULL
 SELECT j.id, j.place, j.blocked_by
 FROM (
     SELECT
@@ -59,7 +59,7 @@ ORDER BY j.created_at DESC, j.id DESC
 LIMIT $11;
 
 -- name: has_more
--- Whether more jobs have failed than are looked at.
+-- Whether more jobs have failed than `match` looks at.
 -- $1 to $4 as above, $5 int how many are looked at
 SELECT EXISTS (
     SELECT FROM control_plane.jobs AS j

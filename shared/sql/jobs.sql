@@ -1,10 +1,10 @@
--- Reading control_plane.jobs. Nothing in this file writes.
--- (project_id, id) names a job: both stand in every look-up, so that ownership is part of the key, not a later check,
--- and an index that begins with the project serves as well as one on the id alone.
--- Rows that are looked up are LATERAL, with a LIMIT: one look-up by its index for each, whatever the planner believes.
--- A plan is kept while the tables grow, and a join that was cheap when they were empty takes minutes when they are not.
--- Columns are cast to the contract's types, which costs nothing where they have them, so that an enum, a varchar or a
--- timestamp without time zone (UTC) reads as well. Texts are cut here: what is not shown is not fetched.
+-- Reads of control_plane.jobs. No statement in this file writes.
+-- (project_id, id) names a job. Both columns stand in every look-up: ownership is part of the key, not a later check, and
+-- an index that begins with the project serves as well as one on the id alone.
+-- A look-up of rows is LATERAL, with a LIMIT: one look-up in the index for each row, whatever the planner estimates. A plan
+-- is kept while the tables grow, and a join that was cheap on empty tables takes minutes on full ones.
+-- Columns are cast to the contract's types, so that an enum, a varchar or a timestamp without time zone (UTC) can be read;
+-- where a column has the type, the cast costs nothing. Texts are cut here, so that only what is shown is fetched.
 
 -- name: find
 -- The jobs behind (id, project) pairs; a pair that matches nothing is missing from the answer.
@@ -38,8 +38,8 @@ LEFT JOIN LATERAL (
 ) AS queued ON true;
 
 -- name: find_with_payload
--- The same, with the payload's hash (16 hexadecimal digits) and its size in bytes, in one text; and the payload itself,
--- where it is wanted. What is no JSON, or not such as every reader of JSON takes (jsonb is), is an error.
+-- The same, with the payload's hash (16 hexadecimal digits) and its size in bytes, in one text, and the payload itself if
+-- $4. A payload that is no JSON, or JSON that jsonb does not take, is an error.
 -- $1 uuid[] ids, $2 text[] project ids, same length; $3 int how many characters of an error to read, $4 bool whether to
 -- read the payload itself
 SELECT
@@ -68,7 +68,7 @@ JOIN LATERAL (
     LIMIT 1
 ) AS j ON true
 CROSS JOIN LATERAL (
-    SELECT coalesce(j.payload::text, '{}') AS payload OFFSET 0 -- once, not for each use of it
+    SELECT coalesce(j.payload::text, '{}') AS payload OFFSET 0 -- so that it is computed once
 ) AS stored
 LEFT JOIN LATERAL (
     SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
@@ -77,10 +77,9 @@ LEFT JOIN LATERAL (
 ) AS queued ON true;
 
 -- name: changed
--- Which of the jobs are no longer as seen: another version, another payload, another queued retry, or gone; and those
--- whose row is another, though nothing shown of it has changed. `mark` is the row's xmin: where it is what it was when the
--- job was last looked at, its texts are not read again. A view has none: `xmin` means the table's, or, where there is
--- none, that of `relation`, which is NULL.
+-- Which of the jobs have changed since they were seen: their version, their payload or their queued retry, or the job is
+-- gone; and the jobs whose row was updated, though nothing that is shown has changed. `mark` is the row's xmin: where it
+-- is still the same, the texts of the row are not read again. A view has no xmin: then `xmin` is that of `relation`, NULL.
 -- $1 uuid[] ids, $2 text[] project ids, $3 text[] versions seen, $4 uuid[] queued retries seen, NULL for none, $5 text[]
 -- hashes of payloads seen, NULL where it is not read, $6 xid[] marks, NULL for none; same length
 SELECT
@@ -127,11 +126,11 @@ WHERE
     );
 
 -- name: page
--- A page of a project's jobs, newest first; those without a time last, of which nothing but the id is shown. The place
--- to start from is always there, so that it bounds the index scan. `place` is the time as the server has it, in
--- microseconds since 2000, be it infinity or a year that no calendar of Python's has. UNION ALL reads its second part
--- only where the first has not filled the page.
--- $1 text project id, $2 text type or NULL, $3 timestamptz created at or after, $4 timestamptz and $5 uuid the place
+-- A page of a project's jobs, newest first; jobs without a time come last, with nothing but their id. The comparison with
+-- a position is always there, because it bounds the index scan. `place` is the time in microseconds since 2000, as the
+-- server has it, because no datetime of Python holds infinity. UNION ALL reads its second part only where the first has
+-- not filled the page.
+-- $1 text project id, $2 text type or NULL, $3 timestamptz created at or after, $4 timestamptz and $5 uuid the position
 -- below which the page begins, $6 timestamptz created at or before, $7 int how many, $8 uuid below which those without
 -- a time begin
 SELECT
@@ -184,7 +183,7 @@ LEFT JOIN LATERAL (
 ORDER BY j.place DESC NULLS LAST, j.id DESC;
 
 -- name: page_of_status
--- The same of those with one status: a statement of its own, as a plan that serves both could not use an index on it.
+-- The same of jobs with one status. It is a statement of its own, because a plan for both could not use an index on status.
 -- $1 to $7 as above, $8 text status, $9 uuid below which those without a time begin
 SELECT
     j.id, $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
@@ -236,7 +235,7 @@ LEFT JOIN LATERAL (
 ORDER BY j.place DESC NULLS LAST, j.id DESC;
 
 -- name: positions
--- The ids and places of such a page alone: where a row of it cannot be read, the others are then looked up one by one.
+-- Only the ids and positions of such a page: where a row of it cannot be read, the others are looked up one by one.
 -- $1 to $8 as for `page`, $9 text status or NULL
 SELECT j.id, j.place
 FROM (

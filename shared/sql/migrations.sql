@@ -1,26 +1,26 @@
 -- name: is_recorded
--- Whether dbmate has written down what it applied; it has not where the files were run by hand.
+-- Whether dbmate has recorded the applied versions; where the files were run by hand, it has not.
 SELECT to_regclass('redrive.schema_migrations') IS NOT NULL AS found;
 
 -- name: applied
--- The versions that were applied, in order.
+-- The applied versions, in order.
 SELECT version FROM redrive.schema_migrations ORDER BY version;
 
 -- name: facts
--- Where this connection leads to: whether it is encrypted, whose it is, and to which database.
+-- Whether this connection is encrypted, its user, and its database.
 SELECT
     coalesce((SELECT ssl FROM pg_catalog.pg_stat_ssl WHERE pid = pg_backend_pid()), false) AS encrypted,
     session_user::text AS "user",
     current_database()::text AS database;
 
 -- name: make_schema
--- The schema that dbmate's own table lies in. dbmate would make it, once PostgreSQL has logged an error that it is missing.
+-- Create the schema of dbmate's own table. dbmate would create it too, after an error in PostgreSQL's log.
 DO $$
 BEGIN
     IF to_regnamespace('redrive') IS NULL THEN
         CREATE SCHEMA redrive;
     END IF;
 EXCEPTION WHEN duplicate_schema OR unique_violation OR insufficient_privilege THEN
-    NULL; -- another migration was faster; or the right is missing, and dbmate says so
+    NULL; -- another migration created it; or the right is missing, which dbmate will report
 END
 $$;

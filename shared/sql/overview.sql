@@ -1,7 +1,7 @@
--- What a project's jobs look like together: counts, types, cells of time, groups of failures, and how retries go.
+-- A project's jobs counted by status, type, time and error, and its retries.
 -- Every part of a statement here reads a bounded number of rows along an index, and says how many it has read
--- (`looked_at`): more than the bound means that it was not counted to the end. A condition that no index serves (a type)
--- is looked at behind the bound, not before it. Each statement on a status has a second form (`…_of_newest`), for tables
+-- (`looked_at`): a number above the bound means that there may be more. A condition that no index serves (a type) is
+-- checked after the bound, not before it. Each statement on a status has a second form (`…_of_newest`), for tables
 -- without an index on (project_id, status, created_at, id): it reads the newest rows, whatever their status.
 
 -- name: stats
@@ -235,7 +235,7 @@ LEFT JOIN grouped AS g ON true
 ORDER BY g.jobs DESC, g.last_at DESC, g.type, g.error;
 
 -- name: failures_of_newest
--- The same of the failed ones among the project's newest jobs; of these `truncated` speaks.
+-- The same of the failed jobs among the project's newest jobs; `truncated`: there are more of these.
 -- $1 to $7 as above, $8 int how many jobs of any status to look at
 WITH newest AS MATERIALIZED (
     SELECT j.id, j.status::text = 'failed' AS failed
@@ -291,7 +291,7 @@ LEFT JOIN grouped AS g ON true
 ORDER BY g.jobs DESC, g.last_at DESC, g.type, g.error;
 
 -- name: retries
--- How a project's retries go: what waits, and, of its newest requests, what was settled in the last hour, and how long
+-- A project's retries: how many wait, and, of its newest requests, what was settled in the last hour, and how long
 -- the newest applied ones have waited, in milliseconds. `capped`: of the last hour there may be more.
 -- $1 text project id, $2 int how many requests to look at, $3 int how many waits
 WITH newest AS MATERIALIZED (

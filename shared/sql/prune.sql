@@ -1,5 +1,5 @@
--- Forgetting what is settled and old. Each statement deletes a bounded number of rows; it is run until it finds none.
--- Needs DELETE, which neither program's role has: the owner runs it.
+-- Delete old settled requests. Each statement deletes a bounded number of rows; it is run until it finds none. They need
+-- the right to DELETE, which the programs' roles do not have: the owner of the schema runs them.
 
 -- name: prune_requests
 -- $1 interval settled before, $2 int how many at most
@@ -9,12 +9,12 @@ WHERE id = ANY (ARRAY(
     WHERE state <> 'queued' AND processed_at < now() - $1::interval
     ORDER BY processed_at
     LIMIT $2
-    FOR UPDATE SKIP LOCKED -- a dead letter that is being redriven is no longer old
+    FOR UPDATE SKIP LOCKED -- a locked row is being redriven, so it stays
 ))
 RETURNING id;
 
 -- name: prune_batches
--- Batches of which no request is left, those that never had one included.
+-- Batches without requests, also those that never had one.
 -- $1 interval requested before, $2 int how many at most
 DELETE FROM redrive.retry_batches
 WHERE id = ANY (ARRAY(
@@ -27,7 +27,7 @@ WHERE id = ANY (ARRAY(
 RETURNING id;
 
 -- name: prune_keys
--- Idempotency keys that have had their day.
+-- Expired idempotency keys.
 -- $1 int how many at most
 DELETE FROM redrive.idempotency_keys
 WHERE (project_id, key) IN (
@@ -35,6 +35,6 @@ WHERE (project_id, key) IN (
     WHERE created_at <= now() - interval '24 hours'
     ORDER BY created_at
     LIMIT $1
-    FOR UPDATE SKIP LOCKED -- it may be claimed anew at this moment
+    FOR UPDATE SKIP LOCKED -- another transaction may be claiming it
 )
 RETURNING key;

@@ -55,7 +55,7 @@ async def test_what_was_settled_long_ago_goes_in_bounded_steps(
     await aged(jobs, young, days=89)
     steps: list[Pruned] = []
 
-    assert await pruning.prune(NINETY_DAYS, tell=steps.append) == Pruned(7, 0, 0)
+    assert await pruning.prune(NINETY_DAYS, report=steps.append) == Pruned(7, 0, 0)
     assert [step.requests for step in steps] == [3, 6, 7]
     assert await left(jobs) == {young}
 
