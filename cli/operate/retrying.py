@@ -2,46 +2,25 @@
 
 # ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
 
-import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.batches import show_batch, status_of, wait_until_settled
+from cli.operate.bulk_retrying import RetryOptions, retry_ids, retry_matches
 from cli.operate.connection import ask, is_terminal, line_of_refusal, note, refused
 from cli.operate.filters import duration_of, failed_filter_of, id_of
-from cli.operate.jobs import note_unknown_type
 from cli.operate.options import LOCAL, AsJson, DryRun, TokenFile, Url, Yes
 from cli.operate.retries import show_retry
-from cli.operate.tables import print_facts, print_json, print_table, printable
+from cli.operate.tables import print_json, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from uuid import UUID
 
-    from redrive_client import AcceptedBatch, Batch, BulkDryRun, FailedFilter, Redrive, Retry
+    from redrive_client import Redrive, Retry
 
 MAX_IDS: Final = 1000
 DEFAULT_MAX: Final = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class RetryOptions:
-    """How to retry the jobs that were chosen."""
-
-    reason: str | None
-    delay_s: int
-    extra_attempts: int | None
-    spread_s: int
-    maximum: int
-    dry_run: bool
-    yes: bool
-    wait: bool
-    timeout_s: float
-    as_json: bool
-    canaries: int = 0
 
 
 def retry(
@@ -127,12 +106,12 @@ def retry(
 
     async def work(redrive: "Redrive") -> int:
         if wanted is not None:
-            return await _retry_matches(redrive, wanted, options)
+            return await retry_matches(redrive, wanted, options)
         if len(ids) == 1:
             if options.spread_s:
                 raise typer.BadParameter("--spread is for several jobs")
             return await _retry_one(redrive, ids[0], options)
-        return await _retry_these(redrive, ids, options)
+        return await retry_ids(redrive, ids, options)
 
     ask(url, token_file, work)
 
@@ -182,133 +161,4 @@ async def _retry_one(redrive: "Redrive", job_id: "UUID", options: RetryOptions) 
         0
         if retry.state in (RetryState.QUEUED, RetryState.APPLIED)
         else refused(f"the retry is {retry.state}: {retry.outcome}")
-    )
-
-
-async def _retry_these(redrive: "Redrive", ids: "Sequence[UUID]", options: RetryOptions) -> int:
-    if options.dry_run:
-        preview = await redrive.preview(ids, extra_attempts=options.extra_attempts)
-        _show_dry_run(preview, as_json=options.as_json)
-        left_out = preview.matched - preview.retryable
-        return refused(f"{left_out} of {len(ids)} jobs would not be retried") if left_out else 0
-    accepted = await redrive.retry_many(
-        ids,
-        reason=options.reason,
-        delay_seconds=options.delay_s,
-        extra_attempts=options.extra_attempts,
-        spread_seconds=options.spread_s,
-    )
-    status = await _follow(redrive, accepted, options)
-    if accepted.skipped:
-        if not options.as_json:
-            typer.echo()
-            print_table(("LEFT OUT", "BECAUSE"), [(each.job_id, each.code) for each in accepted.skipped])
-        return refused(f"{len(accepted.skipped)} of {len(ids)} jobs were not retried")
-    return status
-
-
-async def _retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> int:
-    preview = await redrive.preview(wanted, extra_attempts=options.extra_attempts)
-    too_many = preview.truncated or preview.matched > options.maximum
-    goes_on = not options.dry_run and preview.retryable > 0 and not too_many
-    if not (goes_on and options.as_json):  # a program gets one document: what was done, or else what would be
-        _show_dry_run(preview, as_json=options.as_json)
-    if not preview.matched and wanted.type is not None:
-        await note_unknown_type(redrive, wanted.type)
-    if options.dry_run:
-        return 0
-    if too_many:
-        many = f"more than {preview.matched}" if preview.truncated else f"{preview.matched}"
-        raise CommandFailed(f"the filter matches {many} failed jobs, --max is {options.maximum}: nothing was retried")
-    if not preview.retryable:
-        typer.echo("redrive: nothing to retry", err=True)
-        return 0
-    if not options.yes and not typer.confirm(
-        f"Retry {preview.retryable} job{'s' * (preview.retryable > 1)}?", err=True
-    ):
-        if options.as_json:
-            _show_dry_run(preview, as_json=True)
-        raise CommandFailed("nothing was retried")
-    if options.canaries and (status := await _retry_canaries(redrive, wanted, options)) is not None:
-        return status
-    accepted = await redrive.retry_many(
-        wanted,
-        max=options.maximum,
-        reason=options.reason,
-        delay_seconds=options.delay_s,
-        extra_attempts=options.extra_attempts,
-        spread_seconds=options.spread_s,
-    )
-    return await _follow(redrive, accepted, options)
-
-
-async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> int | None:
-    """Retry a few of the matches, and wait until they have run. An exit status where the rest must not be retried."""
-    from redrive_client import Job, JobStatus, WaitTimeout
-
-    chosen: list[UUID] = []
-    async for job in redrive.list(
-        status=JobStatus.FAILED,
-        retryable=True,
-        page_size=options.canaries,
-        **{name: getattr(wanted, name) for name in wanted.__struct_fields__},
-    ):
-        chosen.append(job.id)
-        if len(chosen) == options.canaries:
-            break
-    if not chosen:
-        return None
-    accepted = await redrive.retry_many(chosen, reason=options.reason, extra_attempts=options.extra_attempts)
-    batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
-    if accepted.skipped or batch.applied < len(chosen):
-        return refused(
-            f"{len(chosen) - batch.applied} of {len(chosen)} canaries were not retried: the rest was not retried"
-        )
-    try:
-        async with asyncio.TaskGroup() as group:
-            waiting = [group.create_task(redrive.wait(job_id, timeout_s=options.timeout_s)) for job_id in chosen]
-    except* WaitTimeout:
-        raise CommandFailed(
-            f"the canaries were not done within {options.timeout_s:.0f} s (--timeout): the rest was not retried"
-        ) from None
-    ended: list[Job] = [task.result() for task in waiting]
-    if failed := [job for job in ended if job.status != JobStatus.COMPLETED]:
-        first = printable(failed[0].last_error)
-        return refused(
-            f"{len(failed)} of {len(chosen)} canaries ended {failed[0].status} ({first}): the rest was not retried"
-        )
-    note(f"{len(chosen)} canaries are completed; now the rest")
-    return None
-
-
-async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", options: RetryOptions) -> int:
-    """Print what was accepted and, with --wait, the outcome. Returns the exit status."""
-    batch: Batch | None = None
-    try:
-        if options.wait:
-            batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
-    finally:  # print what was accepted, also where waiting fails
-        if options.as_json:
-            facts = {name: getattr(accepted, name) for name in ("batch_id", "accepted", "skipped")}
-            print_json({**facts, "batch": batch})
-    if not options.as_json:
-        typer.echo(f"accepted {accepted.accepted}, left out {len(accepted.skipped)}: batch {accepted.batch_id}")
-        if batch is not None:
-            typer.echo()
-            await show_batch(redrive, batch, as_json=False)
-    return 0 if batch is None else status_of(batch)
-
-
-def _show_dry_run(preview: "BulkDryRun", *, as_json: bool) -> None:
-    if as_json:
-        print_json(preview)
-        return
-    left_out = ", ".join(f"{count} {code.replace('_', ' ')}" for code, count in preview.skipped.items() if count)
-    print_facts(
-        [
-            ("matched", preview.matched),
-            ("retryable", preview.retryable),
-            ("left out", left_out or None),
-            ("such as", ", ".join(str(each) for each in preview.sample[:3]) or None),
-        ]
     )

@@ -1,0 +1,169 @@
+"""Bulk retries for `redrive retry`: by ids, or by a filter with a few canaries first."""
+
+# ruff: noqa: PLC0415 - commands import what they need when they run; see cli/main.py
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.errors import CommandFailed
+from cli.operate.batches import show_batch, status_of, wait_until_settled
+from cli.operate.connection import note, refused
+from cli.operate.jobs import note_unknown_type
+from cli.operate.tables import print_facts, print_json, print_table, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from redrive_client import AcceptedBatch, Batch, BulkDryRun, FailedFilter, Redrive
+
+
+@dataclass(frozen=True, slots=True)
+class RetryOptions:
+    """How to retry the jobs that were chosen."""
+
+    reason: str | None
+    delay_s: int
+    extra_attempts: int | None
+    spread_s: int
+    maximum: int
+    dry_run: bool
+    yes: bool
+    wait: bool
+    timeout_s: float
+    as_json: bool
+    canaries: int = 0
+
+
+async def retry_ids(redrive: "Redrive", ids: "Sequence[UUID]", options: RetryOptions) -> int:
+    """Retry these jobs in one batch, and list those that were refused. Returns the exit status."""
+    if options.dry_run:
+        preview = await redrive.preview(ids, extra_attempts=options.extra_attempts)
+        _show_dry_run(preview, as_json=options.as_json)
+        left_out = preview.matched - preview.retryable
+        return refused(f"{left_out} of {len(ids)} jobs would not be retried") if left_out else 0
+    accepted = await redrive.retry_many(
+        ids,
+        reason=options.reason,
+        delay_seconds=options.delay_s,
+        extra_attempts=options.extra_attempts,
+        spread_seconds=options.spread_s,
+    )
+    status = await _follow(redrive, accepted, options)
+    if accepted.skipped:
+        if not options.as_json:
+            typer.echo()
+            print_table(("LEFT OUT", "BECAUSE"), [(each.job_id, each.code) for each in accepted.skipped])
+        return refused(f"{len(accepted.skipped)} of {len(ids)} jobs were not retried")
+    return status
+
+
+async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> int:
+    """Print the dry run, ask for confirmation, retry the canaries, then the rest. Returns the exit status."""
+    preview = await redrive.preview(wanted, extra_attempts=options.extra_attempts)
+    too_many = preview.truncated or preview.matched > options.maximum
+    goes_on = not options.dry_run and preview.retryable > 0 and not too_many
+    if not (goes_on and options.as_json):  # a program gets one document: what was done, or else what would be
+        _show_dry_run(preview, as_json=options.as_json)
+    if not preview.matched and wanted.type is not None:
+        await note_unknown_type(redrive, wanted.type)
+    if options.dry_run:
+        return 0
+    if too_many:
+        many = f"more than {preview.matched}" if preview.truncated else f"{preview.matched}"
+        raise CommandFailed(f"the filter matches {many} failed jobs, --max is {options.maximum}: nothing was retried")
+    if not preview.retryable:
+        typer.echo("redrive: nothing to retry", err=True)
+        return 0
+    if not options.yes and not typer.confirm(
+        f"Retry {preview.retryable} job{'s' * (preview.retryable > 1)}?", err=True
+    ):
+        if options.as_json:
+            _show_dry_run(preview, as_json=True)
+        raise CommandFailed("nothing was retried")
+    if options.canaries and (status := await _retry_canaries(redrive, wanted, options)) is not None:
+        return status
+    accepted = await redrive.retry_many(
+        wanted,
+        max=options.maximum,
+        reason=options.reason,
+        delay_seconds=options.delay_s,
+        extra_attempts=options.extra_attempts,
+        spread_seconds=options.spread_s,
+    )
+    return await _follow(redrive, accepted, options)
+
+
+async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> int | None:
+    """Retry a few of the matches, and wait until they have run. An exit status where the rest must not be retried."""
+    from redrive_client import Job, JobStatus, WaitTimeout
+
+    chosen: list[UUID] = []
+    async for job in redrive.list(
+        status=JobStatus.FAILED,
+        retryable=True,
+        page_size=options.canaries,
+        **{name: getattr(wanted, name) for name in wanted.__struct_fields__},
+    ):
+        chosen.append(job.id)
+        if len(chosen) == options.canaries:
+            break
+    if not chosen:
+        return None
+    accepted = await redrive.retry_many(chosen, reason=options.reason, extra_attempts=options.extra_attempts)
+    batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
+    if accepted.skipped or batch.applied < len(chosen):
+        return refused(
+            f"{len(chosen) - batch.applied} of {len(chosen)} canaries were not retried: the rest was not retried"
+        )
+    try:
+        async with asyncio.TaskGroup() as group:
+            waiting = [group.create_task(redrive.wait(job_id, timeout_s=options.timeout_s)) for job_id in chosen]
+    except* WaitTimeout:
+        raise CommandFailed(
+            f"the canaries were not done within {options.timeout_s:.0f} s (--timeout): the rest was not retried"
+        ) from None
+    ended: list[Job] = [task.result() for task in waiting]
+    if failed := [job for job in ended if job.status != JobStatus.COMPLETED]:
+        first = printable(failed[0].last_error)
+        return refused(
+            f"{len(failed)} of {len(chosen)} canaries ended {failed[0].status} ({first}): the rest was not retried"
+        )
+    note(f"{len(chosen)} canaries are completed; now the rest")
+    return None
+
+
+async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", options: RetryOptions) -> int:
+    """Print what was accepted and, with --wait, the outcome. Returns the exit status."""
+    batch: Batch | None = None
+    try:
+        if options.wait:
+            batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
+    finally:  # print what was accepted, also where waiting fails
+        if options.as_json:
+            facts = {name: getattr(accepted, name) for name in ("batch_id", "accepted", "skipped")}
+            print_json({**facts, "batch": batch})
+    if not options.as_json:
+        typer.echo(f"accepted {accepted.accepted}, left out {len(accepted.skipped)}: batch {accepted.batch_id}")
+        if batch is not None:
+            typer.echo()
+            await show_batch(redrive, batch, as_json=False)
+    return 0 if batch is None else status_of(batch)
+
+
+def _show_dry_run(preview: "BulkDryRun", *, as_json: bool) -> None:
+    if as_json:
+        print_json(preview)
+        return
+    left_out = ", ".join(f"{count} {code.replace('_', ' ')}" for code, count in preview.skipped.items() if count)
+    print_facts(
+        [
+            ("matched", preview.matched),
+            ("retryable", preview.retryable),
+            ("left out", left_out or None),
+            ("such as", ", ".join(str(each) for each in preview.sample[:3]) or None),
+        ]
+    )
