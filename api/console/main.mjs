@@ -41,6 +41,9 @@ const Nowhere = () => html`<${Title} text="Not found" /><${Empty}>The console ha
 
 function Head({ me, path }) {
   const here = path[0] ?? "";
+  useEffect(() => {
+    document.querySelector(".top nav [aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }, [here]);
   return html`<header class="top">
     <a class="brand" href="#/">Redrive</a>
     <nav aria-label="Pages">${LINKS.map(([name, words]) => html`<a key=${name} href=${`#/${name}`} aria-current=${here === name ? "page" : undefined}>${words}</a>`)}</nav>

@@ -81,6 +81,9 @@ async def test_the_printed_lines_work_as_pasted_and_the_retry_goes_through(folde
     async with Up.ready(folder) as up:
         assert time.monotonic() - began_at < 10
         look, retry, history = up.lines_to_paste
+        assert f"{up.url}/console/#token={up.token}\n" in up.out
+        async with aiohttp.ClientSession() as session, session.get(f"{up.url}/console") as page:
+            assert (page.status, page.url.path, page.content_type) == (200, "/console/", "text/html")
 
         before = (await pasted(look))["data"]
         assert (before["status"], before["retryable"]) == ("failed", True)
