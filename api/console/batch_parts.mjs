@@ -45,7 +45,7 @@ export function BatchProgress({ batch }) {
 
 /** The retries of a batch that were rejected, each with its reason. */
 export function Rejected({ batchId, count, state = "rejected" }) {
-  const reading = useQuery(pathOf("retries", { batch_id: batchId, state, limit: 50, n: undefined }));
+  const reading = useQuery(pathOf("retries", { batch_id: batchId, state, limit: 50 }));
   if (!reading.body) return html`<${Standing} reading=${reading} what="the rejected ones" />`;
   return html`<div class="scroll rejected" tabindex="0" role="region" aria-label="Rejected retries">
     ${reading.body.data.length < Math.min(count, 50) && html`<p><button type="button" class="small" onClick=${reading.reload}>read all ${number(count)}</button></p>`}

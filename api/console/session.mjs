@@ -23,7 +23,7 @@ export const session = createStore({ phase: "starting", token: null, me: null, r
 /** Take a token out of the address bar. Returns it, or null. */
 export function tokenFromAddress() {
   if (!location.hash.startsWith("#token=")) return null;
-  const token = decodeURIComponent(location.hash.slice("#token=".length));
+  const token = location.hash.slice("#token=".length); // a JWT needs no escapes
   history.replaceState(null, "", `${location.pathname}${location.search}#/`);
   return token;
 }

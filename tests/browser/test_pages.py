@@ -146,3 +146,11 @@ async def test_a_hidden_tab_asks_for_nothing(console: Console) -> None:
     await page.clock.run_for(600_000)
 
     assert asked == []
+
+
+async def test_a_link_with_a_token_that_is_none_leads_to_the_sign_in(console: Console) -> None:
+    for wrong in ("%", "%ff", "a.b.c"):
+        await console.page.goto("about:blank")
+        await console.page.goto(f"{console.url}#token={wrong}")
+        await expect(console.page.get_by_role("alert")).to_contain_text("invalid-token")
+        assert console.page.url == f"{console.url}#/"
