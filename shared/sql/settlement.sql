@@ -3,19 +3,19 @@
 -- Every change of a row's state, the statement that makes it, and the columns that it sets. `queued` means outcome and
 -- processed_at NULL; every other state sets both. outbox.sql says how published_at and publish_lease_until go together.
 --
---   from           to             statement                       sets
---   no row         queued         retries.accept, batches.accept  what was asked; a batch: batch_id, and run_at if spread
---   no row         queued         defer                           what the message says; publish_lease_until
---   no row         rejected       adopt                           what the message says; `apply` or `block` runs next
---   queued         queued         outbox.*, dead_letters.republish published_at, publish_lease_until
---   queued         queued         apply, defer                    published_at NULL, publish_lease_until
---   queued         applied        apply                           …_before, and status = 'pending' on the job
---   queued         rejected       apply                           attempts_before, max_attempts_before
---   queued         rejected       block                           the same; outcome 'blocked'
---   applied        rejected       block_unmoved                   outcome 'blocked'; in the transaction of `apply`
---   queued         dead_lettered  dead_letter                     outcome 'poison'
---   queued         cancelled      retries.cancel, batches.cancel  cancelled_by
---   dead_lettered  queued         retries.redrive, dead_letters.redrive  redriven_by, redriven_at; published_at NULL
+--   from           to             statement                                sets
+--   no row         queued         retries.accept, batches.insert_requests  what was asked; a batch: batch_id, and run_at if spread
+--   no row         queued         defer                                    what the message says; publish_lease_until
+--   no row         rejected       adopt                                    what the message says; `apply` or `block` runs next
+--   queued         queued         outbox.*, dead_letters.republish         published_at, publish_lease_until
+--   queued         queued         apply, defer                             published_at NULL, publish_lease_until
+--   queued         applied        apply                                    …_before, and status = 'pending' on the job
+--   queued         rejected       apply                                    attempts_before, max_attempts_before
+--   queued         rejected       block                                    the same; outcome 'blocked'
+--   applied        rejected       block_unmoved                            outcome 'blocked'; in the transaction of `apply`
+--   queued         dead_lettered  dead_letter                              outcome 'poison'
+--   queued         cancelled      retries.cancel, batches.cancel           cancelled_by
+--   dead_lettered  queued         retries.redrive, dead_letters.redrive    redriven_by, redriven_at; published_at NULL
 --   not queued     no row         prune.prune_requests
 --
 -- Lock order of every statement: ledger rows by id, then jobs by (project_id, id). Two batches can wait for each other's
@@ -24,9 +24,9 @@
 
 -- name: apply
 -- retry_job for a batch: settle every request of $1 that is still queued, and every request of $2, which `adopt` has just
--- inserted. Answers the settled requests, and the version seen of each applied one that `block_unmoved` must look at
--- again: where triggers may change, after the update or in its place, what became of the job. A request that is missing was settled before, or is deferred: another
--- transaction holds a lock on its job, and this one does not wait for it. Jobs of adopted requests are waited for,
+-- inserted. Answers the settled requests, and for some applied ones the version of the job: where triggers may undo or
+-- replace the update, `block_unmoved` checks the job again. A request that is missing was settled before, or is deferred:
+-- another transaction has locked its job, and this one does not wait for it. Jobs of adopted requests are waited for,
 -- because no relay would bring these requests again.
 -- $1 uuid[] request ids, $2 uuid[] the adopted among them, $3 bool whether a broker brought them: then they were
 -- published, though their relay may not have marked them yet
