@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(Disconnected(str(exc)))
 
     def send(self, request: bytes) -> "asyncio.Future[Answer]":
-        """Send a request; the answer comes later. Whoever does not wait for it must look at it one day."""
+        """Send a request; the answer comes later. A caller that does not wait for it must look at it one day."""
         self._answer = asyncio.get_running_loop().create_future()
         if self._transport.is_closing():
             self._answer.set_exception(Disconnected("closed"))

@@ -62,7 +62,7 @@ def commit() -> str:
 
 
 def _kernel() -> str:
-    """Its name and version; what a build adds to them says nothing to anybody else."""
+    """Its name and version; what a build adds to them says nothing to other readers."""
     return f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}"
 
 

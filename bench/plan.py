@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Requests for one job, by everybody who is compared."""
+    """Requests for one job, to all that are compared."""
 
     connections: tuple[int, ...] = (16, 64, 256)
     rounds: int = 5
     seconds: float = 3
     jobs: int = 1_000
-    other_rows: int = 99_000  # so that the table is not smaller than anybody's
+    other_rows: int = 99_000  # so that the table is as large as a real one
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Reading one job: Redrive with its whole door on, beside the ceiling, a plain handler and FastAPI.
 
 All four run all the time, and are asked in turn: one round is every server in every way with every number of
-connections. A way is `hot` (everybody asks for one job), `random` (for one of a thousand) or `304` (for the hot one,
+connections. A way is `hot` (all ask for one job), `random` (for one of a thousand) or `304` (for the hot one,
 with its current ETag; only Redrive knows that).
 """
 

@@ -21,7 +21,7 @@ class Figure(msgspec.Struct, frozen=True):
         return cls(median(rounds), list(rounds))
 
     def over(self, other: "Figure") -> float:
-        """The median of each round's own ratio: a round that was slow for everybody is as good as any other."""
+        """The median of each round's own ratio: a round that was slow for all is as good as any other."""
         return median(ours / theirs for ours, theirs in zip(self.rounds, other.rounds, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""The servers that everybody who is compared stands on: private ones of this run, the same that the tests use."""
+"""The servers that all compared programs stand on: private ones of this run, the same that the tests use."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -26,7 +26,7 @@ export const route = createStore(routeOf(location.hash));
 const places = new Map();
 let shown = location.hash;
 
-/** Follow the address bar. `onToken` is called where somebody opens a link with a token in it. */
+/** Follow the address bar. `onToken` is called where a link with a token in it is opened. */
 export function followAddress(onToken) {
   history.scrollRestoration = "manual";
   window.addEventListener("hashchange", () => {

@@ -52,7 +52,7 @@ function Form({ expired }) {
   </form>`;
 }
 
-/** The whole page, before anybody is signed in. */
+/** The whole page, before sign-in. */
 export const SignIn = () => html`<main class="signin"><h1 tabindex="-1">Redrive</h1><div class="card pad"><${Form} expired=${false} /></div></main>`;
 
 /** Over the page, when the token is over. */

@@ -1,6 +1,6 @@
 """FastAPI on uvicorn, with uvloop and httptools: PyJWT in a dependency, and a query per request through asyncpg's pool.
 
-The answer goes out as bytes that msgspec made, past pydantic: what somebody does who has looked where the time goes.
+The answer goes out as bytes that msgspec made, past pydantic: what a developer does who has looked where the time goes.
 """
 
 import os

@@ -1,6 +1,6 @@
 """A plain aiohttp handler for retries: look at the job, write the request down, publish it and wait for the confirm.
 
-All of it inside the request, as it is written when nobody has thought of the broker being away. The same ledger, the
+All of it inside the request, as it is written without a thought of the broker being away. The same ledger, the
 same queues, the same durability as Redrive's.
 """
 
