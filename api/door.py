@@ -197,6 +197,7 @@ class Door:
                 log.exception("request failed", request_id=request_id, method=request.method)
                 answer = problem_answer(RedriveError(), request_id)
             if not answer.prepared:  # only a stream has been: it sends its headers itself
+                _abort_if_begun(request)
                 if answer.__class__ is Answer and answer.body is not None and len(answer.body) >= LEAST_BYTES:
                     await self._compressor.compress(answer, request.headers)
                 passage.complete(answer.headers)
@@ -266,6 +267,12 @@ class Door:
             return await handler(Call(request, principal, _project_of(principal, parameters), parameters))
 
         return behind_the_door
+
+
+def _abort_if_begun(request: web.Request) -> None:
+    """Cut the client off if a part of another answer was sent: it would read a second one as more of the first."""
+    if request.writer.output_size > 0 and request.transport is not None:
+        request.transport.abort()
 
 
 def _parameters_of(request: web.Request, known: frozenset[str]) -> dict[str, str]:

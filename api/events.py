@@ -5,7 +5,8 @@
     data: {"id": …}
 
 The stream has an event for the job as it is, and one for each change. Of several changes within one tick only the last
-is sent. When the row is deleted, the last event is `gone`, with the id.
+is sent. When the row is deleted, the last event is `gone`, with the id; when it cannot be shown any more, it is
+`{"id": …, "unreadable": true}`.
 
 An EventSource connects again after each end, for ever. If the job is done and the client has its last event
 (`Last-Event-ID`), the answer is 204, which stops it.
@@ -23,14 +24,16 @@ import time
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 from aiohttp import web
 from multidict import istr
 
 from api.answers import Answer
 from api.door import PASSAGE
 from api.job_view import JobView
-from shared.errors import JobNotFound
-from shared.models import Job, JobKey
+from shared.database import in_time
+from shared.errors import JobNotFound, JobUnreadable, RedriveError
+from shared.models import Job, JobKey, UnreadableJob
 
 if TYPE_CHECKING:
     from api.door import Call
@@ -63,10 +66,12 @@ class EventResource:
         key = JobKey(self._ids.parse(call.request.match_info["id"]), call.project_id)
         if not call.may_see(key.id):
             raise JobNotFound
-        job = await self._store.get(key)
         request = call.request
-        if job.done and request.headers.get(LAST_EVENT_ID) == _event_id_of(job):
-            return Answer(None, status=204)
+        async with in_time():
+            job = await self._store.get(key)
+            if job.done and request.headers.get(LAST_EVENT_ID) == _event_id_of(job):
+                return Answer(None, status=204)
+            event = await self._event_of(key, job)  # before the headers: what it raises can still be answered
         stream = web.StreamResponse()
         request[PASSAGE].complete(stream.headers)
         stream.content_type = "text/event-stream"
@@ -77,18 +82,30 @@ class EventResource:
             with self._watch.place() as placed:
                 await sent(stream.prepare(request))
                 come_back = b"" if placed or job.done else COME_BACK
-                await sent(stream.write(come_back + await self._event_of(key, job)))
-                while placed and not job.done:
-                    changed = await self._next(stream, request, key, job, ends_at)
-                    if changed is None:
-                        break
-                    job = changed
-                    await sent(stream.write(await self._event_of(key, job)))
+                await sent(stream.write(come_back + event))
+                if placed and not job.done:
+                    await self._send_changes(stream, request, key, job, ends_at)
                 await sent(stream.write_eof())
-        except (ConnectionError, TimeoutError):
+        except (ConnectionError, TimeoutError, RedriveError):  # the client connects again
             if request.transport is not None:
                 request.transport.abort()
         return stream
+
+    async def _send_changes(
+        self, stream: web.StreamResponse, request: web.Request, key: JobKey, job: Job, ends_at: float
+    ) -> None:
+        """Send each change until the job is done, or gone, or cannot be shown, or the stream must end."""
+        try:
+            while not job.done:
+                changed = await self._next(stream, request, key, job, ends_at)
+                if changed is None:
+                    return
+                job = changed
+                await sent(stream.write(await self._event_of(key, job)))
+        except JobNotFound:
+            await sent(stream.write(b"event: gone\ndata: %b\n\n" % msgspec.json.encode({"id": str(key.id)})))
+        except JobUnreadable:
+            await sent(stream.write(b"event: job\ndata: %b\n\n" % unreadable_item(UnreadableJob(key.id))))
 
     async def _event_of(self, key: JobKey, job: Job) -> bytes:
         """The whole job as one event; between events only a light one is kept. Raises as Jobs.get does."""
@@ -100,7 +117,10 @@ class EventResource:
     async def _next(
         self, stream: web.StreamResponse, request: web.Request, key: JobKey, job: Job, ends_at: float
     ) -> Job | None:
-        """The job when it has changed, with keep-alives until then; None when the stream must end."""
+        """The job when it has changed, with keep-alives until then; None when the stream must end.
+
+        Raises JobNotFound when it is gone, JobUnreadable when it cannot be shown any more, and DatabaseUnavailable.
+        """
         loop = asyncio.get_running_loop()
         etag = _view.etag(job)
         while loop.time() < ends_at:
@@ -111,9 +131,8 @@ class EventResource:
                 enough=lambda now: _view.etag(now) != etag,
                 alive=lambda: request.transport is not None,
             )
-            if seen is None:
-                await sent(stream.write(b'event: gone\ndata: {"id":"%b"}\n\n' % str(key.id).encode()))
-                return None
+            if seen is None:  # to a watch, a job that cannot be shown is gone
+                seen = await self._store.get(key)
             if _view.etag(seen) != etag:
                 return seen
             if self._watch.closed or request.transport is None:
@@ -127,6 +146,11 @@ async def sent(writing: Awaitable[object]) -> None:
     """Await a write, for WRITE_TIMEOUT_S at most. Raises TimeoutError."""
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await writing
+
+
+def unreadable_item(job: UnreadableJob) -> bytes:
+    """What stands in place of a job that cannot be shown, as JSON."""
+    return msgspec.json.encode({"id": str(job.id), "unreadable": True})
 
 
 def _event_id_of(job: Job) -> str:

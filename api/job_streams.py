@@ -8,9 +8,10 @@
     id: 60303ae22b998861
     data: {"id": …}
 
-What is not there comes first, and counts as done; then each job as it is, and each change; `event: gone` where a row is
-deleted. An `id` is a hash of the ids and tags of all jobs as they were last sent. A client that has seen all jobs at
-their ends is answered 204, which stops it.
+What is not there comes first; then each job as it is, and each change; `event: gone` where a row is deleted, and
+`{"id": …, "unreadable": true}` in place of a job that cannot be shown. What is missing, gone or unreadable counts as
+done. An `id` is a hash of the ids and tags of all jobs as they were last sent. A client that has seen all jobs at their
+ends is answered 204, which stops it.
 """
 
 import asyncio
@@ -23,10 +24,10 @@ from aiohttp import web
 
 from api.answers import Answer
 from api.door import PASSAGE
-from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, sent
+from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, sent, unreadable_item
 from api.job_view import JobView
 from api.jobs import ids_of
-from shared.errors import JobNotFound, RedriveError
+from shared.errors import JobNotFound, JobUnreadable, RedriveError
 from shared.models import Job, JobId, JobKey, UnreadableJob
 
 if TYPE_CHECKING:
@@ -123,21 +124,30 @@ class JobStreamResource:
                 await self._send(stream, told, key, job)
 
     async def _send(self, stream: web.StreamResponse, told: _Told, key: JobKey, job: Job | UnreadableJob) -> None:
-        """Send one whole job; between events only a light one is kept."""
-        if isinstance(job, UnreadableJob):
-            told.add(job)
-            await sent(stream.write(told.event("job", msgspec.json.encode({"id": str(job.id), "unreadable": True}))))
-            return
-        if (rest := self._store.rest_of(key, job)) is None:
-            told.add(job)
-            await sent(stream.write(told.event("job", _view.item(job))))
-            return
+        """Send one whole job, or the word that it is gone or cannot be shown; between events only a light one is kept.
+
+        Raises DatabaseUnavailable.
+        """
         try:
-            async with rest as whole:
-                told.add(whole)
-                await sent(stream.write(told.event("job", _view.item(whole))))
+            event = await self._event_of(told, key, job)
         except JobNotFound:
             await self._send_gone(stream, told, key)
+            return
+        except JobUnreadable:
+            event = await self._event_of(told, key, UnreadableJob(key.id))
+        await sent(stream.write(event))
+
+    async def _event_of(self, told: _Told, key: JobKey, job: Job | UnreadableJob) -> bytes:
+        """The event for a job. What is in hand of it is given back before a client reads. Raises as Jobs.get does."""
+        if isinstance(job, UnreadableJob):
+            told.add(job)
+            return told.event("job", unreadable_item(job))
+        if (rest := self._store.rest_of(key, job)) is None:
+            told.add(job)
+            return told.event("job", _view.item(job))
+        async with rest as whole:
+            told.add(whole)
+            return told.event("job", _view.item(whole))
 
     async def _send_gone(self, stream: web.StreamResponse, told: _Told, key: JobKey) -> None:
         told.forget(key.id)
@@ -167,23 +177,37 @@ class JobStreamResource:
                     if job is None:
                         await self._send_gone(stream, told, key)
                         continue
-                    if _view.etag(job) == _view.etag(seen):
+                    if isinstance(job, Job) and _view.etag(job) == _view.etag(seen):
                         return  # the time is up, the client has left, or the api stops
                     await self._send(stream, told, key, job)
-                    if not job.done:
+                    if isinstance(job, Job) and not job.done:
                         watching[loop.create_task(self._changed(request, key, job, ends_at))] = (key, job)
         finally:
             for task in watching:
                 task.cancel()
-            if watching:
-                await asyncio.wait(watching)
+            await asyncio.gather(*watching, return_exceptions=True)
 
-    async def _changed(self, request: web.Request, key: JobKey, job: Job, ends_at: float) -> Job | None:
+    async def _changed(self, request: web.Request, key: JobKey, job: Job, ends_at: float) -> Job | UnreadableJob | None:
+        """The job when it has changed, None when it is gone, `job` when the stream must end.
+
+        Raises DatabaseUnavailable.
+        """
         etag = _view.etag(job)
-        return await self._watch.wait_for_change(
-            key,
-            job,
-            until=ends_at,
-            enough=lambda now: _view.etag(now) != etag,
-            alive=lambda: request.transport is not None,
-        )
+        while True:
+            now = await self._watch.wait_for_change(
+                key,
+                job,
+                until=ends_at,
+                enough=lambda now: _view.etag(now) != etag,
+                alive=lambda: request.transport is not None,
+            )
+            if now is not None:
+                return now
+            try:
+                now = await self._store.get(key)
+            except JobNotFound:
+                return None
+            except JobUnreadable:  # to a watch, a job that cannot be shown is gone
+                return UnreadableJob(key.id)
+            if _view.etag(now) != etag:
+                return now

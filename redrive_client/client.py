@@ -130,8 +130,11 @@ class Redrive:
         async for event in self._events(Request("GET", f"{job_at(job_id).path}/events")):
             if event.kind != "job" or event.id == seen:
                 continue
+            job = listed_job(msgspec.Raw(event.data))
+            if not isinstance(job, Job):
+                continue  # its row cannot be shown any more: the stream ends, and to ask for it again says so
             seen = event.id
-            job = msgspec.structs.replace(decoded(event.data, Job), etag=f'"{event.id}"')
+            job = msgspec.structs.replace(job, etag=f'"{event.id}"')
             yield job
             if job.done:
                 return

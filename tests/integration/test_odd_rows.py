@@ -6,12 +6,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+import aiohttp
 import asyncpg
 import pytest
 
 from shared import migrations
 from tests.api_server import Api, Reply, serving
 from tests.eventually import eventually
+from tests.integration.reading.test_events import Stream
+from tests.integration.reading.test_job_streams import stream_of
 from tests.servers.postgres import Postgres
 from tests.statements import statements_sent
 from tests.tokens import token
@@ -355,6 +358,36 @@ async def test_a_job_that_becomes_unreadable_while_it_is_waited_for_ends_that_wa
 
     assert (ended.status, ended.code) == (409, "job-unreadable")
     assert (done.status, done.data["status"]) == (200, "completed")
+
+
+async def test_a_job_that_becomes_unreadable_is_told_as_that_in_a_stream_and_the_others_go_on(
+    database_url: str,
+) -> None:
+    prepare, spoil = UNREADABLE["attempts that are no number"]
+    async with connected(database_url) as connection:
+        bad, good = await insert(connection, 2, status="'running'")
+        await connection.execute(prepare)
+        async with (
+            serving(database_url, watch_interval=0.05) as api,
+            stream_of(api, [bad, good]) as both,
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {READER}"}) as session,
+            session.get(f"http://127.0.0.1:{api.port}/api/jobs/{bad}/events") as alone,
+        ):
+            stream = Stream(alone)
+            await stream.news()
+            for _ in range(2):
+                await both.news()
+            await connection.execute(spoil, bad)
+            told_alone, end = (await stream.next()), (await stream.next())
+            told = await both.news()
+            await connection.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", good)
+            done, end_of_both = (await both.news()), (await both.next())
+
+    unreadable = {"id": str(bad), "unreadable": True}
+    assert told_alone is not None
+    assert (told_alone.fields["event"], told_alone.data, end) == ("job", unreadable, None)
+    assert (told.fields["event"], told.data) == ("job", unreadable)
+    assert (done.data["id"], done.data["status"], end_of_both) == (str(good), "completed", None)
 
 
 # -- statuses of the owner's

@@ -14,7 +14,10 @@ import msgspec
 import pytest
 
 import api.events
+from api.events import EventResource
 from api.watch import StatusWatch
+from shared.errors import DatabaseUnavailable, JobNotFound
+from shared.jobs import Jobs
 from shared.models import Job
 from tests.api_server import Api, serving
 from tests.eventually import eventually
@@ -44,7 +47,8 @@ class Event(NamedTuple):
             return cls({}, "\n".join(lines))
         fields = [line.split(": ", 1) for line in lines]
         given = dict(fields)
-        expected = ["data", "event"] if given.get("event") == "gone" and "id" not in given else ["data", "event", "id"]
+        without_id = given.get("event") == "gone" or '"unreadable"' in given["data"]
+        expected = ["data", "event"] if without_id and "id" not in given else ["data", "event", "id"]
         assert sorted({*given} - {"retry"}) == expected, "each on one line"
         assert len(fields) == len(dict(fields))
         return cls(dict(fields))
@@ -367,3 +371,60 @@ async def test_a_stream_is_for_those_who_may_read_the_job(api: Api, jobs: JobMak
     assert (await api.get(path_of(own), token=token(exp=1))).code == "invalid-token"
     admin = token(scope="jobs:read jobs:admin")
     assert (await api.get(f"{path_of(foreign)}?project_id=p2", token=admin)).status == 200
+
+
+@pytest.mark.parametrize("failing", [DatabaseUnavailable("away"), ZeroDivisionError()], ids=["expected", "a fault"])
+async def test_a_stream_that_fails_midway_is_cut_off_and_holds_no_second_answer(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch, failing: Exception
+) -> None:
+    job = await jobs.pending()
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
+    writer.write(f"GET {path_of(job)} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token()}\r\n\r\n".encode())
+    async with asyncio.timeout(SOON_S):
+        begun = await reader.readuntil(b"\n\n")
+
+        async def fail(*_: object) -> None:
+            raise failing
+
+        monkeypatch.setattr(EventResource, "_event_of", fail)
+        await set_status(jobs, job, "completed")
+        rest = b""
+        with suppress(ConnectionResetError):
+            while piece := await reader.read(4096):
+                rest += piece
+    writer.close()
+
+    assert b"event: job" in begun
+    assert b"HTTP/1.1" not in rest
+    assert not rest.endswith(b"0\r\n\r\n"), "it is not ended as if it were whole"
+
+
+async def test_a_job_that_cannot_be_read_whole_in_time_is_unavailable_before_its_stream_begins(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> Job:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(Jobs, "_get_whole", fail)
+    job = await jobs.failed(last_error="x" * 3_000)
+
+    answer = await api.get(path_of(job))
+
+    assert (answer.status, answer.code) == (503, "unavailable")
+
+
+async def test_a_job_that_is_deleted_before_it_is_read_whole_is_gone(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> Job:
+        raise JobNotFound
+
+    job = await jobs.pending()
+    async with stream_of(api, job) as stream:
+        await stream.news()
+        monkeypatch.setattr(Jobs, "_get_whole", fail)
+        await jobs.pool.execute("UPDATE control_plane.jobs SET last_error = $2 WHERE id = $1", job.id, "x" * 3_000)
+        event = await stream.news()
+        assert await stream.next() is None
+
+    assert (event.fields["event"], event.data) == ("gone", {"id": str(job.id)})

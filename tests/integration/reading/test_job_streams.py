@@ -1,6 +1,6 @@
 """The events of many jobs in one stream."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
@@ -8,6 +8,10 @@ from uuid import UUID, uuid4
 import aiohttp
 import pytest
 
+from api.events import sent
+from shared.errors import JobUnreadable
+from shared.jobs import Jobs
+from shared.models import Job, JobKey
 from tests.api_server import Api, serving
 from tests.eventually import eventually
 from tests.integration.reading.test_events import Event, Stream, set_status
@@ -136,6 +140,58 @@ async def test_a_stream_of_many_ends_when_the_api_stops(database_url: str, jobs:
         await stream.news()
         await running.parts.app.shutdown()
         assert await stream.next() is None
+
+
+async def test_one_job_that_cannot_be_read_whole_is_told_apart_from_the_others(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = await jobs.failed(last_error="x" * 3_000), await jobs.failed(last_error="y" * 3_000)
+    get_whole = Jobs._get_whole
+
+    async def get_good(self: Jobs, key: JobKey) -> Job:
+        if key.id == bad.id:
+            raise JobUnreadable
+        return await get_whole(self, key)
+
+    monkeypatch.setattr(Jobs, "_get_whole", get_good)
+
+    async with stream_of(api, [bad.id, good.id]) as stream:
+        first, second = await rest_of(stream)
+
+    assert (first.fields["event"], first.data) == ("job", {"id": str(bad.id), "unreadable": True})
+    assert len(second.data["last_error"]) == 3_000
+
+
+async def test_a_client_that_does_not_read_holds_nothing_of_what_others_may_have_in_hand(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_whole = Jobs._read_whole
+    held = read = 0
+    held_when_written: list[int] = []
+
+    @asynccontextmanager
+    async def counted(self: Jobs, key: JobKey, payload_bytes: int) -> AsyncIterator[Job]:
+        nonlocal held, read
+        async with read_whole(self, key, payload_bytes) as whole:
+            held, read = held + 1, read + 1
+            try:
+                yield whole
+            finally:
+                held -= 1
+
+    async def watched_sent(writing: Awaitable[object]) -> None:
+        held_when_written.append(held)
+        await sent(writing)
+
+    monkeypatch.setattr(Jobs, "_read_whole", counted)
+    monkeypatch.setattr("api.job_streams.sent", watched_sent)
+    job = await jobs.failed(last_error="x" * 3_000)
+    async with stream_of(api, [job.id]) as stream:
+        await rest_of(stream)
+
+    assert read == 1
+    assert len(held_when_written) >= 3
+    assert set(held_when_written) == {0}
 
 
 # -- narrowed tokens
