@@ -18,6 +18,7 @@ The table at the top of shared/sql/settlement.sql has every change of a row, and
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from shared.errors import StatementRefused
 from shared.failpoints import Failpoint, reach
 from shared.messages import LedgerMessage, RetryMessage, message_of
 from shared.models import Outcome, RetryId
@@ -111,11 +112,19 @@ class Settlement:
     async def block(self, message: RetryMessage) -> Settled:
         """Reject a request whose job the table's owner does not take back now; one settled before keeps its outcome.
 
-        Inserts a request that `apply` would adopt, as rejected. Raises StatementRefused where it cannot be inserted.
+        Inserts a request that `apply` would adopt, as rejected. Where what the job holds cannot be written down, the
+        request is rejected without it. Raises StatementRefused where the request cannot be written down at all.
         """
+        try:
+            return await self._block(message, read_job=True)
+        except StatementRefused:
+            return await self._block(message, read_job=False)
+
+    async def _block(self, message: RetryMessage, *, read_job: bool) -> Settled:
         async with self._database.transaction() as session:
             theirs = [] if isinstance(message, LedgerMessage) else [message]
-            rows = await session.fetch(self._sql["block"], [message.id], await self._adopt(session, theirs))
+            adopted = await self._adopt(session, theirs)
+            rows = await session.fetch(self._sql["block"], [message.id], adopted, read_job)
             if rows:
                 return _settled_of(rows)[message.id]
             known = await self._outcomes(session, [message.id])

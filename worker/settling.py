@@ -2,7 +2,8 @@
 
 1. A batch is one transaction, `Settlement.apply`. As a rule that is all.
 2. The database may refuse a batch because of one job (StatementRefused): a constraint, or a trigger of the table's
-   owner. The batch is bisected: the refused request is rejected as `blocked`, and all others are settled.
+   owner. The batch is bisected: the refused request is rejected as `blocked`, and all others are settled. A request
+   that cannot be rejected either is dead-lettered.
 3. A batch may also fail for a reason that lies with the server or with Redrive: a slow trigger, a lock, a missing right
    (DatabaseUnavailable). Then the settler probes: it runs the same statements for no request.
    - The probe succeeds: the batch is bisected, and a request that fails alone is deferred. It stays queued and comes
@@ -30,7 +31,7 @@ from shared.settlement import Settled
 from worker.deferrals import Deferrals
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from shared.messages import RetryMessage
     from shared.settlement import Settlement
@@ -61,37 +62,42 @@ class Settler:
     async def settle(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled]:
         """Settle requests; every distinct id has its outcome in the answer, except the deferred ones.
 
-        `poison` is the outcome of another program's request that cannot be inserted into the ledger. A deferred request
-        comes again in a message of its own, so that this one may be acknowledged.
+        `poison` is the outcome of a request that cannot even be blocked: one that the ledger knows is dead-lettered
+        there, and another program's cannot be inserted. A deferred request comes again in a message of its own, so that
+        this one may be acknowledged.
 
         Raises DatabaseUnavailable; then `catch_up` must succeed before anything else is settled.
         """
         began = time.perf_counter()
         try:
-            settled, failing = await self._apply(messages)
+            settled, failing, refused = await self._apply(messages)
         except DatabaseUnavailable:
             self._unsettled.extend(messages)
             raise
         deferred = {message.id for message in messages} - settled.keys()
-        self._report(settled, len(messages), began, deferred=len(deferred))
+        self._report(settled, len(messages), began, deferred=len(deferred), refused=refused)
         await self._deferrals.warn(settled, deferred - failing)
         return settled
 
     async def settle_queued(self, limit: int) -> int:
-        """Settle up to `limit` requests straight from the ledger; return how many. Raises DatabaseUnavailable."""
+        """Settle up to `limit` requests straight from the ledger; return how many. Raises DatabaseUnavailable.
+
+        Requests that another worker has settled meanwhile do not count: where none is left, the caller must pause.
+        """
         began = time.perf_counter()
         locked: set[RetryId] = set()
+        refused: set[RetryId] = set()
         try:
             settled = await self._settlement.apply_queued(limit, deferred=locked)
         except (StatementRefused, DatabaseUnavailable):  # where the database is away, the next call says so
-            settled, _ = await self._apply(await self._settlement.queued(limit))
+            settled, _, refused = await self._apply(await self._settlement.queued(limit))
         if settled:
-            self._report(settled, len(settled), began)
+            self._report(settled, len(settled), began, refused=refused)
             if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # looked up once, not for each request
                 for request_id, (outcome, _) in settled.items():
                     log.debug("retry request settled", request_id=str(request_id), outcome=outcome.value)
         await self._deferrals.warn(settled, locked)
-        return len(settled)
+        return sum(1 for _, waited_s in settled.values() if waited_s is not None)
 
     async def catch_up(self) -> None:
         """Probe the database, then settle the batch that it was away for. Raises DatabaseUnavailable."""
@@ -105,8 +111,10 @@ class Settler:
             self._unsettled = []
             await self.settle(messages)
 
-    async def _apply(self, messages: "Sequence[RetryMessage]") -> tuple[dict[RetryId, Settled], set[RetryId]]:
-        """Settle what can be settled; block or defer the rest. Returns the outcomes, and the ids deferred here.
+    async def _apply(
+        self, messages: "Sequence[RetryMessage]"
+    ) -> tuple[dict[RetryId, Settled], set[RetryId], set[RetryId]]:
+        """Settle what can be settled; block or defer the rest. Returns the outcomes, the ids deferred, the ids refused.
 
         A request whose job is locked is in neither: the ledger has deferred it.
         """
@@ -116,16 +124,20 @@ class Settler:
             results, faults = await bisect(messages, self._attempt)
         settled = dict(results)
         deferred: set[RetryId] = set()
+        refused: set[RetryId] = set()
         for message, fault in faults:
             if message.id in settled:
                 continue  # a batch may hold a message twice
-            refused = isinstance(fault, StatementRefused)
-            outcome = await (self._block(message, str(fault)) if refused else self._defer(message, str(fault)))
-            if outcome is None:
-                deferred.add(message.id)
-            else:
-                settled[message.id] = outcome
-        return settled, deferred
+            try:
+                if isinstance(fault, StatementRefused):
+                    settled[message.id] = await self._block(message, str(fault))
+                else:
+                    await self._defer(message, str(fault))
+                    deferred.add(message.id)
+            except StatementRefused as error:
+                settled[message.id] = await self._dead_letter(message, str(error))
+                refused.add(message.id)
+        return settled, deferred, refused
 
     async def _attempt(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled] | RedriveError:
         try:
@@ -137,45 +149,58 @@ class Settler:
             return failed
 
     async def _block(self, message: "RetryMessage", sqlstate: str) -> Settled:
-        try:
-            settled = await self._settlement.block(message)
-        except StatementRefused as refused:
-            return self._refuse(message, str(refused))
+        settled = await self._settlement.block(message)
         log.warning("retry request blocked", request_id=str(message.id), sqlstate=sqlstate)
         return settled
 
-    async def _defer(self, message: "RetryMessage", reason: str) -> Settled | None:
-        try:
-            await self._settlement.defer(message)
-        except StatementRefused as refused:
-            return self._refuse(message, str(refused))
+    async def _defer(self, message: "RetryMessage", reason: str) -> None:
+        await self._settlement.defer(message)
         self._deferred_at = time.monotonic()
         deferred_for_s = round(self._deferrals.note([message.id]))
         if self._deferrals.claim_warning(reason):
             log.warning(
                 "retry request deferred", request_id=str(message.id), deferred_for_s=deferred_for_s, reason=reason
             )
-        return None
 
-    def _refuse(self, message: "RetryMessage", sqlstate: str) -> Settled:
-        """The outcome of another program's request that cannot even be inserted: its message is dead-lettered."""
+    async def _dead_letter(self, message: "RetryMessage", sqlstate: str) -> Settled:
+        """Give up a request that can be neither blocked nor deferred; its message is dead-lettered, too.
+
+        Another program's request that cannot be inserted is in no row: only its message is left.
+        """
         log.warning("retry request refused by the ledger", request_id=str(message.id), sqlstate=sqlstate)
-        return Settled(Outcome.POISON, None)
+        try:
+            settled = await self._settlement.dead_letter([message.id])
+        except StatementRefused:
+            settled = {}
+        return settled.get(message.id, Settled(Outcome.POISON, None))
 
-    def _report(self, settled: dict[RetryId, Settled], messages: int, began: float, *, deferred: int = 0) -> None:
+    def _report(
+        self,
+        settled: dict[RetryId, Settled],
+        messages: int,
+        began: float,
+        *,
+        deferred: int = 0,
+        refused: "Collection[RetryId]" = (),
+    ) -> None:
         elapsed_s = time.perf_counter() - began
         self._metrics.batches.inc()
         self._metrics.batch_seconds.observe(elapsed_s)
         self._metrics.batch_messages.observe(messages)
         self._metrics.count_settled(settled.values())
-        fresh = [outcome for outcome, waited_s in settled.values() if waited_s is not None]
+        fresh = [
+            outcome
+            for request_id, (outcome, waited_s) in settled.items()
+            if waited_s is not None and request_id not in refused
+        ]
         applied = fresh.count(Outcome.APPLIED)
         log.info(
             "retry batch settled",
             messages=messages,
             applied=applied,
             rejected=len(fresh) - applied,
-            repeated=messages - len(fresh) - deferred,
+            repeated=messages - len(fresh) - len(refused) - deferred,
             deferred=deferred,
+            refused=len(refused),
             elapsed_ms=round(elapsed_s * 1000, 1),
         )

@@ -31,8 +31,8 @@ CREATE TABLE redrive.retry_requests (
     redriven_by text, -- the last actor that redrove it, and when
     redriven_at timestamptz,
     -- what the job had before it was retried
-    attempts_before int,
-    max_attempts_before int,
+    attempts_before bigint, -- the jobs table may be as wide
+    max_attempts_before bigint,
     error_before text,
     started_at_before timestamptz,
     completed_at_before timestamptz,

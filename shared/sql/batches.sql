@@ -9,7 +9,7 @@ SELECT
     CASE
         WHEN j.id IS NULL THEN 'job_not_found'
         WHEN queued.id IS NOT NULL THEN 'retry_queued'
-        WHEN j.status::text <> 'failed' THEN 'not_failed'
+        WHEN j.status::text IS DISTINCT FROM 'failed' THEN 'not_failed'
         WHEN redrive.is_exhausted(j.attempts, j.max_attempts, $3::int) THEN 'attempts_exhausted'
     END AS blocked_by
 FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)

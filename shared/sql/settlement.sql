@@ -9,6 +9,7 @@
 --   no row         rejected       adopt                                    what the message says; `apply` or `block` runs next
 --   queued         queued         outbox.*, dead_letters.republish         published_at, publish_lease_until
 --   queued         queued         apply, defer                             published_at NULL, publish_lease_until
+--   rejected       queued         apply                                    the same, on a row that `adopt` has just inserted
 --   queued         applied        apply                                    …_before, and status = 'pending' on the job
 --   queued         rejected       apply                                    attempts_before, max_attempts_before
 --   queued         rejected       block                                    the same; outcome 'blocked'
@@ -88,7 +89,7 @@ checked AS (
             ) THEN 'deferred'
             WHEN job.id IS NULL THEN 'job_not_found'
             WHEN job.version <> request.job_version THEN 'superseded'
-            WHEN job.status <> 'failed' THEN 'job_not_failed'
+            WHEN job.status IS DISTINCT FROM 'failed' THEN 'job_not_failed'
             WHEN redrive.is_exhausted(job.attempts, job.max_attempts, request.extra_attempts) THEN 'attempts_exhausted'
             ELSE 'applied'
         END AS outcome
@@ -101,14 +102,25 @@ verdict AS ( -- of several requests for one job the first is applied, and supers
         CASE
             WHEN outcome = 'applied' AND row_number() OVER (PARTITION BY project_id, job_id, outcome ORDER BY id) > 1
                 THEN 'superseded'
+            -- At most one request is queued for a job.
+            WHEN
+                outcome = 'deferred' AND id = ANY ($2::uuid[])
+                AND (
+                    row_number() OVER (PARTITION BY project_id, job_id, outcome ORDER BY id) > 1
+                    OR EXISTS (
+                        SELECT FROM redrive.retry_requests AS q
+                        WHERE q.project_id = checked.project_id AND q.job_id = checked.job_id AND q.state = 'queued'
+                    )
+                )
+                THEN 'superseded'
             ELSE outcome
         END AS final_outcome
     FROM checked
 ),
-deferred AS (
+deferred AS ( -- an adopted request is queued now: a relay brings it again, as it does the others
     UPDATE redrive.retry_requests
     SET
-        published_at = NULL,
+        state = 'queued', outcome = NULL, processed_at = NULL, published_at = NULL,
         publish_lease_until = redrive.deferred_until(requested_at, interval '5 s')
     WHERE id = ANY (ARRAY(SELECT id FROM verdict WHERE final_outcome = 'deferred'))
 ),
@@ -258,14 +270,15 @@ ON CONFLICT (id) DO UPDATE SET
 -- name: block
 -- Reject requests whose job the table's owner does not take back now: the requests of $1 that are still queued, and the
 -- requests of $2. Answers them; a request that is missing was settled before.
--- $1 uuid[] request ids, $2 uuid[] those among them that were adopted in this transaction
+-- $1 uuid[] request ids, $2 uuid[] those among them that were adopted in this transaction, $3 bool whether to read the
+-- job: its row may hold what no column of the ledger does
 UPDATE redrive.retry_requests AS r
 SET
     state = 'rejected', outcome = 'blocked', processed_at = now(),
     (attempts_before, max_attempts_before) = (
         SELECT coalesce(j.attempts, 0), redrive.attempts_allowed(j.attempts, j.max_attempts, 0)
         FROM control_plane.jobs AS j
-        WHERE j.project_id = r.project_id AND j.id = r.job_id
+        WHERE $3 AND j.project_id = r.project_id AND j.id = r.job_id
         LIMIT 1
     )
 WHERE id = ANY (ARRAY(

@@ -190,6 +190,22 @@ async def test_a_filter_that_the_database_s_encoding_cannot_hold_matches_nothing
             assert len((await api.get("/api/jobs?type=caf%C3%A9", token=READER)).data) == 2
 
 
+async def test_a_status_that_is_null_is_not_failed_to_a_bulk_retry(database_url: str) -> None:
+    async with connected(database_url) as connection:
+        (good,) = await insert(connection)
+        (odd,) = await insert(connection)
+        await connection.execute(FREE)
+        await connection.execute("UPDATE control_plane.jobs SET status = NULL WHERE id = $1", odd)
+        async with serving(database_url) as api:
+            body = {"ids": [str(odd), str(good)]}
+            dry = await api.post("/api/jobs/retry?dry_run=true", body, token=READER)
+            bulk = await api.post("/api/jobs/retry", body, token=READER)
+
+    assert (dry.data["matched"], dry.data["retryable"], dry.data["skipped"]["not_failed"]) == (2, 1, 1)
+    assert (bulk.status, bulk.data["accepted"]) == (202, 1)
+    assert bulk.data["skipped"] == [{"job_id": str(odd), "code": "job-not-failed"}]
+
+
 SHAPES = {
     "enums": """
         CREATE TYPE public.status AS ENUM ('pending', 'running', 'failed', 'completed', 'cancelled');
