@@ -266,11 +266,9 @@ class _Lane:
                 reach(Failpoint.AFTER_CONFIRM)
                 self._confirmed += confirmed
                 self._metrics.published.inc(len(confirmed))
-            refused = [
-                (row.lease.id, failure) for row, failure in zip(rows, failures, strict=True) if failure is not None
-            ]
+            refused = [(row.lease, failure) for row, failure in zip(rows, failures, strict=True) if failure is not None]
             if refused:
-                await self._outbox.give_back([retry_id for retry_id, _ in refused])
+                await self._outbox.give_back([lease for lease, _ in refused])
                 self._fail(refused[0][1])
                 return
             self._note_success()

@@ -72,12 +72,14 @@ class DeadLetters:
         """Queue these requests again, in the name of `actor`; returns those that are queued now, each with its lease.
 
         The others are not dead-lettered, or another request is queued for their job. The caller publishes them; for
-        `lease_s` the relay does not.
+        `lease_s` the relay does not. Raises StatementRefused where the database does not take it.
         """
         for _ in range(_ROUNDS):
             try:
                 rows = await self._database.fetch(self._sql["redrive"], ids, timedelta(seconds=lease_s), actor)
-            except StatementRefused:
-                continue  # a retry was queued for one of the jobs a moment ago; the next attempt sees it
+            except StatementRefused as error:
+                if error.by_unique_index:
+                    continue  # a retry was queued for one of the jobs a moment ago; the next attempt sees it
+                raise
             return {RetryId(row["id"]): Lease(RetryId(row["id"]), row["publish_lease_until"]) for row in rows}
         raise DatabaseUnavailable("other requests were faster, again and again")

@@ -119,9 +119,15 @@ class StatementRefused(RedriveError):
     """The database refused a statement for its content, mostly by a constraint or trigger of the table's owner.
 
     The same statement would be refused again. Its rows one by one show which of them is refused.
+    `str()` is the SQLSTATE.
     """
 
     code = "statement-refused"
+
+    @property
+    def by_unique_index(self) -> bool:
+        """Whether another row has what may be there once."""
+        return str(self) == "23505"
 
 
 class UnreadableMessage(RedriveError):

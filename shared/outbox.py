@@ -60,9 +60,10 @@ class Outbox:
         ids, ends = [lease.id for lease in leases], [lease.until for lease in leases]
         await self._database.fetch(self._sql["mark_published"], ids, ends)
 
-    async def give_back(self, ids: Sequence[RetryId]) -> None:
-        """End the lease on these early: they were not published."""
-        await self._database.fetch(self._sql["give_back"], ids)
+    async def give_back(self, leases: Sequence[Lease]) -> None:
+        """End these leases early, except where one has been replaced meanwhile: nothing was published."""
+        ids, ends = [lease.id for lease in leases], [lease.until for lease in leases]
+        await self._database.fetch(self._sql["give_back"], ids, ends)
 
     async def republish_stale(self, limit: int, *, age_s: float, bulk: bool) -> int:
         """Let up to `limit` requests be published again that were published over `age_s` ago and are still queued.

@@ -147,7 +147,9 @@ class Retries:
         self._database = database
         self._jobs = jobs
         self._sql = statements("retries")
+        # Apart, because requests with keys are inserted all or none, and one that is too late undoes the others.
         self._accepting: Coalescer[_NewRow, Retry] = Coalescer(self._insert, max_batch=256)
+        self._accepting_keyed: Coalescer[_NewRow, Retry] = Coalescer(self._insert, max_batch=256)
         self._keys = IdempotencyKeys(database)
         self._reading: Coalescer[RetryKey, Retry] = Coalescer(self.find_many)
 
@@ -181,7 +183,8 @@ class Retries:
             case RetryBlock.RETRY_QUEUED | None:
                 pass
         # The id is made here, so that the answer is about this row and not about another request's.
-        retry = await self._accepting.get(_NewRow(RetryId(uuid7()), request, job.version))
+        accepting = self._accepting if request.key is None else self._accepting_keyed
+        retry = await accepting.get(_NewRow(RetryId(uuid7()), request, job.version))
         if retry is None:
             raise Raced
         return Accepted(retry, deduplicated=False)
@@ -189,7 +192,8 @@ class Retries:
     async def _insert(self, rows: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
         """Insert one row for each job and each key. A row that was not inserted is missing in the answer."""
         first_for_job = {(row.request.job.project_id, row.request.job.id): row for row in reversed(rows)}
-        first_for_key = {row.request.key or row.id: row for row in first_for_job.values()}
+        # Of one key with two bodies, too: the second is refused when it looks again.
+        first_for_key = {row.request.key[:2] if row.request.key else row.id: row for row in first_for_job.values()}
         chosen = list(first_for_key.values())
         claims = [(row.request.key, Claim(row.id)) for row in chosen if row.request.key is not None]
         try:
@@ -268,8 +272,10 @@ class Retries:
         async with self._database.slot():
             try:
                 rows = await self._database.fetch(self._sql["redrive"], key.id, key.project_id, actor)
-            except StatementRefused as error:  # by the unique index: at most one request is queued for a job
-                raise RetryQueued from error
+            except StatementRefused as error:
+                if error.by_unique_index:  # at most one request is queued for a job
+                    raise RetryQueued from error
+                raise
         if not rows:
             await self.get(key)
             raise RetryNotDeadLettered

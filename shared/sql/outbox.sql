@@ -45,11 +45,15 @@ WHERE id = ANY (ARRAY(
 ));
 
 -- name: give_back
--- End the lease of requests that could not be published, so that the next attempt does not wait for its end.
--- $1 uuid[] ids
+-- End the lease of requests that could not be published, so that the next attempt does not wait for its end. A lease that
+-- is another by now is another relay's, or a worker has deferred the request: it stays.
+-- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET publish_lease_until = NULL
 WHERE id = ANY (ARRAY(
-    SELECT leased.id FROM redrive.retry_requests AS leased WHERE id = ANY ($1::uuid[]) AND published_at IS NULL
+    SELECT leased.id FROM redrive.retry_requests AS leased
+    WHERE
+        id = ANY ($1::uuid[]) AND published_at IS NULL
+        AND publish_lease_until = ($2::timestamptz[])[array_position($1::uuid[], id)]
     ORDER BY id -- the lock order
     FOR UPDATE
 ));

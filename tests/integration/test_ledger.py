@@ -11,6 +11,7 @@ import pytest
 
 from shared.batches import AcceptedBatch, Batches, BatchRequest
 from shared.database import Database
+from shared.dead_letters import DeadLetters
 from shared.errors import (
     AttemptsExhausted,
     DatabaseUnavailable,
@@ -24,7 +25,7 @@ from shared.errors import (
 from shared.failed import FailedFilter
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.messages import RetryMessage
-from shared.models import JobId, Outcome, ProjectId, RetryId, RetryState, Version
+from shared.models import Job, JobId, JobKey, Outcome, ProjectId, RetryId, RetryState, Version
 from shared.retries import Accepted, RetryKey, RetryRequest
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
 from tests.ledger import Ledger
@@ -140,6 +141,66 @@ async def test_requests_at_once_for_one_job_take_a_few_statements_though_each_ha
     assert [each.replayed for each in accepted].count(False) == 100  # each key is new once
 
 
+async def test_of_one_key_with_two_requests_at_once_one_is_accepted_and_the_other_refused(
+    jobs: JobMaker, ledger: Ledger
+) -> None:
+    first, second = await jobs.many_failed(2)
+    other = IdempotencyKey(second.project_id, "k", b"another request")
+    requests = [keyed(first, "k"), msgspec.structs.replace(a_retry_of(second), key=other)]
+
+    answers = await asyncio.gather(*map(ledger.retries.accept, requests), return_exceptions=True)
+
+    assert sorted(type(answer).__name__ for answer in answers) == ["Accepted", "IdempotencyKeyReused"]
+    assert await jobs.queued() == 1
+
+
+async def test_a_request_that_is_too_late_undoes_no_request_without_a_key(
+    jobs: JobMaker, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raced, *others = await jobs.many_failed(6)
+    looked = ledger.retries._jobs.get
+    queued_meanwhile = False
+
+    async def look(key: JobKey) -> Job:
+        nonlocal queued_meanwhile
+        job = await looked(key)
+        if not queued_meanwhile:
+            queued_meanwhile = True
+            await jobs.pool.execute(
+                "INSERT INTO redrive.retry_requests (id, project_id, job_id, actor) VALUES ($1, $2, $3, 'faster')",
+                uuid4(), raced.project_id, raced.id,
+            )  # fmt: skip
+        return job
+
+    monkeypatch.setattr(ledger.retries._jobs, "get", look)
+    with statements_sent() as sent:
+        accepted = await asyncio.gather(
+            ledger.retries.accept(keyed(raced, "k")), *(ledger.retries.accept(a_retry_of(job)) for job in others)
+        )
+
+    assert [each.deduplicated for each in accepted] == [True, *[False] * 5]
+    assert sent["retries.accept"] == 2  # those without keys once
+
+
+@pytest.mark.parametrize("by", ["api", "command"])
+async def test_a_redrive_that_the_database_refuses_is_not_taken_for_another_request_that_is_queued(
+    jobs: JobMaker, ledger: Ledger, database: Database, by: str
+) -> None:
+    job = await jobs.failed()
+    retry = (await ledger.retries.accept(a_retry_of(job))).retry
+    await ledger.settlement.dead_letter([retry.id])
+    await jobs.pool.execute("ALTER TABLE redrive.retry_requests ADD CHECK (redriven_by IS NULL)")
+
+    redriven: Awaitable[object]
+    if by == "api":
+        redriven = ledger.retries.redrive(RetryKey(retry.id, job.project_id), actor="me")
+    else:
+        redriven = DeadLetters(database).redrive([retry.id], actor="me", lease_s=1)
+
+    with pytest.raises(StatementRefused, match="23514"):
+        await redriven
+
+
 async def test_requests_in_parallel_for_one_job_are_one_row(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
     answers = await asyncio.gather(*(ledger.retries.accept(a_retry_of(job)) for _ in range(100)))
@@ -248,14 +309,16 @@ async def test_a_lease_ends_and_can_be_given_back_and_a_published_row_stays_publ
     await ledger.retries.accept(a_retry_of(await jobs.failed()))
     (first,) = await ledger.outbox.lease(10, lease_s=-1, bulk=False)
     (second,) = await ledger.outbox.lease(10, lease_s=30, bulk=False)  # the lease is over: whoever held it may be dead
-    await ledger.outbox.give_back([second.message.id])
+    await ledger.outbox.give_back([first.lease])  # too late: it is on another lease by now
+    assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
+    await ledger.outbox.give_back([second.lease])
     (third,) = await ledger.outbox.lease(10, lease_s=-2, bulk=False)
     assert first.message == second.message == third.message
     await ledger.outbox.mark_published([first.lease])  # too late: it is on another lease by now
     (fourth,) = await ledger.outbox.lease(10, lease_s=30, bulk=False)
     await ledger.outbox.mark_published([fourth.lease])
     assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
-    await ledger.outbox.give_back([fourth.message.id])
+    await ledger.outbox.give_back([fourth.lease])
     assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
 
 

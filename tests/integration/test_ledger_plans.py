@@ -43,7 +43,7 @@ async def test_a_plan_made_for_an_empty_ledger_publishes_and_settles_a_full_one(
     rows = await ledger.outbox.lease(256, lease_s=60, bulk=True)  # each within its timeout, or it raises
     assert len(rows) == 256
     messages = [row.message for row in rows]
-    await ledger.outbox.give_back([message.id for message in messages[:10]])
+    await ledger.outbox.give_back([row.lease for row in rows[:10]])
     await ledger.outbox.mark_published([row.lease for row in rows])
     assert await ledger.outbox.republish_stale(1, age_s=0, bulk=True) == 1
     await ledger.settlement.dead_letter([messages.pop().id])

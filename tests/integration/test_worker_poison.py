@@ -182,7 +182,9 @@ async def test_a_blocked_job_does_not_block_the_line_without_a_broker(
     database_url: str, jobs: JobMaker, ledger: Ledger
 ) -> None:
     refused = await sealed(jobs, ledger, "P0001")
-    await ledger.outbox.give_back([refused.id])  # to be taken without a broker, not published
+    await jobs.pool.execute(
+        "UPDATE redrive.retry_requests SET publish_lease_until = NULL WHERE id = $1", refused.id
+    )  # to be taken without a broker, not published
     failed = await jobs.many_failed(30)
     for job in failed:
         await ledger.retries.accept(a_retry_of(job))
