@@ -152,9 +152,10 @@ class BatchResource:
 
     async def get_batches(self, call: "Call") -> Answer:
         """The project's bulk retries, newest first, of one actor where `actor` names it. Raises InvalidParameter."""
-        page = await page_of(call, self._cursors, path="/api/retry-batches")
+        page = page_of(call, path="/api/retry-batches")
         actor = text_of(page.filters, "actor", longest=MAX_ACTOR)
-        batches, more = await self._batches.page(call.project_id, actor=actor, after=page.after, limit=page.limit)
+        after = await page.after(self._cursors)
+        batches, more = await self._batches.page(call.project_id, actor=actor, after=after, limit=page.limit)
         last = batches[-1] if more else None
         cursor = None if last is None else await self._cursors.encoded(Position(last.requested_at, last.id), page.scope)
         return Answer(

@@ -100,7 +100,7 @@ class JobResource:
             return await self._get_these(call)
         if call.principal.jobs is not None:
             raise InsufficientScope
-        page = await page_of(call, self._cursors, path="/api/jobs")
+        page = page_of(call, path="/api/jobs")
         wanted = JobFilter(
             status=text_of(page.filters, "status", longest=MAX_STATUS),
             type=text_of(page.filters, "type"),
@@ -111,20 +111,23 @@ class JobResource:
         if named := [name for name in FAILED_FILTERS if name in page.filters]:
             if wanted.status != JobStatus.FAILED:
                 raise InvalidParameter(named[0])
+            chosen, retryable = _failed_filter_of(wanted, page.filters), flag_of(page.filters, "retryable")
             found = await self._store.page_of_failed(
                 call.project_id,
-                _failed_filter_of(wanted, page.filters),
-                retryable=flag_of(page.filters, "retryable"),
-                after=page.after,
+                chosen,
+                retryable=retryable,
+                after=await page.after(self._cursors),
                 limit=page.limit,
             )
             truncated: bool | msgspec.UnsetType = found.truncated
         else:
-            found = await self._store.page(call.project_id, wanted, after=page.after, limit=page.limit)
+            found = await self._store.page(
+                call.project_id, wanted, after=await page.after(self._cursors), limit=page.limit
+            )
             truncated = msgspec.UNSET
         shown = fitting(_view.item(job) for job in found.jobs)
-        more = found.more or len(shown) < len(found.jobs)
-        cursor = await self._cursors.encoded(found.positions[len(shown) - 1], page.scope) if more else None
+        end = found.positions[len(shown) - 1] if len(shown) < len(found.jobs) else found.end if found.more else None
+        cursor = None if end is None else await self._cursors.encoded(end, page.scope)
         return Answer(
             _encoder.encode(_Page(shown, cursor, truncated)),
             headers={} if cursor is None else {"Link": page.link_of(cursor)},

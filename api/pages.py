@@ -102,8 +102,15 @@ class Page(NamedTuple):
     scope: tuple[str, ...]
     filters: Mapping[str, str]
     limit: int
-    after: Position | None
+    cursor: str | None
     foreign_project_id: str | None
+
+    async def after(self, cursors: Cursors) -> Position | None:
+        """The position that the page follows; None for the first page. To be asked when all else has been checked.
+
+        Raises InvalidCursor, DatabaseUnavailable.
+        """
+        return None if self.cursor is None else await cursors.decoded(self.cursor, self.scope)
 
     def link_of(self, cursor: str) -> str:
         """The `Link` header to the next page (RFC 8288)."""
@@ -112,18 +119,16 @@ class Page(NamedTuple):
         return f'<{self.path}?{query}>; rel="next"'
 
 
-async def page_of(call: "Call", cursors: Cursors, *, path: str) -> Page:
-    """The page that the query parameters ask for. Raises InvalidParameter, InvalidCursor, DatabaseUnavailable."""
+def page_of(call: "Call", *, path: str) -> Page:
+    """The page that the query parameters ask for. Raises InvalidParameter."""
     parameters = call.parameters
     filters = {name: parameters[name] for name in sorted(parameters.keys() - {"limit", "cursor"})}
-    scope = (path, call.project_id, *(part for item in filters.items() for part in item))
-    cursor = parameters.get("cursor")
     return Page(
         path=path,
-        scope=scope,
+        scope=(path, call.project_id, *(part for item in filters.items() for part in item)),
         filters=filters,
         limit=limit_of(parameters.get("limit")),
-        after=None if cursor is None else await cursors.decoded(cursor, scope),
+        cursor=parameters.get("cursor"),
         foreign_project_id=call.foreign_project_id,
     )
 

@@ -15,7 +15,7 @@ from api.conditional import field_of
 from api.ids import retry_id_of
 from api.job_view import versions_of
 from api.pages import fitting, flag_of, page_of, text_of
-from api.problems import InvalidJobId, InvalidParameter
+from api.problems import InvalidParameter
 from api.retry_view import RetryView, path_of
 from shared.database import in_time
 from shared.errors import JobChanged
@@ -195,32 +195,32 @@ class RetryResource:
         return Answer(_view.body(retry), status=202)
 
     async def get_job_retries(self, call: "Call") -> Answer:
-        """The job's audit trail, newest first. Raises InvalidJobId, JobNotFound, and as `page_of` does."""
+        """The job's audit trail, newest first.
+
+        Raises InvalidParameter, InvalidJobId, InvalidCursor, JobNotFound, DatabaseUnavailable, in this order.
+        """
         given = call.request.match_info["id"]
-        try:
-            job = JobKey(self._ids.parse(given), call.project_id)
-        except InvalidJobId:
-            await page_of(
-                call, self._cursors, path=f"/api/jobs/{given}/retries"
-            )  # parameters are refused before the id
-            raise
-        page = await page_of(call, self._cursors, path=f"/api/jobs/{job.id}/retries")
+        page_of(call, path=f"/api/jobs/{given}/retries")  # parameters are refused before the id
+        job = JobKey(self._ids.parse(given), call.project_id)
+        page = page_of(call, path=f"/api/jobs/{job.id}/retries")  # an id in another letter case names the same list
         async with in_time():
-            retries = await self._retries.history(job, after=page.after, limit=page.limit + 1)
+            after = await page.after(self._cursors)
+            retries = await self._retries.history(job, after=after, limit=page.limit + 1)
             if not retries:
                 await self._jobs.get(job)  # an empty page is only for a job of this project
         return await self._page(page, retries)
 
     async def get_retries(self, call: "Call") -> Answer:
-        """The project's audit trail, newest first, filtered. Raises InvalidParameter."""
-        page = await page_of(call, self._cursors, path="/api/retries")
+        """The project's audit trail, newest first, filtered. Raises InvalidParameter, InvalidCursor."""
+        page = page_of(call, path="/api/retries")
         wanted = RetryFilter(
             state=_state_of(page.filters.get("state")),
             job_id=None if (job_id := page.filters.get("job_id")) is None else self._ids.parse(job_id),
             batch_id=_batch_id_of(page.filters.get("batch_id")),
             actor=text_of(page.filters, "actor", longest=MAX_ACTOR),
         )
-        retries = await self._retries.page(call.project_id, wanted, after=page.after, limit=page.limit + 1)
+        after = await page.after(self._cursors)
+        retries = await self._retries.page(call.project_id, wanted, after=after, limit=page.limit + 1)
         return await self._page(page, retries)
 
     async def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:

@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from uuid_utils.compat import uuid7
 
-from shared.coalesce import Coalescer
-from shared.errors import BatchNotFound, JobUnreadable, StatementRefused, TooManyMatches
+from shared.coalesce import Coalescer, Splitter
+from shared.errors import (
+    BatchNotFound,
+    JobUnreadable,
+    RedriveError,
+    StatementRefused,
+    TooManyMatches,
+)
 from shared.failed import FailedFilter, FailedJobs
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, Position, ProjectId, RetryBlock
@@ -27,8 +33,10 @@ MAX_BATCH: Final = 10_000
 SAMPLE: Final = 20
 
 JOB_NOT_FOUND: Final = "job_not_found"
+JOB_UNREADABLE: Final = "job_unreadable"
 _CODES: Final = {
     JOB_NOT_FOUND: "job-not-found",
+    JOB_UNREADABLE: "job-unreadable",
     RetryBlock.NOT_FAILED: "job-not-failed",
     RetryBlock.ATTEMPTS_EXHAUSTED: "attempts-exhausted",
     RetryBlock.RETRY_QUEUED: "retry-queued",
@@ -189,22 +197,36 @@ class Batches:
                 return await self._insert(session, request, blocks)
 
     async def _blocks(self, request: BatchRequest, *, limit: int) -> list[tuple[JobId, str | None]]:
-        """The chosen jobs, each with the reason why it cannot be retried, or None.
+        """The chosen jobs, each with what stands against retrying it.
 
-        Raises JobUnreadable where the database refuses to read one of them.
+        Raises JobUnreadable where the database refuses to look for those that match a filter.
         """
         chosen = request.chosen
+        if not isinstance(chosen, FailedFilter):
+            return await self._blocks_of(request, list(dict.fromkeys(chosen)))
         try:
-            if isinstance(chosen, FailedFilter):
-                found = await self._failed.match(
-                    request.project_id, chosen, extra_attempts=request.extra_attempts, limit=limit
-                )
-                return [(job.id, job.blocked_by) for job in found]
-            ids = list(dict.fromkeys(chosen))
-            rows = await self._database.fetch(self._sql["blocks"], request.project_id, ids, request.extra_attempts)
+            found = await self._failed.match(
+                request.project_id, chosen, extra_attempts=request.extra_attempts, limit=limit
+            )
         except StatementRefused as error:
             raise JobUnreadable from error
-        return [(JobId(row["id"]), row["blocked_by"]) for row in rows]
+        return [(job.id, job.blocked_by) for job in found]
+
+    async def _blocks_of(self, request: BatchRequest, ids: Sequence[JobId]) -> list[tuple[JobId, str | None]]:
+        """The same of distinct jobs; those that the database refuses to look at stand alone."""
+
+        async def blocks(part: Sequence[JobId]) -> Mapping[JobId, str | RedriveError | None]:
+            rows = await self._database.fetch(self._sql["blocks"], request.project_id, part, request.extra_attempts)
+            return {JobId(row["id"]): row["blocked_by"] for row in rows}
+
+        splitter: Splitter[JobId, str | None] = Splitter(blocks, probe=lambda: blocks(()))
+        try:
+            found = await splitter.load(ids)
+        except StatementRefused as error:  # even for no job at all
+            raise JobUnreadable from error
+        return [
+            (job_id, JOB_UNREADABLE if isinstance(block := found[job_id], RedriveError) else block) for job_id in ids
+        ]
 
     async def _insert(
         self, session: "Session", request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]

@@ -76,10 +76,14 @@ class JobFilter(NamedTuple):
 
 
 class JobPage(NamedTuple):
-    """A part of a list, newest first, and the position of each job; `more`: the list continues."""
+    """A part of a list, newest first, and the position of each job; `more`: the list continues.
+
+    `end` is the position of the last row that was chosen, where the list goes on: that row may be deleted since.
+    """
 
     jobs: Sequence[Job | UnreadableJob]
     positions: Sequence[Position]
+    end: Position | None
     more: bool
 
 
@@ -88,6 +92,7 @@ class FailedPage(NamedTuple):
 
     jobs: Sequence[Job | UnreadableJob]
     positions: Sequence[Position]
+    end: Position | None
     more: bool
     truncated: bool
 
@@ -295,11 +300,12 @@ class Jobs:
                 else:
                     rows = await self._database.fetch(self._sql["page_of_status"], *arguments, wanted.status, below)
             except (StatementRefused, DatabaseUnfit):
-                listed = await self._list_apart(project_id, [*arguments, below, wanted.status])
-            else:
-                listed = [self._listed_of(row) for row in rows]
-        shown = listed[:limit]
-        return JobPage([job for job, _ in shown], [position for _, position in shown], more=len(listed) > limit)
+                return await self._list_apart(project_id, [*arguments, below, wanted.status])
+        shown = [self._listed_of(row) for row in rows[:limit]]
+        positions = [position for _, position in shown]
+        return JobPage(
+            [job for job, _ in shown], positions, end=positions[-1] if positions else None, more=len(rows) > limit
+        )
 
     async def page_of_failed(
         self,
@@ -329,6 +335,7 @@ class Jobs:
         return FailedPage(
             [found[key] for key in shown if key in found],
             [position for key, position in shown.items() if key in found],
+            end=chosen[:limit][-1].position if chosen else None,
             more=len(chosen) > limit,
             truncated=truncated,
         )
@@ -344,22 +351,28 @@ class Jobs:
     async def _positions(self, arguments: list[object]) -> "Sequence[Row]":
         return await self._database.fetch(self._sql["positions"], *arguments)
 
-    async def _list_apart(
-        self, project_id: ProjectId, arguments: list[object]
-    ) -> list[tuple[Job | UnreadableJob, Position]]:
-        """The same page where a row cannot be read: the ids first, then the jobs behind them."""
+    async def _list_apart(self, project_id: ProjectId, arguments: list[object]) -> JobPage:
+        """The same page, of which a row could not be read: the ids first, then the jobs behind them."""
         await self._probe()
         try:
             await self._positions([*arguments[:_LIMIT], 0, *arguments[_LIMIT + 1 :]])
         except StatementRefused:
-            return []  # the filter has a text that this database cannot hold: no job matches
+            return JobPage([], [], end=None, more=False)  # a text that this database cannot hold: no job has it
         try:
             rows = await self._positions(arguments)
         except (StatementRefused, DatabaseUnfit) as error:
             raise JobUnreadable from error
-        positions = {JobKey(row["id"], project_id): Position(row["place"], row["id"]) for row in rows}
-        found = await self._find_listed(list(positions))
-        return [(found[key], position) for key, position in positions.items() if key in found]
+        more = len(rows) == arguments[_LIMIT]
+        positions = {
+            JobKey(row["id"], project_id): Position(row["place"], row["id"]) for row in (rows[:-1] if more else rows)
+        }
+        found = await self._find_listed(list(positions)) if positions else {}
+        return JobPage(
+            [found[key] for key in positions if key in found],
+            [position for key, position in positions.items() if key in found],
+            end=[*positions.values()][-1] if positions else None,
+            more=more,
+        )
 
 
 class _Seen(NamedTuple):

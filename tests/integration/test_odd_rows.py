@@ -11,6 +11,8 @@ import asyncpg
 import pytest
 
 from shared import migrations
+from shared.jobs import Jobs
+from shared.models import Job, JobKey, UnreadableJob
 from tests.api_server import Api, Reply, serving
 from tests.eventually import eventually
 from tests.integration.reading.test_events import Stream
@@ -20,7 +22,7 @@ from tests.statements import statements_sent
 from tests.tokens import token
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     Connection = asyncpg.Connection[asyncpg.Record]
 
@@ -148,6 +150,51 @@ async def test_a_row_that_cannot_be_shown_fails_alone(database_url: str, prepare
         await connection.execute(spoil, bad)
         async with serving(database_url) as api:
             await expect_alone(api, good, bad)
+
+
+@pytest.mark.parametrize("deleted", [[3], [0, 1], [0, 1, 2, 3]])
+async def test_a_list_with_a_bad_row_goes_on_though_rows_are_deleted_while_it_is_read(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, deleted: list[int]
+) -> None:
+    prepare, spoil = UNREADABLE["attempts that are no number"]
+    find_listed = Jobs._find_listed
+    async with connected(database_url) as connection:
+        jobs = await insert(connection, 9)
+        await connection.execute(prepare)
+        await connection.execute(spoil, jobs[2])
+        gone = {jobs[n] for n in deleted}
+
+        async def delete_and_find(self: Jobs, keys: "Sequence[JobKey]") -> dict[JobKey, Job | UnreadableJob]:
+            await connection.execute("DELETE FROM control_plane.jobs WHERE id = ANY ($1)", gone)
+            return await find_listed(self, keys)
+
+        monkeypatch.setattr(Jobs, "_find_listed", delete_and_find)
+        async with serving(database_url) as api:
+            rows = await all_listed(api, "limit=4")
+
+    assert [row["id"] for row in rows] == [str(job_id) for job_id in jobs if job_id not in gone]
+
+
+@pytest.mark.parametrize(("prepare", "spoil"), UNREADABLE.values(), ids=UNREADABLE)
+async def test_a_bulk_retry_leaves_out_a_row_that_cannot_be_read_and_takes_the_others(
+    database_url: str, prepare: str, spoil: str
+) -> None:
+    async with connected(database_url) as connection:
+        jobs = await insert(connection, 6)
+        bad, good = jobs[2], [*jobs[:2], *jobs[3:]]
+        await connection.execute(prepare)
+        await connection.execute(spoil, bad)
+        async with serving(database_url) as api:
+            wanted = {"ids": [str(job_id) for job_id in jobs]}
+            dry = await api.post("/api/jobs/retry?dry_run=true", wanted, token=READER)
+            done = await api.post("/api/jobs/retry", wanted, token=READER)
+        queued = await connection.fetch("SELECT job_id FROM redrive.retry_requests WHERE state = 'queued'")
+
+    word, code = ("not_failed", "job-not-failed") if "status = NULL" in spoil else ("job_unreadable", "job-unreadable")
+    assert (dry.status, dry.data["retryable"], dry.data["skipped"][word]) == (200, 5, 1)
+    assert (done.status, done.data["accepted"]) == (202, 5)
+    assert done.data["skipped"] == [{"job_id": str(bad), "code": code}]
+    assert {row["job_id"] for row in queued} == set(good)
 
 
 async def test_a_value_that_is_gone_from_the_disk_fails_alone(database_url: str) -> None:

@@ -1,12 +1,14 @@
 """Failed jobs by their errors and their retries: a list shows what a bulk retry of the same filter would take."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlencode
 from uuid import uuid4
 
 import pytest
 
 from shared import failed
+from shared.jobs import Jobs
+from shared.models import Job, JobKey, UnreadableJob
 from tests.api_server import Api
 from tests.jobs import JobMaker
 from tests.tokens import token
@@ -115,6 +117,28 @@ async def test_a_list_of_some_failed_jobs_goes_on_page_by_page(api: Api, jobs: J
     assert {job["id"] for page in pages for job in page.data} == group
     assert all(page.data == sorted(page.data, key=lambda job: job["created_at"], reverse=True) for page in pages)
     assert (await api.get(f"{path}x&cursor={pages[0].json['next_cursor']}", token=own)).code == "invalid-parameter"
+
+
+async def test_a_page_whose_jobs_are_all_deleted_between_the_choice_and_the_look_leads_on(
+    api: Api, jobs: JobMaker
+) -> None:
+    project, own = new_project()
+    for n in range(4):
+        await jobs.failed(project_id=project, last_error=f"late by {n} s")
+    find_listed = Jobs._find_listed
+
+    async def delete_and_find(self: Jobs, keys: Sequence[JobKey]) -> dict[JobKey, Job | UnreadableJob]:
+        await jobs.pool.execute("DELETE FROM control_plane.jobs WHERE id = ANY ($1)", [key.id for key in keys])
+        return await find_listed(self, keys)
+
+    path = "/api/jobs?status=failed&error_contains=late&limit=2"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Jobs, "_find_listed", delete_and_find)
+        first = await api.get(path, token=own)
+    second = await api.get(f"{path}&cursor={first.json['next_cursor']}", token=own)
+
+    assert (first.status, first.data) == (200, [])
+    assert (len(second.data), second.json["next_cursor"]) == (2, None)
 
 
 async def test_what_takes_a_look_at_each_job_looks_at_the_newest_and_says_where_there_are_more(

@@ -2,12 +2,15 @@
 
 import asyncio
 import re
+from base64 import urlsafe_b64encode
 from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
 import pytest
 
+from api.pages import Cursors
+from shared.errors import DatabaseUnavailable
 from tests.api_server import Api, Reply
 from tests.jobs import JobMaker, MadeJob
 from tests.statements import statements_sent
@@ -298,3 +301,28 @@ async def test_a_cursor_belongs_to_its_filters_its_project_and_its_list(api: Api
     own = token(project_id="p-cursor")
     assert (await api.get(f"/api/jobs?cursor={plain}&limit=7", token=own)).status == 200  # the length is no filter
     assert (await api.get(f"/api/jobs?status=failed&cursor={failed}", token=own)).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("/api/jobs/x/retries?limit=x", "invalid-parameter"), ("/api/jobs/x/retries?limit=1", "invalid-job-id"),
+        ("/api/retries?state=x", "invalid-parameter"), ("/api/retries?job_id=x", "invalid-job-id"),
+        ("/api/jobs?created_after=x", "invalid-parameter"),
+        ("/api/jobs?status=failed&fingerprint=x", "invalid-parameter"),
+        ("/api/jobs?status=failed&error_contains=a&retryable=x", "invalid-parameter"),
+        ("/api/retry-batches?actor=", "invalid-parameter"),
+    ],
+)  # fmt: skip
+async def test_a_cursor_is_looked_at_when_all_else_is_right(
+    api: Api, monkeypatch: pytest.MonkeyPatch, path: str, code: str
+) -> None:
+    async def away(*_: object) -> bytes:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(Cursors, "_mac", away)
+    cursor = urlsafe_b64encode(bytes(40)).decode().rstrip("=")
+
+    answer = await api.get(f"{path}&cursor={cursor}")
+
+    assert (answer.status, answer.code) == (400, code)
