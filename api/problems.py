@@ -11,6 +11,7 @@ import msgspec
 
 from api.answers import Answer
 from shared.errors import (
+    ActorUnstorable,
     AttemptsExhausted,
     BatchNotFound,
     DatabaseUnavailable,
@@ -24,6 +25,7 @@ from shared.errors import (
     RetryNotDeadLettered,
     RetryNotFound,
     RetryQueued,
+    TextUnstorable,
     TooManyMatches,
 )
 
@@ -177,6 +179,8 @@ class Problem(NamedTuple):
 
 
 _UNAVAILABLE = Problem(HTTPStatus.SERVICE_UNAVAILABLE, "Unavailable", "Try again after Retry-After.", retryable=True)
+_INSUFFICIENT_SCOPE = Problem(HTTPStatus.FORBIDDEN, "Insufficient scope", "The token does not permit this.")
+_INVALID_BODY = Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid body", "The body is JSON of the wrong shape.")
 
 PROBLEMS: dict[type[RedriveError], Problem] = {
     BadRequest: Problem(HTTPStatus.BAD_REQUEST, "Bad request", "The request could not be read as HTTP."),
@@ -196,7 +200,8 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
         HTTPStatus.UNAUTHORIZED, "Authentication required", "Send a token: Authorization: Bearer <JWT>."
     ),
     InvalidToken: Problem(HTTPStatus.UNAUTHORIZED, "Invalid token", "The token is not valid here, or it has expired."),
-    InsufficientScope: Problem(HTTPStatus.FORBIDDEN, "Insufficient scope", "The token does not permit this."),
+    InsufficientScope: _INSUFFICIENT_SCOPE,
+    ActorUnstorable: _INSUFFICIENT_SCOPE,
     CrossSite: Problem(
         HTTPStatus.FORBIDDEN,
         "Cross-site",
@@ -253,7 +258,8 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     ExpectationFailed: Problem(
         HTTPStatus.EXPECTATION_FAILED, "Expectation failed", "Only Expect: 100-continue can be met."
     ),
-    InvalidBody: Problem(HTTPStatus.UNPROCESSABLE_ENTITY, "Invalid body", "The body is JSON of the wrong shape."),
+    InvalidBody: _INVALID_BODY,
+    TextUnstorable: _INVALID_BODY,
     RateLimited: Problem(
         HTTPStatus.TOO_MANY_REQUESTS, "Rate limited", "Too many requests; try again after Retry-After.", retryable=True
     ),
@@ -296,6 +302,8 @@ def problem_answer(error: RedriveError, request_id: str) -> Answer:
     match error:
         case InvalidBody():
             errors = tuple(fault._asdict() for fault in error.faults)
+        case TextUnstorable():
+            errors = (Fault(f"/{error.place}", "The database's encoding has no such character.")._asdict(),)
         case InvalidParameter():
             parameter = error.name if _SHOWN_NAME.fullmatch(error.name) else None
         case RateLimited():

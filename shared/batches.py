@@ -178,14 +178,21 @@ class Batches:
     async def accept(self, request: BatchRequest) -> AcceptedBatch:
         """Insert a request for every job that can be retried; list the others.
 
-        Raises TooManyMatches, with nothing written; IdempotencyKeyReused; DatabaseUnavailable, after which the batch
-        may be in the ledger or not: a repeated call with the same key finds out.
+        Raises TooManyMatches, TextUnstorable, with nothing written; IdempotencyKeyReused; DatabaseUnavailable, after
+        which the batch may be in the ledger or not: a repeated call with the same key finds out.
         """
-        return await self._keys.once(
-            request.key,
-            replay=lambda claim: self._replay(request.project_id, claim),
-            attempt=lambda: self._attempt(request),
-        )
+        try:
+            return await self._keys.once(
+                request.key,
+                replay=lambda claim: self._replay(request.project_id, claim),
+                attempt=lambda: self._attempt(request),
+            )
+        except StatementRefused as error:
+            texts = {"reason": request.reason, "actor": request.actor}
+            if isinstance(chosen := request.chosen, FailedFilter):
+                texts |= {"filter/type": chosen.type, "filter/error_contains": chosen.error_contains}
+            await self._database.find_unstorable(error, texts)
+            raise
 
     async def _attempt(self, request: BatchRequest) -> AcceptedBatch:
         """Choose the jobs and insert their requests. Raises Raced when another request was faster with the key."""
@@ -302,7 +309,14 @@ class Batches:
         """
         at, batch_id = (None, None) if after is None else after
         async with self._database.slot():
-            rows = await self._database.fetch(self._sql["page"], project_id, actor, at, batch_id, limit + 1, COUNTED)
+            try:
+                rows = await self._database.fetch(
+                    self._sql["page"], project_id, actor, at, batch_id, limit + 1, COUNTED
+                )
+            except StatementRefused as error:
+                if error.by_encoding:
+                    return [], False  # an actor that the database cannot hold has no batch
+                raise
         shown = [row for row in rows if row["counted"]][:limit]
         return [_batch_of(row) for row in shown], len(rows) > len(shown)
 
@@ -312,13 +326,20 @@ class Batches:
         Does not wait for a request that a worker has locked: the worker settles it, or unlocks it within a second and
         it is cancelled. A request that was queued before the batch does not belong to the batch.
 
-        Raises BatchNotFound, also for a foreign one; DatabaseUnavailable, after which some may have been cancelled.
+        Raises BatchNotFound, also for a foreign one; ActorUnstorable; DatabaseUnavailable, after which some may
+        have been cancelled.
         """
         batch = await self.get(key)
         until = asyncio.get_running_loop().time() + _CANCEL_WITHIN_S
         while not batch.done:
             async with self._database.slot():
-                rows = await self._database.fetch(self._sql["cancel"], key.project_id, key.id, actor, CANCELLED_AT_ONCE)
+                try:
+                    rows = await self._database.fetch(
+                        self._sql["cancel"], key.project_id, key.id, actor, CANCELLED_AT_ONCE
+                    )
+                except StatementRefused as error:
+                    await self._database.find_unstorable(error, {"actor": actor})
+                    raise
             if len(rows) == CANCELLED_AT_ONCE:
                 continue
             batch = await self.get(key)

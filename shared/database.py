@@ -16,13 +16,20 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import asyncpg
 
 from shared.connections import Connector, words_of
-from shared.errors import DatabaseUnavailable, DatabaseUnfit, StatementRefused, StatementTimeout
+from shared.errors import (
+    ActorUnstorable,
+    DatabaseUnavailable,
+    DatabaseUnfit,
+    StatementRefused,
+    StatementTimeout,
+    TextUnstorable,
+)
 from shared.postgres_url import Access
 from shared.secret import Url
 from shared.sql import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from asyncpg.pool import PoolConnectionProxy
 
@@ -292,6 +299,16 @@ class Database:
                     await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
+
+    async def find_unstorable(self, refused: StatementRefused, texts: "Mapping[str, str | None]") -> None:
+        """Raise TextUnstorable or ActorUnstorable for the text that a statement was refused for; return without one."""
+        if not refused.by_encoding:
+            return
+        for place, text in texts.items():
+            try:
+                await self.fetch(_SQL["find_unstorable"], text)
+            except StatementRefused as error:
+                raise (ActorUnstorable() if place == "actor" else TextUnstorable(place)) from error
 
     async def ping(self) -> None:
         """One round trip; raises DatabaseUnavailable."""

@@ -129,6 +129,27 @@ class StatementRefused(RedriveError):
         """Whether another row has what may be there once."""
         return str(self) == "23505"
 
+    @property
+    def by_encoding(self) -> bool:
+        """Whether the database's encoding cannot hold a text of the statement."""
+        return str(self) == "22P05"
+
+
+class TextUnstorable(RedriveError):
+    """The database's encoding cannot hold a text of the body; `place` says which, as in `filter/type`."""
+
+    code = "invalid-body"
+
+    def __init__(self, place: str) -> None:
+        super().__init__(place)
+        self.place = place
+
+
+class ActorUnstorable(RedriveError):
+    """The database's encoding cannot hold the actor, in whose name nothing can be written down."""
+
+    code = "insufficient-scope"
+
 
 class UnreadableMessage(RedriveError):
     """No worker can read the message, now or later. `str()` gives the reason, without any of its content."""

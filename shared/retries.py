@@ -159,12 +159,17 @@ class Retries:
         A job with a queued request gets no second one: the answer is the queued request. An accepted request may be
         rejected later, because the worker checks the job again, under its lock.
 
-        Raises JobNotFound, JobChanged, JobNotFailed, AttemptsExhausted, IdempotencyKeyReused; DatabaseUnavailable,
-        after which the request may be in the ledger or not: a repeated call with the same key finds out.
+        Raises JobNotFound, JobChanged, JobNotFailed, AttemptsExhausted, IdempotencyKeyReused, TextUnstorable;
+        DatabaseUnavailable, after which the request may be in the ledger or not: a repeated call with the same key
+        finds out.
         """
-        return await self._keys.once(
-            request.key, replay=lambda claim: self._replay(request, claim), attempt=lambda: self._attempt(request)
-        )
+        try:
+            return await self._keys.once(
+                request.key, replay=lambda claim: self._replay(request, claim), attempt=lambda: self._attempt(request)
+            )
+        except StatementRefused as error:
+            await self._database.find_unstorable(error, {"reason": request.reason, "actor": request.actor})
+            raise
 
     async def _attempt(self, request: RetryRequest) -> Accepted:
         """Read the job and insert the request. Raises Raced when another request was faster with the job or the key."""
@@ -256,9 +261,16 @@ class Retries:
         return Accepted(first, claim.deduplicated, replayed=True)
 
     async def cancel(self, key: RetryKey, *, actor: str) -> Retry:
-        """Cancel a queued request, in the name of `actor`. Raises RetryNotFound, RetryAlreadySettled."""
+        """Cancel a queued request, in the name of `actor`.
+
+        Raises RetryNotFound, RetryAlreadySettled, ActorUnstorable.
+        """
         async with self._database.slot():
-            rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id, actor)
+            try:
+                rows = await self._database.fetch(self._sql["cancel"], key.id, key.project_id, actor)
+            except StatementRefused as error:
+                await self._database.find_unstorable(error, {"actor": actor})
+                raise
         if not rows:
             await self.get(key)
             raise RetryAlreadySettled
@@ -267,7 +279,7 @@ class Retries:
     async def redrive(self, key: RetryKey, *, actor: str) -> Retry:
         """Queue a dead-lettered request again, in the name of `actor`. The relay publishes it, or a worker takes it.
 
-        Raises RetryNotFound, RetryNotDeadLettered, RetryQueued.
+        Raises RetryNotFound, RetryNotDeadLettered, RetryQueued, ActorUnstorable.
         """
         async with self._database.slot():
             try:
@@ -275,6 +287,7 @@ class Retries:
             except StatementRefused as error:
                 if error.by_unique_index:  # at most one request is queued for a job
                     raise RetryQueued from error
+                await self._database.find_unstorable(error, {"actor": actor})
                 raise
         if not rows:
             await self.get(key)
@@ -325,5 +338,10 @@ class Retries:
             whole_trail = state is None or state is RetryState.APPLIED
             name, asked = "page" if whole_trail else "page_of_state", (project_id, state, actor)
         async with self._database.slot():
-            rows = await self._database.fetch(self._sql[name], *asked, *position, limit)
+            try:
+                rows = await self._database.fetch(self._sql[name], *asked, *position, limit)
+            except StatementRefused as error:
+                if error.by_encoding:
+                    return []  # an actor that the database cannot hold has no request
+                raise
         return [_retry_of(row) for row in rows]

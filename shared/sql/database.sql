@@ -25,3 +25,8 @@ SELECT key FROM redrive.cursor_key;
 -- Bound the time of the statements of this transaction.
 -- $1 text milliseconds
 SELECT set_config('statement_timeout', $1, true);
+
+-- name: find_unstorable
+-- Take a text, as a statement does that writes it.
+-- $1 text
+SELECT length($1::text);

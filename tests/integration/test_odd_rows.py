@@ -237,6 +237,49 @@ async def test_a_filter_that_the_database_s_encoding_cannot_hold_matches_nothing
             assert len((await api.get("/api/jobs?type=caf%C3%A9", token=READER)).data) == 2
 
 
+async def test_a_text_that_the_database_s_encoding_cannot_hold_is_refused_where_it_would_be_written(
+    postgres: Postgres,
+) -> None:
+    text, query = "\u65e5\u672c", "%E6%97%A5%E6%9C%AC"
+    theirs = token(scope="jobs:read jobs:retry jobs:retry:bulk", sub=text)
+    async with postgres.database(migrated=False, encoding="LATIN1") as database_url:
+        await asyncio.to_thread(migrations.migrate, database_url)
+        async with connected(database_url) as connection, serving(database_url) as api:
+            jobs = await insert(connection, 3)
+            one, bulk = f"/api/jobs/{jobs[0]}/retry", "/api/jobs/retry"
+            for path, body, pointer in (
+                (one, {"reason": text}, "/reason"),
+                (bulk, {"ids": [str(jobs[0])], "reason": text}, "/reason"),
+                (f"{bulk}?dry_run=false", {"filter": {"type": text}, "max": 5, "reason": "x"}, "/filter/type"),
+                (f"{bulk}?dry_run=false", {"filter": {"error_contains": text}, "max": 5, "reason": "x"},
+                 "/filter/error_contains"),
+            ):  # fmt: skip
+                answer = await api.post(path, body, token=READER, headers={"Idempotency-Key": "k"})
+                assert (answer.status, answer.code) == (422, "invalid-body")
+                assert [fault["pointer"] for fault in answer.json["errors"]] == [pointer]
+            for path in (f"/api/retries?actor={query}", f"/api/retry-batches?actor={query}"):
+                assert (await api.get(path, token=READER)).json == {"data": [], "next_cursor": None}
+            dry = await api.post(
+                f"{bulk}?dry_run=true", {"filter": {"type": text}, "max": 5, "reason": "x"}, token=READER
+            )
+            assert (dry.status, dry.data["matched"]) == (200, 0)
+
+            neighbours = await asyncio.gather(
+                api.post(one, {"reason": "caf\u00e9"}, token=READER),
+                api.post(f"/api/jobs/{jobs[1]}/retry", {"reason": text}, token=READER),
+                api.post(f"/api/jobs/{jobs[1]}/retry", token=theirs),
+            )
+            assert [answer.status for answer in neighbours] == [202, 422, 403]
+            accepted = await api.post(bulk, {"ids": [str(jobs[2])]}, token=READER)
+            for answer in (
+                await api.post(bulk, {"ids": [str(jobs[1])]}, token=theirs),
+                await api.call("DELETE", neighbours[0].headers["Location"], token=theirs),
+                await api.call("DELETE", accepted.headers["Location"], token=theirs),
+            ):
+                assert (answer.status, answer.code) == (403, "insufficient-scope")
+            assert (await api.get(f"/api/jobs/{jobs[0]}", token=theirs)).status == 200
+
+
 async def test_a_status_that_is_null_is_not_failed_to_a_bulk_retry(database_url: str) -> None:
     async with connected(database_url) as connection:
         (good,) = await insert(connection)

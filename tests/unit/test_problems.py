@@ -21,13 +21,14 @@ from api.problems import (
     problem_answer,
     problem_of,
 )
-from shared.errors import DatabaseUnavailable, JobNotFound, RedriveError, StatementRefused
+from shared.errors import DatabaseUnavailable, JobNotFound, RedriveError, StatementRefused, TextUnstorable
 
 MADE_WITH: dict[type[RedriveError], RedriveError] = {
     MethodNotAllowed: MethodNotAllowed("GET"),
     RateLimited: RateLimited(7),
     InvalidParameter: InvalidParameter("Canary"),
     InvalidBody: InvalidBody((Fault("/reason", "Expected `str`."),)),
+    TextUnstorable: TextUnstorable("reason"),
 }
 
 
