@@ -14,6 +14,7 @@ Deleting the folder, with nothing running on it, deletes all of it.
 import fcntl
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -75,9 +76,15 @@ class DataFolder:
         return path
 
     def write_environment(self, variables: "Mapping[str, str]") -> Path:
-        """Write the variables into a file that a shell can source; returns the file."""
+        """Write the variables into a file that a shell can source; returns the file.
+
+        It also adds the folder of the program that runs to the end of PATH, once, so that the shell finds `redrive`.
+        """
         path = self.path / "env"
-        _write_private(path, "".join(f"export {name}={quote(value)}\n" for name, value in variables.items()))
+        lines = [f"export {name}={quote(value)}\n" for name, value in variables.items()]
+        programs = quote(str(Path(sys.executable).absolute().parent))
+        lines.append(f'case ":$PATH:" in *:{programs}:*) ;; *) export PATH="$PATH":{programs} ;; esac\n')
+        _write_private(path, "".join(lines))
         return path
 
 

@@ -69,8 +69,8 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
         require_free(
             configured.host,
             [
-                Port(configured.port, "the API", "--port"),
-                Port(configured.ops_port, "its ops port", "--ops-port or REDRIVE_OPS_PORT"),
+                Port(configured.port, "the API", _choice_of("--port", "REDRIVE_PORT")),
+                Port(configured.ops_port, "its ops port", _choice_of("--ops-port", "REDRIVE_OPS_PORT")),
             ],
         )
         if configured.amqp_url is not None:
@@ -95,6 +95,12 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
                 say(welcome.text(example))
 
             signals.run(lambda stop: stack.run(stop, greet))
+
+
+def _choice_of(option: str, variable: str) -> str:
+    """How a user chooses a port: `make run` passes options only in ARGS."""
+    typed = f'ARGS="{option} …"' if os.environ.get("MAKELEVEL", "0") != "0" else option
+    return f"{typed} or {variable}"
 
 
 def _check_environment(warn: Callable[[str], None]) -> None:

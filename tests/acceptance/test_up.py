@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.acceptance.up import COMMAND, Up, alive, environment
+from tests.acceptance.up import Up, alive, environment
 from tests.eventually import eventually
 from tests.servers.processes import free_port
 
@@ -251,7 +251,7 @@ async def test_after_sourcing_the_printed_file_every_command_works_on_it(folder:
         async def after_sourcing(line: str) -> tuple[int | None, str]:
             process = await asyncio.create_subprocess_exec(
                 *("bash", "-c", f"{source[1]}; {line}"),
-                env=environment() | {"PATH": f"{COMMAND.parent}:{os.environ['PATH']}"},
+                env=environment() | {"PATH": os.defpath},  # `redrive` is found by the file alone
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
