@@ -4,7 +4,7 @@
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from redrive_client import AcceptedBatch, Batch, BulkDryRun, FailedFilter, Redrive
+
+_PAGE: Final = 50
+"""How many jobs to ask for at a time, where the canaries must be picked out of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +81,14 @@ async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: Ret
     if not preview.retryable:
         typer.echo("redrive: nothing to retry", err=True)
         return 0
-    if not options.yes and not typer.confirm(
-        f"Retry {preview.retryable} job{'s' * (preview.retryable > 1)}?", err=True
-    ):
+    if not options.yes and not typer.confirm(_question(preview.retryable, options.canaries), err=True):
         if options.as_json:
             _show_dry_run(preview, as_json=True)
         raise CommandFailed("nothing was retried")
-    if options.canaries and (status := await _retry_canaries(redrive, wanted, options)) is not None:
+    if (
+        options.canaries
+        and (status := await _lead_with_canaries(redrive, wanted, options, preview.retryable)) is not None
+    ):
         return status
     accepted = await redrive.retry_many(
         wanted,
@@ -97,22 +101,62 @@ async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: Ret
     return await _follow(redrive, accepted, options)
 
 
-async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> int | None:
-    """Retry a few of the matches, and wait until they have run. An exit status where the rest must not be retried."""
-    from redrive_client import Job, JobStatus, WaitTimeout
+def _question(retryable: int, canaries: int) -> str:
+    """What to confirm before that many jobs are retried."""
+    jobs = f"{retryable} job{'s' * (retryable > 1)}"
+    if not canaries:
+        return f"Retry {jobs}?"
+    if canaries >= retryable:
+        return f"Retry {jobs}, all as canaries?"
+    return f"Retry {jobs}: {canaries} as canaries first, and the rest only if these complete?"
 
+
+async def _choose_canaries(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> "list[UUID]":
+    """The newest matches that can be retried, up to `options.canaries`.
+
+    With extra attempts, jobs whose attempts are used up can be retried, too; the API's `retryable` leaves them out.
+    """
+    from redrive_client import Job, JobStatus, RetryBlock
+
+    extended = options.extra_attempts is not None
     chosen: list[UUID] = []
     async for job in redrive.list(
         status=JobStatus.FAILED,
-        retryable=True,
-        page_size=options.canaries,
+        retryable=None if extended else True,
+        page_size=_PAGE if extended else options.canaries,
         **{name: getattr(wanted, name) for name in wanted.__struct_fields__},
     ):
-        chosen.append(job.id)
+        if isinstance(job, Job) and job.retry_blocked_by in (None, RetryBlock.ATTEMPTS_EXHAUSTED):
+            chosen.append(job.id)
         if len(chosen) == options.canaries:
             break
-    if not chosen:
+    return chosen
+
+
+async def _lead_with_canaries(
+    redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions, retryable: int
+) -> int | None:
+    """Retry the canaries; an exit status where nothing must be retried after them, or nothing is left to retry."""
+    canaries = await _retry_canaries(redrive, wanted, options)
+    if isinstance(canaries, int):
+        return canaries
+    if canaries.accepted < retryable:
+        note(f"all canaries are completed ({canaries.accepted}): now the rest")
         return None
+    note(f"all canaries are completed ({canaries.accepted}), and there are no other jobs to retry")
+    return await _follow(redrive, canaries, options)
+
+
+async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> "AcceptedBatch | int":
+    """Retry a few of the matches, and wait until they have run.
+
+    Returns their batch once all of them are completed, or the exit status where the rest must not be retried.
+    """
+    from redrive_client import Job, JobStatus, WaitTimeout
+
+    chosen = await _choose_canaries(redrive, wanted, options)
+    if not chosen:
+        return refused("no job could be chosen as a canary: nothing was retried")
     accepted = await redrive.retry_many(chosen, reason=options.reason, extra_attempts=options.extra_attempts)
     batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
     if accepted.skipped or batch.applied < len(chosen):
@@ -132,8 +176,7 @@ async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: R
         return refused(
             f"{len(failed)} of {len(chosen)} canaries ended {failed[0].status} ({first}): the rest was not retried"
         )
-    note(f"{len(chosen)} canaries are completed; now the rest")
-    return None
+    return accepted
 
 
 async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", options: RetryOptions) -> int:

@@ -48,6 +48,6 @@ def failures(
 
 
 def _row_of(group: "FailureGroup") -> tuple[object, ...]:
-    retry = f"redrive retry --fingerprint {group.fingerprint} --canary 5" if group.retryable else ""
+    retry = f"redrive retry --fingerprint {group.fingerprint} --canary 5 --reason '…'" if group.retryable else ""
     first, last = time_text(group.first_at), time_text(group.last_at)
     return (group.jobs, group.retryable, first, last, group.type, group.error, retry)

@@ -50,7 +50,9 @@ def retry(
     maximum: Annotated[
         int, typer.Option("--max", min=1, max=10_000, help="With --filter: how many at most, or none at all.")
     ] = DEFAULT_MAX,
-    reason: Annotated[str | None, typer.Option(help="Why, for the audit trail; required with --filter.")] = None,
+    reason: Annotated[
+        str | None, typer.Option(help="Why, for the audit trail; required with --filter or --fingerprint.")
+    ] = None,
     delay: Annotated[
         str,
         typer.Option(
@@ -102,7 +104,7 @@ def retry(
     if canary and (wanted is None or not wait):
         raise typer.BadParameter("--canary needs --filter or --fingerprint, and waits")
     if wanted is not None:
-        _check_filtered(options)
+        _check_filtered(options, "--filter" if fingerprint is None else "--fingerprint")
 
     async def work(redrive: "Redrive") -> int:
         if wanted is not None:
@@ -116,14 +118,14 @@ def retry(
     ask(url, token_file, work)
 
 
-def _check_filtered(options: RetryOptions) -> None:
-    """Raise typer.BadParameter where a retry by a filter lacks a reason or a confirmation."""
+def _check_filtered(options: RetryOptions, option: str) -> None:
+    """Raise typer.BadParameter, naming the option that was given, where a reason or a confirmation is missing."""
     if options.dry_run:
         return
     if not options.reason:
-        raise typer.BadParameter("--filter needs --reason, for the audit trail")
+        raise typer.BadParameter(f"{option} needs --reason '…', for the audit trail")
     if not (options.yes or is_terminal()):
-        raise typer.BadParameter("--filter needs confirmation and stdin is not a terminal; pass --yes")
+        raise typer.BadParameter(f"{option} needs confirmation and stdin is not a terminal; pass --yes")
 
 
 async def _retry_one(redrive: "Redrive", job_id: "UUID", options: RetryOptions) -> int:

@@ -15,7 +15,7 @@ import pytest
 from rich.cells import cell_len
 
 from cli.main import main
-from cli.operate import filters, retrying
+from cli.operate import bulk_retrying, filters, retrying
 from tests.commands import commanded
 
 JOB = "8386e689-d8b4-4ed4-91aa-7511b7751106"
@@ -502,7 +502,7 @@ TABLES: dict[str, tuple[str, list[object], list[str]]] = {
     "failures": (
         "GET /api/failures",
         [a_group(type=LONG, error=LONG)],
-        ["52", "40", "2026-11-23 04:00:00Z", f"redrive retry --fingerprint {GROUP} --canary 5"],
+        ["52", "40", "2026-11-23 04:00:00Z", f"redrive retry --fingerprint {GROUP} --canary 5 --reason '…'"],
     ),
     "batches list": (
         "GET /api/retry-batches",
@@ -787,7 +787,7 @@ def test_failures_are_shown_in_groups_with_the_command_that_retries_each(api: Ap
     document = redrive("failures", "--json", "--limit", "1")
 
     assert api.asked[0].path == "/api/failures?type=email&created_after=2026-11-23T04%3A00%3A00%2B00%3A00"
-    assert answer.out.splitlines()[1].split("  ")[-1] == f"redrive retry --fingerprint {GROUP} --canary 5"
+    assert answer.out.splitlines()[1].split("  ")[-1] == f"redrive retry --fingerprint {GROUP} --canary 5 --reason '…'"
     assert "0000000000000000" not in answer.out  # none of it can be retried
     assert "only the newest 10000 failed jobs" in answer.err
     assert [json.loads(line)["fingerprint"] for line in document.out.splitlines()] == [GROUP]
@@ -825,7 +825,66 @@ def test_the_rest_of_a_group_is_retried_once_its_canaries_are_completed(api: Api
     assert len(posted[1]["ids"]) == 2
     listed = next(path for path in api.paths if path.startswith("GET /api/jobs?"))
     assert {"status=failed", "retryable=true", f"fingerprint={GROUP}"} <= set(urlsplit(listed).query.split("&"))
-    assert "2 canaries are completed" in answer.err
+    assert "all canaries are completed (2): now the rest" in answer.err
+
+
+def test_canaries_are_chosen_among_jobs_without_attempts_where_these_get_more(api: Api, redrive: Redrive) -> None:
+    canaries(api, "completed", "completed")
+    other = JOB.replace("8386", "8387")
+    jobs = [
+        a_job(id=job_id, retryable=False, retry_blocked_by=reason)
+        for job_id, reason in [(JOB, "attempts_exhausted"), (RETRY, "retry_queued"), (other, "attempts_exhausted")]
+    ]
+    api.on("GET /api/jobs", {"data": jobs, "next_cursor": None})
+
+    answer = redrive(*RETRY_GROUP, "--extra-attempts", "1")
+
+    posted = [asked.body for asked in api.asked if asked.method == "POST"]
+    assert answer.status == 0
+    assert isinstance(posted[1], dict)
+    assert (posted[1]["ids"], posted[1]["extra_attempts"]) == ([JOB, other], 1)
+    assert len(posted) == 3
+
+
+@pytest.mark.parametrize("more", [(), ("--extra-attempts", "1")])
+def test_nothing_is_retried_where_no_job_can_be_a_canary(api: Api, redrive: Redrive, more: tuple[str, ...]) -> None:
+    canaries(api, "completed", "completed")
+    api.on("GET /api/jobs", {"data": [], "next_cursor": None})
+
+    answer = redrive(*RETRY_GROUP, *more)
+
+    assert answer.status == 3
+    assert len([path for path in api.paths if path.startswith("POST")]) == 1  # the dry run
+    assert "no job could be chosen as a canary: nothing was retried" in answer.err
+
+
+def test_no_second_batch_is_made_where_all_jobs_were_canaries(api: Api, redrive: Redrive) -> None:
+    canaries(api, "completed", "completed")
+    previews(api, matched=2, retryable=2)
+    preview = api.answers["POST /api/jobs/retry"][0]
+    api.answers["POST /api/jobs/retry"] = [
+        preview,
+        (202, {"data": {"batch_id": BATCH, "accepted": 2, "skipped": []}}),
+        (500, None),
+    ]
+
+    answer = redrive(*RETRY_GROUP)
+
+    assert answer.status == 0
+    assert len([path for path in api.paths if path.startswith("POST")]) == 2
+    assert "all canaries are completed (2), and there are no other jobs to retry" in answer.err
+    assert f"accepted 2, left out 0: batch {BATCH}" in answer.out
+
+
+def test_the_question_speaks_of_canaries() -> None:
+    assert bulk_retrying._question(1, 0) == "Retry 1 job?"
+    assert bulk_retrying._question(40, 5).startswith("Retry 40 jobs: 5 as canaries first")
+    assert bulk_retrying._question(5, 5) == "Retry 5 jobs, all as canaries?"
+
+
+def test_a_missing_reason_is_told_with_the_option_that_was_given(redrive: Redrive) -> None:
+    assert "--fingerprint needs --reason" in redrive("retry", "--fingerprint", GROUP, "--yes").err
+    assert "--filter needs --reason" in redrive("retry", *FILTER, "--yes").err
 
 
 def test_the_rest_of_a_group_is_left_alone_where_a_canary_fails_again(api: Api, redrive: Redrive) -> None:
