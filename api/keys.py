@@ -138,7 +138,9 @@ def keys_of(settings: "ApiSettings") -> "OneKey | KeySet":
         return OneKey(public_key_of(settings.jwt_public_key.get_secret_value()))
     if settings.jwks_url is not None:
         return KeySet(settings.jwks_url)
-    raise SettingsError(["REDRIVE_JWT_SECRET: a key is required"])
+    raise SettingsError(
+        ["REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY or REDRIVE_JWKS_URL: one is required, to check tokens with"]
+    )
 
 
 def signed(secret: str, *, claims: Mapping[str, object]) -> str:

@@ -296,13 +296,14 @@ def token(
 
     Carries REDRIVE_JWT_ISSUER and REDRIVE_JWT_AUDIENCE where they are set.
     """
-    from cli.tokens import check_project, check_scope, check_token, check_ttl, token_for
+    from cli.tokens import check_project, check_scope, check_token, check_ttl, require_secret, token_for
     from shared.settings import ApiSettings, read
 
     try:
         check_project(project)
         check_scope(scope)
         check_ttl(ttl)
+        require_secret()
         settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
         signed = token_for(project, settings, subject=sub, scope=scope, jobs=job or (), ttl_s=ttl)
         check_token(signed, settings, subject=sub)

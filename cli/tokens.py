@@ -3,6 +3,7 @@
 Where the API checks tokens with a public key, the issuer signs them with its private key; Redrive cannot.
 """
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -34,6 +35,15 @@ def check_ttl(ttl_s: int) -> None:
     """Raise ValueError for a token that ends after the last year that the API accepts."""
     if int(time.time()) + ttl_s > LATEST_EXP:
         raise ValueError("a token may be valid until the year 9999 at most")
+
+
+def require_secret() -> None:
+    """Raise SettingsError where no key is set at all: to sign a token, of the keys only the secret will do."""
+    names = ("REDRIVE_JWT_SECRET", "REDRIVE_JWT_PUBLIC_KEY", "REDRIVE_JWKS_URL")
+    if not any(os.environ.get(f"{name}{ending}") for name in names for ending in ("", "_FILE")):
+        raise SettingsError(
+            ["REDRIVE_JWT_SECRET (or REDRIVE_JWT_SECRET_FILE): is required, the secret that the API has"]
+        )
 
 
 def check_token(token: str, settings: ApiSettings, *, subject: str | None) -> None:

@@ -234,7 +234,7 @@ class ApiSettings(Settings):
             return jwks_url  # one of them is wrong, and has its own problem
         given = [key for key in (info.data["jwt_secret"], info.data["jwt_public_key"], jwks_url) if key is not None]
         if len(given) != 1:
-            raise ValueError("exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWKS_URL must be set")
+            raise ValueError(f"exactly one of {_KEYS} must be set, as the key to check tokens with")
         return jwks_url
 
 
@@ -246,6 +246,10 @@ class WorkerSettings(Settings):
     worker_batch_wait: Annotated[float, Field(ge=0, le=60)] = 0.02
 
 
+_NOT_THAT_NUMBER = frozenset(
+    {"int_parsing", "int_parsing_size", "int_from_float", "int_type", "greater_than_equal", "less_than_equal"}
+)
+_KEYS = "REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY and REDRIVE_JWKS_URL"
 S = TypeVar("S", bound=Settings)
 
 
@@ -308,7 +312,19 @@ def _problem(kind: type[Settings], problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         also = f" (or {variable}_FILE)" if problem["loc"][0] in _SECRETS & kind.model_fields.keys() else ""
         return f"{variable}{also}: is required"
+    if (bounds := _whole_numbers(kind, str(problem["loc"][0]))) and problem["type"] in _NOT_THAT_NUMBER:
+        return f"{variable}: must be a whole number {bounds}"
     return f"{variable}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _whole_numbers(kind: type[Settings], field: str) -> str | None:
+    """The bounds of a setting that is a whole number, in words; None for other settings."""
+    info = kind.model_fields.get(field)
+    if info is None or info.annotation is not int:
+        return None
+    least = next((each.ge for each in info.metadata if hasattr(each, "ge")), 0)
+    most = next((each.le for each in info.metadata if hasattr(each, "le")), None)
+    return f"from {least} up" if most is None else f"from {least} to {most}"
 
 
 def variables(kind: type[Settings]) -> frozenset[str]:

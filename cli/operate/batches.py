@@ -78,7 +78,7 @@ def cancel(batch_id: BatchId, *, url: Url = LOCAL, token_file: TokenFile = None,
         if not batch.cancelled:
             note("none of its retries was queued any more: nothing was cancelled")
 
-    ask(url, token_file, work)
+    ask(url, token_file, work, scopes="jobs:read jobs:retry:bulk")
 
 
 @app.command()

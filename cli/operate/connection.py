@@ -26,10 +26,17 @@ if TYPE_CHECKING:
 REJECTED: Final = 3
 """The exit status of a retry that was refused, or ended rejected."""
 _TIMEOUT_S: Final = 10.0
+_LOGIN_HINT: Final = (
+    "type `. .redrive/env` (after `redrive up`) or `export REDRIVE_TOKEN=$(redrive token --project PROJECT)`"
+)
 
 
-def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[int | None]]") -> None:
+def ask(
+    url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[int | None]]", *, scopes: str = "jobs:read"
+) -> None:
     """Run `work` with a client of the API; what it returns is the exit status.
+
+    `scopes`: what a token needs for this, for the message where it lacks one: the API's own answer does not name it.
 
     Raises SettingsError for a missing token, CommandFailed where the API refuses or does not answer.
     """
@@ -50,7 +57,7 @@ def ask(url: str, token_file: Path | None, work: "Callable[[Redrive], Awaitable[
     try:
         status = asyncio.run(asking())
     except RedriveClientError as error:
-        raise CommandFailed(line_of_refusal(error, url)) from error
+        raise CommandFailed(line_of_refusal(error, url, scopes)) from error
     if status:
         raise typer.Exit(status)
 
@@ -74,23 +81,37 @@ def refused(line: str) -> int:
     return REJECTED
 
 
-def line_of_refusal(error: "RedriveClientError", url: str = "") -> str:
-    """The error of the API in one line."""
-    from redrive_client import InvalidBody, RateLimited, RedriveProblem, Unauthenticated, Unreachable  # noqa: PLC0415 - likewise
+def line_of_refusal(error: "RedriveClientError", url: str = "", scopes: str = "") -> str:
+    """The error of the API in one line, with what to do about it; `scopes` are those that the command needs."""
+    from redrive_client import (  # noqa: PLC0415 - likewise
+        Forbidden,
+        InvalidBody,
+        RateLimited,
+        RedriveProblem,
+        Unauthenticated,
+        UnexpectedAnswer,
+        Unreachable,
+    )
 
+    problem = f"{error} [{error.code}, request {error.request_id}]" if isinstance(error, RedriveProblem) else str(error)
     match error:
         case Unauthenticated():
-            return f"{error} (the token is in --token-file or REDRIVE_TOKEN)"
+            line = f"{error} (the token is in --token-file or REDRIVE_TOKEN); for a new one, {_LOGIN_HINT}"
+        case Forbidden() if error.code == "insufficient-scope" and scopes:
+            line = f"{problem}; this command needs the scopes: {scopes}"
         case InvalidBody() if error.errors:
-            return "; ".join(f"{fault.pointer or 'the request'}: {fault.detail}" for fault in error.errors)
+            line = "; ".join(f"{fault.pointer or 'the request'}: {fault.detail}" for fault in error.errors)
         case RateLimited() if error.retry_after_s is not None:
-            return f"{error} [{error.code}, request {error.request_id}]; try again in {error.retry_after_s:.0f} s"
+            line = f"{problem}; try again in {error.retry_after_s:.0f} s"
         case RedriveProblem():
-            return f"{error} [{error.code}, request {error.request_id}]"
+            line = problem
         case Unreachable():
-            return f"the API at {url} cannot be reached: {error}"
+            line = f"the API at {url} cannot be reached: {error}; is `redrive up` or `redrive api` running there?"
+        case UnexpectedAnswer():
+            line = f"the API at {url}: {error}; is this Redrive's API?"
         case _:
-            return f"the API at {url}: {error}"
+            line = f"the API at {url}: {error}"
+    return line
 
 
 def is_terminal() -> bool:
@@ -109,10 +130,11 @@ def _token(file: Path | None) -> str:
         try:
             text = file.read_text("ascii")
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError([f"{name}: the file cannot be read ({type(error).__name__})"]) from None
+            reason = (getattr(error, "strerror", None) or "it is not ASCII text").lower()
+            raise SettingsError([f"{name} (or --token-file): {file} cannot be read: {reason}; {_LOGIN_HINT}"]) from None
     token = text.strip().removeprefix("Authorization:").strip().removeprefix("Bearer ").strip()
     if not token:
-        raise SettingsError([f"{name}: is required"])
+        raise SettingsError([f"{name}: is {'required' if file is None else f'empty ({file})'}; {_LOGIN_HINT}"])
     if not (token.isascii() and token.isprintable() and " " not in token):
-        raise SettingsError([f"{name}: is not a token"])
+        raise SettingsError([f"{name}: is not a token; {_LOGIN_HINT}"])
     return token

@@ -70,7 +70,9 @@ def failed_filter_of(texts: Sequence[str]) -> "FailedFilter":
     found: dict[str, str] = {}
     for part in (part for text in texts for part in _FIELD.split(text)):
         name, equals, value = part.partition("=")
-        if name not in FIELDS or not equals or not value or name in found:
+        if name not in FIELDS:
+            raise typer.BadParameter(f"{name!r} is not something to choose by; there are {', '.join(FIELDS)}")
+        if not equals or not value or name in found:
             raise typer.BadParameter(f"{part!r}: give each of {', '.join(FIELDS)} at most once, as name=value")
         found[name] = value
     return FailedFilter(

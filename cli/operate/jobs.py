@@ -158,7 +158,7 @@ def get(
     async def work(redrive: "Redrive") -> None:
         _show(await redrive.get(wanted, include_payload=payload), as_json=as_json)
 
-    ask(url, token_file, work)
+    ask(url, token_file, work, scopes="jobs:read jobs:payload" if payload else "jobs:read")
 
 
 @app.command()

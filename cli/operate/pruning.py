@@ -26,6 +26,8 @@ def prune(
     """
     from shared.pruning import KEPT_AT_LEAST
 
+    if older_than.isdigit():  # taken as seconds it would be too short, and days are meant
+        raise typer.BadParameter(f"--older-than: give a unit, such as {older_than}d")
     age = duration_of(older_than)
     if age < KEPT_AT_LEAST:
         raise typer.BadParameter("--older-than: at least 24h, for as long as an idempotency key stands for its request")

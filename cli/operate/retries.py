@@ -120,7 +120,7 @@ def cancel(retry_id: RetryId, *, url: Url = LOCAL, token_file: TokenFile = None,
     async def work(redrive: "Redrive") -> None:
         show_retry(await redrive.cancel(wanted), as_json=as_json)
 
-    ask(url, token_file, work)
+    ask(url, token_file, work, scopes="jobs:retry")
 
 
 def show_retry(retry: "Retry", *, as_json: bool) -> None:

@@ -115,7 +115,8 @@ def retry(
             return await _retry_one(redrive, ids[0], options)
         return await retry_ids(redrive, ids, options)
 
-    ask(url, token_file, work)
+    scopes = "jobs:read jobs:retry" if len(ids) == 1 else "jobs:read jobs:retry:bulk"
+    ask(url, token_file, work, scopes=scopes if extra_attempts is None else f"{scopes} jobs:retry:extend")
 
 
 def _check_filtered(options: RetryOptions, option: str) -> None:

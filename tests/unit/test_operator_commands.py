@@ -692,6 +692,7 @@ def test_a_token_that_is_none_is_status_2(redrive: Redrive, token: str) -> None:
     answer = redrive("jobs", "stats", REDRIVE_TOKEN=token)
     assert answer.status == 2
     assert "REDRIVE_TOKEN (or --token-file): is" in answer.err
+    assert ". .redrive/env" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -709,16 +710,69 @@ def test_an_api_that_is_away_is_one_line_and_status_1(redrive: Redrive, monkeypa
     monkeypatch.setattr("redrive_client.transport.sleep", no_pause)
     answer = redrive("jobs", "stats", "--url", "http://127.0.0.1:1")
     assert answer.status == 1
-    assert re.fullmatch(r"redrive: the API at http://127\.0\.0\.1:1 cannot be reached: .+\n", answer.err)
+    assert re.fullmatch(
+        r"redrive: the API at http://127\.0\.0\.1:1 cannot be reached: .+; is `redrive up` .+\n", answer.err
+    )
 
 
 def test_what_the_api_refuses_is_one_line_and_status_1(api: Api, redrive: Redrive) -> None:
     api.problem("GET /api/jobs/stats", 401, "invalid-token")
     answer = redrive("jobs", "stats")
-    assert (answer.status, answer.err) == (
-        1,
-        "redrive: No: Not so. (the token is in --token-file or REDRIVE_TOKEN)\n",
+    assert answer.status == 1
+    assert answer.err.startswith(
+        "redrive: No: Not so. (the token is in --token-file or REDRIVE_TOKEN); for a new one, "
     )
+    assert answer.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "scopes"),
+    [
+        (["jobs", "stats"], "jobs:read"),
+        (["jobs", "get", JOB, "--payload"], "jobs:read jobs:payload"),
+        (["retry", JOB], "jobs:read jobs:retry"),
+        (["retry", JOB, "--extra-attempts", "1"], "jobs:read jobs:retry jobs:retry:extend"),
+        (["retry", "--filter", "type=email", "--reason", "r", "--yes"], "jobs:read jobs:retry:bulk"),
+        (["retries", "cancel", RETRY], "jobs:retry"),
+        (["batches", "cancel", BATCH], "jobs:read jobs:retry:bulk"),
+    ],
+)
+def test_a_scope_that_is_missing_is_named(api: Api, redrive: Redrive, args: list[str], scopes: str) -> None:
+    for request in (
+        "GET /api/jobs/stats",
+        f"GET /api/jobs/{JOB}",
+        f"POST /api/jobs/{JOB}/retry",
+        "POST /api/jobs/retry",
+        f"DELETE /api/retries/{RETRY}",
+        f"DELETE /api/retry-batches/{BATCH}",
+    ):
+        api.problem(request, 403, "insufficient-scope")
+
+    answer = redrive(*args)
+
+    assert answer.status == 1
+    assert answer.err.endswith(f"; this command needs the scopes: {scopes}\n")
+
+
+def test_an_answer_of_another_program_asks_whether_this_is_redrive(api: Api, redrive: Redrive) -> None:
+    api.on("GET /api/jobs/stats", "not found", status=404)
+    assert redrive("jobs", "stats").err.endswith("; is this Redrive's API?\n")
+
+
+@pytest.mark.parametrize("content", [None, "\n"])
+def test_a_token_file_without_a_token_is_named_with_what_to_type(
+    redrive: Redrive, tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "auth"
+    if content is not None:
+        file.write_text(content)
+
+    answer = redrive("jobs", "stats", "--token-file", str(file))
+
+    assert answer.status == 2
+    assert str(file) in answer.err
+    assert ". .redrive/env" in answer.err
+    assert "redrive token" in answer.err
 
 
 @pytest.mark.parametrize(
@@ -874,6 +928,16 @@ def test_no_second_batch_is_made_where_all_jobs_were_canaries(api: Api, redrive:
     assert len([path for path in api.paths if path.startswith("POST")]) == 2
     assert "all canaries are completed (2), and there are no other jobs to retry" in answer.err
     assert f"accepted 2, left out 0: batch {BATCH}" in answer.out
+
+
+def test_a_filter_that_does_not_exist_is_named(redrive: Redrive) -> None:
+    assert "'foo' is not something to choose by" in redrive("retry", "--filter", "foo=bar", "--dry-run").err
+
+
+def test_an_age_without_a_unit_is_asked_for_one(redrive: Redrive) -> None:
+    answer = redrive("prune", "--older-than", "90")
+    assert answer.status == 2
+    assert "give a unit, such as 90d" in answer.err
 
 
 def test_the_question_speaks_of_canaries() -> None:

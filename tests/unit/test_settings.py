@@ -244,7 +244,13 @@ def test_there_is_exactly_one_kind_of_key(environment: pytest.MonkeyPatch, keys:
 
     (problem,) = problems()
 
-    assert problem.endswith("exactly one of JWT_SECRET, JWT_PUBLIC_KEY and JWKS_URL must be set")
+    assert "exactly one of REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY and REDRIVE_JWKS_URL must be set" in problem
+
+
+@pytest.mark.parametrize("value", ["abc", "80.5", "-1", "65536", "9" * 5000])
+def test_a_wrong_number_is_told_in_plain_words(environment: pytest.MonkeyPatch, value: str) -> None:
+    environment.setenv("REDRIVE_PORT", value)
+    assert problems() == ["REDRIVE_PORT: must be a whole number from 0 to 65535"]
 
 
 def test_a_secret_can_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
