@@ -1,8 +1,8 @@
 """What commands print: tables and facts for people, JSON for programs.
 
 A table on a terminal is fitted into its width. Ids, statuses, numbers and times are always whole; types, actors and
-projects, and the one column named `wide`, are cut with an ellipsis to what is left. Where too little is left, columns
-move to a second line of their row. A table in a pipe is never cut: a line of headings, then a line for each row. Two
+projects, and the one column named `wide`, are cut with an ellipsis to what there is. Where too little is left, columns
+move to a further line of their row. A table in a pipe is never cut: a line of headings, then a line for each row. Two
 blanks or more stand between cells, never within one, and a cell that would be empty is a dash: `awk -F '  +'` reads it.
 
 Other programs wrote what the rows hold: characters that could control the terminal are shown as dots.
@@ -55,16 +55,15 @@ def time_text(at: datetime | None) -> str:
 
 @dataclass(slots=True)
 class _Column:
-    """A column's place in the rows, and how wide it is: at least, as it came, and as it will be."""
+    """A column's place in the rows, and how wide it is: as it came, and as it will be."""
 
     place: int
-    least: int
     natural: int
     width: int
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, wide: str = "") -> None:
-    """Print rows under headings; of what may be cut, the column `wide` gets what the others leave."""
+    """Print rows under headings; the column `wide` may have a line of its own."""
     cells = [[printable(cell) or "-" for cell in row] for row in rows]
     lines = _layout(columns, cells, wide, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     for number, row in enumerate((columns, *cells)):
@@ -76,26 +75,27 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, wid
 def _layout(columns: Sequence[str], cells: Sequence[Sequence[str]], wide: str, room: int | None) -> list[list[_Column]]:
     """The columns, line by line in their order, with widths that fit `room` where what must be whole allows it.
 
-    With no bound to the room all stand on one line, as wide as they are.
+    No column shares a line at the cost of its text: the wide one is cut only on a line of its own. So a wider terminal
+    never shows less. With no bound to the room all stand on one line, as wide as they are.
     """
     if room is None:
         room = sys.maxsize
     lines: list[list[_Column]] = []
     for place, name in enumerate(columns):
         natural = max(map(_cells_of, (name, *(row[place] for row in cells))))
-        least = min(natural, _WIDE_LEAST if name == wide else _CUT_LEAST if name in _CUT else natural)
-        column = _Column(place, least, natural, least)
-        if not lines or _width(lines[-1]) + _GAP + least > room - (_INDENT if len(lines) > 1 else 0):
+        own_line = room - (_INDENT if lines else 0)  # what the column has, if it has a line of its own
+        width = natural
+        if name == wide:
+            width = min(natural, max(_WIDE_LEAST, own_line))
+        elif name in _CUT and room != sys.maxsize:
+            width = min(natural, _CUT_MOST, max(_CUT_LEAST, own_line))
+        column = _Column(place, natural, width)
+        if not lines or _width(lines[-1]) + _GAP + width > room - (_INDENT if len(lines) > 1 else 0):
             lines.append([])
         lines[-1].append(column)
-    for number, line in enumerate(lines):
-        # The others first, up to a measure; the wide one next; what is still left is for very long types.
-        narrow = [column for column in line if columns[column.place] != wide]
-        for group, most in ((narrow, _CUT_MOST), (line, None)):
-            for column in sorted(group, key=lambda each: columns[each.place] != wide):
-                left = room - (_INDENT if number else 0) - _width(line)
-                wanted = column.natural if most is None else min(column.natural, most)
-                column.width = max(column.width, min(wanted, column.width + left))
+    if len(lines) == 1:  # what is left is for very long types
+        for column in lines[0]:
+            column.width = min(column.natural, column.width + max(0, room - _width(lines[0])))
     return lines
 
 

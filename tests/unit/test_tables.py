@@ -124,6 +124,15 @@ def test_an_error_keeps_a_line_of_its_own_where_the_others_leave_too_little(on_t
         assert error in lines[3] or lines[3].endswith("…")
 
 
+@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("length", [0, 5, 20, 40, 90, 300])
+def test_a_wider_terminal_never_shows_less(on_terminal: Shown, table: str, length: int) -> None:
+    columns, row_of, wide, _ = TABLES[table]
+    row = row_of("E" * length)
+    shown = [len(re.findall("E", "".join(on_terminal(width, columns, row, wide=wide)))) for width in range(40, 240)]
+    assert shown == sorted(shown)
+
+
 def test_an_id_is_whole_on_a_terminal_that_is_too_narrow_for_it(on_terminal: Shown) -> None:
     columns, row_of, wide, whole = TABLES["jobs"]
     text = "\n".join(on_terminal(30, columns, row_of("x" * 99), wide=wide))
