@@ -239,7 +239,7 @@ def _subject(value: object) -> str | None:
 def _words(value: object) -> Sequence[str]:
     """The scopes of a claim: a text with spaces between them, or an array of texts. Raises InvalidToken."""
     if isinstance(value, str):
-        return value.split()
+        return [word for word in value.split(" ") if word]  # the space alone (RFC 6749, 3.3)
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         return value
     raise InvalidToken

@@ -83,6 +83,7 @@ class PostgresUrl:
 
 
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+_TLS_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 _TLS: Final = frozenset(
     {"sslmode", "sslnegotiation", "sslcert", "sslkey", "sslpassword", "sslrootcert", "sslcrl"}
     | {"ssl_min_protocol_version", "ssl_max_protocol_version", "krbsrvname", "gsslib"}
@@ -121,8 +122,8 @@ _IGNORED: Final[Mapping[str, str]] = {
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "sslmode": _SSL_MODES,
     "sslnegotiation": ("postgres", "direct"),
-    "ssl_min_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
-    "ssl_max_protocol_version": ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"),
+    "ssl_min_protocol_version": _TLS_VERSIONS,
+    "ssl_max_protocol_version": _TLS_VERSIONS,
     "gsslib": ("gssapi", "sspi"),
     "target_session_attrs": tuple(Access),
     "load_balance_hosts": ("disable", "random"),
@@ -346,7 +347,18 @@ def _tls_of(said: Mapping[str, str]) -> dict[str, str]:
         tls["sslmode"] = "verify-full"
     if tls.get("sslnegotiation") == "direct" and mode not in ("require", "verify-ca", "verify-full"):
         raise ValueError("sslnegotiation: direct needs sslmode=require, verify-ca or verify-full")
+    _check_versions(tls)
     return tls
+
+
+def _check_versions(tls: Mapping[str, str]) -> None:
+    """Raise ValueError where no version of TLS is left. The lowest is TLSv1.2 where nothing says otherwise."""
+    lowest = tls.get("ssl_min_protocol_version") or os.environ.get("PGSSLMINPROTOCOLVERSION") or "TLSv1.2"
+    highest = tls.get("ssl_max_protocol_version") or os.environ.get("PGSSLMAXPROTOCOLVERSION") or "TLSv1.3"
+    if {lowest, highest} <= set(_TLS_VERSIONS) and _TLS_VERSIONS.index(lowest) > _TLS_VERSIONS.index(highest):
+        if "ssl_min_protocol_version" in tls:
+            raise ValueError("ssl_min_protocol_version: must not be above ssl_max_protocol_version")
+        raise ValueError("ssl_max_protocol_version: must not be below ssl_min_protocol_version (TLSv1.2, if not set)")
 
 
 def _check_passfile(path: str | None) -> None:

@@ -4,6 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+import structlog
+
+log = structlog.stdlib.get_logger(__name__)
+
 Url: TypeAlias = "str | Callable[[], str]"
 """A server's URL, or a function that returns it for each new connection."""
 
@@ -17,22 +21,32 @@ class FileSecret:
     """A function that reads a file at each call.
 
     Returns the last good value while the file is missing, half-written, or has a value for which `check` raises
-    ValueError.
+    ValueError. Such a value is checked again at each call, as a file that it names may come later. Its refusal is
+    logged once.
     """
 
     def __init__(self, path: Path, value: str, check: Callable[[str], object]) -> None:
         self._path = path
-        self._good = self._seen = value
+        self._good = value
+        self._refused: str | None = None
         self._check = check
 
     def __call__(self) -> str:
         """The value, without surrounding white space."""
         try:
             found = self._path.read_text("utf-8").strip()
-            if found != self._seen:
-                self._seen = found
-                self._check(found)
-                self._good = found
         except (OSError, ValueError):
-            pass
+            return self._good
+        if found != self._good:
+            try:
+                self._check(found)
+            except ValueError as error:
+                self._log_once(found, error)
+            else:
+                self._good = found
         return self._good
+
+    def _log_once(self, refused: str, error: ValueError) -> None:
+        if refused != self._refused:
+            self._refused = refused
+            log.warning("secret refused", file=str(self._path), reason=str(error))

@@ -22,8 +22,17 @@ AMQP_PARAMETERS: Final = frozenset(
 )
 """The parameters of a broker's URL: aiormq's and aio-pika's, and RabbitMQ's names for two of them."""
 _AMQP_FILES: Final = frozenset({"cafile", "cacertfile", "capath", "certfile", "keyfile"})
-_AMQP_NUMBERS: Final = frozenset({"heartbeat", "timeout"})
 _NUMBER: Final = re.compile(r"\d{1,4}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-4]", re.ASCII)
+_SECONDS: Final = (_NUMBER, "a whole number of seconds from 0 to 65534")
+# The clients take a wrong value for none, and any other `no_verify_ssl` than 0 for 1.
+_AMQP_VALUES: Final = {
+    "heartbeat": _SECONDS,
+    "timeout": _SECONDS,
+    "interleave": (re.compile(r"\d{1,4}", re.ASCII), "a whole number from 0 to 9999"),
+    "happy_eyeballs_delay": (re.compile(r"\d{1,4}(?:\.\d{1,9})?", re.ASCII), "a number of seconds, such as 0.25"),
+    "verify": (re.compile("verify_peer|verify_none"), "verify_peer or verify_none"),
+    "no_verify_ssl": (re.compile("[01]"), "0 or 1"),
+}
 _PARAMETER_NAME: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 
 
@@ -45,10 +54,8 @@ def check_amqp_url(url: str) -> None:
             raise ValueError(_unknown_parameter(name))
         if name in _AMQP_FILES and not os.access(value, os.R_OK):
             raise ValueError(f"{name}= names a file that cannot be read: {value}")
-        if name in _AMQP_NUMBERS and not _NUMBER.fullmatch(value):
-            raise ValueError(f"{name}= must be a whole number of seconds from 0 to 65534")
-    if query.get("verify", "verify_peer") not in {"verify_peer", "verify_none"}:
-        raise ValueError("verify= must be verify_peer or verify_none")
+        if (rule := _AMQP_VALUES.get(name)) is not None and not rule[0].fullmatch(value):
+            raise ValueError(f"{name}= must be {rule[1]}")
     if {"cafile", "cacertfile"} <= query.keys():
         raise ValueError("cafile= and cacertfile= are one parameter: keep one")
 

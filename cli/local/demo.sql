@@ -1,7 +1,7 @@
 -- A demo project's jobs, and a stand-in for the control plane that runs them. For `redrive up` only: a real control
 -- plane owns its table, and no other program moves its jobs.
 --
--- A payload may say how its job goes: {"demo": {"takes_s": 3600}} runs so long, {"demo": {"error": "…"}} always fails so.
+-- A payload may say how its job goes: {"demo": {"takes_s": 3600}} runs so long, {"demo": {"error": "..."}} always fails so.
 
 -- name: seed
 -- Forty jobs in all four states, where the project has none yet.

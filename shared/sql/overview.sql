@@ -1,7 +1,7 @@
 -- A project's jobs counted by status, type, time and error, and its retries.
 -- Every part of a statement here reads a bounded number of rows along an index, and says how many it has read
 -- (`looked_at`): a number above the bound means that there may be more. A condition that no index serves (a type) is
--- checked after the bound, not before it. Each statement on a status has a second form (`…_of_newest`), for tables
+-- checked after the bound, not before it. Each statement on a status has a second form (`*_of_newest`), for tables
 -- without an index on (project_id, status, created_at, id): it reads the newest rows, whatever their status.
 
 -- name: stats

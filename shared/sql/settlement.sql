@@ -10,7 +10,7 @@
 --   queued         queued         outbox.*, dead_letters.republish         published_at, publish_lease_until
 --   queued         queued         apply, defer                             published_at NULL, publish_lease_until
 --   rejected       queued         apply                                    the same, on a row that `adopt` has just inserted
---   queued         applied        apply                                    …_before, and status = 'pending' on the job
+--   queued         applied        apply                                    *_before, and status = 'pending' on the job
 --   queued         rejected       apply                                    attempts_before, max_attempts_before
 --   queued         rejected       block                                    the same; outcome 'blocked'
 --   applied        rejected       block_unmoved                            outcome 'blocked'; in the transaction of `apply`
@@ -249,7 +249,7 @@ LIMIT $1;
 -- (`apply` defers for less, because a locked job costs its neighbours nothing, and a slow one costs them the time of each
 -- attempt.) A request that another program published is inserted, and from then on published by the relay. A settled row
 -- stays as it is.
--- $1 … $9 as for `adopt`, $10 bool whether to insert requests that the ledger does not know
+-- $1 to $9 as for `adopt`, $10 bool whether to insert requests that the ledger does not know
 INSERT INTO redrive.retry_requests AS r (
     id, project_id, job_id, job_version, run_at, extra_attempts, actor, reason, requested_at, publish_lease_until
 )

@@ -252,6 +252,8 @@ def test_a_token_of_exactly_the_most_bytes_is_good() -> None:
         ({"scope": ["jobs:read"], "scp": "jobs:read jobs:retry"}, {Scope.READ, Scope.RETRY}),
         ({"roles": ["jobs:admin"]}, api.auth.UNSCOPED),
         ({"scope": "JOBS:READ other"}, {"JOBS:READ", "other"}),
+        ({"scope": "jobs:read\u00a0jobs:admin"}, {"jobs:read\u00a0jobs:admin"}),
+        ({"scp": " jobs:read\u2003jobs:admin jobs:retry "}, {"jobs:read\u2003jobs:admin", Scope.RETRY}),
     ],
 )
 def test_scopes_are_the_token_s(changed: dict[str, Any], scopes: set[str]) -> None:

@@ -8,7 +8,8 @@ from shared.postgres_url import Access, Host, check_files, postgres_url
 
 VARIABLES = (
     "PGHOST", "PGPORT", "PGUSER", "PGPASSWORD", "PGDATABASE", "PGSERVICE", "PGSERVICEFILE", "PGSYSCONFDIR",
-    "PGTARGETSESSIONATTRS", "PGSSLMODE", "PGSSLROOTCERT",
+    "PGTARGETSESSIONATTRS", "PGSSLMODE", "PGSSLROOTCERT", "PGSSLMINPROTOCOLVERSION",
+    "PGSSLMAXPROTOCOLVERSION",
 )  # fmt: skip
 
 
@@ -74,6 +75,8 @@ def test_what_the_url_leaves_open_comes_from_its_service_and_then_from_variables
         "sslrootcert=system",
         "load_balance_hosts=random",
         "krbsrvname=pg",
+        "ssl_min_protocol_version=TLSv1.2&ssl_max_protocol_version=TLSv1.2",
+        "ssl_min_protocol_version=TLSv1&ssl_max_protocol_version=TLSv1.1",
         "application_name=me",
         "options=-csearch_path%3Dpublic",
     ],
@@ -114,6 +117,7 @@ def test_other_drivers_words_for_a_pooler_mean_one(query: str) -> None:
         "connect_timeout=canary", "target_session_attrs=canary", "search_path=canary", "jit=off", "statement_timeout=1",
         "sslcrldir=canary", "replication=database", "client_encoding=latin1", "poolmode=canary", "service=canary",
         "sslnegotiation=direct", "sslrootcert=system&sslmode=require", "dbname=y", "sslmode=require&sslmode=disable",
+        "ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2", "ssl_max_protocol_version=TLSv1.1",
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_by_its_name_alone(query: str) -> None:

@@ -6,6 +6,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+import structlog
 
 from shared.errors import SettingsError
 from shared.secret import current
@@ -329,6 +330,11 @@ def test_every_variable_is_listed_with_the_files_of_secrets() -> None:
         ("cacertfile=/nowhere/ca.crt", "cacertfile= names a file that cannot be read: /nowhere/ca.crt"),
         ("verify=verify_never", "verify= must be verify_peer or verify_none"),
         ("heartbeat=soon", "heartbeat= must be a whole number"),
+        ("interleave=", "interleave= must be a whole number"),
+        ("interleave=-1", "interleave= must be a whole number"),
+        ("happy_eyeballs_delay=abc", "happy_eyeballs_delay= must be a number of seconds"),
+        ("happy_eyeballs_delay=nan", "happy_eyeballs_delay= must be a number of seconds"),
+        ("no_verify_ssl=false", "no_verify_ssl= must be 0 or 1"),
         ("p%2Fssw0rd@mq", "has a parameter that is not known"),
     ],
 )
@@ -392,6 +398,26 @@ def test_a_url_from_a_file_is_read_again_each_time(environment: pytest.MonkeyPat
 
     assert seen == ["postgresql://new@h/x"] * 3 + ["postgresql://new@other/y"]
     assert current(url) == "postgresql://new@other/y"
+
+
+def test_a_rotated_url_is_taken_when_the_file_that_it_names_comes_later(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file, ca = tmp_path / "url", tmp_path / "ca.pem"
+    file.write_text("amqp://old@h/")
+    environment.setenv("REDRIVE_AMQP_URL_FILE", str(file))
+    url = read(WorkerSettings).url("amqp_url")
+    assert url is not None
+    new = f"amqps://new@h/?cafile={ca}"
+
+    file.write_text(new)
+    with structlog.testing.capture_logs() as logged:
+        before = [current(url), current(url)]
+        ca.write_text("")
+        after = current(url)
+
+    assert (before, after) == (["amqp://old@h/"] * 2, new)
+    assert [line["event"] for line in logged] == ["secret refused"]
 
 
 @pytest.mark.parametrize(

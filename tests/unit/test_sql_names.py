@@ -25,3 +25,10 @@ def test_every_statement_has_the_name_of_the_method_that_runs_it() -> None:
 
     rightly = {text for text, function in runs if text == function or text.startswith(f"{function}_")}
     assert names - rightly == set()
+
+
+def test_every_sql_file_is_ascii_which_each_encoding_of_a_database_can_hold() -> None:
+    files = [path for folder in ("shared", "cli", "deploy") for path in (_TOP.parent / folder).rglob("*.sql")]
+    assert len(files) >= 10
+
+    assert [str(path) for path in files if not path.read_bytes().isascii()] == []
