@@ -50,9 +50,11 @@ export function Groups({ groups, detailed = false, changed }) {
         <td class="wide"><${Time} at=${group.first_at} /></td>
         <td class="wide"><${Time} at=${group.last_at} /></td>
         ${allowed && html`<td class="act">
-          ${group.retryable + group.exhausted > 0
-            ? html`<button type="button" aria-label=${`Retry ${many(group.retryable || group.jobs, "job")} of ${shown(group.type)}`} onClick=${() => retryGroup(group, changed)}>Retry ${number(group.retryable || group.jobs)}…</button>`
-            : html`<span class="muted">queued</span>`}
+          ${group.retryable > 0
+            ? html`<button type="button" aria-label=${`Retry ${many(group.retryable, "job")} of ${shown(group.type)}`} onClick=${() => retryGroup(group, changed)}>Retry ${number(group.retryable)}…</button>`
+            : group.exhausted > 0
+              ? html`<button type="button" aria-label=${`Needs extra attempts: ${many(group.exhausted, "job")} of ${shown(group.type)}`} onClick=${() => retryGroup(group, changed)}>Needs extra attempts…</button>`
+              : html`<span class="muted">queued</span>`}
         </td>`}
       </tr>`)}
     </tbody>

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.connection import ask, note, refused
+from cli.operate.connection import ask, note, note_empty, refused
 from cli.operate.filters import duration_of, id_of
 from cli.operate.options import LOCAL, AsJson, Limit, Timeout, TokenFile, Url
 from cli.operate.retries import COLUMNS, row_of
@@ -49,6 +49,8 @@ def list_(
                 break
         if not as_json:
             print_table(_COLUMNS, rows, wide="REASON")
+            if not rows:
+                await note_empty(redrive, "batches")
 
     ask(url, token_file, work)
 

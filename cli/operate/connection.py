@@ -75,6 +75,12 @@ def note(line: str) -> None:
     typer.echo(f"redrive: note: {line}", err=True)
 
 
+async def note_empty(redrive: "Redrive", things: str) -> None:
+    """Print on a terminal that a list is empty, and of which project; a program sees the headings alone."""
+    if sys.stdout.isatty():
+        note(f"no {things} in project {(await redrive.me()).project_id} match")
+
+
 def refused(line: str) -> int:
     """Print why a retry was refused. Returns the exit status for it."""
     typer.echo(f"redrive: {line}", err=True)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.operate.connection import ask, note
+from cli.operate.connection import ask, note, note_empty
 from cli.operate.filters import time_of
 from cli.operate.options import LOCAL, AsJson, CreatedAfter, CreatedBefore, TokenFile, Type, Url
 from cli.operate.tables import print_json, print_table, time_text
@@ -39,6 +39,8 @@ def failures(
                 print_json(group)
         else:
             print_table(_COLUMNS, [_row_of(group) for group in shown], wide="ERROR")
+            if not shown:
+                await note_empty(redrive, "failed jobs")
         if len(found.data) > limit:
             note(f"there are {len(found.data)} groups; --limit shows more")
         if found.truncated:

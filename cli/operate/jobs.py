@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.connection import ask, note
+from cli.operate.connection import ask, note, note_empty
 from cli.operate.filters import duration_of, fingerprint_of, id_of, time_of
 from cli.operate.options import LOCAL, AsJson, CreatedAfter, CreatedBefore, Limit, Timeout, TokenFile, Type, Url
-from cli.operate.tables import print_facts, print_json, print_table, printable, time_text
+from cli.operate.tables import lines_of, print_facts, print_json, print_table, printable, time_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -112,6 +112,8 @@ def list_(
         rows = await _rows_of(chosen(redrive), limit, as_json=as_json)
         if not as_json:
             print_table(_COLUMNS, rows, wide="ERROR")
+        if not rows and not as_json:
+            await note_empty(redrive, "jobs")
         if not rows and status is not None and status not in list(JobStatus):
             note(f"no job of these has the status '{printable(status)}'")
         if not rows and type_ is not None:
@@ -226,7 +228,10 @@ def _show(job: "Job", *, as_json: bool) -> None:
             ("type", job.type),
             ("status", job.status),
             ("attempts", _attempts(job)),
-            ("error", f"{job.last_error} …" if job.last_error_truncated else job.last_error),
+            (
+                "error",
+                None if job.last_error is None else lines_of(f"{job.last_error}{' …' * job.last_error_truncated}"),
+            ),
             ("created", time_text(job.created_at)),
             ("scheduled", time_text(job.scheduled_at)),
             ("started", time_text(job.started_at)),

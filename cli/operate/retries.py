@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.operate.connection import ask
+from cli.operate.connection import ask, note_empty
 from cli.operate.filters import id_of
 from cli.operate.options import LOCAL, AsJson, Limit, TokenFile, Url
 from cli.operate.tables import print_facts, print_json, print_table, time_text
@@ -97,6 +97,8 @@ def list_(
                 break
         if not as_json:
             print_table(COLUMNS, rows, wide="REASON")
+            if not rows:
+                await note_empty(redrive, "retries")
 
     ask(url, token_file, work)
 

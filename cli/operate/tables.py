@@ -48,6 +48,14 @@ def printable(text: object) -> str:
     return "".join(each if each.isprintable() else "·" for each in words)
 
 
+def lines_of(text: str) -> tuple[str, ...]:
+    """The text's lines, with their indentation, safe for a terminal: what could control it is escaped."""
+    return tuple(
+        "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line.expandtabs())
+        for line in text.rstrip().replace("\r\n", "\n").split("\n")
+    )
+
+
 def time_text(at: datetime | None) -> str:
     """A time to the second, in UTC; a dash for none."""
     return "-" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}"
@@ -127,10 +135,12 @@ def coloured(text: str) -> str:
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
-    """Print one fact a line, its name before it; without those that are None."""
+    """Print one fact a line, its name before it; without those that are None. A tuple is lines (`lines_of`)."""
     width = max(len(name) for name, _ in facts)
     for name, fact in facts:
-        if fact is not None:
+        if isinstance(fact, tuple):
+            typer.echo(f"{name:<{width}}  " + f"\n{'':<{width}}  ".join(fact))
+        elif fact is not None:
             typer.echo(f"{name:<{width}}  {coloured(printable(fact))}")
 
 

@@ -934,6 +934,46 @@ def test_a_filter_that_does_not_exist_is_named(redrive: Redrive) -> None:
     assert "'foo' is not something to choose by" in redrive("retry", "--filter", "foo=bar", "--dry-run").err
 
 
+EMPTY = {
+    "jobs list": ("GET /api/jobs", "jobs"),
+    "failures": ("GET /api/failures", "failed jobs"),
+    "retries list": ("GET /api/retries", "retries"),
+    "batches list": ("GET /api/retry-batches", "batches"),
+}
+
+
+@pytest.mark.parametrize("command", EMPTY)
+def test_an_empty_list_says_so_on_a_terminal_alone(
+    api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    path, things = EMPTY[command]
+    as_of = "2026-11-23T04:00:00Z"
+    api.on(path, {"data": [], "next_cursor": None, "sampled": 0, "truncated": False, "as_of": as_of})
+    me = {"actor": "a", "project_id": "demo", "scopes": None, "jobs": None, "expires_at": as_of, "read_only": False}
+    api.on("GET /api/me", {"data": {**me, "version": "1"}})
+
+    piped = redrive(*command.split())
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    shown = redrive(*command.split())
+
+    assert (piped.status, piped.err) == (0, "")
+    assert (shown.status, shown.err) == (0, f"redrive: note: no {things} in project demo match\n")
+
+
+def test_an_error_of_several_lines_keeps_them(api: Api, redrive: Redrive) -> None:
+    error = 'Traceback:\n  File "a.py"\nstatus    completed\x1b[2J'
+    api.on(f"GET /api/jobs/{JOB}", {"data": a_job(last_error=error)})
+
+    lines = redrive("jobs", "get", JOB).out.splitlines()
+
+    first = next(number for number, line in enumerate(lines) if line.startswith("error "))
+    column = lines[first].index("Traceback:")
+    assert [line[column:] for line in lines[first : first + 3]] == [
+        "Traceback:", '  File "a.py"', "status    completed\\x1b[2J"
+    ]  # fmt: skip
+    assert [line[:column].strip() for line in lines[first + 1 : first + 3]] == ["", ""]
+
+
 def test_an_age_without_a_unit_is_asked_for_one(redrive: Redrive) -> None:
     answer = redrive("prune", "--older-than", "90")
     assert answer.status == 2
