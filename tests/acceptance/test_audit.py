@@ -90,7 +90,8 @@ def test_everything_that_is_locked_has_its_hash_and_is_installed_as_it_is_locked
 
     assert len(files) > 1000
     assert [file["url"] for file in files if not file.get("hash", "").startswith("sha256:")] == []
-    assert [package["name"] for package in lock["package"] if "registry" not in package["source"]] == ["redrive"]
+    ours = [package["name"] for package in lock["package"] if "registry" not in package["source"]]
+    assert ours == ["redrive", "redrive-client"]
     for recipe in ("Makefile", "Dockerfile"):
         syncs = [line for line in (ROOT / recipe).read_text("utf-8").splitlines() if " sync --" in line]
         assert syncs

@@ -1,7 +1,8 @@
 """The ledger on a real PostgreSQL: what is accepted, who publishes it, and what becomes of it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -9,7 +10,7 @@ import asyncpg
 import msgspec
 import pytest
 
-from shared.batches import AcceptedBatch, Batches, BatchRequest
+from shared.batches import COUNTED_AT_ONCE, AcceptedBatch, Batch, Batches, BatchKey, BatchRequest
 from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import (
@@ -110,6 +111,35 @@ async def test_a_key_whose_batch_is_accepted_while_another_post_looks_gets_the_f
     assert (second.id, second.accepted, second.replayed) == (first[0].id, 3, True)
 
 
+async def test_only_batches_that_may_still_change_are_counted_again_a_few_at_a_time(
+    jobs: JobMaker, ledger: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(database)
+    keys = []
+    for _ in range(COUNTED_AT_ONCE + 2):
+        job = await jobs.failed()
+        request = BatchRequest(project_id=job.project_id, actor="tester", chosen=(job.id,), maximum=1)
+        keys.append(BatchKey((await batches.accept(request)).id, job.project_id))
+    seen = await batches.find_many(keys)
+    counted: list[int] = []
+    find_many = batches.find_many
+
+    async def count_many(wanted: Sequence[BatchKey]) -> Mapping[BatchKey, Batch]:
+        counted.append(len(wanted))
+        return await find_many(wanted)
+
+    monkeypatch.setattr(batches, "find_many", count_many)
+    assert await batches.changed(seen) == []
+    assert counted == [COUNTED_AT_ONCE, 2]
+
+    assert len(await ledger.settlement.apply_queued(100)) == len(keys)
+    assert sorted(await batches.changed(seen)) == sorted(keys)
+    settled = await find_many(keys)
+    counted.clear()
+    assert await batches.changed(settled) == []
+    assert counted == []
+
+
 def keyed(job: MadeJob, key: str) -> RetryRequest:
     return msgspec.structs.replace(a_retry_of(job), key=IdempotencyKey(job.project_id, key, b"the same request"))
 
@@ -159,13 +189,12 @@ async def test_a_request_that_is_too_late_undoes_no_request_without_a_key(
 ) -> None:
     raced, *others = await jobs.many_failed(6)
     looked = ledger.retries._jobs.get
-    queued_meanwhile = False
+    looks: Counter[JobId] = Counter()
 
     async def look(key: JobKey) -> Job:
-        nonlocal queued_meanwhile
         job = await looked(key)
-        if not queued_meanwhile:
-            queued_meanwhile = True
+        looks[key.id] += 1
+        if key.id == raced.id and looks[key.id] == 1:
             await jobs.pool.execute(
                 "INSERT INTO redrive.retry_requests (id, project_id, job_id, actor) VALUES ($1, $2, $3, 'faster')",
                 uuid4(), raced.project_id, raced.id,
@@ -173,13 +202,13 @@ async def test_a_request_that_is_too_late_undoes_no_request_without_a_key(
         return job
 
     monkeypatch.setattr(ledger.retries._jobs, "get", look)
-    with statements_sent() as sent:
-        accepted = await asyncio.gather(
-            ledger.retries.accept(keyed(raced, "k")), *(ledger.retries.accept(a_retry_of(job)) for job in others)
-        )
+    accepted = await asyncio.gather(
+        ledger.retries.accept(keyed(raced, "k")), *(ledger.retries.accept(a_retry_of(job)) for job in others)
+    )
 
     assert [each.deduplicated for each in accepted] == [True, *[False] * 5]
-    assert sent["retries.accept"] == 2  # those without keys once
+    assert looks[raced.id] == 2
+    assert {looks[job.id] for job in others} == {1}  # what is undone is looked at again
 
 
 @pytest.mark.parametrize("by", ["api", "command"])
