@@ -18,19 +18,35 @@ WHERE n.nspname = 'redrive' AND c.relname = 'schema_migrations';
 -- $1 text schema, $2 text name
 SELECT
     c.oid, c.relkind::text AS kind, quote_ident(current_user) AS role, has_schema_privilege(n.oid, 'USAGE') AS usage,
-    row_security_active(c.oid) AS row_security, (pg_relation_is_updatable(c.oid, true) & 4) <> 0 AS is_updatable
+    row_security_active(c.oid) AS row_security,
+    EXISTS (
+        SELECT FROM pg_trigger AS t
+        WHERE t.tgrelid = c.oid AND NOT t.tgisinternal AND t.tgenabled IN ('O', 'A') AND t.tgtype & 19 = 19
+    ) AS is_rewritten, -- a trigger BEFORE UPDATE FOR EACH ROW may change what is written
+    (pg_relation_is_updatable(c.oid, true) & 4) <> 0 AS is_updatable
 FROM pg_class AS c
 JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2;
 
 -- name: columns
--- Its columns: their types without modifiers, and what we may do to each.
+-- Its columns: their types without modifiers, the same for the type below domains, and what we may do to each.
 -- $1 oid of the relation
 SELECT
-    a.attname::text AS name, format_type(a.atttypid, NULL) AS type,
+    a.attname::text AS name, format_type(a.atttypid, NULL) AS type, format_type(types.base, NULL) AS base,
+    format_type(a.atttypid, a.atttypmod) AS full_type, a.attnotnull OR types.not_null AS not_null,
     has_column_privilege(a.attrelid, a.attnum, 'SELECT') AS may_select,
     has_column_privilege(a.attrelid, a.attnum, 'UPDATE') AS may_update
 FROM pg_attribute AS a
+CROSS JOIN LATERAL (
+    WITH RECURSIVE chain (id) AS (
+        SELECT a.atttypid
+        UNION ALL
+        SELECT t.typbasetype FROM chain JOIN pg_type AS t ON t.oid = chain.id WHERE t.typtype = 'd'
+    )
+    SELECT bool_or(t.typnotnull) AS not_null, max(t.oid) FILTER (WHERE t.typtype <> 'd') AS base
+    FROM chain
+    JOIN pg_type AS t ON t.oid = chain.id
+) AS types
 WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum;
 
@@ -46,15 +62,42 @@ WHERE
     AND key.place <= i.indnkeyatts
 GROUP BY i.indexrelid;
 
+-- name: status_checks
+-- The conditions on the status alone that call no function of the owner's.
+-- $1 oid of the relation
+SELECT con.conname::text AS name, pg_get_expr(con.conbin, con.conrelid) AS condition
+FROM pg_constraint AS con
+JOIN pg_attribute AS a ON a.attrelid = con.conrelid AND a.attname = 'status'
+WHERE
+    con.conrelid = $1::oid AND con.contype = 'c' AND con.conkey = ARRAY[a.attnum]
+    AND NOT EXISTS (
+        SELECT FROM pg_depend AS d
+        WHERE d.classid = 'pg_constraint'::regclass AND d.objid = con.oid AND d.refclassid = 'pg_proc'::regclass
+    )
+ORDER BY con.conname;
+
+-- name: status_allowed
+-- Whether a condition lets a status be 'pending'; CONDITION and TYPE are put in.
+SELECT (CONDITION) IS NOT false AS allowed FROM (SELECT CAST('pending' AS TYPE) AS status) AS job;
+
+-- name: has_cursor_key
+SELECT EXISTS (SELECT FROM redrive.cursor_key);
+
 -- name: policies
--- The policies of row-level security that hold for us; `lets_all`: this one hides nothing.
+-- The policies of row-level security that hold for us; `lets_all`: this one hides nothing; `hides_all`, `refuses_all`:
+-- it lets no row be found, or be written.
 -- $1 oid of the relation
 SELECT
     p.polname::text AS name, p.polpermissive AS permissive,
     CASE p.polcmd WHEN 'r' THEN 'SELECT' WHEN 'a' THEN 'INSERT' WHEN 'w' THEN 'UPDATE' WHEN 'd' THEN 'DELETE' ELSE 'ALL' END
         AS command,
     coalesce(pg_get_expr(p.polqual, p.polrelid), 'true') = 'true'
-    AND coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'true') = 'true' AS lets_all
+    AND coalesce(pg_get_expr(p.polwithcheck, p.polrelid), 'true') = 'true' AS lets_all,
+    coalesce(pg_get_expr(p.polqual, p.polrelid) IN ('false', 'NULL::boolean'), false) AS hides_all,
+    coalesce(
+        coalesce(pg_get_expr(p.polwithcheck, p.polrelid), pg_get_expr(p.polqual, p.polrelid)) IN ('false', 'NULL::boolean'),
+        false
+    ) AS refuses_all
 FROM pg_policy AS p
 WHERE
     p.polrelid = $1::oid

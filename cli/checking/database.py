@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cli.checking.findings import Finding, Verdict
 from shared import migrations
+from shared.connections import words_of
 from shared.errors import DatabaseUnavailable, RedriveError, StatementRefused
 from shared.sql import statements
 
@@ -35,6 +36,11 @@ _COLUMNS: Final[dict[str, tuple[str, frozenset[str]]]] = {
 }
 UPDATED: Final = ("status", "last_error", "started_at", "completed_at", "scheduled_at", "max_attempts")
 """The columns that a retry changes."""
+_CLEARED: Final = frozenset({"last_error", "started_at", "completed_at"})
+_NEW_KEY: Final = (
+    "INSERT INTO redrive.cursor_key (key) VALUES "
+    "(sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));"
+)
 
 # What stands first in an index on the jobs, and what is slow without one; any one of the columns' orders serves.
 _INDEXES: Final = {
@@ -87,9 +93,10 @@ async def database_findings(
             async for verdict, text in look(place):
                 yield Finding(verdict, f"{name}: {text}")
         except RedriveError as error:
-            if str(error) not in refusals:  # a server that refuses one look refuses the others alike
-                yield Finding(Verdict.FAILED, f"{name}: {error}")
-            refusals.add(str(error))
+            text = _words_of(error)
+            if text not in refusals:  # a server that refuses one look refuses the others alike
+                yield Finding(Verdict.FAILED, f"{name}: {text}")
+            refusals.add(text)
 
 
 async def _of_server(place: _Place) -> Looks:
@@ -140,8 +147,14 @@ async def _of_jobs(place: _Place) -> Looks:
 
 
 async def _of_relation(place: _Place, relation: "Row") -> Looks:
-    for text in _rights_on_jobs(relation, await place.ask("columns", relation["oid"]), updates=place.updates_jobs):
+    columns = await place.ask("columns", relation["oid"])
+    for text in _rights_on_jobs(relation, columns, updates=place.updates_jobs):
         yield Verdict.FAILED, text
+    if place.updates_jobs:
+        # What a trigger of the owner's makes of the new row is not known.
+        verdict = Verdict.WARNING if relation["is_rewritten"] else Verdict.FAILED
+        async for text in _unwritable(place, relation, columns):
+            yield verdict, text
     if relation["kind"] in "rp":
         for text in _keys(await place.ask("unique_keys", relation["oid"])):
             yield Verdict.FAILED, text
@@ -179,6 +192,34 @@ def _rights_on_jobs(relation: "Row", columns: "Collection[Row]", *, updates: boo
         yield f"no right to update {names} of {JOBS}; type: GRANT UPDATE ({names}) ON {JOBS} TO {role};"
 
 
+async def _unwritable(place: _Place, relation: "Row", columns: "Collection[Row]") -> AsyncIterator[str]:
+    """What a retry writes and the table cannot hold."""
+    for row in columns:
+        if row["name"] in _CLEARED and row["not_null"]:
+            yield f"{JOBS}.{row['name']} is NOT NULL, and a retry clears it"
+    for row in columns:
+        if row["name"] == "status":
+            checks = await place.ask("status_checks", relation["oid"])
+            conditions = {
+                "its type": "status::text = 'pending'",
+                **{each["name"]: each["condition"] for each in checks},
+            }
+            for name, condition in conditions.items():
+                if await _refuses_pending(place, condition, row["full_type"]):
+                    yield f"{JOBS}.status cannot be 'pending', which a retry makes it: {name} refuses that"
+
+
+async def _refuses_pending(place: _Place, condition: str, full_type: str) -> bool:
+    sql = statements("check", "cli.checking")["status_allowed"].replace("CONDITION", condition)
+    try:
+        ((allowed,),) = await place.database.fetch(sql.replace("AS TYPE", f"AS {full_type}"))
+    except StatementRefused:
+        return True
+    except DatabaseUnavailable:  # the type may be in a schema that is not ours to use
+        return False
+    return not allowed
+
+
 def _keys(unique_keys: "Collection[Row]") -> Iterator[str]:
     if not any({"id"} <= set(row["columns"]) <= {"id", "project_id"} for row in unique_keys):
         yield f"neither (id) nor (project_id, id) of {JOBS} is unique: a retry could put back more jobs than one"
@@ -188,7 +229,7 @@ def _odd_types(columns: "Collection[Row]", read: "dict[str, str]") -> Iterator[t
     """Columns of other types than the contract's; and whether that is known to go wrong. The rest, statements tell."""
     for row in columns:
         wanted, serving = _COLUMNS.get(row["name"], ("", frozenset()))
-        if not wanted or row["type"] in serving:
+        if not wanted or row["base"] in serving:
             continue
         text = f"{JOBS}.{row['name']} is of type {row['type']}, wanted: {wanted}"
         if row["name"] in _TIMES:
@@ -219,9 +260,23 @@ async def _row_security(place: _Place, relation: "Row", name: str, commands: Col
             check = "WITH CHECK" if command == "INSERT" else "USING"
             policy = f"CREATE POLICY redrive_{command.lower()} ON {name} FOR {command} TO {role} {check} (true);"
             yield Verdict.FAILED, f"row-level security of {name} lets role {role} {command} no row; type: {policy}"
+        elif blocking := _blocking(policies, command):
+            hides = f"row-level security of {name} lets role {role} {command} no row"
+            yield Verdict.FAILED, f"{hides}: policy {', '.join(blocking)} is never true"
         elif odd := ", ".join(row["name"] for row in policies if not row["lets_all"]):
             hides = f"row-level security of {name} may keep rows from role {role} ({command}, policy {odd})"
             yield Verdict.WARNING, f"{hides}: a job that is hidden is answered as not found"
+
+
+def _blocking(policies: "Collection[Row]", command: str) -> list[str]:
+    """The policies that alone keep every row from a command: any restrictive one, or all that permit."""
+    kinds = {"SELECT": ("hides_all",), "INSERT": ("refuses_all",)}.get(command, ("hides_all", "refuses_all"))
+    for kind in kinds:
+        if restrictive := [row["name"] for row in policies if not row["permissive"] and row[kind]]:
+            return restrictive
+        if all(row[kind] for row in policies if row["permissive"]):
+            return [row["name"] for row in policies if row["permissive"]]
+    return []
 
 
 async def _of_ledger(place: _Place) -> Looks:
@@ -252,6 +307,10 @@ async def _of_table(place: _Place, table: _Table) -> Looks:
         yield Verdict.FAILED, f"no right to {missing} on {table.name}; type: {grant}"
     async for verdict, text in _row_security(place, relation, table.name, rights):
         yield verdict, text
+    if table.name == "redrive.cursor_key" and "SELECT" in held:
+        ((found_key,),) = await place.ask("has_cursor_key")
+        if not found_key:
+            yield Verdict.FAILED, f"{table.name} is empty: no list has a second page; type: {_NEW_KEY}"
 
 
 def _tables(programs: Collection[str]) -> list[_Table]:
@@ -278,8 +337,15 @@ async def _refusals(place: _Place) -> list[str]:
         try:
             await place.database.fetch(f"EXPLAIN {sql}", *[None] * _parameters_of(sql))
         except (StatementRefused, DatabaseUnavailable) as error:
-            found.setdefault(str(error), f"the statement `{name}` cannot run: {error}")
+            text = _words_of(error)
+            found.setdefault(text, f"the statement `{name}` cannot run: {text}")
     return list(found.values())
+
+
+def _words_of(error: RedriveError) -> str:
+    """The server's words where the error itself has only its code."""
+    refused = isinstance(error, StatementRefused) and isinstance(error.__cause__, Exception)
+    return words_of(error.__cause__) if refused and error.__cause__ else str(error)
 
 
 def _parameters_of(sql: str) -> int:

@@ -113,6 +113,108 @@ async def test_row_security_that_hides_rows_is_named_for_each_command(users: Use
 
 
 @pytest.mark.parametrize(
+    ("policies", "commands"),
+    [
+        (["one ON control_plane.jobs USING (false)"], {"SELECT", "UPDATE"}),
+        (
+            ["one ON control_plane.jobs USING (true)", "two ON control_plane.jobs AS RESTRICTIVE USING (false)"],
+            {"SELECT", "UPDATE"},
+        ),
+        (["one ON control_plane.jobs USING (true) WITH CHECK (false)"], {"UPDATE"}),
+        (["one ON control_plane.jobs USING (true)", "two ON control_plane.jobs USING (false)"], set()),
+    ],
+)
+async def test_policies_that_are_never_true_fail(users: Users, policies: list[str], commands: set[str]) -> None:
+    await run(users.admin, "ALTER TABLE control_plane.jobs ENABLE ROW LEVEL SECURITY")
+    for policy in policies:
+        await run(users.admin, f"CREATE POLICY {policy}")
+
+    failed = await failures("worker", users.worker)
+
+    assert {command for command in ("SELECT", "UPDATE") if f"{command} no row: policy" in failed} == commands
+    assert len(failed.splitlines()) == len(commands)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("ALTER TABLE control_plane.jobs ALTER last_error SET NOT NULL", "jobs.last_error is NOT NULL"),
+        ("ALTER TABLE control_plane.jobs ALTER started_at SET NOT NULL", "jobs.started_at is NOT NULL"),
+        ("ALTER TABLE control_plane.jobs ALTER completed_at SET NOT NULL", "jobs.completed_at is NOT NULL"),
+        (
+            "CREATE DOMAIN told AS text NOT NULL; ALTER TABLE control_plane.jobs ALTER last_error TYPE told",
+            "jobs.last_error is NOT NULL",
+        ),
+        ("ALTER TABLE control_plane.jobs ADD CHECK (status <> 'pending')", "status cannot be 'pending'"),
+        (
+            """CREATE DOMAIN state AS text CHECK (VALUE <> 'pending');
+            ALTER TABLE control_plane.jobs ALTER status DROP DEFAULT, ALTER status TYPE state""",
+            "status cannot be 'pending'",
+        ),
+    ],
+)
+async def test_a_table_that_cannot_hold_what_a_retry_writes_fails_the_worker_alone(
+    database_url: str, change: str, said: str
+) -> None:
+    await run(database_url, change)
+
+    assert said in await failures("worker", database_url)
+    assert await failures("api", database_url) == ""
+
+
+async def test_an_enum_without_a_status_is_told_in_the_server_s_words(database_url: str) -> None:
+    await run(
+        database_url,
+        """CREATE TYPE state AS ENUM ('failed', 'running', 'completed'); DROP INDEX control_plane.jobs_pending_idx;
+        ALTER TABLE control_plane.jobs DROP CONSTRAINT jobs_status_check, ALTER status DROP DEFAULT,
+        ALTER status TYPE state USING status::state""",
+    )
+
+    assert "status cannot be 'pending'" in await failures("worker", database_url)
+    # A trigger that may rewrite rows leaves it to the statements.
+    await run(
+        database_url,
+        """CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+        CREATE TRIGGER keep BEFORE UPDATE ON control_plane.jobs FOR EACH ROW EXECUTE FUNCTION keep()""",
+    )
+    assert 'cannot run: invalid input value for enum state: "pending"' in await failures("worker", database_url)
+
+
+async def test_a_trigger_that_may_fill_a_column_makes_not_null_a_warning(database_url: str) -> None:
+    await run(
+        database_url,
+        "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+        " NEW.last_error := coalesce(NEW.last_error, ''); RETURN NEW; END $$;"
+        "CREATE TRIGGER fill BEFORE UPDATE ON control_plane.jobs FOR EACH ROW EXECUTE FUNCTION fill();"
+        "ALTER TABLE control_plane.jobs ALTER last_error SET NOT NULL",
+    )
+
+    assert await failures("worker", database_url) == ""
+    warned = [each.text for each in await looked_at("worker", database_url) if each.verdict is Verdict.WARNING]
+    assert any("last_error is NOT NULL" in text for text in warned)
+
+
+async def test_a_payload_of_a_domain_over_jsonb_serves(database_url: str) -> None:
+    await run(
+        database_url,
+        "CREATE DOMAIN body AS jsonb; CREATE DOMAIN small AS body;"
+        "ALTER TABLE control_plane.jobs ALTER payload DROP DEFAULT, ALTER payload TYPE small",
+    )
+
+    assert await failures("api", database_url) == ""
+
+
+async def test_a_missing_cursor_key_fails_the_api_until_the_named_statement_ran(users: Users) -> None:
+    await run(users.admin, "DELETE FROM redrive.cursor_key")
+    failed = await failures("api", users.api)
+    assert "redrive.cursor_key is empty" in failed
+    assert await failures("worker", users.worker) == ""
+
+    await run(users.admin, failed.partition("type: ")[2])
+    assert await failures("api", users.api) == ""
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ("DROP COLUMN last_error CASCADE", "control_plane.jobs has no column last_error"),
