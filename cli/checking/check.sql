@@ -77,8 +77,8 @@ WHERE
 ORDER BY con.conname;
 
 -- name: status_allowed
--- Whether a condition lets a status be 'pending'; CONDITION and TYPE are put in.
-SELECT (CONDITION) IS NOT false AS allowed FROM (SELECT CAST('pending' AS TYPE) AS status) AS job;
+-- Whether a condition lets a status be 'pending'; the column's type and the condition take the places of these here.
+SELECT (status IS NOT NULL) IS NOT false AS allowed FROM (SELECT CAST('pending' AS text) AS status) AS job;
 
 -- name: has_cursor_key
 SELECT EXISTS (SELECT FROM redrive.cursor_key);

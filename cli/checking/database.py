@@ -210,9 +210,9 @@ async def _unwritable(place: _Place, relation: "Row", columns: "Collection[Row]"
 
 
 async def _refuses_pending(place: _Place, condition: str, full_type: str) -> bool:
-    sql = statements("check", "cli.checking")["status_allowed"].replace("CONDITION", condition)
+    sql = statements("check", "cli.checking")["status_allowed"].replace("AS text)", f"AS {full_type})")
     try:
-        ((allowed,),) = await place.database.fetch(sql.replace("AS TYPE", f"AS {full_type}"))
+        ((allowed,),) = await place.database.fetch(sql.replace("status IS NOT NULL", condition))
     except StatementRefused:
         return True
     except DatabaseUnavailable:  # the type may be in a schema that is not ours to use
