@@ -6,6 +6,61 @@
 -- Columns are cast to the contract's types, so that an enum, a varchar or a timestamp without time zone (UTC) can be read;
 -- where a column has the type, the cast costs nothing. Texts are cut here, so that only what is shown is fetched.
 
+-- fragment: found_columns
+-- The columns of a job that is looked up, with its version. $3: how many characters of an error to read.
+jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
+coalesce(jobs.attempts, 0)::bigint AS attempts,
+redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
+left(jobs.last_error::text, $3) AS last_error,
+jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+jobs.created_at::timestamptz,
+redrive.job_version(
+    jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
+    jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+    jobs.created_at::timestamptz
+) AS version
+
+-- fragment: page_columns
+-- What a page answers of each job.
+j.id, $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
+j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
+queued.id, queued.requested_at,
+j.place
+
+-- fragment: listed_columns
+-- The columns of a job in a list.
+jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
+coalesce(jobs.attempts, 0)::bigint AS attempts,
+redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
+left(jobs.last_error::text, 2001) AS last_error,
+jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+jobs.created_at::timestamptz, '' AS version, -- lists have no tags
+('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+
+-- fragment: columns_without_time
+-- The same of a job without a time: nothing but its id.
+jobs.id, NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::text,
+NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::text, NULL::bigint
+
+-- fragment: below_the_position
+-- The jobs of a page that have a time, behind its other conditions.
+AND (jobs.created_at, jobs.id)
+    < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
+AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
+AND ($2::text IS NULL OR jobs.type::text = $2)
+ORDER BY jobs.created_at DESC, jobs.id DESC
+LIMIT $7
+
+-- fragment: queued_for_listed
+-- The retry that is queued for a job of a page, and the order of the page.
+LEFT JOIN LATERAL (
+    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
+    WHERE r.project_id = $1 AND r.job_id = j.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON true
+ORDER BY j.place DESC NULLS LAST, j.id DESC
+
 -- name: find
 -- The jobs behind (id, project) pairs; a pair that matches nothing is missing from the answer.
 -- $1 uuid[] ids, $2 text[] project ids, same length; $3 int how many characters of an error to read
@@ -16,17 +71,7 @@ SELECT
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT
-        jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-        coalesce(jobs.attempts, 0)::bigint AS attempts,
-        redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
-        left(jobs.last_error::text, $3) AS last_error,
-        jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-        jobs.created_at::timestamptz,
-        redrive.job_version(
-            jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
-            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-            jobs.created_at::timestamptz
-        ) AS version
+        {found_columns}
     FROM control_plane.jobs
     WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
     LIMIT 1
@@ -51,17 +96,7 @@ SELECT
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT
-        jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-        coalesce(jobs.attempts, 0)::bigint AS attempts,
-        redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
-        left(jobs.last_error::text, $3) AS last_error,
-        jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-        jobs.created_at::timestamptz,
-        redrive.job_version(
-            jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
-            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-            jobs.created_at::timestamptz
-        ) AS version,
+        {found_columns},
         pg_typeof(jobs.payload) = 'jsonb'::regtype AS is_jsonb, jobs.payload
     FROM control_plane.jobs
     WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
@@ -134,36 +169,20 @@ WHERE
 -- below which the page begins, $6 timestamptz created at or before, $7 int how many, $8 uuid below which those without
 -- a time begin
 SELECT
-    j.id, $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
-    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
-    queued.id, queued.requested_at,
-    j.place
+    {page_columns}
 FROM (
     (
         SELECT
-            jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-            coalesce(jobs.attempts, 0)::bigint AS attempts,
-            redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
-            left(jobs.last_error::text, 2001) AS last_error,
-            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-            jobs.created_at::timestamptz, '' AS version, -- lists have no tags
-            ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+            {listed_columns}
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1
-            AND (jobs.created_at, jobs.id)
-                < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-            AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
-            AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
-            AND ($2::text IS NULL OR jobs.type::text = $2)
-        ORDER BY jobs.created_at DESC, jobs.id DESC
-        LIMIT $7
+            {below_the_position}
     )
     UNION ALL
     (
         SELECT
-            jobs.id, NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::text,
-            NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::text, NULL::bigint
+            {columns_without_time}
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.created_at IS NULL
@@ -175,47 +194,26 @@ FROM (
     )
     LIMIT $7
 ) AS j
-LEFT JOIN LATERAL (
-    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = j.id AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true
-ORDER BY j.place DESC NULLS LAST, j.id DESC;
+{queued_for_listed};
 
 -- name: page_of_status
 -- The same of jobs with one status. It is a statement of its own, because a plan for both could not use an index on status.
 -- $1 to $7 as above, $8 text status, $9 uuid below which those without a time begin
 SELECT
-    j.id, $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
-    j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
-    queued.id, queued.requested_at,
-    j.place
+    {page_columns}
 FROM (
     (
         SELECT
-            jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-            coalesce(jobs.attempts, 0)::bigint AS attempts,
-            redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
-            left(jobs.last_error::text, 2001) AS last_error,
-            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-            jobs.created_at::timestamptz, '' AS version, -- lists have no tags
-            ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+            {listed_columns}
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.status::text = $8
-            AND (jobs.created_at, jobs.id)
-                < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-            AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
-            AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
-            AND ($2::text IS NULL OR jobs.type::text = $2)
-        ORDER BY jobs.created_at DESC, jobs.id DESC
-        LIMIT $7
+            {below_the_position}
     )
     UNION ALL
     (
         SELECT
-            jobs.id, NULL::text, NULL::text, NULL::bigint, NULL::bigint, NULL::text,
-            NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::text, NULL::bigint
+            {columns_without_time}
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.created_at IS NULL AND jobs.status::text = $8
@@ -227,12 +225,7 @@ FROM (
     )
     LIMIT $7
 ) AS j
-LEFT JOIN LATERAL (
-    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = j.id AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true
-ORDER BY j.place DESC NULLS LAST, j.id DESC;
+{queued_for_listed};
 
 -- name: positions
 -- Only the ids and positions of such a page: where a row of it cannot be read, the others are looked up one by one.
@@ -244,13 +237,7 @@ FROM (
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND ($9::text IS NULL OR jobs.status::text = $9)
-            AND (jobs.created_at, jobs.id)
-                < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-            AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
-            AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
-            AND ($2::text IS NULL OR jobs.type::text = $2)
-        ORDER BY jobs.created_at DESC, jobs.id DESC
-        LIMIT $7
+            {below_the_position}
     )
     UNION ALL
     (
