@@ -72,10 +72,7 @@ class EventResource:
             if job.done and request.headers.get(LAST_EVENT_ID) == _event_id_of(job):
                 return Answer(None, status=204)
             event = await self._event_of(key, job)  # before the headers: what it raises can still be answered
-        stream = web.StreamResponse()
-        request[PASSAGE].complete(stream.headers)
-        stream.content_type = "text/event-stream"
-        stream.headers["X-Accel-Buffering"] = "no"  # nginx would buffer events
+        stream = event_stream(request)
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + call.principal.expires_at - time.time()
         try:
@@ -140,6 +137,15 @@ class EventResource:
             if loop.time() < ends_at:
                 await sent(stream.write(KEEP_ALIVE))
         return None
+
+
+def event_stream(request: web.Request) -> web.StreamResponse:
+    """A stream of events with its headers, not yet sent."""
+    stream = web.StreamResponse()
+    request[PASSAGE].complete(stream.headers)
+    stream.content_type = "text/event-stream"
+    stream.headers["X-Accel-Buffering"] = "no"  # nginx would buffer events
+    return stream
 
 
 async def sent(writing: Awaitable[object]) -> None:

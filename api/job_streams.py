@@ -23,8 +23,7 @@ import msgspec
 from aiohttp import web
 
 from api.answers import Answer
-from api.door import PASSAGE
-from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, sent, unreadable_item
+from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, event_stream, sent, unreadable_item
 from api.job_view import JobView
 from api.jobs import ids_of
 from shared.errors import JobNotFound, JobUnreadable, RedriveError
@@ -89,10 +88,7 @@ class JobStreamResource:
         request = call.request
         if not waiting and request.headers.get(LAST_EVENT_ID) == all_now.id:
             return Answer(None, status=204)
-        stream = web.StreamResponse()
-        request[PASSAGE].complete(stream.headers)
-        stream.content_type = "text/event-stream"
-        stream.headers["X-Accel-Buffering"] = "no"  # nginx would buffer events
+        stream = event_stream(request)
         ends_at = asyncio.get_running_loop().time() + call.principal.expires_at - time.time()
         told = _Told()
         try:
