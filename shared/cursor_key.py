@@ -15,5 +15,5 @@ async def cursor_key(database: "Database") -> bytes:
     """The key; it never changes. Raises DatabaseUnavailable."""
     rows = await database.fetch(_SQL["cursor_key"])
     if not rows:
-        raise DatabaseUnfit("redrive.cursor_key is empty: run `redrive migrate`")
+        raise DatabaseUnfit("redrive.cursor_key is empty: `redrive check api` names the INSERT that fills it")
     return bytes(rows[0]["key"])

@@ -1,8 +1,8 @@
 """The topology on RabbitMQ: the exchange, the queues of retries, and the dead-letter queue.
 
-Both programs declare the same topology, so either may start first. A queue that exists with other arguments is a
-mistake of the deployment, and RabbitMQ refuses the declaration (406 PRECONDITION_FAILED). Valid on RabbitMQ 3.10 and
-4.x.
+Each program declares this topology when something of it is missing, so either may start first; the user `guest`
+declares it at once, which compares the arguments. A queue that exists with other arguments is a mistake of the
+deployment, and RabbitMQ refuses the declaration (406 PRECONDITION_FAILED). Valid on RabbitMQ 3.10 and 4.x.
 
 RabbitMQ moves a message to the dead-letter queue after twenty deliveries. `at-least-once` dead-lettering keeps the
 message in its queue until the dead-letter queue has it. It needs `reject-publish`; without it RabbitMQ silently uses a

@@ -1,5 +1,5 @@
 -- Bulk retries: check jobs, insert their requests at once, and count the requests of batches by their state.
--- Look-ups are LATERAL, for the reason that jobs.sql gives.
+-- Look-ups of jobs are LATERAL, for the reason that jobs.sql gives.
 
 -- name: blocks
 -- Why each of these jobs cannot be retried, NULL where it can; in the order given.
