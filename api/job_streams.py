@@ -30,11 +30,11 @@ from shared.errors import JobNotFound, JobUnreadable, RedriveError
 from shared.models import Job, JobId, JobKey, UnreadableJob
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from api.door import Call
     from api.ids import JobIds
-    from api.watch import StatusWatch
+    from api.watch import StatusWatch, Waiter
     from shared.jobs import Jobs
 
 _view: Final = JobView()
@@ -45,11 +45,15 @@ _GONE: Final = "gone"
 class _Told:
     """What the client was sent last of each job: its tag, or a word in place of one."""
 
-    def __init__(self) -> None:
-        self._tags: dict[JobId, str] = {}
+    def __init__(self, jobs: "Iterable[Job | UnreadableJob]" = ()) -> None:
+        self._tags = {job.id: _tag_of(job) for job in jobs}
 
     def add(self, job: Job | UnreadableJob) -> None:
-        self._tags[job.id] = _view.etag(job) if isinstance(job, Job) else _UNREADABLE
+        self._tags[job.id] = _tag_of(job)
+
+    def knows(self, job: Job | UnreadableJob) -> bool:
+        """Whether this is what the client was sent last of the job."""
+        return self._tags.get(job.id) == _tag_of(job)
 
     def forget(self, job_id: JobId) -> None:
         self._tags[job_id] = _GONE
@@ -65,6 +69,10 @@ class _Told:
         return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), self.id.encode(), data)
 
 
+def _tag_of(job: Job | UnreadableJob) -> str:
+    return _view.etag(job) if isinstance(job, Job) else _UNREADABLE
+
+
 class JobStreamResource:
     """`/api/jobs/events`."""
 
@@ -76,29 +84,26 @@ class JobStreamResource:
     async def get_many_events(self, call: "Call") -> web.StreamResponse:
         """Stream until all jobs are done, the token expires, the client leaves, or the api stops; or 204.
 
-        The stream takes one waiter's place. Raises InvalidParameter, InvalidJobId, DatabaseUnavailable.
+        The stream is one waiter. Raises InvalidParameter, InvalidJobId, DatabaseUnavailable.
         """
         keys = [JobKey(job_id, call.project_id) for job_id in dict.fromkeys(ids_of(call, self._ids))]
         visible = [key for key in keys if call.may_see(key.id)]
         found = await self._store.find_these(visible) if visible else {}
-        all_now = _Told()
-        for job in found.values():
-            all_now.add(job)
-        waiting = {key: job for key, job in found.items() if isinstance(job, Job) and not job.done}
+        all_done = not any(isinstance(job, Job) and not job.done for job in found.values())
         request = call.request
-        if not waiting and request.headers.get(LAST_EVENT_ID) == all_now.id:
+        if all_done and request.headers.get(LAST_EVENT_ID) == _Told(found.values()).id:
             return Answer(None, status=204)
         stream = event_stream(request)
-        ends_at = asyncio.get_running_loop().time() + call.principal.expires_at - time.time()
         told = _Told()
         try:
             with self._watch.place() as placed:
                 await sent(stream.prepare(request))
-                if waiting and not placed:
+                if not (all_done or placed):
                     await sent(stream.write(COME_BACK))
-                await self._send_all(stream, told, keys, found)
+                waiting = await self._send_all(stream, told, keys, found)
+                del keys, visible, found  # a stream may last for hours
                 if placed:
-                    await self._send_changes(stream, request, told, waiting, ends_at)
+                    await self._send_changes(stream, call, told, waiting)
                 await sent(stream.write_eof())
         except (ConnectionError, TimeoutError, RedriveError):  # the client connects again
             if request.transport is not None:
@@ -111,99 +116,106 @@ class JobStreamResource:
         told: _Told,
         keys: "Sequence[JobKey]",
         found: "Mapping[JobKey, Job | UnreadableJob]",
-    ) -> None:
-        """Send the ids that were not found, and each job as it is."""
+    ) -> dict[JobKey, Job]:
+        """Send the ids that were not found, and each job as it is; return those that may change."""
         if missing := [str(key.id) for key in keys if key not in found]:
             await sent(stream.write(told.event("not_found", msgspec.json.encode({"ids": missing}))))
+        waiting: dict[JobKey, Job] = {}
         for key in keys:
-            if (job := found.get(key)) is not None:
-                await self._send(stream, told, key, job)
+            job = found.get(key)
+            if job is not None and await self._send(stream, told, key, job) and isinstance(job, Job):
+                waiting[key] = job
+        return waiting
 
-    async def _send(self, stream: web.StreamResponse, told: _Told, key: JobKey, job: Job | UnreadableJob) -> None:
-        """Send one whole job, or the word that it is gone or cannot be shown; between events only a light one is kept.
+    async def _send(self, stream: web.StreamResponse, told: _Told, key: JobKey, job: Job | UnreadableJob) -> bool:
+        """Send one whole job, or the word that it is gone or cannot be shown; return whether it may change.
 
-        Raises DatabaseUnavailable.
+        Between events only a light job is kept. Raises DatabaseUnavailable.
         """
         try:
-            event = await self._event_of(told, key, job)
+            event, done = await self._event_of(told, key, job)
         except JobNotFound:
             await self._send_gone(stream, told, key)
-            return
+            return False
         except JobUnreadable:
-            event = await self._event_of(told, key, UnreadableJob(key.id))
+            event, done = await self._event_of(told, key, UnreadableJob(key.id))
         await sent(stream.write(event))
+        return not done
 
-    async def _event_of(self, told: _Told, key: JobKey, job: Job | UnreadableJob) -> bytes:
-        """The event for a job. What is in hand of it is given back before a client reads. Raises as Jobs.get does."""
+    async def _event_of(self, told: _Told, key: JobKey, job: Job | UnreadableJob) -> tuple[bytes, bool]:
+        """The event for a job, and whether the job is done. Raises as Jobs.get does.
+
+        What is in hand of the job is given back before a client reads.
+        """
         if isinstance(job, UnreadableJob):
             told.add(job)
-            return told.event("job", unreadable_item(job))
+            return told.event("job", unreadable_item(job)), True
         if (rest := self._store.rest_of(key, job)) is None:
             told.add(job)
-            return told.event("job", _view.item(job))
+            return told.event("job", _view.item(job)), job.done
         async with rest as whole:
             told.add(whole)
-            return told.event("job", _view.item(whole))
+            return told.event("job", _view.item(whole)), whole.done
 
     async def _send_gone(self, stream: web.StreamResponse, told: _Told, key: JobKey) -> None:
         told.forget(key.id)
         await sent(stream.write(told.event("gone", msgspec.json.encode({"id": str(key.id)}))))
 
     async def _send_changes(
+        self, stream: web.StreamResponse, call: "Call", told: _Told, waiting: dict[JobKey, Job]
+    ) -> None:
+        """Send each change, with keep-alives between them, until all jobs are done or the stream must end.
+
+        Empties `waiting`: from here on, the watch keeps what was seen.
+        """
+        request = call.request
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + call.principal.expires_at - time.time()
+        keep_alive_at = loop.time() + KEEP_ALIVE_S
+        with self._watch.waiter(lambda: request.transport is not None) as waiter:
+            for key, job in waiting.items():
+                self._watch.add(waiter, key, job)
+            waiting.clear()
+            while waiter.keys and waiter.alive and not self._watch.closed and loop.time() < ends_at:
+                news = await self._watch.news(waiter, until=min(ends_at, keep_alive_at))
+                if await self._send_news(stream, told, waiter, news):
+                    keep_alive_at = loop.time() + KEEP_ALIVE_S
+                elif loop.time() >= keep_alive_at:
+                    await sent(stream.write(KEEP_ALIVE))
+                    keep_alive_at = loop.time() + KEEP_ALIVE_S
+
+    async def _send_news(
         self,
         stream: web.StreamResponse,
-        request: web.Request,
         told: _Told,
-        waiting: "Mapping[JobKey, Job]",
-        ends_at: float,
-    ) -> None:
-        """Send each change, with keep-alives between them, until all jobs are done or the stream must end."""
-        loop = asyncio.get_running_loop()
-        watching = {
-            loop.create_task(self._changed(request, key, job, ends_at)): (key, job) for key, job in waiting.items()
-        }
-        try:
-            while watching:
-                ended, _ = await asyncio.wait(watching, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
-                if not ended:
-                    await sent(stream.write(KEEP_ALIVE))
-                for task in ended:
-                    key, seen = watching.pop(task)
-                    job = task.result()
-                    if job is None:
-                        await self._send_gone(stream, told, key)
-                        continue
-                    if isinstance(job, Job) and _view.etag(job) == _view.etag(seen):
-                        return  # the time is up, the client has left, or the api stops
-                    await self._send(stream, told, key, job)
-                    if isinstance(job, Job) and not job.done:
-                        watching[loop.create_task(self._changed(request, key, job, ends_at))] = (key, job)
-        finally:
-            for task in watching:
-                task.cancel()
-            await asyncio.gather(*watching, return_exceptions=True)
-
-    async def _changed(self, request: web.Request, key: JobKey, job: Job, ends_at: float) -> Job | UnreadableJob | None:
-        """The job when it has changed, None when it is gone, `job` when the stream must end.
+        waiter: "Waiter[JobKey, Job]",
+        news: "Mapping[JobKey, Job | None]",
+    ) -> bool:
+        """Send what has changed, and wait on for the jobs that may change; return whether anything was sent.
 
         Raises DatabaseUnavailable.
         """
-        etag = _view.etag(job)
-        while True:
-            now = await self._watch.wait_for_change(
-                key,
-                job,
-                until=ends_at,
-                enough=lambda now: _view.etag(now) != etag,
-                alive=lambda: request.transport is not None,
-            )
-            if now is not None:
-                return now
-            try:
-                now = await self._store.get(key)
-            except JobNotFound:
-                return None
-            except JobUnreadable:  # to a watch, a job that cannot be shown is gone
-                return UnreadableJob(key.id)
-            if _view.etag(now) != etag:
-                return now
+        lost = [key for key, job in news.items() if job is None]
+        read_again = dict(zip(lost, await asyncio.gather(*map(self._read, lost)), strict=True))
+        any_sent = False
+        for key, seen in news.items():
+            job = read_again[key] if seen is None else seen
+            may_change = isinstance(job, Job) and not job.done
+            if job is None:
+                await self._send_gone(stream, told, key)
+                any_sent = True
+            elif not told.knows(job):
+                may_change = await self._send(stream, told, key, job)
+                any_sent = True
+            if may_change and isinstance(job, Job):
+                self._watch.add(waiter, key, job)
+        return any_sent
+
+    async def _read(self, key: JobKey) -> Job | UnreadableJob | None:
+        """A job that is gone to a watch: there, or not to be shown, or None. Raises DatabaseUnavailable."""
+        try:
+            return await self._store.get(key)
+        except JobNotFound:
+            return None
+        except JobUnreadable:
+            return UnreadableJob(key.id)

@@ -24,6 +24,7 @@ from shared.errors import (
 from shared.failed import FailedFilter, FailedJobs
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, Position, ProjectId, RetryBlock
+from shared.seen import Seen
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -297,10 +298,14 @@ class Batches:
         return batch
 
     async def find_many(self, keys: Sequence[BatchKey]) -> Mapping[BatchKey, Batch]:
-        """The batches behind distinct keys; one that matches nothing is missing."""
-        ids, projects = zip(*keys, strict=True)
-        rows = await self._database.fetch(self._sql["find_many"], ids, projects)
-        return {BatchKey(batch.id, batch.project_id): batch for batch in map(_batch_of, rows)}
+        """The batches behind distinct keys, COUNTED_AT_ONCE in a statement; one that matches nothing is missing."""
+        found: dict[BatchKey, Batch] = {}
+        for start in range(0, len(keys), COUNTED_AT_ONCE):
+            ids, projects = zip(*keys[start : start + COUNTED_AT_ONCE], strict=True)
+            for row in await self._database.fetch(self._sql["find_many"], ids, projects):
+                batch = _batch_of(row)
+                found[BatchKey(batch.id, batch.project_id)] = batch
+        return found
 
     async def page(
         self, project_id: ProjectId, *, actor: str | None, after: Position | None, limit: int
@@ -350,13 +355,11 @@ class Batches:
             await asyncio.sleep(_CANCEL_AGAIN_S)
         return batch
 
-    async def changed(self, seen: Mapping[BatchKey, Batch]) -> Sequence[BatchKey]:
+    async def changed(self, seen: Mapping[BatchKey, Seen[Batch]]) -> Sequence[BatchKey]:
         """Which of the batches have changed since they were seen, or are gone.
 
         One that is settled without a dead letter stays as it is, and is not counted again.
         """
-        moving = [key for key, batch in seen.items() if not batch.done or batch.dead_lettered]
-        now: dict[BatchKey, Batch] = {}
-        for start in range(0, len(moving), COUNTED_AT_ONCE):
-            now |= await self.find_many(moving[start : start + COUNTED_AT_ONCE])
-        return [key for key in moving if now.get(key) != seen[key]]
+        moving = [key for key, one in seen.items() if not one.value.done or one.value.dead_lettered]
+        now = await self.find_many(moving)
+        return [key for key in moving if now.get(key) != seen[key].value]

@@ -10,7 +10,8 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -37,6 +38,7 @@ from shared.models import (
     UnreadableJob,
     Version,
 )
+from shared.seen import Seen
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -123,9 +125,6 @@ class Jobs:
         )
         self._splitter: Splitter[JobKey, Job] = Splitter(self._find_any, probe=self._probe, refusal=JobUnreadable)
         self._in_hand = Allowance(IN_HAND_BYTES)
-        # At which of its rows a job was found to be as it was seen: most rows stay, and their texts are not read again.
-        self._marks: dict[_Seen, int] = {}
-        self._changes: Splitter[_Seen, bool] = Splitter(self._changed, probe=self._probe)
 
     def _job_of(self, row: "Row | tuple[Any, ...]", most: int = MAX_LISTED_ERROR) -> Job:
         """A row, by position: names would cost a dictionary look-up each. Raises JobUnreadable.
@@ -224,32 +223,35 @@ class Jobs:
         found = await self._splitter.load(keys)
         return {key: job if isinstance(job, Job) else UnreadableJob(key.id) for key, job in found.items()}
 
-    async def changed(self, seen: Mapping[JobKey, Job]) -> Sequence[JobKey]:
+    async def changed(self, seen: Mapping[JobKey, Seen[Job]]) -> Sequence[JobKey]:
         """Which of the jobs have changed since they were seen, are gone, or cannot be read.
 
+        Marks at which of its rows a job was found as it was seen: most rows stay, and their texts are not read again.
         Raises DatabaseUnavailable.
         """
-        looked_for = [_Seen.of(key, job) for key, job in seen.items()]
-        self._marks = {one: mark for one in looked_for if (mark := self._marks.get(one)) is not None}
-        return [one.key for one in await self._changes.load(looked_for)]
+        return list(await Splitter(partial(self._compare, seen), probe=self._probe).load(list(seen)))
 
-    async def _changed(self, seen: Sequence["_Seen"]) -> dict["_Seen", bool | RedriveError]:
+    async def _compare(
+        self, seen: Mapping[JobKey, Seen[Job]], keys: Sequence[JobKey]
+    ) -> Mapping[JobKey, bool | RedriveError]:
+        """Which of these jobs have changed: in one query, which fails where one of them cannot be read."""
+        jobs = [seen[key].value for key in keys]
         rows = await self._database.fetch(
             self._sql["changed"],
-            [one.key.id for one in seen],
-            [one.key.project_id for one in seen],
-            [one.version for one in seen],
-            [one.pending_id for one in seen],
-            [one.payload_hash for one in seen],
-            [self._marks.get(one) for one in seen],
+            [key.id for key in keys],
+            [key.project_id for key in keys],
+            [job.version for job in jobs],
+            [None if job.pending_retry is None else job.pending_retry.id for job in jobs],
+            [None if job.payload is None else job.payload.hash for job in jobs],
+            [seen[key].mark for key in keys],
         )
-        changed: dict[_Seen, bool | RedriveError] = {}
+        changed: dict[JobKey, bool | RedriveError] = {}
         for place, mark, is_changed in rows:
-            one = seen[place - 1]
+            key = keys[place - 1]
             if is_changed:
-                changed[one] = True
+                changed[key] = True
             else:
-                self._marks[one] = mark
+                seen[key].mark = mark
         return changed
 
     async def get(self, key: JobKey) -> Job:
@@ -372,23 +374,4 @@ class Jobs:
             [position for key, position in positions.items() if key in found],
             end=[*positions.values()][-1] if positions else None,
             more=more,
-        )
-
-
-class _Seen(NamedTuple):
-    """What a watch saw of a job last."""
-
-    key: JobKey
-    version: Version
-    pending_id: RetryId | None
-    payload_hash: str | None
-
-    @classmethod
-    def of(cls, key: JobKey, job: Job) -> Self:
-        pending, payload = job.pending_retry, job.payload
-        return cls(
-            key,
-            job.version,
-            None if pending is None else pending.id,
-            payload.hash if key.with_payload and payload is not None else None,
         )

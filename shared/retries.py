@@ -47,6 +47,7 @@ from shared.models import (
     RetryState,
     Version,
 )
+from shared.seen import Seen
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -307,14 +308,14 @@ class Retries:
         rows = await self._database.fetch(self._sql["find_many"], ids, projects)
         return {RetryKey(retry.id, retry.project_id): retry for retry in map(_retry_of, rows)}
 
-    async def changed(self, seen: Mapping[RetryKey, Retry]) -> Sequence[RetryKey]:
+    async def changed(self, seen: Mapping[RetryKey, Seen[Retry]]) -> Sequence[RetryKey]:
         """Which of the requests have changed since they were seen, or are gone."""
         rows = await self._database.fetch(
             self._sql["changed"],
             [key.id for key in seen],
             [key.project_id for key in seen],
-            [retry.state for retry in seen.values()],
-            [retry.redriven_at for retry in seen.values()],
+            [one.value.state for one in seen.values()],
+            [one.value.redriven_at for one in seen.values()],
         )
         return [RetryKey(RetryId(row["id"]), ProjectId(row["project_id"])) for row in rows]
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -28,6 +28,7 @@ from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.messages import RetryMessage
 from shared.models import Job, JobId, JobKey, Outcome, ProjectId, RetryId, RetryState, Version
 from shared.retries import Accepted, RetryKey, RetryRequest
+from shared.seen import Seen
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
 from tests.ledger import Ledger
 from tests.statements import statements_sent
@@ -112,7 +113,7 @@ async def test_a_key_whose_batch_is_accepted_while_another_post_looks_gets_the_f
 
 
 async def test_only_batches_that_may_still_change_are_counted_again_a_few_at_a_time(
-    jobs: JobMaker, ledger: Ledger, database: Database, monkeypatch: pytest.MonkeyPatch
+    jobs: JobMaker, ledger: Ledger, database: Database
 ) -> None:
     batches = Batches(database)
     keys = []
@@ -120,24 +121,23 @@ async def test_only_batches_that_may_still_change_are_counted_again_a_few_at_a_t
         job = await jobs.failed()
         request = BatchRequest(project_id=job.project_id, actor="tester", chosen=(job.id,), maximum=1)
         keys.append(BatchKey((await batches.accept(request)).id, job.project_id))
-    seen = await batches.find_many(keys)
-    counted: list[int] = []
-    find_many = batches.find_many
-
-    async def count_many(wanted: Sequence[BatchKey]) -> Mapping[BatchKey, Batch]:
-        counted.append(len(wanted))
-        return await find_many(wanted)
-
-    monkeypatch.setattr(batches, "find_many", count_many)
-    assert await batches.changed(seen) == []
-    assert counted == [COUNTED_AT_ONCE, 2]
+    with statements_sent() as sent:
+        seen = await batches.find_many(keys)
+        assert (len(seen), sent) == (len(keys), {"batches.find_many": 2})
+    with statements_sent() as sent:
+        assert await batches.changed(as_seen(seen)) == []
+        assert sent == {"batches.find_many": 2}
 
     assert len(await ledger.settlement.apply_queued(100)) == len(keys)
-    assert sorted(await batches.changed(seen)) == sorted(keys)
-    settled = await find_many(keys)
-    counted.clear()
-    assert await batches.changed(settled) == []
-    assert counted == []
+    assert sorted(await batches.changed(as_seen(seen))) == sorted(keys)
+    settled = await batches.find_many(keys)
+    with statements_sent() as sent:
+        assert await batches.changed(as_seen(settled)) == []
+        assert not sent
+
+
+def as_seen(batches: Mapping[BatchKey, Batch]) -> dict[BatchKey, Seen[Batch]]:
+    return {key: Seen(batch) for key, batch in batches.items()}
 
 
 def keyed(job: MadeJob, key: str) -> RetryRequest:

@@ -18,6 +18,7 @@ from shared.jobs import Jobs
 from shared.messages import VERSION, RetryMessage
 from shared.models import JobKey, Outcome, ProjectId, RetryState
 from shared.retries import RetryFilter, RetryKey
+from shared.seen import Seen
 from tests.integration.reading.test_plans import SQL, connected, nodes_of, plan_of
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
 from tests.ledger import Ledger
@@ -53,7 +54,7 @@ async def test_each_project_reads_and_watches_its_own_job(jobs: JobMaker, databa
         (A, "failed", "a's"),
         (B, "running", None),
     ]
-    seen = {JobKey(job.id, job.project_id): job for job in read}
+    seen = {JobKey(job.id, job.project_id): Seen(job) for job in read}
     await jobs.pool.execute("UPDATE control_plane.jobs SET attempts = 2 WHERE project_id = 'b'")
     assert [key.project_id for key in await store.changed(seen)] == [B]
 

@@ -17,6 +17,7 @@ from api.long_poll import Reader, wait_of
 from api.watch import StatusWatch, Waiters
 from shared.errors import DatabaseUnavailable
 from shared.models import ProjectId
+from shared.seen import Seen
 
 IN_TIME_S = 3
 WAIT_S = 20
@@ -44,7 +45,7 @@ class PendingView:
 def watching(*, look: Callable[[], None] = lambda: None) -> StatusWatch[str, Pending]:
     """A watch that never sees a change; `look` is called each time that it looks."""
 
-    async def changed(_: Mapping[str, Pending]) -> Sequence[str]:
+    async def changed(_: Mapping[str, Seen[Pending]]) -> Sequence[str]:
         look()
         return ()
 

@@ -1,15 +1,19 @@
 """The events of many jobs in one stream."""
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
 import aiohttp
+import msgspec
 import pytest
 
 from api.events import sent
-from shared.errors import JobUnreadable
+from api.watch import StatusWatch, Waiter
+from shared.errors import JobNotFound, JobUnreadable
 from shared.jobs import Jobs
 from shared.models import Job, JobKey
 from tests.api_server import Api, serving
@@ -37,6 +41,10 @@ async def rest_of(stream: Stream) -> list[Event]:
     while (event := await stream.next()) is not None:
         events.append(event)
     return events
+
+
+def is_watching(running: Api, jobs: int) -> bool:
+    return len(running.parts.watches.jobs._watched) == jobs
 
 
 def told(event: Event) -> tuple[str, Any]:
@@ -132,6 +140,74 @@ async def test_a_silent_stream_of_many_is_kept_alive(api: Api, jobs: JobMaker, m
         while (event := await stream.news()).comment:
             pass
     assert told(event) == ("job", (str(made[0].id), "completed"))
+
+
+async def test_a_stream_of_many_takes_as_many_tasks_as_a_stream_of_one(database_url: str, jobs: JobMaker) -> None:
+    made = await jobs.make(52, status="pending")
+    tasks: list[int] = []
+    async with serving(database_url) as running, AsyncExitStack() as streams:
+        watched = 0
+        for some in (made[:1], made[1:2], made[2:]):
+            stream = await streams.enter_async_context(stream_of(running, [job.id for job in some]))
+            for _ in some:
+                await stream.news()
+            watched += len(some)
+            await eventually(partial(is_watching, running, watched))
+            tasks.append(len(asyncio.all_tasks()))
+
+    assert tasks[2] - tasks[1] == tasks[1] - tasks[0]
+
+
+async def test_a_stream_of_many_is_kept_alive_though_its_jobs_are_read_anew(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.job_streams.KEEP_ALIVE_S", 0.05)
+    job = await jobs.pending()
+    same = await Jobs(api.parts.database).get(job.key)
+
+    async def read_anew(_: object, waiter: Waiter[JobKey, Job], *, until: float) -> Mapping[JobKey, Job | None]:
+        del until
+        await asyncio.sleep(0)
+        return {waiter.keys.pop(): msgspec.structs.replace(same)}
+
+    monkeypatch.setattr(StatusWatch, "news", read_anew)
+    async with stream_of(api, [job.id]) as stream:
+        blocks = [await stream.news() for _ in range(3)]
+
+    assert [block.comment for block in blocks] == ["", ": keep-alive", ": keep-alive"]
+
+
+async def test_jobs_that_are_deleted_before_they_are_read_whole_are_gone_once(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> Job:
+        raise JobNotFound
+
+    job = await jobs.pending()
+    async with stream_of(api, [job.id]) as stream:
+        await stream.news()
+        monkeypatch.setattr(Jobs, "_get_whole", fail)
+        await jobs.pool.execute("UPDATE control_plane.jobs SET last_error = $2 WHERE id = $1", job.id, "x" * 3_000)
+        events = await rest_of(stream)
+
+    assert [(event.fields["event"], event.data) for event in events] == [("gone", {"id": str(job.id)})]
+
+
+async def test_a_job_that_was_read_whole_at_its_end_is_not_sent_again(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_whole = Jobs._get_whole
+
+    async def end_first(self: Jobs, key: JobKey) -> Job:
+        await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", key.id)
+        return await get_whole(self, key)
+
+    monkeypatch.setattr(Jobs, "_get_whole", end_first)
+    (job,) = await jobs.make(1, status="running", last_error="x" * 3_000)
+    async with stream_of(api, [job.id]) as stream:
+        events = await rest_of(stream)
+
+    assert [told(event) for event in events] == [("job", (str(job.id), "completed"))]
 
 
 async def test_a_stream_of_many_ends_when_the_api_stops(database_url: str, jobs: JobMaker) -> None:
