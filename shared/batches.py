@@ -16,12 +16,13 @@ from uuid_utils.compat import uuid7
 from shared.coalesce import Coalescer, Splitter
 from shared.errors import (
     BatchNotFound,
+    DatabaseUnfit,
     JobUnreadable,
     RedriveError,
     StatementRefused,
     TooManyMatches,
 )
-from shared.failed import FailedFilter, FailedJobs
+from shared.failed import JOB_UNREADABLE, FailedFilter, FailedJobs
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, Position, ProjectId, RetryBlock
 from shared.seen import Seen
@@ -36,7 +37,6 @@ COUNTED_AT_ONCE: Final = 16
 SAMPLE: Final = 20
 
 JOB_NOT_FOUND: Final = "job_not_found"
-JOB_UNREADABLE: Final = "job_unreadable"
 _CODES: Final = {
     JOB_NOT_FOUND: "job-not-found",
     JOB_UNREADABLE: "job-unreadable",
@@ -203,23 +203,30 @@ class Batches:
             blocks = await self._blocks(request, limit=request.maximum + 1)
             if len(blocks) > request.maximum:
                 raise TooManyMatches
+            try:
+                async with self._database.transaction() as session:
+                    return await self._insert(session, request, blocks)
+            except (StatementRefused, DatabaseUnfit):
+                blocks, before = await self._blocks_by_id(request, blocks), blocks
+                if blocks == before:
+                    raise  # no job is at fault
             async with self._database.transaction() as session:
                 return await self._insert(session, request, blocks)
 
-    async def _blocks(self, request: BatchRequest, *, limit: int) -> list[tuple[JobId, str | None]]:
-        """The chosen jobs, each with what stands against retrying it.
+    async def _blocks_by_id(
+        self, request: BatchRequest, blocks: Sequence[tuple[JobId, str | None]]
+    ) -> list[tuple[JobId, str | None]]:
+        """The same blocks, with those of the jobs that can be chosen, but not be read as a whole."""
+        free = [job_id for job_id, block in blocks if block is None]
+        apart = dict(await self._blocks_of(request, free))
+        return [(job_id, JOB_UNREADABLE if apart.get(job_id) == JOB_UNREADABLE else block) for job_id, block in blocks]
 
-        Raises JobUnreadable where the database refuses to look for those that match a filter.
-        """
+    async def _blocks(self, request: BatchRequest, *, limit: int) -> list[tuple[JobId, str | None]]:
+        """The chosen jobs, each with what stands against retrying it. Raises as `FailedJobs.match` does."""
         chosen = request.chosen
         if not isinstance(chosen, FailedFilter):
             return await self._blocks_of(request, list(dict.fromkeys(chosen)))
-        try:
-            found = await self._failed.match(
-                request.project_id, chosen, extra_attempts=request.extra_attempts, limit=limit
-            )
-        except StatementRefused as error:
-            raise JobUnreadable from error
+        found = await self._failed.match(request.project_id, chosen, extra_attempts=request.extra_attempts, limit=limit)
         return [(job.id, job.blocked_by) for job in found]
 
     async def _blocks_of(self, request: BatchRequest, ids: Sequence[JobId]) -> list[tuple[JobId, str | None]]:

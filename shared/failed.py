@@ -1,7 +1,8 @@
 """Failed jobs, chosen by what they have in common. Lists and bulk retries choose alike.
 
 The filters that need a job's error or its retries are applied to the newest LOOKED_AT failed jobs that pass the other
-filters.
+filters; jobs without a time come last. A job that cannot be shown is chosen by what can be read of it, and is blocked.
+Where the database refuses to read a job at all, it is unknown whether that is meant: it is chosen, and blocked.
 """
 
 from datetime import datetime
@@ -9,16 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import msgspec
 
-from shared.errors import StatementRefused
+from shared.errors import DatabaseUnfit, StatementRefused
 from shared.models import JobId, Position, ProjectId, RetryBlock
+from shared.rows import JobRow, JobRows, RefusedRow, Wanted, below, bounds_of, order_of
 from shared.sql import statements
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from shared.database import Database, Row
+    from shared.database import Database
 
 LOOKED_AT: Final = 10_000
+
+JOB_UNREADABLE: Final = "job_unreadable"
+_BLOCKS: Final = {JOB_UNREADABLE: JOB_UNREADABLE, **{str(block): block for block in RetryBlock}}
 
 
 class RetriedFewerThan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,11 +49,11 @@ class FailedFilter(NamedTuple):
 
 
 class FailedJob(NamedTuple):
-    """A failed job, its position in the list, and why it cannot be retried, or None."""
+    """A failed job, its position in the list, and why it cannot be retried: a RetryBlock, JOB_UNREADABLE or None."""
 
     id: JobId
     position: Position
-    blocked_by: RetryBlock | None
+    blocked_by: str | None
 
 
 class FailedJobs:
@@ -59,6 +62,7 @@ class FailedJobs:
     def __init__(self, database: "Database") -> None:
         self._database = database
         self._sql = statements("failed")
+        self._rows = JobRows(database)
 
     async def match(
         self,
@@ -73,48 +77,112 @@ class FailedJobs:
     ) -> list[FailedJob]:
         """Up to `limit` jobs that match, newest first. `looked_at` bounds the search where the filter does not.
 
-        Raises StatementRefused where the database refuses to look at one of them, and DatabaseUnavailable.
+        Raises JobUnreadable where the jobs cannot even be read one by one, and DatabaseUnavailable.
         """
         fewer = chosen.retried_fewer_than
-        arguments = [
+        bound = chosen.looked_at or looked_at
+        arguments: list[object] = [
             project_id,
-            *chosen[:5],
+            chosen.type,
+            *bounds_of(chosen.created_after, chosen.created_before),
+            chosen.error_contains,
+            chosen.fingerprint,
             None if fewer is None else fewer.times,
             None if fewer is None else fewer.within_seconds,
             extra_attempts,
-            chosen.looked_at or looked_at,
+            bound,
             limit,
             retryable,
-            *((None, None) if after is None else after),
+            *below(after),
         ]
-        rows = await self._match(arguments)
+        try:
+            rows = await self._database.fetch(self._sql["match"], *arguments)
+        except (StatementRefused, DatabaseUnfit):
+            if await self._is_empty(arguments):
+                return []
+            found = await self._match_apart(project_id, chosen, extra_attempts, bound or LOOKED_AT + 1)
+            return [
+                job
+                for job in found
+                if (retryable is None or (job.blocked_by is None) == retryable)
+                and (after is None or order_of(job.position) < order_of(after))
+            ][:limit]
         return [
             FailedJob(
                 JobId(row["id"]),
                 Position(row["place"], row["id"]),
-                None if row["blocked_by"] is None else RetryBlock(row["blocked_by"]),
+                _BLOCKS.get(row["blocked_by"]),
             )
             for row in rows
         ]
 
-    async def _match(self, arguments: "list[object]") -> "Sequence[Row]":
-        """The rows; none where the database refuses a text of the filter that it cannot hold: no job has it."""
-        sql = self._sql["match"]
+    async def _is_empty(self, arguments: "list[object]") -> bool:
+        """Whether no job can match, because the database cannot hold a text of the filter.
+
+        Raises DatabaseUnfit where the statement is at fault, and no row is.
+        """
+        nothing = [*arguments]
+        nothing[9] = nothing[10] = 0
         try:
-            return await self._database.fetch(sql, *arguments)
+            await self._database.fetch(self._sql["match"], *nothing)
         except StatementRefused:
-            nothing = [*arguments]
-            nothing[9] = nothing[10] = 0
-            try:
-                await self._database.fetch(sql, *nothing)
-            except StatementRefused:
-                return []
-            raise
+            return True
+        return False
+
+    async def _match_apart(
+        self, project_id: ProjectId, chosen: FailedFilter, extra_attempts: int, limit: int
+    ) -> list[FailedJob]:
+        """All that match among the newest `limit` failed jobs, where these cannot be read at once."""
+        fewer = chosen.retried_fewer_than
+        wanted = Wanted(
+            error=True,
+            contained=chosen.error_contains,
+            grouped=chosen.fingerprint is not None,
+            retried_within_s=None if fewer is None else fewer.within_seconds,
+            extra_attempts=extra_attempts,
+        )
+        rows = await self._rows.newest(
+            project_id,
+            wanted,
+            created_after=chosen.created_after,
+            created_before=chosen.created_before,
+            failed=True,
+            limit=limit,
+        )
+        return [FailedJob(row.id, row.position, _block_of(row)) for row in rows if _is_chosen(row, chosen)]
 
     async def has_more(self, project_id: ProjectId, chosen: FailedFilter) -> bool:
         """Whether there are more failed jobs, by type and time alone, than are looked at."""
+        rest = [chosen.type, *bounds_of(chosen.created_after, chosen.created_before), LOOKED_AT]
+        sql = self._sql["has_more"]
         try:
-            ((more,),) = await self._database.fetch(self._sql["has_more"], project_id, *chosen[:3], LOOKED_AT)
-        except StatementRefused:
-            return False
+            ((more,),) = await self._database.fetch(sql, project_id, *rest)
+        except (StatementRefused, DatabaseUnfit):
+            try:
+                await self._database.fetch(sql, "", *rest)  # no project has this name, so no row is at fault
+            except StatementRefused:
+                return False  # no job has a type that the database cannot hold
+            return await self._rows.has_more(
+                project_id, chosen.created_after, chosen.created_before, looked_at=LOOKED_AT
+            )
         return bool(more)
+
+
+def _is_chosen(row: JobRow | RefusedRow, chosen: FailedFilter) -> bool:
+    if isinstance(row, RefusedRow):
+        return True
+    fewer = chosen.retried_fewer_than
+    return (
+        chosen.type in (None, row.type)
+        and chosen.fingerprint in (None, row.fingerprint)
+        and row.contains
+        and (fewer is None or row.times < fewer.times)
+    )
+
+
+def _block_of(row: JobRow | RefusedRow) -> str | None:
+    if isinstance(row, RefusedRow) or not row.is_readable:
+        return JOB_UNREADABLE
+    if row.is_queued:
+        return RetryBlock.RETRY_QUEUED
+    return RetryBlock.ATTEMPTS_EXHAUSTED if row.is_exhausted else None

@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 
 from shared.allowance import Allowance
 from shared.coalesce import Coalescer, Splitter
-from shared.database import in_time, wire_of
+from shared.database import in_time
 from shared.errors import DatabaseUnfit, JobNotFound, JobUnreadable, RedriveError, StatementRefused
 from shared.failed import LOOKED_AT as FAILED_LOOKED_AT
 from shared.failed import FailedFilter, FailedJobs
@@ -38,6 +37,7 @@ from shared.models import (
     UnreadableJob,
     Version,
 )
+from shared.rows import JobRows, RefusedRow, Wanted, below, bounds_of, order_of
 from shared.seen import Seen
 from shared.sql import statements
 
@@ -61,11 +61,6 @@ WHOLE_AT_ONCE: Final = 8
 
 _LIMIT: Final = 6
 """Which argument of `page` and `positions` says how many rows."""
-
-_BEFORE_ALL: Final = -(2**63)
-"""-infinity, as PostgreSQL sends it."""
-
-_LOWEST: Final = UUID(int=0)
 
 
 class JobFilter(NamedTuple):
@@ -107,6 +102,7 @@ class Jobs:
         self._final = final_statuses
         self._sql = statements("jobs")
         self._failed = FailedJobs(database)
+        self._rows = JobRows(database)
         self._coalescer: Coalescer[JobKey, Job] = Coalescer(
             self._find, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
         )
@@ -282,27 +278,23 @@ class Jobs:
     async def page(self, project_id: ProjectId, wanted: JobFilter, *, after: Position | None, limit: int) -> JobPage:
         """Up to `limit` jobs of the project that follow `after`, newest first.
 
+        Where the status or the type of some cannot be read, a list by these goes over the newest FAILED_LOOKED_AT jobs
+        only, and shows those rows as well.
+
         Raises JobUnreadable where not even their ids can be read, and DatabaseUnavailable.
         """
-        before, timeless = wanted.created_before, after is not None and after.at is None
-        arguments: list[object] = [
-            project_id,
-            wanted.type,
-            None if wanted.created_after is None else wire_of(wanted.created_after) + 1,
-            None if after is None else (_BEFORE_ALL if timeless else after.at),
-            None if after is None else (_LOWEST if timeless else after.id),
-            None if before is None else wire_of(before) - 1,
-            limit + 1,  # one more, to know whether there is a next page
-        ]
-        below = after.id if after is not None and timeless else None
+        since, until = bounds_of(wanted.created_after, wanted.created_before)
+        at, above, timeless = below(after)
+        # One more than the limit, to know whether there is a next page.
+        arguments: list[object] = [project_id, wanted.type, since, at, above, until, limit + 1]
         async with self._database.slot():
             try:
                 if wanted.status is None:
-                    rows = await self._database.fetch(self._sql["page"], *arguments, below)
+                    rows = await self._database.fetch(self._sql["page"], *arguments, timeless)
                 else:
-                    rows = await self._database.fetch(self._sql["page_of_status"], *arguments, wanted.status, below)
+                    rows = await self._database.fetch(self._sql["page_of_status"], *arguments, wanted.status, timeless)
             except (StatementRefused, DatabaseUnfit):
-                return await self._list_apart(project_id, [*arguments, below, wanted.status])
+                return await self._list_apart(project_id, wanted, after, [*arguments, timeless, wanted.status])
         shown = [self._listed_of(row) for row in rows[:limit]]
         positions = [position for _, position in shown]
         return JobPage(
@@ -320,18 +312,10 @@ class Jobs:
     ) -> FailedPage:
         """As `page`, of the failed jobs that match: of the newest FAILED_LOOKED_AT by type and time, and of no more."""
         async with self._database.slot():
-            try:
-                chosen = await self._failed.match(
-                    project_id,
-                    wanted,
-                    retryable=retryable,
-                    looked_at=FAILED_LOOKED_AT,
-                    after=after,
-                    limit=limit + 1,
-                )
-                truncated = await self._failed.has_more(project_id, wanted)
-            except (StatementRefused, DatabaseUnfit) as error:
-                raise JobUnreadable from error
+            chosen = await self._failed.match(
+                project_id, wanted, retryable=retryable, looked_at=FAILED_LOOKED_AT, after=after, limit=limit + 1
+            )
+            truncated = await self._failed.has_more(project_id, wanted)
             shown = {JobKey(job.id, project_id): job.position for job in chosen[:limit]}
             found = await self._find_listed(list(shown)) if shown else {}
         return FailedPage(
@@ -353,21 +337,25 @@ class Jobs:
     async def _positions(self, arguments: list[object]) -> "Sequence[Row]":
         return await self._database.fetch(self._sql["positions"], *arguments)
 
-    async def _list_apart(self, project_id: ProjectId, arguments: list[object]) -> JobPage:
+    async def _list_apart(
+        self, project_id: ProjectId, wanted: JobFilter, after: Position | None, arguments: list[object]
+    ) -> JobPage:
         """The same page, of which a row could not be read: the ids first, then the jobs behind them."""
         await self._probe()
         try:
             await self._positions([*arguments[:_LIMIT], 0, *arguments[_LIMIT + 1 :]])
         except StatementRefused:
             return JobPage([], [], end=None, more=False)  # a text that this database cannot hold: no job has it
+        most = cast("int", arguments[_LIMIT])
         try:
             rows = await self._positions(arguments)
+            listed = [Position(row["place"], row["id"]) for row in rows]
         except (StatementRefused, DatabaseUnfit) as error:
-            raise JobUnreadable from error
-        more = len(rows) == arguments[_LIMIT]
-        positions = {
-            JobKey(row["id"], project_id): Position(row["place"], row["id"]) for row in (rows[:-1] if more else rows)
-        }
+            if wanted.status is None and wanted.type is None:
+                raise JobUnreadable from error
+            listed = await self._positions_apart(project_id, wanted, after, most)
+        more = len(listed) == most
+        positions = {JobKey(JobId(each.id), project_id): each for each in (listed[:-1] if more else listed)}
         found = await self._find_listed(list(positions)) if positions else {}
         return JobPage(
             [found[key] for key in positions if key in found],
@@ -375,3 +363,23 @@ class Jobs:
             end=[*positions.values()][-1] if positions else None,
             more=more,
         )
+
+    async def _positions_apart(
+        self, project_id: ProjectId, wanted: JobFilter, after: Position | None, most: int
+    ) -> list[Position]:
+        """Of the newest jobs, those of the status and type, and those of which the database lets neither be read."""
+        rows = await self._rows.newest(
+            project_id,
+            Wanted(),
+            created_after=wanted.created_after,
+            created_before=wanted.created_before,
+            limit=FAILED_LOOKED_AT,
+        )
+        return [
+            row.position
+            for row in rows
+            if (after is None or order_of(row.position) < order_of(after))
+            and (
+                isinstance(row, RefusedRow) or (wanted.status in (None, row.status) and wanted.type in (None, row.type))
+            )
+        ][:most]

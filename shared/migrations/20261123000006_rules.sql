@@ -19,6 +19,14 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT coalesce(attempts, 0) >= redrive.attempts_allowed(attempts, max_attempts, extra_attempts)
 $$;
 
+-- Whether both are numbers that an integer of 64 bits holds, or NULL: a column may be numeric, and hold NaN.
+CREATE FUNCTION redrive.are_whole_numbers(attempts anycompatible, max_attempts anycompatible) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT
+        coalesce(attempts, 0) BETWEEN -9223372036854775807 AND 9223372036854775807
+        AND coalesce(max_attempts, 0) BETWEEN -9223372036854775807 AND 9223372036854775807
+$$;
+
 -- Until when a request is deferred: for a second, or for a quarter of the time that it has waited, up to `longest`.
 CREATE FUNCTION redrive.deferred_until(requested_at timestamptz, longest interval) RETURNS timestamptz
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
@@ -27,5 +35,6 @@ $$;
 
 -- migrate:down
 DROP FUNCTION redrive.deferred_until(timestamptz, interval);
+DROP FUNCTION redrive.are_whole_numbers(anycompatible, anycompatible);
 DROP FUNCTION redrive.is_exhausted(anycompatible, anycompatible, int);
 DROP FUNCTION redrive.attempts_allowed(anycompatible, anycompatible, int);

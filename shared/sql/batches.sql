@@ -8,9 +8,10 @@ SELECT
     wanted.id,
     CASE
         WHEN j.id IS NULL THEN 'job_not_found'
-        WHEN j.type IS NULL OR j.created_at IS NULL THEN 'job_unreadable'
+        WHEN j.type IS NULL OR j.status IS NULL OR j.created_at IS NULL THEN 'job_unreadable'
+        WHEN NOT redrive.are_whole_numbers(j.attempts, j.max_attempts) THEN 'job_unreadable'
         WHEN queued.id IS NOT NULL THEN 'retry_queued'
-        WHEN j.status::text IS DISTINCT FROM 'failed' THEN 'not_failed'
+        WHEN j.status::text <> 'failed' THEN 'not_failed'
         WHEN redrive.is_exhausted(j.attempts, j.max_attempts, $3::int) THEN 'attempts_exhausted'
     END AS blocked_by,
     j.version
@@ -18,11 +19,13 @@ FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)
 LEFT JOIN LATERAL (
     SELECT
         jobs.id, jobs.project_id, jobs.type, jobs.status, jobs.attempts, jobs.max_attempts, jobs.created_at,
-        redrive.job_version(
-            jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
-            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-            jobs.created_at::timestamptz
-        ) AS version
+        CASE
+            WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN redrive.job_version(
+                jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint,
+                jobs.last_error::text, jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz,
+                jobs.completed_at::timestamptz, jobs.created_at::timestamptz
+            )
+        END AS version
     FROM control_plane.jobs
     WHERE jobs.project_id = $1 AND jobs.id = wanted.id
     LIMIT 1

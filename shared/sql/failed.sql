@@ -1,74 +1,128 @@
 -- Failed jobs by what they have in common. Lists and bulk retries share these statements, so that a list shows the jobs
 -- that a bulk retry would choose.
 
+-- fragment: candidates
+-- The failed jobs of a project, before the filters that need a job's error or its retries.
+SELECT
+    j.id, j.type::text AS type, j.created_at::timestamptz AS created_at, j.last_error::text AS last_error,
+    j.attempts, j.max_attempts,
+    j.type IS NULL OR j.created_at IS NULL OR NOT redrive.are_whole_numbers(j.attempts, j.max_attempts) AS is_unreadable
+FROM control_plane.jobs AS j
+WHERE
+    j.project_id = $1 AND j.status::text = 'failed'
+    AND ($2::text IS NULL OR j.type::text = $2)
+
+-- fragment: chosen
+-- A candidate's position, and why it cannot be retried, NULL where it can.
+SELECT
+    newest.id, newest.created_at,
+    ('x' || encode(timestamptz_send(newest.created_at), 'hex'))::bit(64)::bigint AS place,
+    CASE
+        WHEN newest.is_unreadable THEN 'job_unreadable'
+        WHEN queued.id IS NOT NULL THEN 'retry_queued'
+        WHEN redrive.is_exhausted(newest.attempts, newest.max_attempts, $9::int) THEN 'attempts_exhausted'
+    END AS blocked_by
+
+-- fragment: filtered
+LEFT JOIN LATERAL (
+    SELECT r.id FROM redrive.retry_requests AS r
+    WHERE r.project_id = $1 AND r.job_id = newest.id AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON true
+LEFT JOIN LATERAL (
+    SELECT count(*) AS times
+    FROM (
+        SELECT r.state, r.processed_at FROM redrive.retry_requests AS r
+        WHERE $7::int IS NOT NULL AND r.project_id = $1 AND r.job_id = newest.id
+        ORDER BY r.requested_at DESC, r.id DESC
+        LIMIT 1000
+    ) AS asked
+    WHERE asked.state = 'applied' AND asked.processed_at > now() - $8::int * interval '1 second'
+) AS retried ON true
+WHERE
+    ($5::text IS NULL OR position($5 IN newest.last_error) > 0)
+    AND ($7::int IS NULL OR retried.times < $7::int)
+    AND ($6::text IS NULL OR redrive.fingerprint(newest.type, redrive.error_text(newest.last_error)) = $6)
+
 -- name: match
--- The failed jobs of a project that a filter matches, newest first, and why each cannot be retried, NULL where it can. The
--- filters that need a job's error or its retries ($5 to $8) are applied to the newest $10 jobs that pass the other
--- filters. `place` is the time in microseconds since 2000, as the server has it.
--- $1 text project id, $2 text type or NULL, $3 timestamptz created after or NULL, $4 timestamptz created before or NULL,
+-- The failed jobs of a project that a filter matches, newest first, and why each cannot be retried, NULL where it can;
+-- jobs without a time come last. The filters that need a job's error or its retries ($5 to $8) are applied to the newest
+-- $10 jobs that pass the other filters. `place` is the time in microseconds since 2000, as the server has it. The second
+-- part is read only where the first has not found enough.
+-- $1 text project id, $2 text type or NULL, $3 timestamptz created at or after, $4 timestamptz created at or before,
 -- $5 text that the error contains or NULL, $6 text fingerprint or NULL, $7 int fewer than how many retries or NULL,
 -- $8 int within how many seconds, $9 int extra attempts, $10 int how many to look at or NULL, $11 int how many,
--- $12 boolean true for jobs that can be retried, false for the others, NULL for all, $13 timestamptz and
--- $14 uuid the position below which they begin, or NULL
-SELECT j.id, j.place, j.blocked_by
+-- $12 boolean true for jobs that can be retried, false for the others, NULL for all, $13 timestamptz and $14 uuid the
+-- position below which they begin, or NULL, $15 uuid below which those without a time begin
+SELECT id, place, blocked_by
 FROM (
-    SELECT
-        newest.id, newest.created_at,
-        ('x' || encode(timestamptz_send(newest.created_at), 'hex'))::bit(64)::bigint AS place,
-        CASE
-            WHEN queued.id IS NOT NULL THEN 'retry_queued'
-            WHEN redrive.is_exhausted(newest.attempts, newest.max_attempts, $9::int) THEN 'attempts_exhausted'
-        END AS blocked_by
-    FROM (
-        SELECT
-            j.id, j.type::text AS type, j.created_at::timestamptz AS created_at, j.last_error::text AS last_error,
-            j.attempts, j.max_attempts
-        FROM control_plane.jobs AS j
-        WHERE
-            j.project_id = $1 AND j.status::text = 'failed'
-            AND ($2::text IS NULL OR j.type::text = $2)
-            AND j.created_at > coalesce($3, '-infinity'::timestamptz)
-            AND j.created_at < coalesce($4, 'infinity'::timestamptz)
-        ORDER BY j.created_at DESC, j.id DESC
-        LIMIT $10::int
-    ) AS newest
-    LEFT JOIN LATERAL (
-        SELECT r.id FROM redrive.retry_requests AS r
-        WHERE r.project_id = $1 AND r.job_id = newest.id AND r.state = 'queued'
-        LIMIT 1
-    ) AS queued ON true
-    LEFT JOIN LATERAL (
-        SELECT count(*) AS times
+    (
+        SELECT j.id, j.place, j.blocked_by
         FROM (
-            SELECT r.state, r.processed_at FROM redrive.retry_requests AS r
-            WHERE $7::int IS NOT NULL AND r.project_id = $1 AND r.job_id = newest.id
-            ORDER BY r.requested_at DESC, r.id DESC
-            LIMIT 1000
-        ) AS asked
-        WHERE asked.state = 'applied' AND asked.processed_at > now() - $8::int * interval '1 second'
-    ) AS retried ON true
-    WHERE
-        (newest.created_at, newest.id)
-            < (coalesce($13, 'infinity'::timestamptz), coalesce($14, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-        AND ($5::text IS NULL OR position($5 IN newest.last_error) > 0)
-        AND ($7::int IS NULL OR retried.times < $7::int)
-        AND ($6::text IS NULL OR redrive.fingerprint(newest.type, redrive.error_text(newest.last_error)) = $6)
-) AS j
-WHERE $12::boolean IS NULL OR (j.blocked_by IS NULL) = $12
-ORDER BY j.created_at DESC, j.id DESC
-LIMIT $11;
+            {chosen}
+            FROM (
+                {candidates}
+                AND j.created_at >= coalesce($3, '-infinity'::timestamptz)
+                AND j.created_at <= coalesce($4, 'infinity'::timestamptz)
+                ORDER BY j.created_at DESC, j.id DESC
+                LIMIT $10::int
+            ) AS newest
+            {filtered}
+            AND (newest.created_at, newest.id)
+                < (coalesce($13, 'infinity'::timestamptz), coalesce($14, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+        ) AS j
+        WHERE $12::boolean IS NULL OR (j.blocked_by IS NULL) = $12
+        ORDER BY j.created_at DESC, j.id DESC
+        LIMIT $11
+    )
+    UNION ALL
+    (
+        SELECT j.id, j.place, j.blocked_by
+        FROM (
+            {chosen}
+            FROM (
+                {candidates}
+                AND j.created_at IS NULL AND $3::timestamptz IS NULL AND $4::timestamptz IS NULL
+                ORDER BY j.id DESC
+                LIMIT $10::int
+            ) AS newest
+            {filtered}
+            AND newest.id < coalesce($15, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+        ) AS j
+        WHERE $12::boolean IS NULL OR (j.blocked_by IS NULL) = $12
+        ORDER BY j.id DESC
+        LIMIT $11
+    )
+    LIMIT $11
+) AS found
+ORDER BY place DESC NULLS LAST, id DESC;
 
 -- name: has_more
 -- Whether more jobs have failed than `match` looks at.
 -- $1 to $4 as above, $5 int how many are looked at
 SELECT EXISTS (
-    SELECT FROM control_plane.jobs AS j
-    WHERE
-        j.project_id = $1 AND j.status::text = 'failed'
-        AND ($2::text IS NULL OR j.type::text = $2)
-        AND j.created_at > coalesce($3, '-infinity'::timestamptz)
-        AND j.created_at < coalesce($4, 'infinity'::timestamptz)
-    ORDER BY j.created_at DESC, j.id DESC
+    SELECT FROM (
+        (
+            SELECT FROM control_plane.jobs AS j
+            WHERE
+                j.project_id = $1 AND j.status::text = 'failed'
+                AND ($2::text IS NULL OR j.type::text = $2)
+                AND j.created_at >= coalesce($3, '-infinity'::timestamptz)
+                AND j.created_at <= coalesce($4, 'infinity'::timestamptz)
+            ORDER BY j.created_at DESC, j.id DESC
+            LIMIT $5::int + 1
+        )
+        UNION ALL
+        (
+            SELECT FROM control_plane.jobs AS j
+            WHERE
+                j.project_id = $1 AND j.status::text = 'failed'
+                AND ($2::text IS NULL OR j.type::text = $2)
+                AND j.created_at IS NULL AND $3::timestamptz IS NULL AND $4::timestamptz IS NULL
+            ORDER BY j.id DESC
+            LIMIT $5::int + 1
+        )
+    ) AS failed
     OFFSET $5::int
     LIMIT 1
 ) AS more;

@@ -180,20 +180,21 @@ CROSS JOIN LATERAL (
 
 -- name: failures
 -- The newest failed jobs in groups of one type and one error, the largest first. One row at least: without groups, its
--- columns but the first two are NULL.
--- $1 text project id, $2 text type or NULL, $3 timestamptz created after or NULL, $4 timestamptz created before or NULL,
+-- columns but the first two are NULL. A job that cannot be shown is in no group.
+-- $1 text project id, $2 text type or NULL, $3 timestamptz created at or after, $4 timestamptz created at or before,
 -- $5 int how many jobs to look at, $6 int how many groups, $7 int how many ids of each
 WITH failed AS MATERIALIZED (
     SELECT
         j.id, j.type::text AS type, j.created_at::timestamptz AS created_at,
-        $2::text IS NULL OR j.type::text = $2 AS wanted,
+        ($2::text IS NULL OR j.type::text = $2)
+        AND j.type IS NOT NULL AND redrive.are_whole_numbers(j.attempts, j.max_attempts) AS wanted,
         redrive.is_exhausted(j.attempts, j.max_attempts, 0) AS used_up,
         CASE WHEN $2::text IS NULL OR j.type::text = $2 THEN redrive.error_text(j.last_error::text) END AS error
     FROM control_plane.jobs AS j
     WHERE
         j.project_id = $1 AND j.status::text = 'failed'
-        AND j.created_at > coalesce($3, '-infinity'::timestamptz)
-        AND j.created_at < coalesce($4, 'infinity'::timestamptz)
+        AND j.created_at >= coalesce($3, '-infinity'::timestamptz)
+        AND j.created_at <= coalesce($4, 'infinity'::timestamptz)
     ORDER BY j.created_at DESC, j.id DESC
     LIMIT $5::int
 ),
@@ -224,8 +225,8 @@ FROM (
             SELECT FROM control_plane.jobs AS j
             WHERE
                 j.project_id = $1 AND j.status::text = 'failed'
-                AND j.created_at > coalesce($3, '-infinity'::timestamptz)
-                AND j.created_at < coalesce($4, 'infinity'::timestamptz)
+                AND j.created_at >= coalesce($3, '-infinity'::timestamptz)
+                AND j.created_at <= coalesce($4, 'infinity'::timestamptz)
             ORDER BY j.created_at DESC, j.id DESC
             OFFSET $5::int
             LIMIT 1
@@ -242,21 +243,22 @@ WITH newest AS MATERIALIZED (
     FROM control_plane.jobs AS j
     WHERE
         j.project_id = $1
-        AND j.created_at > coalesce($3, '-infinity'::timestamptz)
-        AND j.created_at < coalesce($4, 'infinity'::timestamptz)
+        AND j.created_at >= coalesce($3, '-infinity'::timestamptz)
+        AND j.created_at <= coalesce($4, 'infinity'::timestamptz)
     ORDER BY j.created_at DESC, j.id DESC
     LIMIT $8::int + 1
 ),
 failed AS MATERIALIZED (
     SELECT
-        j.id, j.type, j.created_at, j.used_up, $2::text IS NULL OR j.type = $2 AS wanted,
+        j.id, j.type, j.created_at, j.used_up, ($2::text IS NULL OR j.type = $2) AND j.is_readable AS wanted,
         CASE WHEN $2::text IS NULL OR j.type = $2 THEN redrive.error_text(j.last_error) END AS error
     FROM (SELECT id FROM newest WHERE failed LIMIT $5::int) AS few
     CROSS JOIN LATERAL (
         SELECT
             jobs.id, jobs.type::text AS type, jobs.created_at::timestamptz AS created_at,
             jobs.last_error::text AS last_error,
-            redrive.is_exhausted(jobs.attempts, jobs.max_attempts, 0) AS used_up
+            redrive.is_exhausted(jobs.attempts, jobs.max_attempts, 0) AS used_up,
+            jobs.type IS NOT NULL AND redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) AS is_readable
         FROM control_plane.jobs
         WHERE jobs.project_id = $1 AND jobs.id = few.id
         LIMIT 1

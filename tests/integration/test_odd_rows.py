@@ -190,10 +190,9 @@ async def test_a_bulk_retry_leaves_out_a_row_that_cannot_be_read_and_takes_the_o
             done = await api.post("/api/jobs/retry", wanted, token=READER)
         queued = await connection.fetch("SELECT job_id FROM redrive.retry_requests WHERE state = 'queued'")
 
-    word, code = ("not_failed", "job-not-failed") if "status = NULL" in spoil else ("job_unreadable", "job-unreadable")
-    assert (dry.status, dry.data["retryable"], dry.data["skipped"][word]) == (200, 5, 1)
+    assert (dry.status, dry.data["retryable"], dry.data["skipped"]["job_unreadable"]) == (200, 5, 1)
     assert (done.status, done.data["accepted"]) == (202, 5)
-    assert done.data["skipped"] == [{"job_id": str(bad), "code": code}]
+    assert done.data["skipped"] == [{"job_id": str(bad), "code": "job-unreadable"}]
     assert {row["job_id"] for row in queued} == set(good)
 
 
@@ -280,7 +279,7 @@ async def test_a_text_that_the_database_s_encoding_cannot_hold_is_refused_where_
             assert (await api.get(f"/api/jobs/{jobs[0]}", token=theirs)).status == 200
 
 
-async def test_a_status_that_is_null_is_not_failed_to_a_bulk_retry(database_url: str) -> None:
+async def test_a_status_that_is_null_is_unreadable_to_a_single_retry_and_to_a_bulk_retry(database_url: str) -> None:
     async with connected(database_url) as connection:
         (good,) = await insert(connection)
         (odd,) = await insert(connection)
@@ -290,10 +289,12 @@ async def test_a_status_that_is_null_is_not_failed_to_a_bulk_retry(database_url:
             body = {"ids": [str(odd), str(good)]}
             dry = await api.post("/api/jobs/retry?dry_run=true", body, token=READER)
             bulk = await api.post("/api/jobs/retry", body, token=READER)
+            single = await api.post(f"/api/jobs/{odd}/retry", token=READER)
 
-    assert (dry.data["matched"], dry.data["retryable"], dry.data["skipped"]["not_failed"]) == (2, 1, 1)
+    assert (dry.data["matched"], dry.data["retryable"], dry.data["skipped"]["job_unreadable"]) == (2, 1, 1)
     assert (bulk.status, bulk.data["accepted"]) == (202, 1)
-    assert bulk.data["skipped"] == [{"job_id": str(odd), "code": "job-not-failed"}]
+    assert bulk.data["skipped"] == [{"job_id": str(odd), "code": "job-unreadable"}]
+    assert (single.status, single.code) == (409, "job-unreadable")
 
 
 SHAPES = {

@@ -214,7 +214,7 @@ async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConne
         ("overview.types", ["10000", "500"]),
         ("overview.failures", [*["NULL"] * 3, "10000", "100", "5"]),
         ("overview.failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
-        ("failed.match", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 3]),
+        ("failed.match", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 4]),
         ("retries.page", ["NULL", "'no-actor'", "NULL", "NULL", "51"]),
     ):
         assert await buffers(large, name, "'p8'", *arguments) < 4 * 80 * 5, name  # it has 80 rows
@@ -266,7 +266,7 @@ async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProx
         "overview.stats": ["'p1'", "NULL", "51"],
         "overview.failures": ["'p1'", *["NULL"] * 3, "51", "100", "5"],
         "overview.series": ["'p1'", "NULL", "now() - interval '1 minute'", "1", "60", "51", "51", "now()"],
-        "failed.match": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", *["NULL"] * 3],
+        "failed.match": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", *["NULL"] * 4],
         "failed.has_more": ["'p1'", *["NULL"] * 3, "51"],
         "jobs.page_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
     }
