@@ -29,7 +29,8 @@ JOIN pg_namespace AS n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2;
 
 -- name: columns
--- Its columns: their types without modifiers, the same for the type below domains, and what we may do to each.
+-- Its columns, with a table's xmin: their types without modifiers, the same for the type below domains, and what we may do
+-- to each.
 -- $1 oid of the relation
 SELECT
     a.attname::text AS name, format_type(a.atttypid, NULL) AS type, format_type(types.base, NULL) AS base,
@@ -47,7 +48,7 @@ CROSS JOIN LATERAL (
     FROM chain
     JOIN pg_type AS t ON t.oid = chain.id
 ) AS types
-WHERE a.attrelid = $1::oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE a.attrelid = $1::oid AND (a.attnum > 0 OR a.attname = 'xmin') AND NOT a.attisdropped
 ORDER BY a.attnum;
 
 -- name: unique_keys
@@ -102,6 +103,19 @@ FROM pg_policy AS p
 WHERE
     p.polrelid = $1::oid
     AND EXISTS (SELECT FROM unnest(p.polroles) AS r (id) WHERE CASE WHEN r.id = 0 THEN true ELSE pg_has_role(r.id, 'USAGE') END);
+
+-- name: hides_rows
+-- Whether we see no row of a table that has some: live rows by the server's statistics, or, where it has counted none yet,
+-- rows that ANALYZE has seen. The table takes the place of the one named here.
+-- $1 oid of the table
+SELECT
+    (
+        pg_stat_get_live_tuples(c.oid) > 0
+        OR c.reltuples > 0 AND pg_stat_get_tuples_inserted(c.oid) = 0 AND pg_stat_get_tuples_deleted(c.oid) = 0
+    )
+    AND NOT EXISTS (SELECT FROM control_plane.jobs) AS hidden
+FROM pg_class AS c
+WHERE c.oid = $1::oid;
 
 -- name: table_rights
 -- Which of these rights we have on a table.

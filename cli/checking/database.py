@@ -48,8 +48,10 @@ _INDEXES: Final = {
     (("project_id", "created_at", "id"),): "lists of jobs",
     (("project_id", "status", "created_at", "id"),): "counts, lists and bulk retries of the jobs of one status",
 }
+_LOOK_S: Final = 1.0
+"""How long to look for a row that may be seen."""
 _FILES: Final = {
-    "api": ("jobs", "failed", "overview", "retries", "batches", "idempotency", "outbox"),
+    "api": ("jobs", "failed", "rows", "overview", "retries", "batches", "idempotency", "outbox"),
     "worker": ("settlement", "outbox", "dead_letters"),
 }
 """The files with the statements that each program runs."""
@@ -148,7 +150,7 @@ async def _of_jobs(place: _Place) -> Looks:
 
 async def _of_relation(place: _Place, relation: "Row") -> Looks:
     columns = await place.ask("columns", relation["oid"])
-    for text in _rights_on_jobs(relation, columns, updates=place.updates_jobs):
+    for text in _rights_on_jobs(relation, columns, watches="api" in place.programs, updates=place.updates_jobs):
         yield Verdict.FAILED, text
     if place.updates_jobs:
         # What a trigger of the owner's makes of the new row is not known.
@@ -178,15 +180,19 @@ async def _of_statements(place: _Place, relation: "Row") -> Looks:
             yield Verdict.NOTE, f"{text}; it serves as well"
 
 
-def _rights_on_jobs(relation: "Row", columns: "Collection[Row]", *, updates: bool) -> Iterator[str]:
+def _rights_on_jobs(relation: "Row", columns: "Collection[Row]", *, watches: bool, updates: bool) -> Iterator[str]:
     role = relation["role"]
     if not relation["usage"]:
         yield f"no right to use the schema control_plane; type: GRANT USAGE ON SCHEMA control_plane TO {role};"
     known = {row["name"]: row for row in columns}
     if missing := [name for name in _COLUMNS if name not in known]:
         yield f"{JOBS} has no column {', '.join(missing)}"
-    if hidden := [name for name in _COLUMNS if name in known and not known[name]["may_select"]]:
-        yield f"no right to read {', '.join(hidden)} of {JOBS}; type: GRANT SELECT ON {JOBS} TO {role};"
+    # The api also reads a table's xmin, where a row that moved shows that a job may have changed.
+    read = [name for name in (*_COLUMNS, *(["xmin"] if watches else [])) if name in known]
+    if hidden := [name for name in read if not known[name]["may_select"]]:
+        # Who has a right on some columns was given these on purpose.
+        columns_of = "" if len(hidden) == len(read) else f" ({', '.join(hidden)})"
+        yield f"no right to read {', '.join(hidden)} of {JOBS}; type: GRANT SELECT{columns_of} ON {JOBS} TO {role};"
     if updates and (fixed := [name for name in UPDATED if name in known and not known[name]["may_update"]]):
         names = ", ".join(fixed)
         yield f"no right to update {names} of {JOBS}; type: GRANT UPDATE ({names}) ON {JOBS} TO {role};"
@@ -256,16 +262,38 @@ async def _row_security(place: _Place, relation: "Row", name: str, commands: Col
     role = relation["role"]
     for command in commands:
         policies = [row for row in rows if row["command"] in {command, "ALL"}]
+        check = "WITH CHECK" if command == "INSERT" else "USING"
+        policy = f"CREATE POLICY redrive_{command.lower()} ON {name} FOR {command} TO {role} {check} (true);"
+        lets_none = f"row-level security of {name} lets role {role} {command} no row"
+        odd = [row["name"] for row in policies if not row["lets_all"]]
         if not any(row["permissive"] for row in policies):
-            check = "WITH CHECK" if command == "INSERT" else "USING"
-            policy = f"CREATE POLICY redrive_{command.lower()} ON {name} FOR {command} TO {role} {check} (true);"
-            yield Verdict.FAILED, f"row-level security of {name} lets role {role} {command} no row; type: {policy}"
+            yield Verdict.FAILED, f"{lets_none}; type: {policy}"
         elif blocking := _blocking(policies, command):
-            hides = f"row-level security of {name} lets role {role} {command} no row"
-            yield Verdict.FAILED, f"{hides}: policy {', '.join(blocking)} is never true"
-        elif odd := ", ".join(row["name"] for row in policies if not row["lets_all"]):
-            hides = f"row-level security of {name} may keep rows from role {role} ({command}, policy {odd})"
+            remedy = _remedy(policies, blocking, policy)
+            yield Verdict.FAILED, f"{lets_none}: policy {', '.join(blocking)} is never true; {remedy}"
+        elif odd and command == "SELECT" and await _hides_rows(place, relation, name):
+            remedy = _remedy(policies, odd, policy)
+            yield Verdict.FAILED, f"{lets_none}, though it has some: policy {', '.join(odd)} hides them; {remedy}"
+        elif odd:
+            hides = f"row-level security of {name} may keep rows from role {role} ({command}, policy {', '.join(odd)})"
             yield Verdict.WARNING, f"{hides}: a job that is hidden is answered as not found"
+
+
+async def _hides_rows(place: _Place, relation: "Row", name: str) -> bool:
+    """Whether the role sees no row of a table that has some; False where that cannot be known in time."""
+    sql = statements("check", "cli.checking")["hides_rows"].replace("control_plane.jobs", name)
+    try:
+        ((hidden,),) = await place.database.fetch_within(_LOOK_S, sql, relation["oid"])
+    except (StatementRefused, DatabaseUnavailable):
+        return False
+    return bool(hidden)
+
+
+def _remedy(policies: "Collection[Row]", blocking: Collection[str], policy: str) -> str:
+    """What to do about policies that keep every row from a role."""
+    if restrictive := [row["name"] for row in policies if row["name"] in blocking and not row["permissive"]]:
+        return f"a restrictive policy holds whatever others permit: let {', '.join(restrictive)} be true for this role"
+    return f"type: {policy}"
 
 
 def _blocking(policies: "Collection[Row]", command: str) -> list[str]:

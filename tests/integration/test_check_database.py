@@ -21,7 +21,7 @@ _COLUMNS: Final = (
     *("scheduled_at", "started_at", "completed_at", "created_at"),
 )
 _OF_JOBS: Final[dict[str, list[tuple[str, str]]]] = {
-    "api": [("SELECT", name) for name in _COLUMNS],
+    "api": [("SELECT", name) for name in (*_COLUMNS, "xmin")],
     "worker": [("SELECT", name) for name in _COLUMNS] + [("UPDATE", name) for name in UPDATED],
 }
 _OF_LEDGER: Final[dict[str, list[tuple[str, tuple[str, ...]]]]] = {
@@ -93,6 +93,64 @@ async def test_a_grant_that_it_names_is_the_one_that_mends(users: Users) -> None
     await run(users.admin, grant)
 
     assert await failures("worker", users.worker) == ""
+
+
+async def test_rights_column_by_column_are_enough_and_the_one_that_is_missing_is_granted_alone(users: Users) -> None:
+    await run(users.admin, "REVOKE SELECT ON control_plane.jobs FROM redrive_api")
+    await run(users.admin, f"GRANT SELECT ({', '.join(_COLUMNS)}) ON control_plane.jobs TO redrive_api")
+    failed = await failures("api", users.api)
+    grant = failed.partition("type: ")[2]
+    assert "no right to read xmin of control_plane.jobs" in failed
+    assert grant.startswith("GRANT SELECT (xmin) ON control_plane.jobs TO")
+    await run(users.admin, grant)
+
+    assert await failures("api", users.api) == ""
+
+
+async def insert_job(url: str) -> None:
+    """Insert a job, and have the server count it."""
+    await run(url, "INSERT INTO control_plane.jobs (project_id, type) VALUES ('p1', 'email')")
+    await run(url, "ANALYZE control_plane.jobs")
+
+
+@pytest.mark.parametrize(
+    ("policies", "told"),
+    [
+        (["one ON control_plane.jobs USING (1 = 0)"], "policy one hides them; type: CREATE POLICY redrive_select"),
+        (
+            ["one ON control_plane.jobs USING (project_id = current_setting('app.project', true))"],
+            "policy one hides them; type: CREATE POLICY redrive_select",
+        ),
+        (
+            ["one ON control_plane.jobs USING (true)", "two ON control_plane.jobs AS RESTRICTIVE USING (1 = 0)"],
+            "policy two hides them; a restrictive policy holds whatever others permit: let two be true for this role",
+        ),
+    ],
+)
+async def test_policies_that_hide_every_row_of_a_table_with_rows_fail_with_what_to_do(
+    users: Users, policies: list[str], told: str
+) -> None:
+    await run(users.admin, "ALTER TABLE control_plane.jobs ENABLE ROW LEVEL SECURITY")
+    for policy in policies:
+        await run(users.admin, f"CREATE POLICY {policy}")
+    assert await failures("api", users.api) == ""  # there is no row to hide
+
+    await insert_job(users.admin)
+    failed = await failures("api", users.api)
+
+    assert "SELECT no row, though it has some: " in failed
+    assert told in failed
+    if "type: " in failed:
+        await run(users.admin, failed.partition("type: ")[2])
+        assert await failures("api", users.api) == ""
+
+
+async def test_a_policy_that_shows_some_rows_is_a_warning(users: Users) -> None:
+    await run(users.admin, "ALTER TABLE control_plane.jobs ENABLE ROW LEVEL SECURITY")
+    await run(users.admin, "CREATE POLICY one ON control_plane.jobs USING (project_id = 'p1')")
+    await insert_job(users.admin)
+
+    assert await failures("api", users.api) == ""
 
 
 async def test_row_security_that_hides_rows_is_named_for_each_command(users: Users) -> None:
