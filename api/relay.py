@@ -16,7 +16,7 @@ beside the next single one, not before it.
 
 import asyncio
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -25,12 +25,12 @@ from shared.backoff import Backoff, Outage, wait_for_any
 from shared.broker import connected, translated
 from shared.errors import BrokerUnavailable, RedriveError, TopologyMissing
 from shared.failpoints import Failpoint, reach
-from shared.messages import CONTENT_TYPE, encoded
+from shared.messages import CONTENT_TYPE, encoded, packed
 from shared.secret import current
 from shared.topology import KEY_BULK, KEY_RETRY, LEDGER_HEADER, Topology, publishing_on
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
     from aio_pika.abc import AbstractChannel, AbstractExchange
 
@@ -258,15 +258,17 @@ class _Lane:
         """Publish one batch: note the rows that are confirmed, give the others back, and record the failure."""
         try:
             reach(Failpoint.BEFORE_PUBLISH)
+            packs = list(_packs_of(rows))
             failures = await asyncio.gather(
-                *(_publish_one(exchange, self._key, row) for row in rows), return_exceptions=True
+                *(_publish_pack(exchange, self._key, pack) for pack in packs), return_exceptions=True
             )
-            confirmed = [row.lease for row, failure in zip(rows, failures, strict=True) if failure is None]
+            outcomes = list(zip(packs, failures, strict=True))
+            confirmed = [row.lease for pack, failure in outcomes if failure is None for row in pack.rows]
             if confirmed:
                 reach(Failpoint.AFTER_CONFIRM)
                 self._confirmed += confirmed
                 self._metrics.published.inc(len(confirmed))
-            refused = [(row.lease, failure) for row, failure in zip(rows, failures, strict=True) if failure is not None]
+            refused = [(row.lease, failure) for pack, failure in outcomes if failure is not None for row in pack.rows]
             if refused:
                 await self._outbox.give_back([lease for lease, _ in refused])
                 self._fail(refused[0][1])
@@ -298,13 +300,36 @@ class _Lane:
             await self._outbox.mark_published(confirmed)
 
 
-async def _publish_one(exchange: "AbstractExchange", key: str, row: "Leased") -> None:
-    """Publish one message; return once the broker has it on disk. Raises BrokerUnavailable."""
+class _Pack(NamedTuple):
+    """A message, and the requests that are in it."""
+
+    body: bytes
+    rows: "Sequence[Leased]"
+
+
+def _packs_of(rows: "Sequence[Leased]") -> "Iterator[_Pack]":
+    """These requests in as few messages as hold them; those that must travel alone, alone."""
+    together = [row for row in rows if not row.alone]
+    start = 0
+    for body, count in packed([row.message for row in together]):
+        yield _Pack(body, together[start : start + count])
+        start += count
+    for row in rows:
+        if row.alone:
+            yield _Pack(encoded(row.message), [row])
+
+
+async def _publish_pack(exchange: "AbstractExchange", key: str, pack: _Pack) -> None:
+    """Publish one message; return once the broker has it on disk. Raises BrokerUnavailable.
+
+    A message of one request has its trace. Where there are several, the ledger has their traces.
+    """
+    trace = pack.rows[0].traceparent if len(pack.rows) == 1 else None
     await broker.publish(
         exchange,
         key,
-        encoded(row.message),
+        pack.body,
         content_type=CONTENT_TYPE,
-        headers={LEDGER_HEADER: True} | ({"traceparent": row.traceparent} if row.traceparent else {}),
+        headers={LEDGER_HEADER: True} | ({"traceparent": trace} if trace else {}),
         within_s=PUBLISH_TIMEOUT_S,
     )

@@ -23,7 +23,7 @@ from bench.programs import ROOT, Program, comparator, redrive_worker
 from bench.queues import Broker
 from bench.results import Figure, Settling
 from shared import topology
-from shared.messages import VERSION, RetryMessage, encoded
+from shared.messages import RetryMessage, encoded
 from tests.servers.processes import ServerFailed
 
 if TYPE_CHECKING:
@@ -192,6 +192,5 @@ async def _queued_up(on: _Round) -> list[bytes]:
     """Write the requests into the ledger; answers their messages."""
     rows = await on.database.fetch(_QUEUE_UP)
     return [
-        encoded(RetryMessage(v=VERSION, request_id=row["id"], job_id=row["job_id"], project_id=row["project_id"]))
-        for row in rows
+        encoded(RetryMessage(request_id=row["id"], job_id=row["job_id"], project_id=row["project_id"])) for row in rows
     ]

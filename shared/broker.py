@@ -6,10 +6,12 @@ Only this module knows how the client libraries fail: every failure between us a
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import aio_pika
+from aio_pika.abc import ConnectionParameter
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError, ChannelNotFoundEntity, DeliveryError
+from aiormq.connection import TCPTransportFactory, TLSTransportFactory, TransportFactory
 from pamqp.commands import Basic
 from yarl import URL
 
@@ -56,14 +58,68 @@ def translated(*, connecting: bool = False) -> Iterator[None]:
         raise BrokerUnavailable(CLOSED) from error
 
 
+class _PausableReader:
+    """What aiormq uses of a stream; it is read from only while `reading` is set, so that the sender has to wait."""
+
+    def __init__(self, reader: asyncio.StreamReader, reading: asyncio.Event) -> None:
+        self._reader = reader
+        self._reading = reading
+
+    async def readexactly(self, n: int) -> bytes:
+        """Read `n` bytes, as the stream does."""
+        await self._reading.wait()
+        return await self._reader.readexactly(n)
+
+    async def read(self, n: int = -1) -> bytes:
+        """Read up to `n` bytes, as the stream does."""
+        return await self._reader.read(n)
+
+    def at_eof(self) -> bool:
+        """Whether the stream has ended, and all of it was read."""
+        return self._reader.at_eof()
+
+
+class _PausableTransport(TransportFactory):
+    """Opens a socket as aiormq does, with a reader that can be paused."""
+
+    def __init__(self, reading: asyncio.Event) -> None:
+        self._reading = reading
+
+    async def create(self, url: URL, **options: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Connect to `url`."""
+        factory = TLSTransportFactory() if url.scheme == "amqps" else TCPTransportFactory()
+        reader, writer = await factory.create(url, **options)
+        return cast("asyncio.StreamReader", _PausableReader(reader, self._reading)), writer
+
+
+class _Connection(aio_pika.Connection):
+    """A connection that takes a transport."""
+
+    PARAMETERS = (
+        *aio_pika.Connection.PARAMETERS,
+        ConnectionParameter(name="transport_factory", parser=lambda factory: factory, is_kwarg=True),
+    )
+
+
 @asynccontextmanager
-async def connected(url: Url, *, name: str) -> "AsyncIterator[AbstractConnection]":
-    """Connect, and close within two seconds. `name` is what RabbitMQ's operators see. Raises BrokerUnavailable."""
+async def connected(
+    url: Url, *, name: str, reading: asyncio.Event | None = None
+) -> "AsyncIterator[AbstractConnection]":
+    """Connect, and close within two seconds. `name` is what RabbitMQ's operators see. Raises BrokerUnavailable.
+
+    Where `reading` is given, nothing is read from the connection while it is not set. A pause of half a minute ends the
+    connection, because no heartbeat is read either.
+    """
     try:
         target = _as_aiormq_reads(URL(current(url)))
         with translated(connecting=True):
             async with asyncio.timeout(CALL_S):
-                connection = await aio_pika.connect(target, client_properties={"connection_name": name})
+                connection = _Connection(
+                    target,
+                    client_properties={"connection_name": name},
+                    transport_factory=None if reading is None else _PausableTransport(reading),
+                )
+                await connection.connect()
     except ValueError:
         raise BrokerUnavailable("the URL cannot be used") from None  # the text quotes the URL
     try:

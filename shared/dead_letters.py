@@ -3,7 +3,7 @@
 queued ──its message died──▶ dead_lettered ──redrive──▶ queued ──apply──▶ applied | rejected
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -51,9 +51,12 @@ class DeadLetters:
         rows = await self._database.fetch(self._sql["overdue_among"], ids, timedelta(seconds=age_s))
         return [RetryId(row["id"]) for row in rows]
 
-    async def republish(self, ids: Sequence[RetryId]) -> set[RetryId]:
-        """Have the relay publish these requests again, where they are queued; returns their ids."""
-        return {RetryId(row["id"]) for row in await self._database.fetch(self._sql["republish"], ids)}
+    async def republish(self, ids: Sequence[RetryId], *, alone: Collection[RetryId] = ()) -> set[RetryId]:
+        """Have the relay publish these requests again, where they are queued; returns their ids.
+
+        Those of `alone` travel in a message of their own from now on.
+        """
+        return {RetryId(row["id"]) for row in await self._database.fetch(self._sql["republish"], ids, list(alone))}
 
     async def statuses(self, ids: Sequence[RetryId]) -> dict[RetryId, RequestStatus]:
         """The status of each request; one that the ledger does not know is missing."""

@@ -1,17 +1,25 @@
-"""The retry request on the wire: JSON, UTF-8, one object, versioned.
+"""Retry requests on the wire: JSON, UTF-8, one object, versioned.
+
+One request is a message of version 1:
 
     {"v": 1, "request_id": "<uuid>", "job_id": "<uuid>", "project_id": "p1", "job_version": "<version>" | null,
      "run_at": null | "<RFC 3339>", "extra_attempts": 0, "actor": "…", "reason": null | "…",
      "requested_at": "<RFC 3339>"}
 
+Several requests, up to 100 and up to 60,000 bytes of them, are a message of version 2, each as above without `v`:
+
+    {"v": 2, "requests": [{"request_id": "<uuid>", …}, …]}
+
 `job_version` is the version of the failed job that the requester saw, opaque. The worker applies the request to that
 version only, so a message that is redelivered after a later failure has no effect.
 
-The decoder checks the fields that it knows and ignores all others: a new optional field needs no new version.
+The decoder checks the fields that it knows and ignores all others: a new optional field needs no new version. One
+request of several that cannot be read spoils none of the others.
 """
 
+from collections.abc import Iterator, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, TypeVar, cast
 from uuid import UUID
 
 import msgspec
@@ -22,10 +30,18 @@ from shared.models import RetryId
 if TYPE_CHECKING:
     from shared.database import Row
 
-VERSION = 1
-MAX_BYTES = 64 * 1024
+MAX_BYTES: Final = 64 * 1024
+"""A longer message is not read."""
+MOST_REQUESTS: Final = 100
+MOST_PACKED_BYTES: Final = 60_000
 CONTENT_TYPE = "application/json"
 UNKNOWN_ACTOR = "unknown"
+_ONE: Final = 1
+_SEVERAL: Final = 2
+_SEVERAL_START: Final = b'{"v":2,"requests":['
+_SEVERAL_END: Final = b"]}"
+
+T = TypeVar("T")
 
 _Text = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*$")]  # PostgreSQL's text cannot hold a NUL
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -34,7 +50,6 @@ _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 class RetryMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A retry request, as published to the queue."""
 
-    v: int
     request_id: UUID
     job_id: UUID
     project_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}\Z")]
@@ -55,38 +70,120 @@ class LedgerMessage(RetryMessage, frozen=True, kw_only=True):
     """A message that the relay published. Where the ledger does not have its request, that was settled and pruned."""
 
 
+class UnreadableRequest(NamedTuple):
+    """One request of several that cannot be read: its body as a message of its own, and the reason."""
+
+    body: bytes
+    reason: str
+
+
+class Contents(NamedTuple):
+    """What a message holds. `together`: it is of version 2, and may hold several requests."""
+
+    requests: Sequence[RetryMessage]
+    unreadable: Sequence[UnreadableRequest] = ()
+    together: bool = False
+
+
+class _Envelope(msgspec.Struct):
+    v: int
+    requests: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+_FIELDS: Final = frozenset({*RetryMessage.__struct_fields__, *_Envelope.__struct_fields__})
 _encoder = msgspec.json.Encoder()
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_fields_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _decoder = msgspec.json.Decoder(RetryMessage)
-_ledger_decoder = msgspec.json.Decoder(LedgerMessage)
+_ledger_decoder = cast("msgspec.json.Decoder[RetryMessage]", msgspec.json.Decoder(LedgerMessage))
 
 
 def encoded(message: RetryMessage) -> bytes:
-    """The message's body."""
-    return _encoder.encode(message)
+    """The body of a message with this request alone."""
+    return _as_message(_encoder.encode(message))
 
 
-def decoded(body: bytes, *, from_ledger: bool = False) -> RetryMessage:
-    """The message in `body`; a LedgerMessage where its headers say that the relay published it.
+def packed(messages: Sequence[RetryMessage]) -> Iterator[tuple[bytes, int]]:
+    """The bodies of as few messages as hold these requests in their order, and how many of them each holds."""
+    pack: list[bytes] = []
+    size = 0
+    for message in messages:
+        request = _encoder.encode(message)
+        if pack and (len(pack) == MOST_REQUESTS or size + len(request) + 1 > MOST_PACKED_BYTES):
+            yield _pack(pack)
+            pack, size = [], 0
+        if not pack:
+            size = len(_SEVERAL_START) + len(_SEVERAL_END)
+        pack.append(request)
+        size += len(request) + 1  # and a comma
+    if pack:
+        yield _pack(pack)
 
-    Raises UnreadableMessage with a reason that holds nothing of the body.
+
+def _pack(requests: Sequence[bytes]) -> tuple[bytes, int]:
+    body = _as_message(requests[0]) if len(requests) == 1 else _SEVERAL_START + b",".join(requests) + _SEVERAL_END
+    return body, len(requests)
+
+
+def _as_message(request: bytes) -> bytes:
+    return b'{"v":1,' + request[1:]
+
+
+def decoded(body: bytes, *, from_ledger: bool = False) -> Contents:
+    """The requests in `body`; LedgerMessages where its headers say that the relay published it.
+
+    Raises UnreadableMessage, with a reason that holds nothing of the body, where none of it can be read.
     """
     if len(body) > MAX_BYTES:
         raise UnreadableMessage(f"over {MAX_BYTES} bytes")
+    envelope = _read(_envelope_decoder, body)
+    decoder = _ledger_decoder if from_ledger else _decoder
+    if envelope.v == _ONE:
+        return Contents([_read(decoder, body)])
+    if envelope.v == _SEVERAL:
+        return _contents_of(_read(_list_decoder, envelope.requests), decoder)
+    raise UnreadableMessage("unknown version")
+
+
+def _contents_of(requests: list[msgspec.Raw], decoder: "msgspec.json.Decoder[RetryMessage]") -> Contents:
+    if not requests:
+        raise UnreadableMessage("no requests")
+    readable: list[RetryMessage] = []
+    unreadable = [
+        UnreadableRequest(_alone(request), f"over {MOST_REQUESTS} requests in a message")
+        for request in requests[MOST_REQUESTS:]
+    ]
+    for request in requests[:MOST_REQUESTS]:
+        try:
+            readable.append(_read(decoder, request))
+        except UnreadableMessage as error:
+            unreadable.append(UnreadableRequest(_alone(request), str(error)))
+    return Contents(readable, unreadable, together=True)
+
+
+def _alone(request: msgspec.Raw) -> bytes:
+    """A request of several as a message of version 1; as it is where it has no fields."""
     try:
-        message = (_ledger_decoder if from_ledger else _decoder).decode(body)
+        fields = _fields_decoder.decode(request)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return bytes(request)
+    fields.pop("v", None)
+    return _encoder.encode({"v": _ONE, **fields})
+
+
+def _read(decoder: "msgspec.json.Decoder[T]", body: bytes | msgspec.Raw) -> "T":
+    try:
+        return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise UnreadableMessage(_without_values(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UnreadableMessage("not JSON") from error
-    if message.v != VERSION:
-        raise UnreadableMessage("unknown version")
-    return message
 
 
 def message_of(row: "Row") -> RetryMessage:
     """The message of a request: of a row of the ledger with the columns that a message has."""
     return RetryMessage(
-        v=VERSION,
         request_id=row["id"],
         job_id=row["job_id"],
         project_id=row["project_id"],
@@ -103,5 +200,5 @@ def _without_values(reason: str) -> str:
     """The reason of msgspec, which names types and a path, without a path that ends in a key of the sender's."""
     words, _, path = reason.partition(" - at `")
     field = path.removeprefix("$.").removesuffix("`")
-    known = field if field in RetryMessage.__struct_fields__ else ""
+    known = field if field in _FIELDS else ""
     return f"{words} (at {known})" if known else words

@@ -30,11 +30,12 @@ class Lease(NamedTuple):
 
 
 class Leased(NamedTuple):
-    """A queued request, and the caller's lease on it."""
+    """A queued request, and the caller's lease on it. `alone`: it must not travel together with others."""
 
     message: RetryMessage
     traceparent: str | None
     lease: Lease
+    alone: bool = False
 
 
 class Outbox:
@@ -51,7 +52,12 @@ class Outbox:
         """Lease up to `limit` unpublished requests for `lease_s`, the oldest first."""
         rows = await self._database.fetch(self._sql["lease"], limit, timedelta(seconds=lease_s), bulk)
         return [
-            Leased(message_of(row), row["traceparent"], Lease(RetryId(row["id"]), row["publish_lease_until"]))
+            Leased(
+                message_of(row),
+                row["traceparent"],
+                Lease(RetryId(row["id"]), row["publish_lease_until"]),
+                alone=row["publish_alone"],
+            )
             for row in sorted(rows, key=lambda row: row["id"])  # UUIDv7: in order of time
         ]
 

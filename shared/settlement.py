@@ -11,6 +11,8 @@
 5. The caller (worker/settling.py) finds the one request that fails a batch: `block` rejects it, where the table's owner
    refuses the change of its job; `defer` sets it aside, where the change takes too long.
 6. `dead_letter` gives up requests whose message killed its worker too often.
+7. `take_apart` has requests published again, each alone: they came in one message, and a worker may have failed with
+   it.
 
 The table at the top of shared/sql/settlement.sql has every change of a row, and the columns that it sets.
 """
@@ -73,6 +75,22 @@ class Settlement:
             reach(Failpoint.BEFORE_COMMIT)
         reach(Failpoint.AFTER_COMMIT)
         return settled
+
+    async def take_apart(self, messages: Sequence[RetryMessage]) -> dict[RetryId, Settled | None]:
+        """Have the relay publish these requests again, each alone, in one transaction.
+
+        Answers the requests that were queued, or that the ledger did not know, with None where they are queued now. One
+        that the ledger did not know is superseded where another is queued for its job. Raises as `apply` does.
+        """
+        by_id = {message.id: message for message in reversed(messages)}
+        async with self._database.transaction() as session:
+            theirs = [message for message in by_id.values() if not isinstance(message, LedgerMessage)]
+            adopted = await self._adopt(session, theirs)
+            reach(Failpoint.IN_TRANSACTION)
+            rows = await session.fetch(self._sql["take_apart"], list(by_id), adopted)
+            reach(Failpoint.BEFORE_COMMIT)
+        reach(Failpoint.AFTER_COMMIT)
+        return {RetryId(row[0]): None if row[1] is None else Settled(Outcome(row[1]), row[2]) for row in rows}
 
     async def apply_queued(self, limit: int, *, deferred: set[RetryId] | None = None) -> dict[RetryId, Settled]:
         """Settle up to `limit` queued requests straight from the ledger, oldest first: dispatch without a broker.

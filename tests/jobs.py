@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 import asyncpg
 
-from shared.messages import VERSION, RetryMessage
+from shared.messages import RetryMessage
 from shared.models import JobId, JobKey, ProjectId, Version
 from shared.retries import RetryRequest
 
@@ -67,7 +67,6 @@ def a_message_for(
     program's.
     """
     return RetryMessage(
-        v=VERSION,
         request_id=request_id or uuid.uuid4(),
         job_id=job.id,
         project_id=project_id or job.project_id,

@@ -1,7 +1,7 @@
 """The queues as another program sees them: publishing retry messages, and looking at what lies where."""
 
 import struct
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -11,7 +11,7 @@ import pamqp.encode
 import pytest
 
 from shared import topology
-from shared.messages import CONTENT_TYPE, RetryMessage, encoded
+from shared.messages import CONTENT_TYPE, RetryMessage, decoded, encoded
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection, AbstractExchange
@@ -23,6 +23,10 @@ class Letter:
 
     body: bytes
     headers: Mapping[str, object]
+
+    @property
+    def requests(self) -> Sequence[RetryMessage]:
+        return decoded(self.body, from_ledger=topology.LEDGER_HEADER in self.headers).requests
 
     @property
     def reason(self) -> object:

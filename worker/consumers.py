@@ -2,6 +2,9 @@
 
 A consumer is never repaired. Where its channel or connection closes, or RabbitMQ cancels it (the queue was deleted, or
 has lost its leader), the inbox fails, and with it the session.
+
+RabbitMQ bounds what it delivers ahead in messages, whatever their size. A consumer bounds it in bytes: while more are
+in hand, nothing is read from the connection, so that RabbitMQ must wait. What was read before that is the excess.
 """
 
 import asyncio
@@ -12,33 +15,45 @@ from pamqp.commands import Basic
 from shared.broker import CALL_S, translated
 from shared.errors import BrokerUnavailable
 from shared.refusals import CLOSED, words_of
+from worker.deliveries import Delivery
 from worker.inbox import Inbox
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import AbstractChannel, DeliveredMessage
 
+MOST_BYTES: Final = 16 * 1024 * 1024
+"""In hand of one consumer; 800 messages of 1 MB would not fit into the memory that a worker is given."""
 _TAG: Final = "redrive"
 
 
 class Consumer:
     """A consumer on a channel of its own, and the inbox that RabbitMQ delivers to."""
 
-    def __init__(self, connection: "AbstractConnection", channel: "AbstractChannel", queue: str) -> None:
+    def __init__(
+        self, connection: "AbstractConnection", channel: "AbstractChannel", queue: str, reading: asyncio.Event
+    ) -> None:
         self._connection = connection
         self._channel = channel
         self._queue = queue
-        self.inbox: Inbox[DeliveredMessage] = Inbox()
+        self._reading = reading
+        self._bytes = 0  # in hand
+        self.inbox: Inbox[Delivery] = Inbox()
         self.acked = 0
 
     @classmethod
-    async def on(cls, connection: "AbstractConnection", queue: str, *, prefetch: int) -> "Consumer":
-        """Begin to consume, with at most `prefetch` messages that are not acknowledged."""
+    async def on(
+        cls, connection: "AbstractConnection", queue: str, *, prefetch: int, reading: asyncio.Event | None = None
+    ) -> "Consumer":
+        """Begin to consume, with at most `prefetch` messages that are not acknowledged.
+
+        `reading` is the event that the connection was opened with; it is cleared while too many bytes are in hand.
+        """
         async with asyncio.timeout(CALL_S):
             # Aiormq's channel, beneath aio-pika's: it costs one task less for each message. And aio-pika fails on a
             # message whose properties make no sense; the message would then be acknowledged with its neighbours.
             channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
-            consumer = cls(connection, channel, queue)
+            consumer = cls(connection, channel, queue, reading or asyncio.Event())
             channel.closing.add_done_callback(consumer._on_closed)
             channel.on_consumer_cancel_callbacks.add(consumer._on_cancelled)
             await channel.basic_qos(prefetch_count=prefetch)
@@ -46,7 +61,16 @@ class Consumer:
         return consumer
 
     async def _on_delivered(self, message: "DeliveredMessage") -> None:
-        self.inbox.put(message)
+        delivery = Delivery.of(message)
+        self._count_bytes(len(message.body))
+        self.inbox.put(delivery, size=delivery.size)
+
+    def _count_bytes(self, count: int) -> None:
+        self._bytes += count
+        if self._bytes >= MOST_BYTES:
+            self._reading.clear()
+        else:
+            self._reading.set()
 
     def _on_closed(self, closing: "asyncio.Future[None]") -> None:
         error = None if closing.cancelled() else closing.exception()
@@ -71,13 +95,14 @@ class Consumer:
                 await channel.close()
         return False
 
-    async def ack(self, batch: "list[DeliveredMessage]") -> None:
+    async def ack(self, batch: list[Delivery]) -> None:
         """Acknowledge a batch, and all messages delivered before it: there must be no other batch in hand."""
-        tag = batch[-1].delivery_tag
+        tag = batch[-1].message.delivery_tag
         assert tag is not None  # noqa: S101 - a delivery has one
         async with asyncio.timeout(CALL_S):
             await self._channel.basic_ack(tag, multiple=True)
         self.acked += len(batch)
+        self._count_bytes(-sum(len(delivery.message.body) for delivery in batch))
 
     async def cancel(self) -> None:
         """Stop deliveries; then close the inbox behind the last of them."""

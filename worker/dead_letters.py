@@ -21,9 +21,10 @@ from pamqp.commands import Basic
 
 from shared import broker
 from shared.broker import CALL_S, connected, translated
-from shared.errors import TopologyMissing, UnreadableMessage
-from shared.messages import RetryMessage, decoded
+from shared.errors import TopologyMissing
+from shared.messages import RetryMessage
 from shared.topology import EXCHANGE, KEY_DEAD, LEDGER_HEADER, REASON_HEADER, RETRIES_DEAD, Topology
+from worker.deliveries import Delivery
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection, AbstractExchange
@@ -47,8 +48,16 @@ _NOT_COPIED: Final = frozenset({"CC", "BCC", "x-delivery-count", "x-acquired-cou
 _IN_FLIGHT: Final = 128  # a `multiple` confirm walks all messages that wait for theirs
 
 
-async def put_aside(url: "Url", messages: "Sequence[tuple[DeliveredMessage, str]]", topology: Topology) -> None:
-    """Publish messages to the dead-letter queue, each with its reason; all are on disk there when this returns.
+class Letter(NamedTuple):
+    """What is to be put aside of a delivery: its body, or that of one request of it, and the reason."""
+
+    delivery: "DeliveredMessage"
+    body: bytes
+    reason: str
+
+
+async def put_aside(url: "Url", letters: Sequence[Letter], topology: Topology) -> None:
+    """Publish letters to the dead-letter queue, each with its reason; all are on disk there when this returns.
 
     A reason quotes nothing of the message. The connection is opened for this: RabbitMQ stops reading from a connection
     that publishes while memory or disk is short, and acknowledgements would be stuck behind it.
@@ -61,8 +70,8 @@ async def put_aside(url: "Url", messages: "Sequence[tuple[DeliveredMessage, str]
             async with asyncio.timeout(CALL_S):
                 channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 exchange = await channel.get_exchange(EXCHANGE, ensure=False)
-            for start in range(0, len(messages), _IN_FLIGHT):
-                await asyncio.gather(*(_put_aside(exchange, *each) for each in messages[start : start + _IN_FLIGHT]))
+            for start in range(0, len(letters), _IN_FLIGHT):
+                await asyncio.gather(*(_put_aside(exchange, each) for each in letters[start : start + _IN_FLIGHT]))
 
         with translated():
             try:
@@ -73,19 +82,19 @@ async def put_aside(url: "Url", messages: "Sequence[tuple[DeliveredMessage, str]
                 await publish_all()
 
 
-async def _put_aside(exchange: "AbstractExchange", delivery: "DeliveredMessage", reason: str) -> None:
-    properties = delivery.header.properties
-    headers: FieldTable = {REASON_HEADER: reason}
+async def _put_aside(exchange: "AbstractExchange", letter: Letter) -> None:
+    properties = letter.delivery.header.properties
+    headers: FieldTable = {REASON_HEADER: letter.reason}
     for name in _KEPT_HEADERS:
         if properties.headers and name in properties.headers:
             headers[name] = properties.headers[name]
-    await broker.publish(exchange, KEY_DEAD, delivery.body, content_type=properties.content_type, headers=headers)
+    await broker.publish(exchange, KEY_DEAD, letter.body, content_type=properties.content_type, headers=headers)
 
 
 class DeadLetter(NamedTuple):
-    """A dead letter in hand. `message` is None for one that cannot be read.
+    """A dead letter in hand. `requests` are those that can be read of it.
 
-    `id` is the request's. Where the message cannot be read, it is made of the body: the same bytes have the same id.
+    `id` is the request's. Where there is not exactly one, it is made of the body: the same bytes have the same id.
     """
 
     tag: int
@@ -95,12 +104,16 @@ class DeadLetter(NamedTuple):
     body: bytes
     headers: "Mapping[str, FieldValue]"
     content_type: str | None
-    message: RetryMessage | None
+    requests: Sequence[RetryMessage]
+    together: bool
 
     @property
     def is_poison(self) -> bool:
-        """Whether a worker has failed with it; with a letter that expired or was dropped, none has."""
-        return self.reason == TOO_OFTEN or REASON_HEADER in self.headers
+        """Whether a worker has failed with its request.
+
+        With a letter that expired or was dropped none has; and which of several requests was at fault is not known.
+        """
+        return not self.together and (self.reason == TOO_OFTEN or REASON_HEADER in self.headers)
 
 
 class DeadQueue:
@@ -235,20 +248,19 @@ def _letter_of(delivery: "DeliveredMessage") -> DeadLetter:
     assert tag is not None  # noqa: S101 - `basic.get` answers with one
     properties = delivery.header.properties
     headers: Mapping[str, FieldValue] = properties.headers or {}
-    try:
-        message = decoded(delivery.body, from_ledger=LEDGER_HEADER in headers)
-    except UnreadableMessage:
-        message = None
+    contents = Delivery.of(delivery).contents
+    is_one = len(contents.requests) == 1 and not contents.together
     deliveries = headers.get("x-delivery-count", 0)
     return DeadLetter(
         tag=tag,
-        id=f"x{hashlib.sha256(delivery.body).hexdigest()[:15]}" if message is None else str(message.id),
+        id=str(contents.requests[0].id) if is_one else f"x{hashlib.sha256(delivery.body).hexdigest()[:15]}",
         reason=_reason_in(headers),
         deliveries=deliveries if isinstance(deliveries, int) else 0,
         body=delivery.body,
         headers=headers,
         content_type=properties.content_type,
-        message=message,
+        requests=contents.requests,
+        together=contents.together,
     )
 
 

@@ -6,7 +6,9 @@ The worker marks the requests that it puts aside itself. The watch takes care of
    their requests would stay `queued`. The watch marks these requests, and leaves their letters for operators.
 2. Messages that expired, or were dropped because the queue was full: a policy of the operator's. No worker has failed
    with them. The watch has their requests published again and removes the letters: the ledger holds all they say.
-3. Messages that are in no queue: with such a policy, dead letters expire, too. Where a queue has delivered nothing for
+3. Messages of several requests, for whatever reason they are here: which request is at fault is not known. The watch
+   has the requests published again, each alone, and removes the letters.
+4. Messages that are in no queue: with such a policy, dead letters expire, too. Where a queue has delivered nothing for
    some time, the watch has requests published again that were published to it before that time.
 
 The watch consumes nothing. Every two seconds it asks the ledger whether a request is overdue. Only then does it
@@ -20,11 +22,12 @@ import structlog
 
 from shared.backoff import Outage, wait_for_any
 from shared.errors import BrokerUnavailable, DatabaseUnavailable
+from shared.messages import LedgerMessage
 from shared.topology import RETRIES_BULK
 from worker.dead_letters import DeadQueue
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from shared.dead_letters import DeadLetters
     from shared.models import RetryId
@@ -109,7 +112,7 @@ class DeadWatch:
                     count = await queue.count()
                     if count == 0 or (count == self._seen and loop.time() < self._again_at):
                         return
-                    found = [each async for each in queue.letters(AT_ONCE) if each.message is not None]
+                    found = [each async for each in queue.letters(AT_ONCE) if each.requests]
                     poison = await self._republish_dropped(queue, found)
                 finally:
                     await queue.give_back()  # before anything else: other readers may look for them
@@ -124,12 +127,13 @@ class DeadWatch:
 
     async def _republish_dropped(self, queue: DeadQueue, letters: "Sequence[DeadLetter]") -> "list[RetryId]":
         """Have overdue requests published again with which no worker has failed; return the other overdue ones."""
-        by_id = {letter.message.id: letter for letter in letters if letter.message is not None}
+        by_id = {request.id: letter for letter in letters for request in letter.requests}
         overdue = await self._letters.overdue_among(list(by_id), OVERDUE_S) if by_id else []
         if dropped := [each for each in overdue if not by_id[each].is_poison]:
-            again = await self._letters.republish(dropped)
+            alone = [each for each in dropped if by_id[each].together]
+            again = await self._letters.republish(dropped, alone=alone)
             for letter in letters:
-                if letter.message is not None and letter.message.id in again and not letter.is_poison:
+                if not letter.is_poison and _is_with_the_ledger(letter, again):
                     await queue.ack(letter)
             reasons = sorted({by_id[each].reason for each in again})
             log.warning("requests to be published again", requests=len(again), reasons=reasons)
@@ -152,3 +156,9 @@ class DeadWatch:
                         requests=lost,
                         reasons=["their messages are in no queue: expired, dropped, or lost with it"],
                     )
+
+
+def _is_with_the_ledger(letter: "DeadLetter", again: "Collection[RetryId]") -> bool:
+    """Whether the ledger has all that a letter says, and requests of it are published `again`."""
+    known = (request.id in again or isinstance(request, LedgerMessage) for request in letter.requests)
+    return any(request.id in again for request in letter.requests) and all(known)

@@ -9,7 +9,9 @@
    - The probe succeeds: the batch is bisected, and a request that fails alone is deferred. It stays queued and comes
      again within a minute. The log says why, and `/readyz` is degraded until 90 s after the last one.
    - The probe fails: the database is away. `settle` raises, and the session ends.
-4. A batch for which the database was away is kept here, while its messages return to the queue. `catch_up` settles it
+4. Requests of a message that was delivered before are not settled from it, but published again, each alone:
+   `take_apart`.
+5. A batch for which the database was away is kept here, while its messages return to the queue. `catch_up` settles it
    before the next session takes a message. So an outage costs a message one of the twenty deliveries that its queue
    allows, however long the outage lasts.
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger(__name__)
 
+_ROUNDS: Final = 5
 DEGRADED_S: Final = 90.0
 """For so long after a request was deferred, the settler is degraded: a deferred request comes again within a minute."""
 
@@ -78,6 +81,27 @@ class Settler:
         self._report(settled, len(messages), began, deferred=len(deferred), refused=refused)
         await self._deferrals.warn(settled, deferred - failing)
         return settled
+
+    async def take_apart(self, requests: "Sequence[RetryMessage]", *, messages: int) -> set[RetryId]:
+        """Have the requests of these messages published again, each alone; returns those that the ledger refuses.
+
+        Raises DatabaseUnavailable; nothing needs to be caught up with then, as the messages come again.
+        """
+        results, faults = await bisect(requests, self._attempt_apart)
+        superseded = [settled for settled in results.values() if settled is not None]
+        self._metrics.count_settled(superseded)
+        queued = len(results) - len(superseded)
+        log.warning("messages taken apart", messages=messages, requests=len(requests), queued=queued)
+        return {request.id for request, _ in faults}
+
+    async def _attempt_apart(self, requests: "Sequence[RetryMessage]") -> dict[RetryId, Settled | None] | RedriveError:
+        for _ in range(_ROUNDS):
+            try:
+                return await self._settlement.take_apart(requests)
+            except StatementRefused as refused:
+                if not refused.by_unique_index:
+                    return refused  # else a retry was queued for one of the jobs a moment ago; the next round sees it
+        raise DatabaseUnavailable("other requests were faster, again and again")
 
     async def settle_queued(self, limit: int) -> int:
         """Settle up to `limit` requests straight from the ledger; return how many. Raises DatabaseUnavailable.

@@ -7,33 +7,38 @@
 
        deliveries → batch → one transaction, committed → dead letters, confirmed → ack
 
-3. Each queue has sessions of its own: bulk retries share neither a socket nor a batch with single ones.
+3. A message of several requests that was delivered before is taken apart: its queued requests are published again, each
+   alone. A worker may have died of one of them, and the others must not share its deliveries.
+4. Each queue has sessions of its own: bulk retries share neither a socket nor a batch with single ones.
 """
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
 from shared.backoff import wait_for_any
 from shared.broker import connected, translated
-from shared.errors import BrokerUnavailable, UnreadableMessage
+from shared.errors import BrokerUnavailable
 from shared.failpoints import Failpoint, reach
-from shared.messages import RetryMessage, decoded
+from shared.messages import MOST_REQUESTS
 from shared.models import Outcome
 from shared.telemetry import traceparent_of
-from shared.topology import LEDGER_HEADER, RETRIES, RETRIES_BULK
+from shared.topology import RETRIES, RETRIES_BULK
 from worker import dead_letters, probation
 from worker.consumers import Consumer
+from worker.dead_letters import Letter
+from worker.deliveries import Delivery
 from worker.probation import Probation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from aiormq.abc import DeliveredMessage
-
+    from shared.models import RetryId
     from shared.secret import Url
+    from shared.settlement import Settled
     from shared.topology import Topology
     from worker.metrics import Metrics
     from worker.settling import Settler
@@ -108,6 +113,7 @@ class QueueSource:
         self._metrics = metrics
         self._batch_size = batch_size
         self._batch_wait_s = batch_wait_s
+        self._prefetch = _prefetch_for(queue, batch_size)
         self._consumer: Consumer | None = None
         self._probation = Probation()
         self._idle_since: float | None = None
@@ -130,10 +136,12 @@ class QueueSource:
         Raises BrokerUnavailable, DatabaseUnavailable; the messages in hand then return to the queue.
         """
         with self._probation.session() as on_probation, translated():
-            size, prefetch = (1, 1) if on_probation else (self._batch_size, 2 * self._batch_size)
-            async with connected(self._url, name=f"redrive worker: {self.name}") as connection:
+            size, prefetch = (1, 1) if on_probation else (self._batch_size, self._prefetch)
+            reading = asyncio.Event()
+            reading.set()
+            async with connected(self._url, name=f"redrive worker: {self.name}", reading=reading) as connection:
                 consumer = await self._topology.needed_by(
-                    connection, lambda: Consumer.on(connection, self.name, prefetch=prefetch)
+                    connection, lambda: Consumer.on(connection, self.name, prefetch=prefetch, reading=reading)
                 )
                 if stop.is_set():
                     return
@@ -157,7 +165,7 @@ class QueueSource:
         if self._consumer is not None:
             await self._consumer.cancel()
 
-    async def _take_batch(self, consumer: "Consumer", size: int) -> "list[DeliveredMessage]":
+    async def _take_batch(self, consumer: "Consumer", size: int) -> list[Delivery]:
         """Take the next batch; empty at the end.
 
         Raises BrokerUnavailable where the consumer has starved at two looks in a row. One look may see a message that
@@ -178,38 +186,49 @@ class QueueSource:
                 self._idle_since = None
                 return batch
 
-    async def _settle(self, batch: "list[DeliveredMessage]") -> None:
-        readable, letters = _read(batch)
+    async def _settle(self, batch: list[Delivery]) -> None:
+        letters = [Letter(each.message, *part) for each in batch for part in each.contents.unreadable]
         unreadable = len(letters)
-        settled = await self.settler.settle([message for _, message in readable]) if readable else {}
-        letters += [
-            (delivery, _REFUSED)
-            for delivery, message in readable
-            if message.id in settled and settled[message.id].outcome is Outcome.POISON
-        ]
+        if apart := [each for each in batch if each.is_to_be_taken_apart]:
+            requests = [request for each in apart for request in each.contents.requests]
+            refused = await self.settler.take_apart(requests, messages=len(apart))
+            letters += _letters_of(apart, refused)
+        whole = [each for each in batch if not each.is_to_be_taken_apart]
+        requests = [request for each in whole for request in each.contents.requests]
+        settled = await self.settler.settle(requests) if requests else {}
+        letters += _letters_of(whole, {each for each, (outcome, _) in settled.items() if outcome is Outcome.POISON})
         if letters:
             await dead_letters.put_aside(self._url, letters, self._topology)
             self._metrics.unreadable.inc(unreadable)
-            reasons = sorted({reason for _, reason in letters})
+            reasons = sorted({letter.reason for letter in letters})
             log.warning("messages dead-lettered", queue=self.name, messages=len(letters), reasons=reasons)
         if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
-            for delivery, message in readable:
-                header = (delivery.header.properties.headers or {}).get("traceparent")
-                trace = traceparent_of(header if isinstance(header, str) else None)
-                outcome = settled[message.id].outcome.value if message.id in settled else "deferred"
-                log.debug("retry request settled", request_id=str(message.id), outcome=outcome, traceparent=trace)
+            for each in whole:
+                _log_settled(each, settled)
 
 
-def _read(
-    batch: "Sequence[DeliveredMessage]",
-) -> "tuple[list[tuple[DeliveredMessage, RetryMessage]], list[tuple[DeliveredMessage, str]]]":
-    """The deliveries that can be read, with their messages, and the others, with the reason."""
-    readable = []
-    unreadable = []
-    for delivery in batch:
-        from_ledger = LEDGER_HEADER in (delivery.header.properties.headers or {})
-        try:
-            readable.append((delivery, decoded(delivery.body, from_ledger=from_ledger)))
-        except UnreadableMessage as error:
-            unreadable.append((delivery, str(error)))
-    return readable, unreadable
+def _prefetch_for(queue: str, batch_size: int) -> int:
+    """How many messages to have in hand: two batches, so that the next one waits while one is settled.
+
+    A message of bulk requests holds as many as fit. Single requests may come one by one.
+    """
+    most = MOST_REQUESTS if queue == RETRIES_BULK else 1
+    return max(2, math.ceil(2 * batch_size / most))
+
+
+def _letters_of(deliveries: "Sequence[Delivery]", refused: "Collection[RetryId]") -> list[Letter]:
+    """The refused requests of these deliveries, each a letter of its own."""
+    return [
+        Letter(each.message, each.body_of(request), _REFUSED)
+        for each in deliveries
+        for request in each.contents.requests
+        if request.id in refused
+    ]
+
+
+def _log_settled(delivery: Delivery, settled: "Mapping[RetryId, Settled]") -> None:
+    header = (delivery.message.header.properties.headers or {}).get("traceparent")
+    trace = traceparent_of(header if isinstance(header, str) else None)
+    for request in delivery.contents.requests:
+        outcome = settled[request.id].outcome.value if request.id in settled else "deferred"
+        log.debug("retry request settled", request_id=str(request.id), outcome=outcome, traceparent=trace)

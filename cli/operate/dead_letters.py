@@ -21,7 +21,6 @@ from cli.operate.tables import print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
     from shared.dead_letters import DeadLetters, DeadRequest, RequestStatus
-    from shared.models import RetryId
     from shared.outbox import Outbox
     from shared.settlement import Settlement
     from worker.dead_letters import DeadLetter, DeadQueue
@@ -236,10 +235,11 @@ async def _seen(
         return
     found = [each async for each in servers.queue.letters(limit) if only in (None, each.id)]
     await servers.queue.give_back()
-    ids: list[RetryId] = [each.message.id for each in found if each.message is not None]
+    ids = [request.id for letter in found for request in letter.requests]
     statuses = await servers.letters.statuses(ids) if ids else {}
     for letter in found:
-        yield letter, None if letter.message is None else statuses.get(letter.message.id)
+        (status, *others) = {statuses.get(request.id) for request in letter.requests} or {None}
+        yield letter, None if others else status
 
 
 def _facts_of(
@@ -249,7 +249,8 @@ def _facts_of(
     from shared.messages import encoded
     from worker.dead_letters import DeadLetter
 
-    message = dead.message
+    requests = dead.requests if isinstance(dead, DeadLetter) else [dead.message]
+    message = requests[0] if len(requests) == 1 else None
     facts: dict[str, object] = {
         "id": dead.id if isinstance(dead, DeadLetter) else str(dead.message.id),
         "job_id": None if message is None else message.job_id,
@@ -257,6 +258,7 @@ def _facts_of(
         "state": "dead_lettered" if not isinstance(dead, DeadLetter) else None if status is None else status.state,
         "reason": dead.reason if isinstance(dead, DeadLetter) else _REFUSED,
         "bytes": len(dead.body) if isinstance(dead, DeadLetter) else None,
+        "requests": len(requests),
     }
     if whole:
         if isinstance(dead, DeadLetter):

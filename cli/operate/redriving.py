@@ -7,7 +7,7 @@ not retry the job, and the request ends as `superseded`. A crash between two of 
 and loses none.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +17,9 @@ from shared.models import RetryState
 
 if TYPE_CHECKING:
     from shared.dead_letters import DeadLetters, RequestStatus
-    from shared.outbox import Lease, Outbox
+    from shared.messages import RetryMessage
+    from shared.models import RetryId
+    from shared.outbox import Outbox
     from shared.settlement import Settlement
     from worker.dead_letters import DeadLetter, DeadQueue
 
@@ -55,15 +57,14 @@ async def redrive(
     seen: set[str] = set()
 
     async def redrive_batch(batch: "Sequence[DeadLetter]") -> list[RedriveResult]:
-        ids = [letter.message.id for letter in batch if letter.message is not None]
+        ids = [request.id for letter in batch for request in letter.requests]
         statuses = await letters.statuses(ids) if ids else {}
-        by_letter = [(each, statuses.get(each.message.id) if each.message else None) for each in batch]
-        expected = [(*each, _result_for(*each, seen)) for each in by_letter]
+        expected = [(each, _result_for(each, statuses, seen)) for each in batch]
         return [
             result
             if dry_run or result is not RedriveResult.REDRIVEN
-            else await _redrive_one(letter, status, queue, letters, outbox, actor=actor)
-            for letter, status, result in expected
+            else await _redrive_one(letter, statuses, queue, letters, outbox, actor=actor)
+            for letter, result in expected
         ]
 
     redriven = 0
@@ -85,36 +86,43 @@ async def redrive(
 
 async def _redrive_one(
     letter: "DeadLetter",
-    status: "RequestStatus | None",
+    statuses: "Mapping[RetryId, RequestStatus]",
     queue: "DeadQueue",
     letters: "DeadLetters",
     outbox: "Outbox",
     *,
     actor: str,
 ) -> RedriveResult:
-    leases: Sequence[Lease] = ()
-    if letter.message is not None and status is not None and status.state is RetryState.DEAD_LETTERED:
-        leases = list((await letters.redrive([letter.message.id], actor=actor, lease_s=LEASE_S)).values())
-        if not leases:
-            return RedriveResult.RETRY_QUEUED  # it was queued a moment ago
-    await queue.publish(letter, topology.KEY_BULK if status is not None and status.bulk else topology.KEY_RETRY)
+    known = {request.id: statuses[request.id] for request in letter.requests if request.id in statuses}
+    dead = [each for each, status in known.items() if status.state is RetryState.DEAD_LETTERED]
+    leases = list((await letters.redrive(dead, actor=actor, lease_s=LEASE_S)).values()) if dead else []
+    if dead and not leases and len(dead) == len(letter.requests):
+        return RedriveResult.RETRY_QUEUED  # it was queued a moment ago
+    is_bulk = any(status.bulk for status in known.values())
+    await queue.publish(letter, topology.KEY_BULK if is_bulk else topology.KEY_RETRY)
     await outbox.mark_published(leases)
     await queue.ack(letter)
     return RedriveResult.REDRIVEN
 
 
-def _result_for(letter: "DeadLetter", status: "RequestStatus | None", seen: set[str]) -> RedriveResult:
-    """What is to become of a letter; adds its id to `seen`."""
-    if letter.message is None:
+def _result_for(letter: "DeadLetter", statuses: "Mapping[RetryId, RequestStatus]", seen: set[str]) -> RedriveResult:
+    """What is to become of a letter; adds its id to `seen`. One of several requests is redriven for any one of them."""
+    if not letter.requests:
         return RedriveResult.UNREADABLE
     is_copy = letter.id in seen
     seen.add(letter.id)
+    if is_copy:
+        return RedriveResult.SETTLED
+    results = {_result_for_one(request, statuses.get(request.id)) for request in letter.requests}
+    first = (RedriveResult.REDRIVEN, RedriveResult.RETRY_QUEUED, RedriveResult.SETTLED)
+    return next(result for result in first if result in results)
+
+
+def _result_for_one(request: "RetryMessage", status: "RequestStatus | None") -> RedriveResult:
     match status:
-        case _ if is_copy:
-            return RedriveResult.SETTLED
         case (RetryState.DEAD_LETTERED, _, True):
             return RedriveResult.RETRY_QUEUED
-        case None if isinstance(letter.message, LedgerMessage):
+        case None if isinstance(request, LedgerMessage):
             return RedriveResult.SETTLED  # so long ago that its row was pruned
         case None | (RetryState.DEAD_LETTERED | RetryState.QUEUED, _, _):
             return RedriveResult.REDRIVEN  # one that the ledger does not know is another program's: as it came, then
@@ -137,7 +145,7 @@ async def purge(queue: "DeadQueue", letters: "DeadLetters", settlement: "Settlem
 async def _purge_batch(
     batch: "Sequence[DeadLetter]", queue: "DeadQueue", letters: "DeadLetters", settlement: "Settlement"
 ) -> int:
-    ids = [letter.message.id for letter in batch if letter.message is not None]
+    ids = [request.id for letter in batch for request in letter.requests]
     if ids and (still_queued := await letters.overdue_among(ids, 0)):
         await settlement.dead_letter(still_queued)
     for letter in batch:

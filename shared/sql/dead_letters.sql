@@ -24,8 +24,9 @@ WHERE id = ANY ($1::uuid[]) AND state = 'queued' AND published_at < now() - $2::
 -- name: republish
 -- Publish requests again whose message RabbitMQ has dead-lettered before a worker had it: it expired, or its queue was
 -- full. A settled request stays as it is.
--- $1 uuid[] request ids
-UPDATE redrive.retry_requests SET published_at = NULL, publish_lease_until = NULL
+-- $1 uuid[] request ids, $2 uuid[] those that are to be published alone from now on
+UPDATE redrive.retry_requests
+SET published_at = NULL, publish_lease_until = NULL, publish_alone = publish_alone OR id = ANY ($2::uuid[])
 WHERE id = ANY (ARRAY(
     SELECT aside.id FROM redrive.retry_requests AS aside WHERE id = ANY ($1::uuid[]) AND state = 'queued'
     ORDER BY id -- the lock order: workers may be settling the same rows

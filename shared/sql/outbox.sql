@@ -28,7 +28,7 @@ WHERE id = ANY (ARRAY(
 ))
 RETURNING
     id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, traceparent,
-    publish_lease_until;
+    publish_lease_until, publish_alone;
 
 -- name: mark_published
 -- Mark requests that the broker has confirmed. A request that a worker has settled is marked already. A request whose

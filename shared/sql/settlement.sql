@@ -10,6 +10,8 @@
 --   queued         queued         outbox.*, dead_letters.republish         published_at, publish_lease_until
 --   queued         queued         apply, defer                             published_at NULL, publish_lease_until
 --   rejected       queued         apply                                    the same, on a row that `adopt` has just inserted
+--   queued         queued         take_apart                               published_at, publish_lease_until NULL; publish_alone
+--   rejected       queued         take_apart                               the same, on a row that `adopt` has just inserted
 --   queued         applied        apply                                    *_before, and status = 'pending' on the job
 --   queued         rejected       apply                                    attempts_before, max_attempts_before
 --   queued         rejected       block                                    the same; outcome 'blocked'
@@ -225,6 +227,41 @@ WHERE id <> ALL (ARRAY(SELECT known.id FROM redrive.retry_requests AS known WHER
 ORDER BY id
 ON CONFLICT (id) DO NOTHING
 RETURNING id;
+
+-- name: take_apart
+-- Have requests published again, each in a message of its own: the requests of $1 that are still queued, and the requests
+-- of $2, which `adopt` has just inserted. Of those, one for whose job another request is queued is superseded. Answers
+-- them; a request that is missing was settled before.
+-- $1 uuid[] request ids, $2 uuid[] the adopted among them
+WITH request AS MATERIALIZED (
+    SELECT id, project_id, job_id, id = ANY ($2::uuid[]) AS adopted FROM redrive.retry_requests
+    WHERE id = ANY ($1::uuid[]) AND (state = 'queued' OR id = ANY ($2::uuid[]))
+    ORDER BY id -- the lock order
+    FOR UPDATE
+),
+verdict AS (
+    SELECT
+        id,
+        adopted AND (
+            row_number() OVER (PARTITION BY project_id, job_id, adopted ORDER BY id) > 1
+            OR EXISTS (
+                SELECT FROM redrive.retry_requests AS q
+                WHERE q.project_id = request.project_id AND q.job_id = request.job_id AND q.state = 'queued'
+            )
+        ) AS superseded
+    FROM request
+)
+UPDATE redrive.retry_requests AS r
+SET
+    state = CASE WHEN verdict.superseded THEN 'rejected' ELSE 'queued' END,
+    outcome = CASE WHEN verdict.superseded THEN 'superseded' END,
+    processed_at = CASE WHEN verdict.superseded THEN now() END,
+    published_at = CASE WHEN verdict.superseded THEN r.published_at END,
+    publish_lease_until = NULL,
+    publish_alone = true
+FROM verdict
+WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id
+RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
 
 -- name: take
 -- Dispatch without a broker: lock the oldest queued requests that no other worker has locked.

@@ -321,7 +321,6 @@ async def test_a_message_says_what_was_asked_for(jobs: JobMaker, ledger: Ledger)
     retry = (await ledger.retries.accept(a_retry_of(job, actor="ann", extra_attempts=1))).retry
     (publishable,) = await ledger.outbox.lease(10, lease_s=30, bulk=False)
     assert publishable.message == RetryMessage(
-        v=1,
         request_id=retry.id,
         job_id=job.id,
         project_id=job.project_id,

@@ -14,7 +14,6 @@ from api.metrics import Metrics
 from api.relay import Relay
 from shared import topology
 from shared.database import Database
-from shared.messages import decoded
 from shared.models import RetryId
 from tests.api_server import Api, serving
 from tests.eventually import eventually
@@ -79,7 +78,7 @@ async def all_published(jobs: JobMaker) -> bool:
 
 
 async def ids_in(queues: Queues) -> list[UUID]:
-    return [decoded(letter.body).request_id for letter in await queues.peek(topology.RETRIES)]
+    return [request.id for letter in await queues.peek(topology.RETRIES) for request in letter.requests]
 
 
 def same(ids: Sequence[UUID], others: Sequence[UUID]) -> bool:
@@ -116,7 +115,7 @@ async def test_a_message_holds_the_contract_s_fields_and_the_trace(
         await eventually(lambda: all_published(jobs))
         (letter,) = await queues.peek(topology.RETRIES)
 
-    message = decoded(letter.body)
+    (message,) = letter.requests
     assert (str(message.request_id), message.job_id) == (answer.data["id"], job.id)
     assert (message.project_id, message.job_version, message.actor) == ("p1", job.version, "alice")
     assert (message.reason, message.extra_attempts, message.run_at) == ("why", 2, None)

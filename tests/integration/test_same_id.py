@@ -15,7 +15,7 @@ from shared.dead_letters import DeadLetters
 from shared.errors import RetryNotFound
 from shared.failed import FailedFilter
 from shared.jobs import Jobs
-from shared.messages import VERSION, RetryMessage
+from shared.messages import RetryMessage
 from shared.models import JobKey, Outcome, ProjectId, RetryState
 from shared.retries import RetryFilter, RetryKey
 from shared.seen import Seen
@@ -162,9 +162,7 @@ async def test_a_message_that_names_a_request_of_another_project_settles_it_by_t
     """A request's id is in the ledger: what the ledger says of project, job and version holds, not the message."""
     of_a, of_b = await of_one_id(jobs)
     retry = (await ledger.retries.accept(a_retry_of(of_a))).retry
-    forged = RetryMessage(
-        v=VERSION, request_id=retry.id, job_id=of_b.id, project_id=B, extra_attempts=9, actor="b's program"
-    )
+    forged = RetryMessage(request_id=retry.id, job_id=of_b.id, project_id=B, extra_attempts=9, actor="b's program")
 
     assert (await ledger.settlement.apply([forged]))[retry.id].outcome is Outcome.APPLIED
     assert (await ledger.settlement.apply([forged]))[

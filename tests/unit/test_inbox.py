@@ -21,6 +21,14 @@ async def test_batches_come_in_order_and_no_larger_than_asked_for() -> None:
     assert [await _batch(inbox) for _ in range(4)] == [[0, 1, 2], [3, 4, 5], [6], []]
 
 
+async def test_a_batch_is_bounded_in_the_sizes_of_its_items_and_has_at_least_one() -> None:
+    inbox: Inbox[int] = Inbox()
+    for size in (2, 1, 2, 5, 1, 1, 1, 1):
+        inbox.put(size, size=size)
+    inbox.close()
+    assert [await _batch(inbox) for _ in range(6)] == [[2, 1], [2], [5], [1, 1, 1], [1], []]
+
+
 async def test_a_full_batch_does_not_wait() -> None:
     inbox: Inbox[int] = Inbox()
     taking = asyncio.ensure_future(_batch(inbox, max_wait_s=_LONG_S))

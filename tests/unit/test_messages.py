@@ -1,15 +1,25 @@
 """The retry request on the wire."""
 
 import json
+import re
 from datetime import UTC, datetime
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import UnreadableMessage
-from shared.messages import MAX_BYTES, RetryMessage, decoded, encoded
+from shared.messages import (
+    MAX_BYTES,
+    MOST_PACKED_BYTES,
+    MOST_REQUESTS,
+    Contents,
+    RetryMessage,
+    decoded,
+    encoded,
+    packed,
+)
 
 NEEDED = {
     "v": 1,
@@ -25,7 +35,6 @@ def wire(**fields: object) -> bytes:
 
 def test_the_wire_format_is_the_contract_s() -> None:
     message = RetryMessage(
-        v=1,
         request_id=UUID(str(NEEDED["request_id"])),
         job_id=UUID(str(NEEDED["job_id"])),
         project_id="p1",
@@ -47,7 +56,6 @@ def test_the_wire_format_is_the_contract_s() -> None:
 @given(
     st.builds(
         RetryMessage,
-        v=st.just(1),
         request_id=st.uuids(),
         job_id=st.uuids(),
         project_id=st.from_regex(r"[A-Za-z0-9_-]{1,100}", fullmatch=True),
@@ -60,11 +68,11 @@ def test_the_wire_format_is_the_contract_s() -> None:
     )
 )
 def test_what_is_written_is_read_again(message: RetryMessage) -> None:
-    assert decoded(encoded(message)) == message
+    assert decoded(encoded(message)) == Contents([message])
 
 
 def test_only_four_fields_are_needed() -> None:
-    message = decoded(wire())
+    (message,) = decoded(wire()).requests
 
     assert (message.actor, message.job_version, message.extra_attempts) == ("unknown", None, 0)
 
@@ -92,6 +100,7 @@ def test_a_message_without_a_field_that_is_needed_cannot_be_read(missing: str) -
         b"[" * 60_000,
         b'{"v":' * 10_000,
         wire(v=2),
+        wire(v=3),
         wire(v="1"),
         wire(request_id="canary"),
         wire(job_id=1),
@@ -124,3 +133,38 @@ def test_a_message_that_cannot_be_read_says_why_without_its_content(body: bytes)
 
     assert str(refusal.value)
     assert "canary" not in str(refusal.value)
+
+
+def test_requests_are_packed_within_a_hundred_and_sixty_thousand_bytes() -> None:
+    small, large = (
+        RetryMessage(request_id=uuid4(), job_id=uuid4(), project_id="p1", actor="ä" * size) for size in (1, 500)
+    )
+    for messages in ([], [small], [small] * 101, [large] * 100, [large] * 99 + [small] * 150):
+        packs = list(packed(messages))
+        assert [request for body, _ in packs for request in decoded(body).requests] == messages
+        assert all(len(body) <= MOST_PACKED_BYTES and held <= MOST_REQUESTS for body, held in packs)
+        assert sum(held for _, held in packs) == len(messages)
+    assert len(list(packed([large] * 100))) == 3
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_a_request_of_several_that_cannot_be_read_is_a_message_that_cannot(request: object) -> None:
+    good = {name: value for name, value in NEEDED.items() if name != "v"}
+
+    contents = decoded(json.dumps({"v": 2, "requests": [good, request, good]}).encode())
+
+    assert len(contents.requests) == 2
+    ((body, reason),) = contents.unreadable
+    with pytest.raises(UnreadableMessage, match=re.escape(reason)):
+        decoded(body)
+
+
+def test_the_version_inside_a_request_of_several_is_an_unknown_field() -> None:
+    contents = decoded(json.dumps({"v": 2, "requests": [NEEDED | {"v": 9}, {"v": 9, "job_id": 1}]}).encode())
+
+    assert len(contents.requests) == 1
+    assert [json.loads(body) for body, _ in contents.unreadable] == [{"v": 1, "job_id": 1}]

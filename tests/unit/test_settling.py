@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from shared.errors import DatabaseUnavailable, StatementRefused
-from shared.messages import VERSION, RetryMessage
+from shared.messages import RetryMessage
 from shared.models import Outcome, RetryId
 from shared.settlement import Settled, Settlement
 from worker.metrics import Metrics
@@ -63,9 +63,7 @@ def _settler(settlement: _Settlement) -> Settler:
 
 
 def _messages(count: int) -> list[RetryMessage]:
-    return [
-        RetryMessage(v=VERSION, request_id=uuid.uuid4(), job_id=uuid.uuid4(), project_id="p1") for _ in range(count)
-    ]
+    return [RetryMessage(request_id=uuid.uuid4(), job_id=uuid.uuid4(), project_id="p1") for _ in range(count)]
 
 
 @settings(deadline=None)  # machines that are busy with servers
