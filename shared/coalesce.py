@@ -131,13 +131,6 @@ class Coalescer(Generic[K, V]):
             self._schedule(loop)
         return await future
 
-    async def drained(self) -> None:
-        """Wait until no load is under way; the deadline bounds every load."""
-        while self._in_flight:
-            await asyncio.wait(self._in_flight)
-        if self._apart is not None:
-            await self._apart.drained()
-
     async def _get_apart(self, key: K) -> V | None:
         """The value behind a suspect, loaded without delaying the other keys."""
         if self._apart is None:

@@ -242,20 +242,6 @@ async def test_a_line_that_never_ends_makes_nobody_late(loads: Loads, monkeypatc
     assert await asyncio.gather(*calls) == [0] * 6
 
 
-async def test_drained_returns_when_no_load_is_under_way(loads: Loads) -> None:
-    coalescer = Coalescer(loads.load)
-    calls = await many(coalescer, "a")
-    await loads.begun(1)
-    drained = asyncio.create_task(coalescer.drained())
-    await asyncio.sleep(0)
-    assert not drained.done()
-
-    loads.end(0)
-    await drained
-
-    assert await asyncio.gather(*calls) == [0]
-
-
 @settings(max_examples=50, deadline=None)
 @given(
     st.lists(st.lists(st.integers(0, 5), max_size=8), max_size=12),
