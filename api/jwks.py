@@ -15,6 +15,8 @@ import ssl
 from collections import Counter
 from collections.abc import Mapping
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import jwt
@@ -50,8 +52,9 @@ class IssuerKeys(NamedTuple):
 async def fetch_once(url: str) -> IssuerKeys:
     """Fetch an issuer's keys, through the environment's proxy; for the api, and for `redrive check api`.
 
-    `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` are honoured. Redirects are not followed, so that keys
-    come only from where the settings say. It takes some 3 s at most.
+    `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY` and `SSL_CERT_FILE` are honoured. No credentials are sent but those of the
+    URLs themselves. Redirects are not followed, so that keys come only from where the settings say. It takes some 3 s
+    at most.
 
     Raises KeysNotFetched, also where no key is usable; its text is the reason.
     """
@@ -59,12 +62,21 @@ async def fetch_once(url: str) -> IssuerKeys:
         # Made for each fetch: the file of authorities may be replaced. In a thread: reading it takes time.
         tls = await asyncio.to_thread(ssl.create_default_context) if url.lower().startswith("https") else True
         async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls), timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), trust_env=True
+            connector=aiohttp.TCPConnector(ssl=tls),
+            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+            proxy=_proxy_for(url),  # not trust_env: it also sends what ~/.netrc has for the issuer or the proxy
         ) as session:
             document = await _document(session, url)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise KeysNotFetched(_reason_of(error)) from error
     return keys_in(document)
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for a URL; None where the URL's host is asked directly."""
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    return None if proxy is None or proxy_bypass(parts.hostname or "") else proxy
 
 
 async def _document(session: aiohttp.ClientSession, url: str) -> bytes:

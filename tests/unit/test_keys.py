@@ -12,7 +12,7 @@ from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final
 
 import jwt
 import pytest
@@ -610,9 +610,11 @@ class Proxy:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
+        self.authorizations: list[str | None] = []
         self.port = 0
 
     async def answer_to(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.authorizations.append(request.headers.get("Authorization"))
         self.asked.append((f"{request.method} {request.raw_path}", request.headers.get("Proxy-Authorization")))
         return web.Response(status=200 if request.method == "GET" else 407, body=GOOD_DOCUMENT)
 
@@ -665,3 +667,30 @@ async def test_a_host_that_the_environment_excepts_is_asked_itself(
 
     assert (await fetch_once(issuer.url)).usable == 1
     assert (issuer.asked, proxy.asked) == (1, [])
+
+
+NETRC: Final = "default login reader password netrc-canary"
+
+
+@pytest.mark.parametrize("found_by", ["NETRC", "HOME"])
+async def test_credentials_of_a_netrc_file_reach_neither_the_issuer_nor_the_proxy(
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found_by: str
+) -> None:
+    (tmp_path / ".netrc").write_text(NETRC)
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv(found_by, str(tmp_path / ".netrc" if found_by == "NETRC" else tmp_path))
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+    seen: list[str | None] = []
+
+    async def answer_to(request: web.BaseRequest) -> web.StreamResponse:
+        seen.append(request.headers.get("Authorization"))
+        return web.Response(body=GOOD_DOCUMENT)
+
+    await fetch_once("http://idp.corp.invalid/jwks")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with RawTestServer(answer_to) as server:
+        await fetch_once(f"http://127.0.0.1:{server.port}/jwks")
+
+    assert proxy.asked == [("GET http://idp.corp.invalid/jwks", None)]
+    assert proxy.authorizations == [None]
+    assert seen == [None]
