@@ -17,11 +17,11 @@ from api.answers import Answer
 from api.door import mark_cross_origin, request_id_of
 from api.problems import BadRequest, ExpectationFailed, problem_answer
 from api.unread import Unread
+from shared import trailers
 from shared.errors import RedriveError
+from shared.trailers import Connection, end_connection
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from api.door import Door
     from api.origins import Origins
 
@@ -53,16 +53,16 @@ def _plain(request: web.BaseRequest, error: RedriveError, origins: "Origins") ->
     return answer
 
 
-class _Protocol(RequestHandler):
+class _Protocol(Connection):
     """One connection."""
 
     __slots__ = ("_door", "_next_check", "_unread")
     _next_check: asyncio.TimerHandle | None
 
-    def __init__(self, server: "_Server", **known: Any) -> None:  # noqa: ANN401 - aiohttp's parameters
+    def __init__(self, server: web.Server, door: "Door", unread: Unread, **known: Any) -> None:  # noqa: ANN401 - aiohttp's
         super().__init__(server, **known)
-        self._door = server.door
-        self._unread = server.unread
+        self._door = door
+        self._unread = unread
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound the unsent bytes of the connection, in this process and in the kernel."""
@@ -128,7 +128,7 @@ class _Protocol(RequestHandler):
             answer = _plain(request, RedriveError(), self._door.origins)
         if request.writer.output_size > 0:
             raise ConnectionError("part of another answer was sent already")
-        _end_connection(answer)
+        end_connection(answer)
         return answer
 
     def _refusal(self, request: web.BaseRequest, error: RedriveError) -> Answer:
@@ -142,23 +142,10 @@ class _Protocol(RequestHandler):
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer. Here an exception of aiohttp's is always a refused `Expect`.
-
-        A request with `Transfer-Encoding` ends its connection, whatever the answer: aiohttp's parser (3.14.5) adds the
-        trailer fields of its body to the headers of the next request on the connection. So there is no next one: what
-        was parsed already is dropped, unanswered. tests/integration/api/test_trailers.py fails once aiohttp mends it.
-        """
+        """Send an answer. Here an exception of aiohttp's is always a refused `Expect`."""
         if resp.__class__ is not Answer and isinstance(resp, web.HTTPException):
             resp = self._refusal(request, ExpectationFailed())
-        if hdrs.TRANSFER_ENCODING in request.headers:
-            _end_connection(resp)
         return await super().finish_response(request, resp, start_time)
-
-
-def _end_connection(answer: web.StreamResponse) -> None:
-    """Close the connection after this answer, and say so, in HTTP/1.0 too."""
-    answer.force_close()
-    answer.headers[hdrs.CONNECTION] = "close"
 
 
 def _bound_in_kernel(transport: asyncio.Transport) -> None:
@@ -168,21 +155,8 @@ def _bound_in_kernel(transport: asyncio.Transport) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, KERNEL_BYTES)
 
 
-class _Server(web.Server):
-    """Makes our kind of connection. `options` are the RequestHandler's."""
-
-    def __init__(self, made: web.Server, options: "Mapping[str, Any]", door: "Door") -> None:
-        super().__init__(made.request_handler, request_factory=made.request_factory)
-        self._options = options
-        self.door = door
-        self.unread = Unread(UNREAD_BYTES)
-
-    def __call__(self) -> RequestHandler:
-        return _Protocol(self, loop=asyncio.get_running_loop(), **self._options)
-
-
-class Runner(web.AppRunner):
-    """An AppRunner whose connections are ours."""
+class Runner(trailers.Runner):
+    """A Runner whose connections have the door's answers, and bounds on unread bytes."""
 
     def __init__(
         self,
@@ -194,16 +168,17 @@ class Runner(web.AppRunner):
         lingering_s: float = LINGERING_S,
     ) -> None:
         self._door = door
-        self._connection_options: dict[str, Any] = {
-            "access_log": None,
-            "auto_decompress": False,  # a coded body is refused, not unpacked
-            "keepalive_timeout": keepalive_timeout_s,
-            "max_headers": MAX_HEADERS,
-            "lingering_time": lingering_s,
-        }
-        super().__init__(app, shutdown_timeout=shutdown_timeout_s, **self._connection_options)
+        self._unread = Unread(UNREAD_BYTES)
+        super().__init__(
+            app,
+            shutdown_timeout_s=shutdown_timeout_s,
+            access_log=None,
+            auto_decompress=False,  # a coded body is refused, not unpacked
+            keepalive_timeout=keepalive_timeout_s,
+            max_headers=MAX_HEADERS,
+            lingering_time=lingering_s,
+        )
 
-    async def _make_server(self) -> web.Server:
-        """Private to aiohttp, which has no public way to choose the protocol; called once, when the api starts."""
-        made = await super()._make_server()
-        return _Server(made, self._connection_options, self._door)
+    def connect(self, server: web.Server) -> RequestHandler:
+        """One more connection of `server`."""
+        return _Protocol(server, self._door, self._unread, loop=asyncio.get_running_loop(), **self._options)

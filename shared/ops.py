@@ -1,7 +1,8 @@
 """The ops port of both programs: `/livez`, `/readyz` and `/metrics`, for the platform, never for clients.
 
 `/livez` checks only that the process runs: restarting it would not bring a database back. `/readyz` says whether to
-send work to it, and answers 503 as soon as the program is told to stop.
+send work to it, and answers 503 as soon as the program is told to stop. A request with `Transfer-Encoding` ends its
+connection, as on the api's port.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +12,8 @@ from enum import StrEnum
 import msgspec
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from shared.trailers import Runner
 
 
 class Status(StrEnum):
@@ -67,7 +70,7 @@ async def serve_ops(
 
     app = web.Application()
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", expose)])
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    runner = Runner(app, access_log=None, shutdown_timeout_s=1)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port) if path is None else web.UnixSite(runner, path)

@@ -27,7 +27,7 @@ NEXT: Final = f"GET {NOWHERE} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
 
 
 async def test_aiohttp_has_not_mended_it_yet() -> None:
-    """Once this fails, the guard in api/server.py and the close that it brings can go, with what the contract says."""
+    """Once this fails, shared/trailers.py and the close that it brings can go, with what the contract says."""
     seen: list[str | None] = []
 
     async def handle(request: web.BaseRequest) -> web.Response:
@@ -43,7 +43,7 @@ async def test_aiohttp_has_not_mended_it_yet() -> None:
             await message_of(reader)
         writer.close()
 
-    assert seen == [None, "leaked"], "aiohttp keeps trailers apart now: remove the guard in api/server.py"
+    assert seen == [None, "leaked"], "aiohttp keeps trailers apart now: remove shared/trailers.py"
 
 
 # -- on one connection

@@ -1,0 +1,84 @@
+"""The ops port: on it, too, nothing of one request reaches another."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from shared.ops import Readiness, Status, serve_ops
+from tests.servers.reusing import message_of
+from tests.trailers import FIELDS, LEAKED, with_trailer
+
+SOON_S = 10
+NEXT = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+@pytest.fixture
+async def ops(tmp_path: Path) -> AsyncIterator[str]:
+    """An ops port, on the Unix socket at the path."""
+
+    async def ready() -> Readiness:
+        return Readiness(Status.OK, {})
+
+    async def metrics() -> bytes:
+        return b""
+
+    path = str(tmp_path / "ops")
+    async with serve_ops(ready=ready, metrics=metrics, path=path):
+        yield path
+
+
+async def answers_to(ops: str, *pieces: bytes) -> list[bytes]:
+    """What is answered on one connection until the server ends it."""
+    reader, writer = await asyncio.open_unix_connection(ops)
+    answers: list[bytes] = []
+    try:
+        async with asyncio.timeout(SOON_S):
+            with suppress(ConnectionError):  # the server may have ended it
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+            while not reader.at_eof():
+                try:
+                    answers.append(await message_of(reader))
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    break
+    finally:
+        writer.close()
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/livez", 200), ("GET", "/readyz", 200), ("GET", "/metrics", 200), ("GET", "/nowhere", 404),
+     ("POST", "/livez", 405)],
+)  # fmt: skip
+@pytest.mark.parametrize("apart", ["at once", "in pieces"])
+async def test_chunks_end_their_connection_whatever_they_are_answered(
+    ops: str, method: str, path: str, status: int, apart: str
+) -> None:
+    request = with_trailer(path, "X-Request-Id", bearer="none", method=method)
+    at = request.index(b"0\r\nX-Request-Id")
+
+    pieces = [request + NEXT] if apart == "at once" else [request[:at], request[at:], NEXT]
+    (answer,) = await answers_to(ops, *pieces)
+
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize("name", FIELDS)
+async def test_no_trailer_is_a_header_of_the_next_request(ops: str, name: str) -> None:
+    (answer,) = await answers_to(ops, with_trailer("/livez", name, bearer="none", method="GET") + NEXT)
+
+    assert LEAKED.encode() not in answer
+
+
+async def test_other_requests_share_a_connection(ops: str) -> None:
+    last = NEXT.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+    answers = await answers_to(ops, NEXT + NEXT + last)
+
+    assert [answer.split(b" ")[1] for answer in answers] == [b"200"] * 3
