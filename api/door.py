@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import structlog
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
-from multidict import istr
+from multidict import MultiDict, istr
 from uuid_utils import uuid7
 
 from api.answers import Answer
@@ -41,6 +41,8 @@ from shared.models import JobId, ProjectId
 if TYPE_CHECKING:
     from collections.abc import Mapping, MutableMapping
 
+    from multidict import MultiMapping
+
     from api.metrics import Metrics
     from api.ratelimit import Bucket, ClientAddresses, RateLimit
 
@@ -54,6 +56,7 @@ _RATE_LIMIT_POLICY: Final = istr("RateLimit-Policy")
 _RATE_LIMIT: Final = istr("RateLimit")
 
 _BODILESS: Final = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_DELETE, hdrs.METH_OPTIONS})
+_NO_QUERY: "Final[MultiMapping[str]]" = MultiDict()
 _GIVEN_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
@@ -69,7 +72,8 @@ class Access(NamedTuple):
     """What a route requires of a request.
 
     `units` is what the request is charged. `narrowed` routes are open to tokens that are narrowed to some jobs; their
-    handlers must show no other job.
+    handlers must show no other job. `permit` raises InsufficientScope where the token may not ask so: it is a part of
+    the scope step, and gets the query before it is known to be valid.
     """
 
     cost: Cost
@@ -78,6 +82,7 @@ class Access(NamedTuple):
     writes: bool = False
     units: int = 1
     narrowed: bool = False
+    permit: "Callable[[Principal, MultiMapping[str]], None] | None" = None
 
     def taking(self, *parameters: str) -> "Access":
         """The same, for a resource that takes these query parameters."""
@@ -257,13 +262,11 @@ class Door:
                 # Set before charging, so that a 429 carries the RateLimit headers.
                 request[PASSAGE].limit_state = (limit, bucket)
                 bucket.charge(units)
-            if principal.jobs is not None and not access.narrowed:
-                raise InsufficientScope
-            if access.scope is not None:
-                principal.require(access.scope)
+            query = request.query if request.rel_url.raw_query_string else _NO_QUERY
+            _require_scope(principal, access, query)
             if closed:
                 raise ReadOnly
-            parameters = _parameters_of(request, access.parameters)
+            parameters = _parameters_of(query, access.parameters)
             return await handler(Call(request, principal, _project_of(principal, parameters), parameters))
 
         return behind_the_door
@@ -275,11 +278,23 @@ def _abort_if_begun(request: web.Request) -> None:
         request.transport.abort()
 
 
-def _parameters_of(request: web.Request, known: frozenset[str]) -> dict[str, str]:
-    if not request.rel_url.raw_query_string:
-        return {}
+def _require_scope(principal: Principal, access: Access, query: "MultiMapping[str]") -> None:
+    """Raise InsufficientScope unless the token permits all that the request asks for by its route and its query."""
+    if principal.jobs is not None and not access.narrowed:
+        raise InsufficientScope
+    if access.scope is not None:
+        principal.require(access.scope)
+    if access.permit is not None:
+        access.permit(principal, query)
+    if any(named != principal.project_id for named in query.getall("project_id", ())) and (
+        Scope.ADMIN not in principal.scopes or principal.jobs is not None
+    ):
+        raise InsufficientScope
+
+
+def _parameters_of(query: "MultiMapping[str]", known: frozenset[str]) -> dict[str, str]:
     parameters: dict[str, str] = {}
-    for name, value in request.query.items():
+    for name, value in query.items():
         if name in parameters or not (name in known or name == "project_id"):
             raise InvalidParameter(name)
         parameters[name] = value
@@ -289,10 +304,8 @@ def _parameters_of(request: web.Request, known: frozenset[str]) -> dict[str, str
 def _project_of(principal: Principal, parameters: dict[str, str]) -> ProjectId:
     """The project that the request is about: the token's, or one that an administrator names."""
     named = parameters.pop("project_id", None)
-    if named is None or named == principal.project_id:
+    if named is None:
         return principal.project_id
-    if Scope.ADMIN not in principal.scopes or principal.jobs is not None:
-        raise InsufficientScope
     if not PROJECT_ID.fullmatch(named):
         raise InvalidParameter("project_id")
     return ProjectId(named)

@@ -20,6 +20,9 @@ from shared.models import JobKey, JobStatus
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from multidict import MultiMapping
+
+    from api.auth import Principal
     from api.door import Call
     from api.ids import JobIds
     from api.long_poll import Reader
@@ -98,8 +101,6 @@ class JobResource:
         """
         if "ids" in call.parameters:
             return await self._get_these(call)
-        if call.principal.jobs is not None:
-            raise InsufficientScope
         page = page_of(call, path="/api/jobs")
         wanted = JobFilter(
             status=text_of(page.filters, "status", longest=MAX_STATUS),
@@ -181,13 +182,25 @@ def _retried_fewer_than_of(parameters: "Mapping[str, str]") -> RetriedFewerThan 
         raise InvalidParameter("retried_fewer_than") from error
 
 
+def permit_job(principal: "Principal", query: "MultiMapping[str]") -> None:
+    """Require the scope that `include=payload` needs; a narrowed token includes nothing."""
+    include = query.getall("include", ())
+    if "payload" in include:
+        principal.require(Scope.PAYLOAD)
+    if include and principal.jobs is not None:
+        raise InsufficientScope
+
+
+def permit_jobs(principal: "Principal", query: "MultiMapping[str]") -> None:
+    """Require of a narrowed token that it names the jobs that it reads."""
+    if principal.jobs is not None and "ids" not in query:
+        raise InsufficientScope
+
+
 def _includes_payload(call: "Call") -> bool:
     include = call.parameters.get("include")
     if include is None:
         return False
     if include != "payload":
         raise InvalidParameter("include")
-    call.principal.require(Scope.PAYLOAD)
-    if call.principal.jobs is not None:
-        raise InsufficientScope
     return True

@@ -11,7 +11,7 @@ from api.door import Access, Cost
 from api.events import EventResource
 from api.job_streams import JobStreamResource
 from api.job_view import JobView
-from api.jobs import FAILED_FILTERS, JobResource
+from api.jobs import FAILED_FILTERS, JobResource, permit_job, permit_jobs
 from api.long_poll import Reader
 from api.overview import OverviewResource
 from api.retries import RetryResource
@@ -123,12 +123,13 @@ def add_routes(
         poke=poke_bulk,
     )
 
+    one_job, some_jobs = NARROWED._replace(permit=permit_job), NARROWED._replace(permit=permit_jobs)
     job_filters = ("status", "type", "created_after", "created_before", *FAILED_FILTERS)
     retry_filters = ("state", "job_id", "batch_id", "actor")
     for method, path, access, handler in (
         # First: routes are matched in order, and this is the hot one.
-        ("GET", f"/api/jobs/{_ID}", NARROWED.taking("include", "fresh"), job.get_job),
-        ("GET", "/api/jobs", NARROWED.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
+        ("GET", f"/api/jobs/{_ID}", one_job.taking("include", "fresh"), job.get_job),
+        ("GET", "/api/jobs", some_jobs.taking("ids", *job_filters, "limit", "cursor"), job.get_jobs),
         ("GET", "/api/jobs/stats", COUNT.taking("type"), overview.get_stats),
         ("GET", "/api/jobs/types", COUNT, overview.get_types),
         ("GET", "/api/jobs/series", COUNT.taking("from", "to", "by", "type"), overview.get_series),

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import jwt
 import pytest
@@ -85,6 +85,70 @@ async def test_each_step_comes_before_the_next(api: Api, database_proxy: Proxy, 
             "rate-limited", "invalid-parameter", "invalid-job-id", "invalid-job-id",
         ]  # fmt: skip
         assert database_proxy.bytes_to_server == passed
+
+
+NARROWED: dict[str, Any] = {"jobs": [str(UUID(int=1, version=4))]}
+
+
+@pytest.mark.parametrize(
+    ("claims", "path"),
+    [
+        (NARROWED, "/api/jobs?colour=blue"),
+        (NARROWED, "/api/jobs?limit=0"),
+        (NARROWED, "/api/jobs?status=x&status=y"),
+        (NARROWED, "/api/jobs/x?include=payload&colour=blue"),
+        (NARROWED, "/api/jobs/x?include=all"),
+        (NARROWED, "/api/me?project_id=p2&colour=blue"),
+        (NARROWED | {"scope": "jobs:read jobs:admin jobs:payload"}, "/api/jobs/x?colour=blue&project_id=p2"),
+        ({"scope": "jobs:read"}, "/api/jobs/x?colour=blue&include=payload"),
+        ({"scope": "jobs:read"}, "/api/jobs/x?include=all&include=payload"),
+        ({"scope": "jobs:read"}, "/api/jobs?limit=0&project_id=p2"),
+        ({}, "/api/jobs?project_id=&colour=blue"),
+    ],
+)
+async def test_what_a_token_may_ask_for_is_decided_before_parameters_are_looked_at(
+    api: Api, claims: dict[str, Any], path: str
+) -> None:
+    answer = await api.get(path, token=token(**claims))
+
+    assert (answer.status, answer.code) == (403, "insufficient-scope")
+
+
+@pytest.mark.parametrize(
+    ("claims", "path"),
+    [
+        (NARROWED, "/api/jobs?ids=x&colour=blue"),
+        (NARROWED, "/api/jobs/x?colour=blue"),
+        (NARROWED, "/api/jobs/events"),
+        ({"scope": "jobs:read"}, "/api/jobs/x?include=all"),
+        ({"scope": "jobs:read"}, "/api/jobs?limit=0&project_id=p1"),
+        ({"scope": "jobs:read jobs:admin"}, "/api/jobs/x?project_id=p%20"),
+        ({"scope": "jobs:read jobs:admin"}, "/api/jobs/x?project_id=p1&project_id=p2"),
+    ],
+)
+async def test_parameters_are_looked_at_where_the_token_may_ask(api: Api, claims: dict[str, Any], path: str) -> None:
+    answer = await api.get(path, token=token(**claims))
+
+    assert (answer.status, answer.code) == (400, "invalid-parameter")
+
+
+async def test_whose_project_a_token_may_change_is_decided_before_read_only(database_url: str) -> None:
+    path = f"/api/jobs/{uuid4()}/retry?project_id=p2"
+    async with serving(database_url, read_only=True) as api:
+        answers = [await api.post(path, token=token(scope=f"jobs:retry{more}")) for more in ("", " jobs:admin")]
+
+    assert [answer.code for answer in answers] == ["insufficient-scope", "read-only"]
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/api/jobs/x", "/api/jobs/stats"])
+async def test_chunks_where_no_body_is_taken_are_refused_after_the_address_and_before_the_path(
+    database_url: str, path: str
+) -> None:
+    request = f"DELETE {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode()
+    async with serving(database_url, limit_ip="1/3600") as api:
+        answers = [Reply.parsed(await api.raw(request)) for _ in range(2)]
+
+    assert [(answer.status, answer.code) for answer in answers] == [(411, "length-required"), (429, "rate-limited")]
 
 
 @pytest.mark.parametrize(
