@@ -50,7 +50,7 @@ def list_(
         if not as_json:
             print_table(_COLUMNS, rows, wide="REASON")
             if not rows:
-                await note_empty(redrive, "batches")
+                await note_empty(redrive, "batches", {"--actor": actor})
 
     ask(url, token_file, work)
 

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Final
 import typer
 
 from cli.errors import CommandFailed
+from cli.operate.tables import printable
 from shared.errors import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from redrive_client import Redrive, RedriveClientError
 
@@ -75,10 +76,16 @@ def note(line: str) -> None:
     typer.echo(f"redrive: note: {line}", err=True)
 
 
-async def note_empty(redrive: "Redrive", things: str) -> None:
-    """Print on a terminal that a list is empty, and of which project; a program sees the headings alone."""
-    if sys.stdout.isatty():
-        note(f"no {things} in project {(await redrive.me()).project_id} match")
+async def note_empty(redrive: "Redrive", things: str, chosen: "Mapping[str, object | None]") -> None:
+    """Print on a terminal that a list is empty, and of what; a program sees the headings alone.
+
+    `chosen`: the options that choose, with their values; None for those that were not given.
+    """
+    if not sys.stdout.isatty():
+        return
+    project = (await redrive.me()).project_id
+    given = " ".join(f"{option} {printable(value)}" for option, value in chosen.items() if value is not None)
+    note(f"no {things} in project {project} match {given}" if given else f"project {project} has no {things}")
 
 
 def refused(line: str) -> int:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.connection import is_terminal
+from cli.operate.connection import is_terminal, note
 from cli.operate.options import AsJson, DryRun, Yes
 from cli.operate.tables import print_facts, print_json, print_table, time_text
 
@@ -84,17 +84,21 @@ def list_(
     *, limit: Annotated[int, typer.Option(min=1, max=MOST, help="How many at most.")] = 50, as_json: AsJson = False
 ) -> None:
     """List dead letters, the oldest first. They stay where they are."""
+    from shared.topology import RETRIES_DEAD
 
     async def work() -> None:
         async with _opened() as servers:
             facts = [_facts_of(*each) async for each in _seen(servers, limit)]
             left = 0 if servers.queue is None else servers.queue.left
+            place = "the ledger" if servers.queue is None else f"the queue {RETRIES_DEAD}"
         if as_json:
             for each in facts:
                 print_json(each)
             return
         rows = [[each[name] for name in ("id", "job_id", "project_id", "state", "reason", "bytes")] for each in facts]
         print_table(_COLUMNS, [["" if cell is None else cell for cell in row] for row in rows], wide="REASON")
+        if not facts:
+            note(f"there is no dead letter in {place}")
         if left:
             typer.echo(f"and {left} more: --limit shows them", err=True)
 

@@ -40,7 +40,8 @@ def failures(
         else:
             print_table(_COLUMNS, [_row_of(group) for group in shown], wide="ERROR")
             if not shown:
-                await note_empty(redrive, "failed jobs")
+                options = {"--type": type_, "--created-after": created_after, "--created-before": created_before}
+                await note_empty(redrive, "failed jobs", options)
         if len(found.data) > limit:
             note(f"there are {len(found.data)} groups; --limit shows more")
         if found.truncated:

@@ -102,18 +102,30 @@ def list_(
             page_size=min(limit, 200),
         )
 
+    options = {
+        "--status": status,
+        "--type": type_,
+        "--created-after": created_after,
+        "--created-before": created_before,
+        "--fingerprint": fingerprint,
+        "--error-contains": error_contains,
+    }
+
+    async def show(redrive: "Redrive", rows: list[tuple[object, ...]]) -> None:
+        print_table(_COLUMNS, rows, wide="ERROR")
+        if not rows:
+            await note_empty(redrive, "jobs", options)
+
     async def work(redrive: "Redrive") -> None:
         while watch:
             rows = await _rows_of(chosen(redrive), limit)
             sys.stdout.write(_HOME_AND_CLEAR)  # typer.echo would remove it where no colours are wanted
             typer.echo(f"{time_text(datetime.now(UTC))}, every {_WATCHED_EVERY_S:.0f} s\n")
-            print_table(_COLUMNS, rows, wide="ERROR")
+            await show(redrive, rows)
             await asyncio.sleep(_WATCHED_EVERY_S)
         rows = await _rows_of(chosen(redrive), limit, as_json=as_json)
         if not as_json:
-            print_table(_COLUMNS, rows, wide="ERROR")
-        if not rows and not as_json:
-            await note_empty(redrive, "jobs")
+            await show(redrive, rows)
         if not rows and status is not None and status not in list(JobStatus):
             note(f"no job of these has the status '{printable(status)}'")
         if not rows and type_ is not None:

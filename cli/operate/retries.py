@@ -9,7 +9,7 @@ import typer
 from cli.operate.connection import ask, note_empty
 from cli.operate.filters import id_of
 from cli.operate.options import LOCAL, AsJson, Limit, TokenFile, Url
-from cli.operate.tables import print_facts, print_json, print_table, time_text
+from cli.operate.tables import lines_of, print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
     from redrive_client import Count, Redrive, Retry
@@ -98,7 +98,8 @@ def list_(
         if not as_json:
             print_table(COLUMNS, rows, wide="REASON")
             if not rows:
-                await note_empty(redrive, "retries")
+                options = {"--state": state, "--job": job, "--batch": batch, "--actor": actor}
+                await note_empty(redrive, "retries", options)
 
     ask(url, token_file, work)
 
@@ -147,6 +148,11 @@ def show_retry(retry: "Retry", *, as_json: bool) -> None:
             ("redriven by", retry.redriven_by),
             ("redriven", None if retry.redriven_at is None else time_text(retry.redriven_at)),
             ("attempts before", retry.attempts_before),
-            ("error before", retry.error_before),
+            (
+                "error before",
+                None
+                if retry.error_before is None
+                else lines_of(f"{retry.error_before}{' …' * retry.error_before_truncated}"),
+            ),
         ]
     )

@@ -135,13 +135,28 @@ def coloured(text: str) -> str:
 
 
 def print_facts(facts: Sequence[tuple[str, object]]) -> None:
-    """Print one fact a line, its name before it; without those that are None. A tuple is lines (`lines_of`)."""
+    """Print one fact a line, its name before it; without those that are None. A tuple is lines (`lines_of`).
+
+    On a terminal, what is longer than its width goes on below its beginning.
+    """
     width = max(len(name) for name, _ in facts)
+    room = max(_WIDE_LEAST, shutil.get_terminal_size().columns - width - _GAP) if sys.stdout.isatty() else sys.maxsize
     for name, fact in facts:
-        if isinstance(fact, tuple):
-            typer.echo(f"{name:<{width}}  " + f"\n{'':<{width}}  ".join(fact))
-        elif fact is not None:
-            typer.echo(f"{name:<{width}}  {coloured(printable(fact))}")
+        if fact is None:
+            continue
+        lines = fact if isinstance(fact, tuple) else (printable(fact),)
+        shown = [coloured(part) for line in lines for part in _folded(line, room)]
+        typer.echo(f"{name:<{width}}  " + f"\n{'':<{width}}  ".join(shown))
+
+
+def _folded(line: str, room: int) -> list[str]:
+    """The line in parts of at most so many places, between words where that can be."""
+    if _cells_of(line) <= room:
+        return [line]
+    from rich.console import Console  # noqa: PLC0415 - likewise
+    from rich.text import Text  # noqa: PLC0415 - likewise
+
+    return [part.plain for part in Text(line).wrap(Console(width=room), room, overflow="fold")]
 
 
 def print_json(value: object) -> None:

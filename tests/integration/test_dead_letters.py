@@ -483,11 +483,15 @@ async def test_dead_letters_are_listed_shown_redriven_and_thrown_away_by_command
         assert await eventually(lambda: jobs.outcome_of(message.id)) == "applied"
     assert (await commanded("dead", "purge", "--yes", "--json", **settings)).json == [{"purged": 1}]
     assert (await commanded("dead", "list", "--json", **settings)).json == []
+    empty = await commanded("dead", "list", **settings)
+    assert empty.err == "redrive: note: there is no dead letter in the queue redrive.retries.dead\n"
 
 
 async def test_without_a_broker_the_commands_act_on_the_ledger(
     database_url: str, jobs: JobMaker, ledger: Ledger
 ) -> None:
+    empty = await commanded("dead", "list", DATABASE_URL=database_url)
+    assert (empty.status, empty.err) == (0, "redrive: note: there is no dead letter in the ledger\n")
     accepted = await ledger.retries.accept(a_retry_of(await jobs.failed()))
     await ledger.settlement.dead_letter([accepted.retry.id])
 

@@ -957,7 +957,35 @@ def test_an_empty_list_says_so_on_a_terminal_alone(
     shown = redrive(*command.split())
 
     assert (piped.status, piped.err) == (0, "")
-    assert (shown.status, shown.err) == (0, f"redrive: note: no {things} in project demo match\n")
+    assert (shown.status, shown.err) == (0, f"redrive: note: project demo has no {things}\n")
+
+
+CHOSEN = {
+    "jobs list --error-contains x --created-after 1h": "--status failed --created-after 1h --error-contains x",
+    "jobs list --watch --status pending": "--status pending",
+    "failures --created-before 2h": "--created-before 2h",
+    "retries list --state queued --actor ana": "--state queued --actor ana",
+    "batches list --actor ana": "--actor ana",
+}
+
+
+@pytest.mark.parametrize("command", CHOSEN)
+def test_an_empty_list_says_by_what_it_was_chosen(
+    api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    path, things = EMPTY[" ".join(command.split("--", maxsplit=1)[0].split())]
+    as_of = "2026-11-23T04:00:00Z"
+    api.on(path, {"data": [], "next_cursor": None, "sampled": 0, "truncated": False, "as_of": as_of})
+    me = {"actor": "a", "project_id": "demo", "scopes": None, "jobs": None, "expires_at": as_of, "read_only": False}
+    api.on("GET /api/me", {"data": {**me, "version": "1"}})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    async def leave(_pause_s: float) -> None:
+        raise OSError("the person has left")
+
+    monkeypatch.setattr("cli.operate.jobs.asyncio.sleep", leave)
+
+    assert f"redrive: note: no {things} in project demo match {CHOSEN[command]}\n" in redrive(*command.split()).err
 
 
 def test_an_error_of_several_lines_keeps_them(api: Api, redrive: Redrive) -> None:

@@ -13,6 +13,7 @@ ID = "4c5a7f0c-a41c-4ddb-b9c2-e65c7e98a026"
 OTHER = "01a2075a-2eea-7742-adc5-9677bda71caa"
 BATCH = "01a2075a-2ede-75dc-9d1d-e0d032b2b7bc"
 AT = "2026-11-25 22:20:51Z"
+RETRY = "redrive retry --fingerprint 0123456789abcdef --canary 5 --reason '…'"
 WIDTHS = (80, 100, 120, 200)
 
 Shown = Callable[..., list[str]]
@@ -35,6 +36,18 @@ TABLES: dict[str, tuple[tuple[str, ...], Callable[[str], tuple[object, ...]], st
         lambda long: (OTHER, ID, f"demo{long}", "dead_lettered", f"delivered too often{long}", 65_536),
         "REASON",
         (OTHER, ID, "dead_lettered", "65536"),
+    ),
+    "failures": (
+        ("JOBS", "RETRYABLE", "SINCE", "LAST", "TYPE", "ERROR", "TO RETRY THEM"),
+        lambda long: (12, 10_000, AT, AT, f"email.send{long}", f"HTTPError: 503{long}", RETRY),
+        "ERROR",
+        ("12", "10000", AT, RETRY),
+    ),
+    "batches": (
+        ("ID", "REQUESTED", "TOTAL", "QUEUED", "APPLIED", "REJECTED", "CANCELLED", "DEAD", "ACTOR", "REASON"),
+        lambda long: (BATCH, AT, *(10_000,) * 6, f"ana{long}", f"again{long}"),
+        "REASON",
+        (BATCH, AT, "10000"),
     ),
     "stats": (
         ("STATUS", "JOBS", "OLDEST", "RETRYABLE", "EXHAUSTED"),
@@ -169,3 +182,34 @@ def test_what_cells_hold_is_text_on_one_line(on_terminal: Shown, capsys: pytest.
         assert "a b c ·[2J·· [red]x[/red] · :fire: {}" in line
     assert len(lines) == 2
     assert not re.search(r"[\x00-\x1f\x7f-\x9f\u202e\u2028]", lines[1] + piped + facts)
+
+
+@pytest.mark.parametrize("length", LONG)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_fact_that_is_too_long_goes_on_below_its_beginning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, length: str
+) -> None:
+    long = LONG[length]
+    monkeypatch.setenv("COLUMNS", str(width))
+    with monkeypatch.context() as patched:
+        patched.setattr(sys.stdout, "isatty", lambda: True)
+        print_facts([("id", ID), ("type", f"email.send{long}"), ("retry queued", (f"HTTPError: 503{long}", "at once"))])
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+
+    assert max(map(cell_len, lines)) <= width
+    assert lines[0] == f"id            {ID}"
+    for name, text in (("type", f"email.send{long}"), ("retry queued", f"HTTPError: 503{long}")):
+        first = next(at for at, line in enumerate(lines) if line.startswith(f"{name} "))
+        shown = lines[first][14:]
+        for line in lines[first + 1 :]:
+            if not line.startswith(" " * 14):
+                break
+            shown += line[14:]
+        assert "".join(shown.split()).removesuffix("atonce") == "".join(text.split())
+
+
+def test_facts_in_a_pipe_are_never_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    print_facts([("error", "E" * 500)])
+
+    assert capsys.readouterr().out == f"error  {'E' * 500}\n"
