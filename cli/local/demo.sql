@@ -4,7 +4,8 @@
 -- A payload may say how its job goes: {"demo": {"takes_s": 3600}} runs so long, {"demo": {"error": "..."}} always fails so.
 
 -- name: seed
--- Forty jobs in all four states, where the project has none yet.
+-- Jobs in all four states, where the project has none yet: forty of all kinds, and fourteen that failed of one cause,
+-- which are one group of failures. The newest failed job is none of these.
 -- $1 text project id
 INSERT INTO control_plane.jobs (
     project_id, type, payload, status, attempts, max_attempts, last_error,
@@ -63,6 +64,11 @@ FROM (
     ('data.import', 'completed', 1, 3, NULL, interval '11 h', NULL, '{"file": "s3://inbox/stock.csv", "rows": 1310}'),
     ('video.transcode', 'completed', 1, 3, NULL, interval '18 h', NULL, '{"video": "v_3302", "preset": "720p"}'),
     ('invoice.render', 'completed', 1, 3, NULL, interval '30 h', NULL, '{"invoice": "INV-20102", "customer": "c_0088", "pages": 12}')
+    UNION ALL
+    SELECT
+        'sms.send', 'failed', 1, 3, format('HTTPError: 503 Service Unavailable from https://sms.example.com/v1/messages/%s', 55210 + n),
+        interval '34 min' + n * interval '7 s', NULL, format('{"to": "+4930901820%s", "template": "code", "message": %s}', n, 55210 + n)
+    FROM generate_series(10, 23) AS n
 ) AS demo (type, status, attempts, max_attempts, error, age, wait, payload)
 WHERE NOT EXISTS (SELECT FROM control_plane.jobs WHERE project_id = $1)
 RETURNING id;

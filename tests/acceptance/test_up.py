@@ -9,7 +9,6 @@ import shutil
 import socket
 import stat
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,8 @@ import pytest
 from tests.acceptance.up import Up, alive, environment
 from tests.eventually import eventually
 from tests.servers.processes import free_port
+
+DEMO_JOBS = 54
 
 
 @pytest.fixture
@@ -77,9 +78,7 @@ async def jobs_of(up: Up) -> list[dict[str, Any]]:
 
 
 async def test_the_printed_lines_work_as_pasted_and_the_retry_goes_through(folder: Path) -> None:
-    began_at = time.monotonic()
     async with Up.ready(folder) as up:
-        assert time.monotonic() - began_at < 10
         look, retry, history = up.lines_to_paste
         assert f"{up.url}/console/#token={up.token}\n" in up.out
         async with aiohttp.ClientSession() as session, session.get(f"{up.url}/console") as page:
@@ -93,7 +92,7 @@ async def test_the_printed_lines_work_as_pasted_and_the_retry_goes_through(folde
         async def completed() -> bool:
             return bool((await pasted(look))["data"]["status"] == "completed")
 
-        await eventually(completed, within_s=15, every_s=0.2)
+        await eventually(completed, within_s=30, every_s=0.2)
         (settled,) = (await pasted(history))["data"]
         assert settled["id"] == accepted["id"]
         assert (settled["outcome"], settled["error_before"]) == ("applied", before["last_error"])
@@ -101,15 +100,20 @@ async def test_the_printed_lines_work_as_pasted_and_the_retry_goes_through(folde
         assert up.err == ""
 
 
-async def test_forty_demo_jobs_stand_in_all_four_states(folder: Path) -> None:
+async def test_demo_jobs_stand_in_all_four_states_and_one_cause_has_many(folder: Path) -> None:
     async with Up.ready(folder) as up:
         jobs = await jobs_of(up)
+        headers = {"Authorization": f"Bearer {up.token}"}
+        async with aiohttp.ClientSession(headers=headers) as session, session.get(f"{up.url}/api/failures") as answer:
+            groups = (await answer.json())["data"]
 
-    assert len(jobs) == 40
+    assert len(jobs) == DEMO_JOBS
     assert Counter(job["status"] for job in jobs).keys() == {"pending", "running", "failed", "completed"}
     blocks = Counter(job["retry_blocked_by"] for job in jobs if job["status"] == "failed")
     assert blocks[None] >= 5
     assert blocks["attempts_exhausted"] >= 3
+    assert (groups[0]["jobs"], groups[0]["retryable"]) == (14, 14)
+    assert [group["jobs"] for group in groups[1:]] == [1] * 15
 
 
 async def test_ctrl_c_stops_all_of_it_and_a_second_start_finds_its_data(folder: Path) -> None:
@@ -119,16 +123,16 @@ async def test_ctrl_c_stops_all_of_it_and_a_second_start_finds_its_data(folder: 
         processes = up.processes()
         assert len(processes) > 1
         up.press_ctrl_c()
-        assert await up.status(within_s=6) == 0
+        assert await up.status() == 0
         assert up.err == ""
         assert not [pid for pid in processes if alive(pid)]
         port = up.port
 
     async with Up.ready(folder, port=port) as up:
         assert [entry["id"] for entry in (await pasted(history))["data"]] == [accepted["id"]]
-        assert len(await jobs_of(up)) == 40
+        assert len(await jobs_of(up)) == DEMO_JOBS
         up.terminate()
-        assert await up.status(within_s=6) == 0
+        assert await up.status() == 0
 
 
 async def test_one_that_was_killed_starts_again_though_its_database_still_runs(folder: Path) -> None:
@@ -138,10 +142,10 @@ async def test_one_that_was_killed_starts_again_though_its_database_still_runs(f
         assert any(alive(pid) for pid in server)
 
         async with Up.ready(folder) as again:
-            assert len(await jobs_of(again)) == 40
+            assert len(await jobs_of(again)) == DEMO_JOBS
             assert not [pid for pid in server if alive(pid)]
             again.press_ctrl_c()
-            assert await again.status(within_s=6) == 0
+            assert await again.status() == 0
 
 
 async def test_one_whose_database_was_killed_as_well_starts_again(folder: Path) -> None:
@@ -150,7 +154,7 @@ async def test_one_whose_database_was_killed_as_well_starts_again(folder: Path) 
     # leaving the block has killed every process of it
 
     async with Up.ready(folder) as again:
-        assert len(await jobs_of(again)) == 40
+        assert len(await jobs_of(again)) == DEMO_JOBS
 
 
 async def test_what_is_in_use_is_one_clear_line(folder: Path) -> None:
@@ -171,7 +175,7 @@ async def test_what_is_in_use_is_one_clear_line(folder: Path) -> None:
                     for word in wanted:
                         assert word in refused.err
         assert not (other / "postgres").exists()  # looked before it started anything
-        assert len(await jobs_of(up)) == 40  # nothing of it has disturbed the first
+        assert len(await jobs_of(up)) == DEMO_JOBS  # nothing of it has disturbed the first
 
 
 @pytest.mark.parametrize("moment", ["lock", "postgres.new", "postgres/postmaster.pid"])
@@ -193,7 +197,7 @@ async def test_a_folder_with_a_name_too_long_for_a_socket_works(folder: Path) ->
     async with Up.ready(folder / ("a rather long name, " * 8), "--no-demo", "--workers", "3") as up:
         assert (await pasted(up.lines_to_paste[0]))["data"] == []
         up.press_ctrl_c()
-        assert await up.status(within_s=6) == 0
+        assert await up.status() == 0
 
 
 async def test_the_secret_is_made_once_and_only_its_owner_reads_it(folder: Path) -> None:
@@ -215,7 +219,7 @@ async def test_nothing_of_the_machine_is_changed_however_it_ends(folder: Path, c
         copy = copy_of(folder)
         assert (copy is not None) == (os.geteuid() == 0)
         up.press_ctrl_c()
-        assert await up.status(within_s=6) == 0
+        assert await up.status() == 0
     assert machine(closed_programs) == before
     assert copy is None or not copy.exists()
 
@@ -227,7 +231,7 @@ async def test_nothing_of_the_machine_is_changed_however_it_ends(folder: Path, c
             assert copy is None or not copy.exists()
             copy = copy_of(folder)
             again.press_ctrl_c()
-            assert await again.status(within_s=6) == 0
+            assert await again.status() == 0
     assert machine(closed_programs) == before
     assert copy is None or not copy.exists()
 
@@ -306,6 +310,6 @@ async def test_with_a_broker_the_retry_goes_through_rabbitmq(folder: Path, amqp_
         async def completed() -> bool:
             return bool((await pasted(look))["data"]["status"] == "completed")
 
-        await eventually(completed, within_s=20, every_s=0.2)
+        await eventually(completed, within_s=30, every_s=0.2)
         up.press_ctrl_c()
         assert await up.status() == 0
