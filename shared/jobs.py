@@ -131,7 +131,7 @@ class Jobs:
             job_id, project_id, kind, status, attempts, max_attempts, last_error,
             scheduled_at, started_at, completed_at, created_at, version, pending_id, pending_at,
         ) = row  # fmt: skip
-        if kind is None or status is None or created_at is None:
+        if kind is None or status is None or created_at is None or attempts is None:
             raise JobUnreadable
         truncated = last_error is not None and len(last_error) > most
         return Job(

@@ -4,21 +4,28 @@
 -- A look-up of rows is LATERAL, with a LIMIT: one look-up in the index for each row, whatever the planner estimates. A plan
 -- is kept while the tables grow, and a join that was cheap on empty tables takes minutes on full ones.
 -- Columns are cast to the contract's types, so that an enum, a varchar or a timestamp without time zone (UTC) can be read;
--- where a column has the type, the cast costs nothing. Texts are cut here, so that only what is shown is fetched.
+-- where a column has the type, the cast costs nothing. Texts are cut here, so that only what is shown is fetched. Numbers
+-- that no integer holds are NULL, so that they refuse no statement: such a job is not shown.
 
 -- fragment: found_columns
 -- The columns of a job that is looked up, with its version. $3: how many characters of an error to read.
 jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-coalesce(jobs.attempts, 0)::bigint AS attempts,
-redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
+CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN coalesce(jobs.attempts, 0)::bigint END
+    AS attempts,
+CASE
+    WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts)
+        THEN redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint
+END AS max_attempts,
 left(jobs.last_error::text, $3) AS last_error,
 jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
 jobs.created_at::timestamptz,
-redrive.job_version(
-    jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
-    jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-    jobs.created_at::timestamptz
-) AS version
+CASE
+    WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN redrive.job_version(
+        jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
+        jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
+        jobs.created_at::timestamptz
+    )
+END AS version
 
 -- fragment: page_columns
 -- What a page answers of each job.
@@ -30,8 +37,12 @@ j.place
 -- fragment: listed_columns
 -- The columns of a job in a list.
 jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-coalesce(jobs.attempts, 0)::bigint AS attempts,
-redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint AS max_attempts,
+CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN coalesce(jobs.attempts, 0)::bigint END
+    AS attempts,
+CASE
+    WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts)
+        THEN redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint
+END AS max_attempts,
 left(jobs.last_error::text, 2001) AS last_error,
 jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
 jobs.created_at::timestamptz, '' AS version, -- lists have no tags
@@ -132,7 +143,7 @@ LEFT JOIN LATERAL (
         CASE WHEN relation.has_marks THEN xmin END AS mark,
         CASE
             WHEN relation.has_marks AND xmin = wanted.mark THEN NULL
-            ELSE redrive.job_version(
+            WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN redrive.job_version(
                 jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint,
                 jobs.last_error::text, jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz,
                 jobs.completed_at::timestamptz, jobs.created_at::timestamptz

@@ -426,7 +426,7 @@ async def test_a_statement_that_is_unfit_is_503_for_all_and_not_taken_apart(data
 
 
 async def test_a_bad_row_costs_its_neighbours_one_query(database_url: str) -> None:
-    prepare, spoil = UNREADABLE["attempts that are no number"]
+    prepare, spoil = UNREADABLE["a view that casts"]
     async with connected(database_url) as connection:
         jobs = await insert(connection, 30)
         await connection.execute(prepare)
@@ -445,6 +445,24 @@ async def test_a_bad_row_costs_its_neighbours_one_query(database_url: str) -> No
         2,
     )  # the second for no job, which says that it is this row
     assert first <= 4
+
+
+async def test_rows_with_numbers_that_no_integer_holds_cost_no_query_more(database_url: str) -> None:
+    prepare, spoil = UNREADABLE["attempts that are no number"]
+    async with connected(database_url) as connection:
+        jobs = await insert(connection, 30)
+        await connection.execute(prepare)
+        for job_id in jobs[::2]:
+            await connection.execute(spoil, job_id)
+        async with serving(database_url) as api:
+            with statements_sent() as sent:
+                answers = await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in jobs))
+                assert sent["jobs.find"] <= 3
+                listed = await api.get("/api/jobs?limit=200", token=READER)
+
+    assert [answer.status for answer in answers] == [409, 200] * 15
+    assert ["status" in row for row in listed.data] == [False, True] * 15
+    assert (sent["jobs.page"], sent["jobs.positions"]) == (1, 0)
 
 
 async def test_a_job_that_becomes_unreadable_while_it_is_waited_for_ends_that_wait_alone(database_url: str) -> None:
