@@ -21,7 +21,7 @@ async def eventually(
 
 
 async def eventually(
-    look: Callable[[], object], *, within_s: float = 10, every_s: float = 0.02, what: str | None = None
+    look: Callable[[], object], *, within_s: float = 30, every_s: float = 0.02, what: str | None = None
 ) -> object:
     """Return the first true result of `look`, a function or a coroutine function.
 

@@ -57,7 +57,7 @@ class Logins:
         """Names for users of the database of `admin`, a superuser's URL. In the end the users are gone."""
         logins = cls(uuid.uuid4().hex[:8])
         yield logins
-        connection = await asyncpg.connect(admin, timeout=10)
+        connection = await asyncpg.connect(admin)
         try:
             mine = await connection.fetch("SELECT rolname FROM pg_roles WHERE rolname LIKE $1", f"%\\_{logins.suffix}")
             for (name,) in mine:

@@ -50,7 +50,7 @@ class Queues:
     @classmethod
     @asynccontextmanager
     async def on(cls, amqp_url: str) -> AsyncIterator[Self]:
-        connection = await aio_pika.connect(amqp_url, timeout=10)
+        connection = await aio_pika.connect(amqp_url, timeout=60)
         async with connection:
             channel = await connection.channel(publisher_confirms=True, on_return_raises=True)
             yield cls(connection, await topology.declare(channel))
@@ -75,7 +75,7 @@ class Queues:
         with pytest.MonkeyPatch.context() as patch:
             if timestamp_s is not None:  # the library sends no date that it could not read
                 patch.setitem(pamqp.encode.METHODS, "timestamp", lambda _: struct.pack(">Q", timestamp_s))
-            await self._exchange.publish(properties, key, mandatory=True, timeout=10)
+            await self._exchange.publish(properties, key, mandatory=True, timeout=60)
 
     async def publish_all(self, messages: Iterable[RetryMessage | bytes], *, key: str = topology.KEY_RETRY) -> None:
         for message in messages:

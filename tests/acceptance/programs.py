@@ -102,7 +102,7 @@ class Program:
         if self._process.returncode is None:
             os.kill(self._process.pid, number)
 
-    async def ended(self, *, within_s: float = 15) -> int:
+    async def ended(self, *, within_s: float = 30) -> int:
         """Its exit status, once it has ended by itself."""
         async with asyncio.timeout(within_s):
             status = await self._process.wait()

@@ -9,6 +9,7 @@ import pytest
 from tests.api_server import Api, Reply, serving
 from tests.eventually import eventually
 from tests.jobs import JobMaker
+from tests.lateness import lateness
 from tests.servers.proxy import Proxy
 from tests.tokens import token
 
@@ -71,7 +72,7 @@ async def test_in_trouble_every_request_is_told_so_in_time_and_none_afterwards(
     made = await jobs.many_failed(20)
     await asyncio.gather(*(api.get(f"/api/jobs/{job.id}") for job in made))  # connections that were good before
 
-    async with broken(proxy, jobs, fault):
+    async with broken(proxy, jobs, fault), lateness() as late:
         calls = [asyncio.ensure_future(timed(asyncio.ensure_future(call))) for call in [
             *(api.get(f"/api/jobs/{job.id}") for job in made),
             *(api.post(f"/api/jobs/{job.id}/retry") for job in made),
@@ -84,13 +85,13 @@ async def test_in_trouble_every_request_is_told_so_in_time_and_none_afterwards(
     assert {(answer.status, answer.code, answer.headers["Retry-After"]) for answer, _ in answers} == {
         (503, "unavailable", "1")
     }
-    assert max(took_s for _, took_s in answers) < IN_TIME_S
+    assert max(took_s for _, took_s in answers) < IN_TIME_S + late.seconds
     assert stranger.code == "invalid-token"  # who is refused at the door waits for nothing
 
     async def healthy() -> bool:
         return (await api.get(f"/api/jobs/{made[0].id}")).status == 200
 
-    await eventually(healthy, within_s=5)
+    await eventually(healthy)
     after = await asyncio.gather(*(api.post(f"/api/jobs/{job.id}/retry") for job in made))
     assert {answer.status for answer in after} == {202}
     assert await jobs.queued() == 20
@@ -100,7 +101,8 @@ async def test_a_slow_look_and_a_slow_write_together_are_still_in_time(api: Api,
     job = await jobs.failed()
     await api.get(f"/api/jobs/{job.id}")
 
-    async with locked(jobs, "redrive.retry_requests", "SHARE ROW EXCLUSIVE"):  # reading goes on, writing waits
+    # Reading goes on, writing waits.
+    async with lateness() as late, locked(jobs, "redrive.retry_requests", "SHARE ROW EXCLUSIVE"):
         async with locked(jobs, "control_plane.jobs"):
             call = asyncio.ensure_future(timed(asyncio.ensure_future(api.post(f"/api/jobs/{job.id}/retry"))))
             done, _ = await asyncio.wait([call], timeout=1.4)
@@ -108,7 +110,7 @@ async def test_a_slow_look_and_a_slow_write_together_are_still_in_time(api: Api,
         answer, took_s = await call
 
     assert (answer.status, answer.code) == (503, "unavailable")
-    assert took_s < IN_TIME_S
+    assert took_s < IN_TIME_S + late.seconds
 
 
 async def test_a_request_that_was_not_answered_in_time_can_be_sent_again(api: Api, jobs: JobMaker) -> None:

@@ -44,7 +44,7 @@ async def users(empty_database_url: str) -> AsyncIterator[Users]:
 
 
 async def run(url: str, sql: str) -> None:
-    connection = await asyncpg.connect(url, timeout=10)
+    connection = await asyncpg.connect(url)
     try:
         await connection.execute(sql)
     finally:

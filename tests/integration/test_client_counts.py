@@ -78,7 +78,7 @@ async def test_many_jobs_are_followed_in_one_stream(redrive: Redrive, jobs: JobM
                 await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", first.id)
                 await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'failed' WHERE id = $1", second.id)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await follow()
 
     assert set(seen[3:]) == {(first.id, JobStatus.COMPLETED), (second.id, JobStatus.FAILED)}

@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     from shared.models import RetryId
 
 
+@pytest.fixture(autouse=True)
+def _patient_with_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may need longer than a program waits."""
+    for module in ("shared.broker", "worker.dead_letters"):
+        monkeypatch.setattr(f"{module}.CALL_S", 60.0)
+
+
 @pytest.fixture
 def letters(database: Database) -> DeadLetters:
     return DeadLetters(database)

@@ -40,7 +40,7 @@ async def queue(jobs: JobMaker, job: MadeJob) -> None:
 
 @asynccontextmanager
 async def locked(url: str, job: MadeJob) -> AsyncIterator[None]:
-    connection = await asyncpg.connect(url, timeout=10)
+    connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
             await connection.execute("SELECT FROM control_plane.jobs WHERE id = $1 FOR UPDATE", job.id)

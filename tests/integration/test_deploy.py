@@ -43,7 +43,7 @@ async def users(empty_database_url: str, logins: Logins) -> Users:
 
 async def denied(url: str, statements: Iterable[str]) -> dict[str, str]:
     """Statements that the user may run, though he should not, with what came of them; each is rolled back."""
-    connection = await asyncpg.connect(url, timeout=10)
+    connection = await asyncpg.connect(url)
     wrong = {}
     try:
         for statement in statements:
@@ -64,7 +64,7 @@ async def denied(url: str, statements: Iterable[str]) -> dict[str, str]:
 
 async def allowed(url: str, statements: Iterable[str]) -> dict[str, str]:
     """Statements that the user may not run, though he needs to; each is rolled back."""
-    connection = await asyncpg.connect(url, timeout=10)
+    connection = await asyncpg.connect(url)
     wrong = {}
     try:
         for statement in statements:
@@ -201,7 +201,7 @@ async def test_the_owner_of_the_database_is_no_superuser(users: Users) -> None:
 
 
 async def test_a_stranger_may_not_even_connect(users: Users, logins: Logins) -> None:
-    connection = await asyncpg.connect(users.admin, timeout=10)
+    connection = await asyncpg.connect(users.admin)
     stranger = f"stranger_{logins.suffix}"
     try:
         await connection.execute(f"CREATE ROLE {stranger} LOGIN PASSWORD 'x'")
@@ -210,7 +210,7 @@ async def test_a_stranger_may_not_even_connect(users: Users, logins: Logins) -> 
     parts = urlsplit(users.admin)
 
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await asyncpg.connect(parts._replace(netloc=f"{stranger}:x@{parts.hostname}:{parts.port}").geturl(), timeout=10)
+        await asyncpg.connect(parts._replace(netloc=f"{stranger}:x@{parts.hostname}:{parts.port}").geturl())
 
 
 async def test_both_programs_work_under_their_own_users(users: Users) -> None:
@@ -337,7 +337,7 @@ async def test_the_definitions_and_the_programs_declare_the_same(amqp_url: str, 
 @pytest.mark.parametrize("user", ["api", "worker"])
 async def test_nobody_may_declare_delete_or_bind(broker: BrokerUsers, user: str) -> None:
     async def refused(attempt: Any) -> bool:  # noqa: ANN401 - a coroutine function of a channel
-        connection = await aio_pika.connect(getattr(broker, user), timeout=10)
+        connection = await aio_pika.connect(getattr(broker, user), timeout=60)
         async with connection:
             channel = await connection.channel()
             try:
@@ -362,7 +362,7 @@ async def test_nobody_may_declare_delete_or_bind(broker: BrokerUsers, user: str)
 
 
 async def test_the_api_reads_no_queue(broker: BrokerUsers) -> None:
-    connection = await aio_pika.connect(broker.api, timeout=10)
+    connection = await aio_pika.connect(broker.api, timeout=60)
     async with connection:
         for name in (topology.RETRIES, topology.RETRIES_BULK, topology.RETRIES_DEAD):
             queue = await (await connection.channel()).get_queue(name, ensure=False)

@@ -58,7 +58,7 @@ async def pair(servers: tuple[LocalPostgres, LocalPostgres]) -> AsyncIterator[Pa
                 return False
             return True
 
-        await eventually(shown, within_s=10)
+        await eventually(shown)
         yield Pair(writer, reader)
 
 
@@ -135,7 +135,7 @@ async def eventually_pinged(database: Database) -> None:
             return False
         return True
 
-    await eventually(answers, within_s=5)
+    await eventually(answers)
 
 
 async def test_a_rotated_login_is_read_from_its_file_for_new_connections(pair: Pair, tmp_path: Path) -> None:

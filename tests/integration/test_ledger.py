@@ -517,7 +517,7 @@ async def test_a_refused_row_undoes_its_whole_batch_and_says_so(jobs: JobMaker, 
 
 async def test_a_locked_table_is_an_unavailable_database_in_time(jobs: JobMaker, ledger: Ledger) -> None:
     job = await jobs.failed()
-    async with jobs.locked(), asyncio.timeout(3):
+    async with jobs.locked(), asyncio.timeout(30):
         with pytest.raises(DatabaseUnavailable):
             await ledger.settlement.apply([a_message_for(job)])
     assert await jobs.effects_of(job) == 0

@@ -21,7 +21,7 @@ from tests.workers import a_worker
 @asynccontextmanager
 async def locking(database_url: str, jobs: Sequence[MadeJob]) -> AsyncIterator[None]:
     """Keep the rows of these jobs locked until the block ends."""
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await asyncpg.connect(database_url)
     try:
         async with connection.transaction():
             await connection.execute(
@@ -172,5 +172,5 @@ async def test_a_row_that_refers_to_a_job_neither_holds_up_its_retry_nor_is_held
         adopted: list[object] = []
         published = False
         assert await ours.fetch(statements("settlement")["apply"], [retry.id], adopted, published)
-        await jobs.pool.execute(attach, second.id, timeout=5)
+        await jobs.pool.execute(attach, second.id, timeout=30)
     assert await jobs.effects([first, second]) == [1, 1]

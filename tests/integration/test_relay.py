@@ -46,7 +46,7 @@ class RunningRelay:
 
     async def stop(self) -> None:
         self.stopping.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.task
 
     async def kill(self) -> None:
@@ -238,14 +238,14 @@ async def test_a_broker_that_takes_nothing_is_asked_ever_less_often_and_told_of_
 async def test_a_broker_that_is_back_is_used_at_once_however_long_it_was_away(
     ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("api.relay._FIRST_PAUSE_S", 10.0)  # as if it had been trouble for long
+    monkeypatch.setattr("api.relay._FIRST_PAUSE_S", 600.0)  # as if it had been trouble for long
     ids = await accepted(ledger, jobs, 1)
     async with Proxy.to(amqp_url) as proxy:
         await proxy.refuse()
         async with relaying(ledger, proxy.url_of(amqp_url)) as relay:
             await eventually(lambda: relay.failures >= 2)
             await proxy.heal()
-            await eventually(lambda: ids_in(queues), within_s=3)
+            await eventually(lambda: ids_in(queues))
 
     assert same(await ids_in(queues), ids)
 
@@ -321,7 +321,7 @@ async def test_a_broker_in_trouble_never_fails_a_request_and_gets_them_all_later
         await (private_rabbitmq.block() if trouble == "blocked" else private_rabbitmq.freeze())
         started_at = time.monotonic()
         ids += await retry_each(api, jobs, 50)
-        assert time.monotonic() - started_at < 20  # waiting for confirms would be 50 times two seconds
+        assert time.monotonic() - started_at < 60  # waiting for confirms would be 50 times two seconds
         await eventually(lambda: api.counted("redrive_relay_connected") == 0, within_s=15)
         ids += await retry_each(api, jobs, 5)
         assert await unpublished(jobs) >= 5

@@ -15,7 +15,7 @@ from tests.servers.rabbitmq import KILLABLE_AFTER_S, PrivateRabbitmq
 
 
 async def fetch(url: str, query: str) -> object:
-    connection = await asyncpg.connect(url, timeout=5, command_timeout=5)
+    connection = await asyncpg.connect(url, timeout=60, command_timeout=60)
     try:
         return await connection.fetchval(query)
     finally:
@@ -52,7 +52,7 @@ async def test_a_test_has_a_virtual_host_to_itself(amqp_url: str, _time: str) ->
         confirmed = await channel.default_exchange.publish(message, routing_key=queue.name, mandatory=True)
         assert type(confirmed).__name__ == "Ack"
 
-        assert (await queue.get(timeout=5, no_ack=True)).body == b"{}"
+        assert (await queue.get(timeout=60, no_ack=True)).body == b"{}"
         await channel.default_exchange.publish(
             message, routing_key=queue.name
         )  # for the second time to find, if shared
@@ -80,7 +80,7 @@ async def test_a_frozen_postgres_answers_nothing_until_it_thaws(private_postgres
     assert await asyncio.wait([answer], timeout=0.3) == (set(), {answer})
 
     await private_postgres.thaw()
-    assert await asyncio.wait_for(answer, timeout=5) == 1
+    assert await asyncio.wait_for(answer, timeout=60) == 1
     await connection.close()
 
 
@@ -91,7 +91,7 @@ async def test_a_private_rabbitmq_keeps_what_it_confirmed_over_a_power_cut(
     connection = await aio_pika.connect(private_amqp_url)
     async with connection, await connection.channel() as channel:
         await channel.declare_queue("kept", durable=True, arguments={"x-queue-type": "quorum"})
-        await channel.default_exchange.publish(message, routing_key="kept", timeout=5)
+        await channel.default_exchange.publish(message, routing_key="kept", timeout=60)
 
     await asyncio.sleep(KILLABLE_AFTER_S)
     await private_rabbitmq.kill()
@@ -102,7 +102,7 @@ async def test_a_private_rabbitmq_keeps_what_it_confirmed_over_a_power_cut(
     connection = await aio_pika.connect(private_amqp_url)
     async with connection, await connection.channel() as channel:
         queue = await channel.get_queue("kept")
-        assert (await queue.get(timeout=5)).body == b"1"
+        assert (await queue.get(timeout=60)).body == b"1"
 
 
 async def test_a_private_rabbitmq_that_was_killed_takes_the_queues_of_the_next_test(
@@ -118,7 +118,7 @@ async def test_a_private_rabbitmq_that_was_killed_takes_the_queues_of_the_next_t
 
 
 async def _declare(url: str) -> None:
-    async with await aio_pika.connect(url, timeout=5) as connection:
+    async with await aio_pika.connect(url, timeout=60) as connection:
         await topology.Topology().mend(connection)
 
 
@@ -136,7 +136,7 @@ async def test_a_rabbitmq_that_is_blocked_or_frozen_confirms_nothing_until_it_is
             assert await asyncio.wait([confirmed], timeout=0.5) == (set(), {confirmed})
 
             await end()
-            await asyncio.wait_for(confirmed, timeout=5)
+            await asyncio.wait_for(confirmed, timeout=60)
 
 
 async def test_the_proxy_breaks_connections_in_every_way(postgres: Postgres) -> None:
@@ -152,7 +152,7 @@ async def test_the_proxy_breaks_connections_in_every_way(postgres: Postgres) -> 
         answer = asyncio.ensure_future(connection.fetchval("SELECT 2"))
         assert await asyncio.wait([answer], timeout=0.2) == (set(), {answer})
         await proxy.heal()
-        assert await asyncio.wait_for(answer, timeout=5) == 2
+        assert await asyncio.wait_for(answer, timeout=60) == 2
 
         await proxy.refuse()
         with pytest.raises(OSError, match="Connect call failed"):

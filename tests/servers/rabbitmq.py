@@ -60,7 +60,7 @@ class Rabbitmq:
         guess = cls(url, f"http://{urlsplit(url).hostname}:15672")
         with suppress(aiohttp.ClientError, AMQPError, OSError):
             async with guess.vhost() as proof:  # what answers there may manage another broker of that host
-                await (await aio_pika.connect(proof, timeout=10)).close()
+                await (await aio_pika.connect(proof, timeout=60)).close()
                 return guess
         return cls(url, None)
 
@@ -114,7 +114,7 @@ class Rabbitmq:
             yield
 
     async def _clear(self) -> None:
-        connection = await aio_pika.connect(self.url, timeout=10)
+        connection = await aio_pika.connect(self.url, timeout=60)
         async with connection:
             for queue in _QUEUES:
                 with suppress(ChannelClosed):  # some releases answer 404 for what is not there

@@ -50,7 +50,7 @@ async def test_a_bound_of_one_pause_holds_for_the_next_one_too(pauses: list[floa
 
 async def test_a_pause_ends_with_the_first_of_its_events() -> None:
     stop, news = asyncio.Event(), asyncio.Event()
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         tasks.create_task(Backoff(first_s=60, longest_s=60).pause(stop, news))
         await asyncio.sleep(0)
         news.set()

@@ -41,10 +41,10 @@ def test_gzip_is_for_those_who_name_it_or_anything(header: str | None, allowed: 
 
 @given(st.text(alphabet="gzip*q=;,01. ", max_size=4096))
 def test_reading_what_is_accepted_takes_no_time(header: str) -> None:
-    started_at = time.perf_counter()
+    started_at = time.thread_time()  # a busy machine takes none of it
     allows_gzip(header)
 
-    assert time.perf_counter() - started_at < 0.1
+    assert time.thread_time() - started_at < 0.1
 
 
 @pytest.mark.parametrize("size", [2048, 20_000, 100_000])

@@ -18,6 +18,7 @@ from api.watch import StatusWatch, Waiters
 from shared.errors import DatabaseUnavailable
 from shared.models import ProjectId
 from shared.seen import Seen
+from tests.lateness import lateness
 
 IN_TIME_S = 3
 WAIT_S = 20
@@ -89,10 +90,10 @@ def test_a_wait_is_the_first_of_that_name_in_seconds_from_0_to_60(prefer: str | 
 
 @given(st.text(alphabet='wait=5;, "\\x', max_size=4096))
 def test_reading_a_preference_takes_no_time(prefer: str) -> None:
-    started_at = time.perf_counter()
+    started_at = time.thread_time()  # a busy machine takes none of it
     wait_of(prefer)
 
-    assert time.perf_counter() - started_at < 0.1
+    assert time.thread_time() - started_at < 0.1
 
 
 @pytest.mark.parametrize(("asked", "held"), [(0, 0), (5, 5), (7, 7), (8, 7), (60, 7)])
@@ -145,9 +146,9 @@ async def test_two_slow_looks_around_a_hold_are_in_time_together(monkeypatch: py
         passed_s = 2.7 + WAIT_S
 
     began_at = loop.time()
-    async with asyncio.timeout(WAIT_S + 2 * IN_TIME_S):
+    async with lateness() as late:
         with pytest.raises(DatabaseUnavailable):
             await reading(get, watching(look=look)).answer(asking(wait_s=WAIT_S), "job")
 
     assert asked == 2
-    assert loop.time() - began_at < WAIT_S + IN_TIME_S
+    assert loop.time() - began_at < WAIT_S + IN_TIME_S + late.seconds

@@ -27,7 +27,7 @@ from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-SOON_S = 5
+SOON_S = 30
 
 
 class Event(NamedTuple):

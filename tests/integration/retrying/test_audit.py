@@ -10,6 +10,7 @@ from tests.api_server import Api, Reply
 from tests.integration.retrying.operators import RETRY_FIELDS, bulk, operator, path_of, rows_for, settle
 from tests.jobs import JobMaker, MadeJob
 from tests.ledger import Ledger
+from tests.statements import statements_sent
 from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -308,15 +309,20 @@ async def test_a_batch_that_is_unknown_or_of_another_project_is_not_found(api: A
     assert (await api.get(f"/api/jobs/{job.id}")).data["pending_retry"] is not None
 
 
-async def test_a_large_batch_is_taken_back_in_time(api: Api, jobs: JobMaker) -> None:
-    await jobs.many_failed(10_000, project_id="p-large")
-    order = {"filter": {}, "max": 10_000, "reason": "wrong one"}
+async def test_a_large_batch_is_taken_back_in_parts_of_which_each_has_its_time(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.batches.CANCELLED_AT_ONCE", 100)
+    await jobs.many_failed(450, project_id="p-large")
+    order = {"filter": {}, "max": 450, "reason": "wrong one"}
     accepted = await bulk(api, order, project="p-large", query="?dry_run=false")
-    assert accepted.data["accepted"] == 10_000
+    assert accepted.data["accepted"] == 450
 
-    answer = await cancel(api, accepted, project="p-large")
+    with statements_sent() as sent:
+        answer = await cancel(api, accepted, project="p-large")
 
-    assert (answer.status, answer.data["cancelled"], answer.data["done"]) == (200, 10_000, True)
+    assert (answer.status, answer.data["cancelled"], answer.data["done"]) == (200, 450, True)
+    assert sent["batches.cancel"] == 5
     assert await jobs.pool.fetchval(
         "SELECT count(*) = 0 FROM redrive.retry_requests WHERE project_id = 'p-large' AND state = 'queued'"
     )
