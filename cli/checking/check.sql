@@ -117,6 +117,10 @@ SELECT
 FROM pg_class AS c
 WHERE c.oid = $1::oid;
 
+-- name: sample
+-- Read a column of some rows; it and its type take the place of those here.
+SELECT count(status::text) FROM (SELECT status FROM control_plane.jobs LIMIT 1000) AS some_rows;
+
 -- name: table_rights
 -- Which of these rights we have on a table.
 -- $1 oid of the relation, $2 text[] rights

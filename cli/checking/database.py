@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from cli.checking.findings import Finding, Verdict
 from shared import migrations
 from shared.connections import words_of
-from shared.errors import DatabaseUnavailable, RedriveError, StatementRefused
+from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused, StatementTimeout
 from shared.sql import statements
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ _INDEXES: Final = {
     (("project_id", "created_at", "id"),): "lists of jobs",
     (("project_id", "status", "created_at", "id"),): "counts, lists and bulk retries of the jobs of one status",
 }
+_NEEDED: Final = frozenset({"id", "project_id", "created_at"})
+"""The columns by which jobs are found and put in order."""
+_CASTS: Final = {"integer": "bigint", "timestamp with time zone": "timestamptz"}
 _LOOK_S: Final = 1.0
 """How long to look for a row that may be seen."""
 _FILES: Final = {
@@ -142,6 +145,10 @@ async def _of_jobs(place: _Place) -> Looks:
             wrong |= verdict is Verdict.FAILED
             yield verdict, text
     if not wrong:
+        async for verdict, text in _unreadable(place):
+            wrong |= verdict is Verdict.FAILED
+            yield verdict, text
+    if not wrong:
         can = "can be read and updated" if place.updates_jobs else "can be read"
         yield Verdict.OK, f"{JOBS} {can}, all statements fit"
     async for text in _missing_indexes(place):
@@ -178,6 +185,25 @@ async def _of_statements(place: _Place, relation: "Row") -> Looks:
             yield Verdict.FAILED, text
         else:
             yield Verdict.NOTE, f"{text}; it serves as well"
+
+
+async def _unreadable(place: _Place) -> Looks:
+    """Columns that the database refuses to read of some rows, such as an expression of a view that fails for one."""
+    sql = statements("check", "cli.checking")["sample"]
+    for name, (wanted, _) in _COLUMNS.items():
+        cast = "text" if name in {"id", "payload"} else _CASTS.get(wanted, wanted)
+        try:
+            await place.database.fetch_within(
+                _LOOK_S, sql.replace("status::text", f"{name}::{cast}").replace("SELECT status", f"SELECT {name}")
+            )
+        except StatementTimeout:
+            return
+        except (StatementRefused, DatabaseUnfit) as error:
+            told = f"{JOBS}.{name} cannot be read of some rows: {_words_of(error)}"
+            if name in _NEEDED:
+                yield Verdict.FAILED, f"{told}; other jobs are not found then either: keep such rows out of the view"
+            else:
+                yield Verdict.WARNING, f"{told}; each such job is job-unreadable"
 
 
 def _rights_on_jobs(relation: "Row", columns: "Collection[Row]", *, watches: bool, updates: bool) -> Iterator[str]:

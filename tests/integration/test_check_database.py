@@ -153,6 +153,39 @@ async def test_a_policy_that_shows_some_rows_is_a_warning(users: Users) -> None:
     assert await failures("api", users.api) == ""
 
 
+def a_view(column: str, expression: str) -> str:
+    """Statements that put a view in place of the jobs table, with an expression of the owner's for a column."""
+    columns = ", ".join(f"{expression} AS {name}" if name == column else name for name in _COLUMNS)
+    return f"""
+        ALTER TABLE control_plane.jobs RENAME TO all_jobs;
+        INSERT INTO control_plane.all_jobs (project_id, type) VALUES ('p1', 'email');
+        CREATE VIEW control_plane.jobs AS SELECT {columns} FROM control_plane.all_jobs;
+        GRANT SELECT ON control_plane.jobs TO redrive_api;
+        """
+
+
+@pytest.mark.parametrize(
+    ("column", "expression", "verdict"),
+    [
+        ("id", "type::uuid", Verdict.FAILED),
+        ("created_at", "type::timestamptz", Verdict.FAILED),
+        ("status", "(type::int)::text", Verdict.WARNING),
+        ("max_attempts", "type::int", Verdict.WARNING),
+        ("last_error", "(type::int)::text", Verdict.WARNING),
+    ],
+)
+async def test_a_column_that_a_view_cannot_compute_is_named_in_the_server_s_words(
+    users: Users, column: str, expression: str, verdict: Verdict
+) -> None:
+    await run(users.admin, a_view(column, expression))
+
+    (told,) = [each for each in await looked_at("api", users.api) if "cannot be read of some rows" in each.text]
+
+    assert told.verdict is verdict
+    assert f"control_plane.jobs.{column} cannot be read of some rows: " in told.text
+    assert '"email"' in told.text
+
+
 async def test_row_security_that_hides_rows_is_named_for_each_command(users: Users) -> None:
     await run(users.admin, "ALTER TABLE control_plane.jobs ENABLE ROW LEVEL SECURITY")
     hidden = await failures("worker", users.worker)

@@ -156,7 +156,7 @@ async def test_a_row_that_cannot_be_shown_fails_alone(database_url: str, prepare
 async def test_a_list_with_a_bad_row_goes_on_though_rows_are_deleted_while_it_is_read(
     database_url: str, monkeypatch: pytest.MonkeyPatch, deleted: list[int]
 ) -> None:
-    prepare, spoil = UNREADABLE["attempts that are no number"]
+    prepare, spoil = UNREADABLE["a view that casts"]
     find_listed = Jobs._find_listed
     async with connected(database_url) as connection:
         jobs = await insert(connection, 9)
