@@ -88,7 +88,7 @@ async def test_a_jobs_table_that_is_locked_for_long_costs_one_delivery_too(
     database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
 ) -> None:
     failed = await jobs.many_failed(10)
-    async with a_worker(database_url, amqp_url, db_timeout=0.2) as worker:
+    async with a_worker(database_url, amqp_url, db_timeout=1) as worker:
         async with jobs.locked():
             await queues.publish_all(map(a_message_for, failed))
             await worker.sampled_at_least("redrive_sessions_total", 3, end="database_unavailable")
