@@ -17,6 +17,12 @@ def current(url: Url) -> str:
     return url if isinstance(url, str) else url()
 
 
+def reason_of(error: OSError | ValueError) -> str:
+    """Why a file cannot be read, in the system's words."""
+    strerror = error.strerror if isinstance(error, OSError) else None
+    return "it is not text in UTF-8" if strerror is None else strerror.lower()
+
+
 class FileSecret:
     """A function that reads a file at each call.
 

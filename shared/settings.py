@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -28,7 +28,7 @@ from shared.claims import claim_path
 from shared.errors import SettingsError
 from shared.models import FINAL_STATUSES, JobStatus
 from shared.postgres_url import postgres_url
-from shared.secret import FileSecret, Url
+from shared.secret import FileSecret, Url, reason_of
 from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
 PREFIX = "REDRIVE_"
@@ -246,9 +246,9 @@ class WorkerSettings(Settings):
     worker_batch_wait: Annotated[float, Field(ge=0, le=60)] = 0.02
 
 
-_NOT_THAT_NUMBER = frozenset(
-    {"int_parsing", "int_parsing_size", "int_from_float", "int_type", "greater_than_equal", "less_than_equal"}
-)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12}|inf|nan)", re.ASCII)
+_MAY_BE_SECRET = re.compile(r"://|-----|[\r\n]|\A(?![/.]).{32}")
+"""A URL, a PEM, or text as long as an HS256 secret, where a path is expected."""
 _KEYS = "REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY and REDRIVE_JWKS_URL"
 S = TypeVar("S", bound=Settings)
 
@@ -301,30 +301,56 @@ def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str,
             continue
         try:
             found[field] = Path(path).read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            problems[field] = f"{variable}_FILE: the file cannot be read ({type(error).__name__})"
+        except (OSError, ValueError) as error:
+            problems[field] = f"{variable}_FILE: {_unreadable(path, error)}"
     return found, problems
 
 
+def _unreadable(path: str, error: OSError | ValueError) -> str:
+    """Why the file of a secret cannot be read; without the path where that may be the secret itself, by mistake."""
+    reason = reason_of(error)
+    if _MAY_BE_SECRET.search(path):
+        return f"cannot be read: {reason}; not shown, as it may be the secret itself (begin a path with / or ./)"
+    return f"{path} cannot be read: {reason}"
+
+
 def _problem(kind: type[Settings], problem: Mapping[str, Any]) -> str:
-    reason = str(problem["msg"]).removeprefix("Value error, ")
-    variable = f"{PREFIX}{str(problem['loc'][0]).upper()}"
+    field = str(problem["loc"][0])
+    variable = f"{PREFIX}{field.upper()}"
     if problem["type"] == "missing":
-        also = f" (or {variable}_FILE)" if problem["loc"][0] in _SECRETS & kind.model_fields.keys() else ""
+        also = f" (or {variable}_FILE)" if field in _SECRETS & kind.model_fields.keys() else ""
         return f"{variable}{also}: is required"
-    if (bounds := _whole_numbers(kind, str(problem["loc"][0]))) and problem["type"] in _NOT_THAT_NUMBER:
-        return f"{variable}: must be a whole number {bounds}"
-    return f"{variable}: {reason[:1].lower()}{reason[1:]}"
+    reason = problem.get("ctx", {}).get("error")
+    if isinstance(reason, ValueError) and not isinstance(reason, UnicodeError):
+        return f"{variable}: {reason}"
+    return f"{variable}: must be {_allowed(kind, field)}{_was_read(problem['input'])}"
 
 
-def _whole_numbers(kind: type[Settings], field: str) -> str | None:
-    """The bounds of a setting that is a whole number, in words; None for other settings."""
-    info = kind.model_fields.get(field)
-    if info is None or info.annotation is not int:
-        return None
-    least = next((each.ge for each in info.metadata if hasattr(each, "ge")), 0)
-    most = next((each.le for each in info.metadata if hasattr(each, "le")), None)
-    return f"from {least} up" if most is None else f"from {least} to {most}"
+def _allowed(kind: type[Settings], field: str) -> str:
+    """What a setting may be, in words, where its type says it; the others have checks with words of their own."""
+    info = kind.model_fields[field]
+    if info.annotation is int:
+        return f"a whole number {_bounds(info.metadata)}"
+    if info.annotation is float:
+        return f"a number {_bounds(info.metadata)}"
+    if info.annotation is bool:
+        return "true or false"
+    if get_origin(info.annotation) is Literal:
+        *others, last = get_args(info.annotation)
+        return f"{', '.join(others)} or {last}"
+    return "text in UTF-8"
+
+
+def _bounds(metadata: list[Any]) -> str:
+    limits = {name: getattr(each, name) for each in metadata for name in ("ge", "gt", "le") if hasattr(each, name)}
+    if "gt" in limits:
+        return f"above {limits['gt']}, up to {limits['le']}"
+    return f"from {limits['ge']} to {limits['le']}" if "le" in limits else f"from {limits['ge']} up"
+
+
+def _was_read(value: object) -> str:
+    """A number that was read: it is no secret. Other text may be one, in the wrong variable."""
+    return f", not {value}" if isinstance(value, str) and _NUMBER.fullmatch(value) else ""
 
 
 def variables(kind: type[Settings]) -> frozenset[str]:

@@ -248,10 +248,54 @@ def test_there_is_exactly_one_kind_of_key(environment: pytest.MonkeyPatch, keys:
     assert "exactly one of REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY and REDRIVE_JWKS_URL must be set" in problem
 
 
-@pytest.mark.parametrize("value", ["abc", "80.5", "-1", "65536", "9" * 5000])
-def test_a_wrong_number_is_told_in_plain_words(environment: pytest.MonkeyPatch, value: str) -> None:
-    environment.setenv("REDRIVE_PORT", value)
-    assert problems() == ["REDRIVE_PORT: must be a whole number from 0 to 65535"]
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("PORT", "abc", "must be a whole number from 0 to 65535"),
+        ("PORT", "80.5", "must be a whole number from 0 to 65535, not 80.5"),
+        ("PORT", "-1", "must be a whole number from 0 to 65535, not -1"),
+        ("PORT", "65536", "must be a whole number from 0 to 65535, not 65536"),
+        ("PORT", "9" * 5000, "must be a whole number from 0 to 65535"),
+        ("MAX_WAITERS", "-1", "must be a whole number from 0 up, not -1"),
+        ("DB_TIMEOUT", "3", "must be a number above 0, up to 2.5, not 3"),
+        ("DB_TIMEOUT", "0", "must be a number above 0, up to 2.5, not 0"),
+        ("DB_TIMEOUT", "nan", "must be a number above 0, up to 2.5, not nan"),
+        ("DB_TIMEOUT", "2s", "must be a number above 0, up to 2.5"),
+        ("WATCH_INTERVAL", "0.01", "must be a number from 0.05 to 60, not 0.01"),
+        ("READ_ONLY", "2", "must be true or false, not 2"),
+        ("READ_ONLY", "maybe", "must be true or false"),
+        ("LOG_LEVEL", "debug", "must be DEBUG, INFO, WARNING or ERROR"),
+        ("CONSOLE", "true", "must be on or off"),
+        ("JWT_SECRET", "\udcff" * 32, "must be text in UTF-8"),
+    ],
+)
+def test_a_wrong_value_is_told_with_what_is_allowed(
+    environment: pytest.MonkeyPatch, name: str, text: str, problem: str
+) -> None:
+    environment.setenv(f"REDRIVE_{name}", text)
+
+    assert problems() == [f"REDRIVE_{name}: {problem}"]
+
+
+@pytest.mark.parametrize("text", ["canary", "-1", "", " ", "[]", "{}", "9" * 400, "\udcff", "1e400", "\u0661"])
+@pytest.mark.parametrize("kind", [ApiSettings, WorkerSettings])
+def test_no_setting_is_refused_in_a_library_s_words(
+    environment: pytest.MonkeyPatch, kind: type[Settings], text: str
+) -> None:
+    for field in kind.model_fields:
+        environment.setenv(f"REDRIVE_{field.upper()}", text)
+    try:
+        read(kind)
+    except SettingsError as refusal:
+        told = refusal.problems
+    else:
+        told = []
+
+    for problem in told:
+        variable, _, words = problem.partition(": ")
+        assert variable.startswith("REDRIVE_")
+        assert words.startswith(("must ", "exactly one of ", "is required")), problem
+        assert "canary" not in words
 
 
 def test_a_secret_can_come_from_a_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -275,20 +319,52 @@ def test_a_secret_and_its_file_are_not_both_taken(environment: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"", b"\n", b"\xff\xfe", b"short"], ids=["none", "empty", "blank", "bytes", "short"]
+    ("content", "problem"),
+    [
+        (None, "_FILE: {path} cannot be read: no such file or directory"),
+        (b"\xff\xfe", "_FILE: {path} cannot be read: it is not text in UTF-8"),
+        (b"", ": must be at least 32 bytes"),
+        (b"\n", ": must be at least 32 bytes"),
+        (b"canary", ": must be at least 32 bytes"),
+    ],
+    ids=["none", "bytes", "empty", "blank", "short"],
 )
 def test_a_file_that_holds_no_secret_is_a_problem(
-    environment: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+    environment: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, problem: str
 ) -> None:
     environment.delenv("REDRIVE_JWT_SECRET")
-    path = tmp_path / "canary"
+    path = tmp_path / "secret"
     environment.setenv("REDRIVE_JWT_SECRET_FILE", str(path))
     if content is not None:
         path.write_bytes(content)
 
+    assert problems() == [f"REDRIVE_JWT_SECRET{problem.format(path=path)}"]
+
+
+def test_a_folder_is_no_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.setenv("REDRIVE_AMQP_URL_FILE", str(tmp_path))
+
+    assert problems() == [f"REDRIVE_AMQP_URL_FILE: {tmp_path} cannot be read: is a directory"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "canary" * 6,
+        "canary/base64+" * 3,
+        "postgresql://user:canary@db/x",
+        "-----BEGIN canary",
+        "canary\nx",
+        "canary" * 999,
+    ],
+)
+def test_a_secret_in_place_of_its_file_is_not_shown(environment: pytest.MonkeyPatch, text: str) -> None:
+    environment.delenv("REDRIVE_JWT_SECRET")
+    environment.setenv("REDRIVE_JWT_SECRET_FILE", text)
+
     (problem,) = problems()
 
-    assert problem.startswith("REDRIVE_JWT_SECRET")
+    assert problem.startswith("REDRIVE_JWT_SECRET_FILE: cannot be read: ")
 
 
 @pytest.mark.parametrize("kind", [ApiSettings, WorkerSettings])
