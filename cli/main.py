@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli import adapters
 from cli.errors import is_expected, line_of
 from cli.operate import batches, dead_letters, failures, jobs, pruning, retries, retrying
 from shared.errors import RedriveError, SettingsError
@@ -312,6 +313,7 @@ def token(
     typer.echo(signed)
 
 
+app.add_typer(adapters.app, rich_help_panel=_SETTING_UP)
 for _group in (jobs, retries, batches, dead_letters):
     app.add_typer(_group.app, rich_help_panel=_OPERATING)
 app.command(rich_help_panel=_OPERATING)(failures.failures)

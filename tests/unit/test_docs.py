@@ -19,7 +19,7 @@ from shared.settings import PREFIX, ApiSettings, Limit, Settings, WorkerSettings
 from tests.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
 def text_of(name: str) -> str:
@@ -167,7 +167,7 @@ async def test_pgbouncer_is_told_of_every_parameter_that_connections_send(monkey
     assert set(ignored.split(", ")) == set(unknown)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_and_paths_lead_somewhere(page: Path) -> None:
     text = page.read_text("utf-8")
     links = {target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target}

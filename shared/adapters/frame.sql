@@ -1,0 +1,40 @@
+-- Redrive's adapter for {system}: control_plane.jobs as a view of the jobs in schema {schema}.
+-- Tested with {tested}.
+--
+-- Read it, change it where a comment says "You decide", and run it as the owner of those tables, before
+-- `redrive migrate`: psql --set ON_ERROR_STOP=1 --file THIS_FILE. It may be run again, also after `redrive migrate`.
+-- It changes no table of {system} and adds no index. To remove it:
+-- DROP VIEW control_plane.jobs; DROP FUNCTION control_plane.retry_job();
+-- In the environment of api, worker and commands: {settings}.
+
+BEGIN;
+
+DO $redrive$
+BEGIN
+    IF to_regnamespace('control_plane') IS NULL THEN
+        CREATE SCHEMA control_plane; -- needs CREATE on the database
+    END IF;
+END
+$redrive$;
+
+{adapter}
+
+REVOKE ALL ON FUNCTION control_plane.retry_job() FROM PUBLIC;
+
+CREATE OR REPLACE TRIGGER retry_job INSTEAD OF UPDATE ON control_plane.jobs
+    FOR EACH ROW EXECUTE FUNCTION control_plane.retry_job();
+
+-- The rights that Redrive's programs need, and no right on any table of {system}. `redrive migrate` makes the roles, and
+-- grants the same where its user may.
+DO $redrive$
+BEGIN
+    IF to_regrole('redrive_api') IS NOT NULL AND to_regrole('redrive_worker') IS NOT NULL THEN
+        GRANT USAGE ON SCHEMA control_plane TO redrive_api, redrive_worker;
+        GRANT SELECT ON control_plane.jobs TO redrive_api, redrive_worker;
+        GRANT UPDATE (status, last_error, started_at, completed_at, scheduled_at, max_attempts)
+            ON control_plane.jobs TO redrive_worker;
+    END IF;
+END
+$redrive$;
+
+COMMIT;

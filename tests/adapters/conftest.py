@@ -1,0 +1,37 @@
+"""Each system is prepared once; each test has a copy of what was prepared."""
+
+import uuid
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from tests.adapters.rig import Prepared, Rig, discard, prepare
+from tests.adapters.systems import SYSTEMS, System
+from tests.api_server import Api, serving
+from tests.servers.postgres import Postgres
+from tests.servers.processes import run_apart
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(system, id=name, marks=pytest.mark.xdist_group(name)) for name, system in SYSTEMS.items()],
+)
+def prepared(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[Prepared]:
+    """One system, its worker done with some jobs, Redrive beside it."""
+    system: System = request.param
+    one = run_apart(prepare(system, postgres, f"{system.name.replace('-', '_')}_{uuid.uuid4().hex[:6]}"))
+    yield one
+    run_apart(discard(one))
+
+
+@pytest.fixture
+async def rig(prepared: Prepared) -> AsyncIterator[Rig]:
+    async with Rig.on(prepared) as one:
+        yield one
+
+
+@pytest.fixture
+async def api(rig: Rig) -> AsyncIterator[Api]:
+    """The api, under its own login."""
+    async with serving(rig.api_url, watch_interval=0.05, **rig.system.settings) as running:
+        yield running

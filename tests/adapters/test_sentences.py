@@ -1,0 +1,296 @@
+"""What holds for every system that Redrive serves through an adapter: each test runs with each of them.
+
+Its own library has made the tables, and its own worker has failed the jobs. Whether a job was put back is counted in
+the system's own table, and whether it was completed is what its own worker did with it.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
+
+import asyncpg
+import pytest
+
+from shared.sql import statements
+from tests.adapters.drivers.jobs import ERROR, QUEUE
+from tests.adapters.rig import Rig
+from tests.api_server import Api, serving
+from tests.eventually import eventually
+from tests.queues import Queues
+from tests.tokens import token
+from tests.workers import a_worker
+
+pytestmark = pytest.mark.timeout(300)  # the first test of each system waits for its preparation
+
+OPERATOR = token(scope="jobs:read jobs:retry jobs:retry:bulk")
+COUNTS_ATTEMPTS_WHILE_FAILING = {
+    "chancy",
+    "django-tasks-db",
+    "graphile-worker",
+    "oban",
+    "pg-boss",
+    "procrastinate",
+    "river",
+}
+STORES_ERRORS = COUNTS_ATTEMPTS_WHILE_FAILING - {"procrastinate"} | {"pgqueuer"}
+
+
+def message(job_id: str, version: str, request_id: str) -> bytes:
+    """A retry that another program asks for."""
+    body = {"v": 1, "request_id": request_id, "job_id": job_id, "project_id": QUEUE, "job_version": version}
+    return json.dumps(body).encode()
+
+
+async def retried(rig: Rig, job_ids: Sequence[str]) -> None:
+    """Wait until these jobs have left their failed state, each once."""
+
+    async def all_of_them() -> bool:
+        counted = await rig.effects()
+        return [counted.get(each, 0) for each in job_ids] == [1] * len(job_ids)
+
+    await eventually(all_of_them, within_s=30, what="the jobs are put back, each once")
+
+
+async def in_bulk(api: Api, job_ids: Sequence[str], **options: object) -> None:
+    answer = await api.post("/api/jobs/retry", {"ids": list(job_ids), **options}, token=OPERATOR)
+    assert answer.status == 202, answer.body
+    assert answer.data["accepted"] == len(job_ids)
+
+
+async def test_jobs_are_shown_as_what_their_own_table_says(rig: Rig, api: Api) -> None:
+    one = (await api.get(f"/api/jobs/{rig.failed[0]}?include=payload")).data
+    page = (await api.get("/api/jobs?limit=200")).data
+    failed = (await api.get("/api/jobs?status=failed&limit=200")).data
+    counts = (await api.get("/api/jobs/stats")).data
+    groups = (await api.get("/api/failures")).data
+
+    assert (one["status"], one["retryable"], one["done"]) == ("failed", True, True)
+    assert one["payload"]
+    if rig.system.adapter in COUNTS_ATTEMPTS_WHILE_FAILING:
+        assert one["attempts"] == 1
+    if rig.system.adapter in STORES_ERRORS:
+        assert ERROR in one["last_error"]
+        assert ERROR.replace("4242", "<n>") in groups[0]["error"]
+    shown = {each["id"]: each["status"] for each in page}
+    wanted = {"failed": "failed", "running": "running", "later": "pending", "cancelled": "cancelled"}
+    wanted |= {} if rig.system.deletes_successes else {"worked": "completed"}
+    assert {each: shown.get(each) for kind in wanted for each in rig.jobs[kind]} == {
+        each: status for kind, status in wanted.items() for each in rig.jobs[kind]
+    }
+    assert {each["id"] for each in failed} == set(rig.failed)
+    assert (counts["failed"]["count"], counts["failed"]["retryable"]) == (len(rig.failed), len(rig.failed))
+    assert sum(group["jobs"] for group in groups) == len(rig.failed)
+
+
+async def test_only_failed_jobs_are_retried(rig: Rig, api: Api) -> None:
+    kinds = ["running", "later", "cancelled", *([] if rig.system.deletes_successes else ["worked"])]
+    others = [each for kind in kinds for each in rig.jobs[kind]]
+
+    answers = [await api.post(f"/api/jobs/{each}/retry") for each in others]
+
+    assert {(answer.status, answer.code) for answer in answers} == {(409, "job-not-failed")}
+
+
+async def test_its_own_worker_completes_what_was_put_back_and_nothing_else(rig: Rig, api: Api) -> None:
+    first, second, delayed, *rest = rig.failed
+    chosen, left = rest[:10], rest[10:]
+    async with rig.working("succeed"), a_worker(rig.worker_url):
+
+        async def are_completed(job_ids: set[str]) -> bool:
+            return job_ids <= await rig.completed()
+
+        await api.post(f"/api/jobs/{first}/retry")
+        await eventually(lambda: are_completed({first}), within_s=30)
+        began = time.monotonic()  # its worker is idle now
+        await api.post(f"/api/jobs/{second}/retry")
+        await eventually(lambda: are_completed({second}), within_s=30)
+        took_s = time.monotonic() - began
+        assert (await api.post(f"/api/jobs/{delayed}/retry", {"delay_seconds": 3600})).status == 202
+        await in_bulk(api, chosen, reason="the bank is back")
+        await eventually(lambda: are_completed(set(chosen)), within_s=30)
+        await retried(rig, [first, second, delayed, *chosen])
+        row = await rig.row(delayed)
+
+    assert took_s < rig.system.idle_s
+    assert await rig.completed() == {first, second, *chosen}
+    assert await rig.still_failed() == set(left)
+    assert row is not None
+    assert row["status"] == "pending"
+    assert row["scheduled_at"] > datetime.now(UTC) + timedelta(minutes=58)
+    assert await rig.effects() == dict.fromkeys([first, second, delayed, *chosen], 1)
+
+
+async def test_a_batch_is_spread_and_each_job_put_back_once_by_four_workers(rig: Rig, amqp_url: str) -> None:
+    await rig.fill(200)
+    jobs = sorted(await rig.still_failed())
+    async with AsyncExitStack() as stack:
+        api = await stack.enter_async_context(serving(rig.api_url, amqp_url=amqp_url, **rig.system.settings))
+        for _ in range(4):
+            await stack.enter_async_context(a_worker(rig.worker_url, amqp_url, worker_batch_size=20))
+        await in_bulk(api, jobs, spread_seconds=3600)
+        await retried(rig, jobs)
+
+    rows = await rig.pool.fetch("SELECT scheduled_at, status FROM control_plane.jobs WHERE id::text = ANY ($1)", jobs)
+    assert {row["status"] for row in rows} == {"pending"}
+    times = [row["scheduled_at"] for row in rows]
+    assert max(times) < datetime.now(UTC) + timedelta(seconds=3600)
+    assert max(times) - min(times) > timedelta(seconds=1800)  # of 230 that fall at random within the hour
+    assert set((await rig.effects()).values()) == {1}
+
+
+async def test_a_locked_job_is_waited_for_and_the_others_are_not_held_up(rig: Rig, api: Api) -> None:
+    locked, *others = rig.failed[:5]
+    async with a_worker(rig.worker_url):
+        async with rig.pool.acquire() as connection, connection.transaction():
+            await connection.execute(f"SELECT FROM {rig.system.table} WHERE id::text = $1 FOR UPDATE", locked)
+            await in_bulk(api, [locked, *others])
+            await retried(rig, others)
+            assert locked not in await rig.effects()
+        await retried(rig, [locked, *others])
+
+
+async def test_a_message_delivered_ten_times_has_one_effect_and_a_late_one_none(rig: Rig, amqp_url: str) -> None:
+    job, moved_on = rig.failed[:2]
+    version, old = await rig.version(job), await rig.version(moved_on)
+    await rig.update(rig.system.released, [moved_on])  # by an operator, with its own tool
+    wanted, late = str(uuid.uuid4()), str(uuid.uuid4())
+    async with Queues.on(amqp_url) as queues, a_worker(rig.worker_url, amqp_url):
+        await queues.publish_all([message(job, version, wanted)] * 10)
+        await queues.publish(message(moved_on, old, late))
+
+        async def are_settled() -> bool:
+            return await queues.drained() and await rig.outcome(late) is not None
+
+        await eventually(are_settled, within_s=30)
+        assert [await rig.outcome(each) for each in (wanted, late)] == ["applied", "superseded"]
+    assert await rig.effects() == {job: 1, moved_on: 1}  # one is the operator's
+
+
+async def test_a_job_that_failed_again_is_not_retried_by_an_old_message_but_by_a_new_one(
+    rig: Rig, amqp_url: str
+) -> None:
+    job = rig.failed[0]
+    version, late = await rig.version(job), str(uuid.uuid4())
+    settings = {"amqp_url": amqp_url, **rig.system.settings}
+    async with (
+        Queues.on(amqp_url) as queues,
+        serving(rig.api_url, **settings) as api,
+        a_worker(rig.worker_url, amqp_url),
+    ):
+        await api.post(f"/api/jobs/{job}/retry")
+        await retried(rig, [job])
+
+        async def has_failed_again() -> bool:
+            return job in await rig.still_failed()
+
+        async with rig.working("fail"):
+            await eventually(has_failed_again, within_s=30)
+        assert await rig.version(job) != version
+        await queues.publish(message(job, version, late))
+        await eventually(lambda: rig.outcome(late), within_s=30)
+        again = await api.post(f"/api/jobs/{job}/retry")
+
+        async def is_put_back_again() -> bool:
+            return await rig.effects() == {job: 2}
+
+        await eventually(is_put_back_again, within_s=30)
+        assert again.status == 202
+    assert await rig.outcome(late) == "superseded"
+
+
+async def test_a_job_that_its_owner_does_not_take_back_is_blocked_and_its_neighbours_are_not(
+    rig: Rig, api: Api
+) -> None:
+    if rig.system.unique is None:
+        assert rig.system.adapter in {"django-tasks-db", "graphile-worker", "oban"}  # nothing of theirs is unique
+        return
+    rivals, neighbours = rig.failed[:2], rig.failed[2:6]
+    await rig.update(rig.system.unique, rivals)
+    async with a_worker(rig.worker_url):
+        await in_bulk(api, [*rivals, *neighbours])
+
+        async def retries() -> dict[str, str]:
+            return {each["job_id"]: each["outcome"] for each in (await api.get("/api/retries")).data}
+
+        async def are_settled() -> bool:
+            return None not in (await retries()).values()
+
+        await eventually(are_settled, within_s=30)
+        outcomes = await retries()
+    assert sorted(outcomes[each] for each in rivals) == ["applied", "blocked"]
+    assert {outcomes[each] for each in neighbours} == {"applied"}
+    assert sum((await rig.effects()).values()) == 5
+
+
+async def test_its_own_maintenance_leaves_a_job_that_waits_again(rig: Rig, api: Api) -> None:
+    old = rig.failed[:3]
+    await rig.update(rig.system.aged, old)
+    async with a_worker(rig.worker_url):
+        await in_bulk(api, old)
+        await retried(rig, old)
+
+    await rig.prune()
+
+    statuses = await rig.statuses()
+    assert [statuses.get(each) for each in old] == ["pending"] * 3
+
+
+async def test_a_job_is_found_by_its_tables_own_key(rig: Rig) -> None:
+    await rig.fill(5_000)
+    job_id = rig.failed[3]
+    connection = await asyncpg.connect(
+        rig.api_url,
+        timeout=10,
+        server_settings={
+            "enable_seqscan": "off",
+            "enable_bitmapscan": "off",
+            "plan_cache_mode": "force_generic_plan",
+            "jit": "off",
+        },
+    )
+    try:
+        argument = int(job_id) if rig.system.is_bigint else uuid.UUID(job_id)
+        statement = await connection.prepare("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + statements("jobs")["find"])
+        await statement.fetchval([argument], [QUEUE], 2001)  # the first one reads the catalogues, too
+        plan = json.loads(await statement.fetchval([argument], [QUEUE], 2001))[0]["Plan"]
+    finally:
+        await connection.close()
+
+    assert plan["Actual Rows"] == 1
+    assert plan["Shared Hit Blocks"] + plan["Shared Read Blocks"] < 40, json.dumps(plan)
+
+
+FORBIDDEN = (
+    "SELECT 1 FROM {t}",
+    "UPDATE {t} SET id = id",
+    "DELETE FROM {t}",
+    "INSERT INTO {t} DEFAULT VALUES",
+    "DELETE FROM control_plane.jobs",
+    "INSERT INTO control_plane.jobs (id) VALUES (NULL)",
+    "UPDATE control_plane.jobs SET payload = '{{}}'",
+    "UPDATE control_plane.jobs SET attempts = 0",
+    "UPDATE control_plane.jobs SET project_id = 'p2'",
+    "TRUNCATE {t}",
+)
+
+
+@pytest.mark.parametrize("role", ["api", "worker"])
+async def test_the_programs_may_do_nothing_else(rig: Rig, role: str) -> None:
+    connection = await asyncpg.connect(rig.api_url if role == "api" else rig.worker_url, timeout=10)
+    forbidden = [*FORBIDDEN, *(["UPDATE control_plane.jobs SET status = 'pending'"] if role == "api" else [])]
+    try:
+        for statement in forbidden:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.execute(statement.format(t=rig.system.table))
+        if role == "worker":
+            for change in ("completed", "running", "cancelled"):
+                with pytest.raises(asyncpg.RaiseError, match="only takes failed jobs back"):
+                    await connection.execute(f"UPDATE control_plane.jobs SET status = '{change}'")
+            with pytest.raises(asyncpg.RaiseError, match="only takes failed jobs back"):
+                await connection.execute("UPDATE control_plane.jobs SET status = 'pending' WHERE status <> 'failed'")
+    finally:
+        await connection.close()
+    assert await rig.effects() == {}
