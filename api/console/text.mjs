@@ -85,7 +85,7 @@ export function outcomeWords(retry) {
   return retry.cancelled_by ? `${words}, by ${shown(retry.cancelled_by)}` : words;
 }
 
-const BLOCKS = { attempts_exhausted: "attempts used up", retry_queued: "a retry is queued already", job_not_found: "not found", job_not_failed: "not failed", not_failed: "not failed" };
+const BLOCKS = { attempts_exhausted: "attempts used up", retry_queued: "a retry is queued already", job_not_found: "not found", job_unreadable: "its row cannot be read", job_not_failed: "not failed", not_failed: "not failed" };
 
 /** Why a job cannot go back, in words. */
 export const blockWords = (code) => BLOCKS[code.replaceAll("-", "_")] ?? code.replaceAll("_", " ");

@@ -156,7 +156,7 @@ def _folded(line: str, room: int) -> list[str]:
     from rich.console import Console  # noqa: PLC0415 - likewise
     from rich.text import Text  # noqa: PLC0415 - likewise
 
-    return [part.plain for part in Text(line).wrap(Console(width=room), room, overflow="fold")]
+    return [part.plain.rstrip() for part in Text(line).wrap(Console(width=room), room, overflow="fold")]
 
 
 def print_json(value: object) -> None:
