@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 MOST_DELIVERIES: Final = 10
 """Half of what RabbitMQ allows; the rest is for connections that break."""
+WORN_BYTES: Final = 16 * 1024 * 1024
+"""How many bytes of letters that are to be published anew a reader holds; then it takes no more."""
 TOO_OFTEN: Final = "delivered too often without being settled"
 _UNKNOWN: Final = "unknown"
 _REASONS: Final = {
@@ -140,6 +142,7 @@ class DeadQueue:
         self._key = key
         self._in_hand: set[int] = set()
         self._worn: dict[int, DeadLetter] = {}  # those in hand that are to be published anew
+        self._worn_bytes = 0
         self._first: DeadLetter | None = None
         self.left = 0
         """How many letters waited when the last was taken, without it."""
@@ -182,8 +185,14 @@ class DeadQueue:
         return 0 if self._first is None else self.left + 1
 
     async def letters(self, limit: int) -> AsyncIterator[DeadLetter]:
-        """Take up to `limit` of the letters that wait now, the oldest first; each is in hand from then on."""
+        """Take up to `limit` of the letters that wait now, the oldest first; each is in hand from then on.
+
+        Ends early where the letters in hand that are to be published anew have more than WORN_BYTES. `give_back` puts
+        these at the end of the queue, so the next reader begins with the others.
+        """
         for _ in range(min(limit, await self.count())):
+            if self._worn_bytes > WORN_BYTES:
+                return
             letter, self._first = self._first or await self._take(), None
             if letter is None:
                 return
@@ -206,6 +215,7 @@ class DeadQueue:
         self._in_hand.add(letter.tag)
         if letter.deliveries >= MOST_DELIVERIES:
             self._worn[letter.tag] = letter
+            self._worn_bytes += len(letter.body)
         return letter
 
     async def _get(self) -> "DeliveredMessage":
@@ -218,7 +228,8 @@ class DeadQueue:
         async with asyncio.timeout(CALL_S):
             await self._channel.basic_ack(letter.tag)
         self._in_hand.discard(letter.tag)
-        self._worn.pop(letter.tag, None)
+        if self._worn.pop(letter.tag, None) is not None:
+            self._worn_bytes -= len(letter.body)
 
     async def publish(self, letter: DeadLetter, key: str) -> None:
         """Publish a letter as it came, confirmed, with the routing key `key`."""

@@ -12,7 +12,8 @@ The worker marks the requests that it puts aside itself. The watch takes care of
    some time, the watch has requests published again that were published to it before that time.
 
 The watch consumes nothing. Every two seconds it asks the ledger whether a request is overdue. Only then does it
-connect, and it has letters in hand only while it reads their ids.
+connect, and it has letters in hand only while it reads their ids. Of their bodies it keeps LOOKED_UP_BYTES, and those
+that are to be published anew, up to WORN_BYTES: at that bound the look ends, and a later one reads on behind them.
 """
 
 import asyncio
@@ -47,6 +48,8 @@ AGAIN_S: Final = 30.0
 """The same number of letters is looked through again after so long."""
 LONGEST_REST_S: Final = 3600.0
 AT_ONCE: Final = 10_000
+LOOKED_UP_BYTES: Final = 1024 * 1024
+"""Letters with so many bytes are looked up in the ledger together; then only the ids of those to be marked are kept."""
 LOST_S: Final = 10.0
 """A request that was published so long ago is lost, where its queue has delivered nothing for half as long."""
 LOST_AT_ONCE: Final = 1_000
@@ -112,8 +115,7 @@ class DeadWatch:
                     count = await queue.count()
                     if count == 0 or (count == self._seen and loop.time() < self._again_at):
                         return
-                    found = [each async for each in queue.letters(AT_ONCE) if each.requests]
-                    poison = await self._republish_dropped(queue, found)
+                    poison = await self._look_up(queue)
                 finally:
                     await queue.give_back()  # before anything else: other readers may look for them
         except BrokerUnavailable:
@@ -124,6 +126,21 @@ class DeadWatch:
         self._rest_s = AGAIN_S
         await self._mark(poison)
         self._seen, self._again_at = count, loop.time() + AGAIN_S
+
+    async def _look_up(self, queue: DeadQueue) -> "list[RetryId]":
+        """Read the letters and look their requests up, LOOKED_UP_BYTES at a time; return those to be marked."""
+        poison: dict[RetryId, None] = {}
+        letters: list[DeadLetter] = []
+        size = 0
+        async for letter in queue.letters(AT_ONCE):
+            if not letter.requests:
+                continue
+            letters.append(letter)
+            size += len(letter.body)
+            if size >= LOOKED_UP_BYTES:
+                poison |= dict.fromkeys(await self._republish_dropped(queue, letters))
+                letters, size = [], 0
+        return [*(poison | dict.fromkeys(await self._republish_dropped(queue, letters)))]
 
     async def _republish_dropped(self, queue: DeadQueue, letters: "Sequence[DeadLetter]") -> "list[RetryId]":
         """Have overdue requests published again with which no worker has failed; return the other overdue ones."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
@@ -19,6 +19,7 @@ from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import BrokerUnavailable
 from shared.messages import RetryMessage, encoded
+from shared.models import RetryId
 from tests.commands import commanded
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
@@ -32,8 +33,6 @@ from worker.metrics import Metrics
 
 if TYPE_CHECKING:
     from pamqp.common import FieldValue
-
-    from shared.models import RetryId
 
 
 @pytest.fixture(autouse=True)
@@ -245,6 +244,69 @@ async def test_a_letter_of_a_settled_request_changes_nothing(
     await watch.look()
 
     assert await state_of(jobs, message.id) == "applied"
+
+
+async def test_letters_are_looked_up_as_they_are_read_and_their_bodies_not_kept(  # noqa: PLR0917 - fixtures
+    watch: DeadWatch,
+    jobs: JobMaker,
+    ledger: Ledger,
+    queues: Queues,
+    letters: DeadLetters,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    messages = [
+        await published(ledger, queues, job, key=topology.KEY_DEAD, headers={topology.REASON_HEADER: "refused"})
+        for job in await jobs.many_failed(5)
+    ]
+    await long_ago(jobs, *(message.id for message in messages))
+    await eventually(lambda: _dead(queues, 5))
+    together: list[int] = []
+    overdue_among = letters.overdue_among
+
+    async def counted(ids: Sequence[RetryId], age_s: float) -> list[RetryId]:
+        together.append(len(ids))
+        return await overdue_among(ids, age_s)
+
+    monkeypatch.setattr(letters, "overdue_among", counted)
+    monkeypatch.setattr("worker.dead_watch.LOOKED_UP_BYTES", 2 * len(encoded(messages[0])) - 8)
+
+    await watch.look()
+
+    assert together == [2, 2, 1]
+    assert {await state_of(jobs, message.id) for message in messages} == {"dead_lettered"}
+    await eventually(lambda: _dead(queues, 5))
+
+
+async def test_letters_to_be_published_anew_are_bounded_and_the_next_reader_begins_with_the_others(
+    amqp_url: str, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.dead_letters.MOST_DELIVERIES", 0)
+    monkeypatch.setattr("worker.dead_letters.WORN_BYTES", 7)
+    for number in range(5):
+        await queues.publish(b"%04d" % number, key=topology.KEY_DEAD, headers={topology.REASON_HEADER: "refused"})
+    read: list[list[bytes]] = []
+    for _ in range(3):
+        await eventually(lambda: _dead(queues, 5))
+        async with DeadQueue.opened(amqp_url, name="test") as queue:
+            read.append([letter.body async for letter in queue.letters(100)])
+            await queue.give_back()
+
+    assert read == [[b"0000", b"0001"], [b"0002", b"0003"], [b"0004", b"0000"]]
+
+
+async def test_a_reader_that_removes_letters_reads_on(
+    amqp_url: str, queues: Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.dead_letters.MOST_DELIVERIES", 0)
+    monkeypatch.setattr("worker.dead_letters.WORN_BYTES", 7)
+    for number in range(5):
+        await queues.publish(b"%04d" % number, key=topology.KEY_DEAD)
+    await eventually(lambda: _dead(queues, 5))
+    async with DeadQueue.opened(amqp_url, name="test") as queue:
+        async for letter in queue.letters(100):
+            await queue.ack(letter)
+
+    assert await queues.waiting(topology.RETRIES_DEAD) == 0
 
 
 async def test_looking_never_wears_a_letter_out(amqp_url: str, queues: Queues) -> None:
