@@ -22,7 +22,7 @@ import structlog
 
 from shared import broker
 from shared.backoff import Backoff, Outage, wait_for_any
-from shared.broker import connected, translated
+from shared.broker import Nodes, connected, is_cluster, translated
 from shared.errors import BrokerUnavailable, RedriveError, TopologyMissing
 from shared.failpoints import Failpoint, reach
 from shared.messages import CONTENT_TYPE, encoded, packed
@@ -46,6 +46,8 @@ BATCHES: Final = 3
 """Batches under way at once: while one waits for its confirms, the next is leased, and the one before is marked."""
 LEASE_S: Final = 30.0
 PUBLISH_TIMEOUT_S: Final = 10.0
+NODE_TIMEOUT_S: Final = 4.0
+"""The same, where another node can be asked."""
 POLL_S: Final = 1.0
 MARK_AFTER_S: Final = 1.0
 MARK: Final = 1_000
@@ -120,6 +122,8 @@ class _Lane:
         self._bulk = bulk
         self._key = KEY_BULK if bulk else KEY_RETRY
         self._changed = changed
+        self._nodes = Nodes()
+        self._within_s = PUBLISH_TIMEOUT_S
         self._woken = asyncio.Event()  # means: look now; it does not say whether for rows, a failure or the stop
         self._backoff = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
         self._outage = Outage()
@@ -168,8 +172,9 @@ class _Lane:
     @asynccontextmanager
     async def _session(self) -> "AsyncIterator[tuple[AbstractChannel, AbstractExchange]]":
         """Connect for the length of the block; declare the topology first if the last session found it missing."""
+        self._within_s = NODE_TIMEOUT_S if is_cluster(self._url) else PUBLISH_TIMEOUT_S
         with translated():
-            async with connected(self._url, name=f"redrive api: relay, {self._key}") as connection:
+            async with connected(self._url, name=f"redrive api: relay, {self._key}", nodes=self._nodes) as connection:
                 if self._topology_missing:
                     await self._topology.mend(connection)
                     self._topology_missing = False
@@ -260,7 +265,8 @@ class _Lane:
             reach(Failpoint.BEFORE_PUBLISH)
             packs = list(_packs_of(rows))
             failures = await asyncio.gather(
-                *(_publish_pack(exchange, self._key, pack) for pack in packs), return_exceptions=True
+                *(_publish_pack(exchange, self._key, pack, within_s=self._within_s) for pack in packs),
+                return_exceptions=True,
             )
             outcomes = list(zip(packs, failures, strict=True))
             confirmed = [row.lease for pack, failure in outcomes if failure is None for row in pack.rows]
@@ -319,7 +325,7 @@ def _packs_of(rows: "Sequence[Leased]") -> "Iterator[_Pack]":
             yield _Pack(encoded(row.message), [row])
 
 
-async def _publish_pack(exchange: "AbstractExchange", key: str, pack: _Pack) -> None:
+async def _publish_pack(exchange: "AbstractExchange", key: str, pack: _Pack, *, within_s: float) -> None:
     """Publish one message; return once the broker has it on disk. Raises BrokerUnavailable.
 
     A message of one request has its trace. Where there are several, the ledger has their traces.
@@ -331,5 +337,5 @@ async def _publish_pack(exchange: "AbstractExchange", key: str, pack: _Pack) -> 
         pack.body,
         content_type=CONTENT_TYPE,
         headers={LEDGER_HEADER: True} | ({"traceparent": trace} if trace else {}),
-        within_s=PUBLISH_TIMEOUT_S,
+        within_s=within_s,
     )

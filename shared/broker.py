@@ -4,7 +4,8 @@ Only this module knows how the client libraries fail: every failure between us a
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import random
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, cast
 
@@ -18,12 +19,15 @@ from yarl import URL
 from shared.errors import BrokerUnavailable, TopologyMissing
 from shared.refusals import CLOSED, is_unroutable, words_of
 from shared.secret import Url, current
+from shared.urls import amqp_urls
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection, AbstractExchange, HeadersType
 
 CALL_S: Final = 5.0
 """How long the broker may take for one answer."""
+NODE_S: Final = 2.0
+"""How long one node of a cluster may take to connect to, before the next is tried."""
 _PROBE_KEY: Final = "redrive.probe"
 """No queue is bound to this key, so that a mandatory message with it is returned."""
 _CLOSE_S: Final = 2.0
@@ -101,27 +105,42 @@ class _Connection(aio_pika.Connection):
     )
 
 
+def is_cluster(url: Url) -> bool:
+    """Whether there is another node to go to, so that one that does not answer is soon given up."""
+    return len(amqp_urls(current(url))) > 1
+
+
+class Nodes:
+    """Which node of a cluster to try first: any at first, then the one after the last that was connected to.
+
+    Whoever connects again has lost that node, or could do nothing there, as on the smaller side of a partition.
+    """
+
+    def __init__(self) -> None:
+        self._last: str | None = None
+
+    def in_turn(self, urls: Sequence[str]) -> list[str]:
+        """All of these URLs, in the order in which to try them."""
+        start = urls.index(self._last) + 1 if self._last in urls else random.randrange(len(urls))  # noqa: S311
+        return [*urls[start:], *urls[:start]]
+
+    def note(self, url: str) -> None:
+        """Remember that this one was connected to."""
+        self._last = url
+
+
 @asynccontextmanager
 async def connected(
-    url: Url, *, name: str, reading: asyncio.Event | None = None
+    url: Url, *, name: str, reading: asyncio.Event | None = None, nodes: Nodes | None = None
 ) -> "AsyncIterator[AbstractConnection]":
-    """Connect, and close within two seconds. `name` is what RabbitMQ's operators see. Raises BrokerUnavailable.
+    """Connect to a node that takes it, and close within two seconds. `name` is what RabbitMQ's operators see.
 
     Where `reading` is given, nothing is read from the connection while it is not set. A pause of half a minute ends the
-    connection, because no heartbeat is read either.
+    connection, because no heartbeat is read either. `nodes` remembers where the caller was connected to before.
+
+    Raises BrokerUnavailable, with what each node has said.
     """
-    try:
-        target = _as_aiormq_reads(URL(current(url)))
-        with translated(connecting=True):
-            async with asyncio.timeout(CALL_S):
-                connection = _Connection(
-                    target,
-                    client_properties={"connection_name": name},
-                    transport_factory=None if reading is None else _PausableTransport(reading),
-                )
-                await connection.connect()
-    except ValueError:
-        raise BrokerUnavailable("the URL cannot be used") from None  # the text quotes the URL
+    connection = await _connection_to(amqp_urls(current(url)), nodes or Nodes(), name, reading)
     try:
         yield connection
     except BrokerUnavailable as error:
@@ -134,6 +153,38 @@ async def connected(
         with suppress(BrokerUnavailable), translated():
             async with asyncio.timeout(_CLOSE_S):
                 await connection.close()
+
+
+async def _connection_to(
+    urls: Sequence[str], nodes: Nodes, name: str, reading: asyncio.Event | None
+) -> "AbstractConnection":
+    within_s = CALL_S if len(urls) == 1 else NODE_S
+    said: list[str] = []
+    last: BrokerUnavailable | None = None
+    for url in nodes.in_turn(urls):
+        try:
+            with translated(connecting=True):
+                async with asyncio.timeout(within_s):
+                    connection = await _opened(url, name, reading)
+        except BrokerUnavailable as error:
+            said.append(str(error))
+            last = error
+        except ValueError:
+            said.append("the URL cannot be used")  # not the error's text, which quotes the URL
+        else:
+            nodes.note(url)
+            return connection
+    raise BrokerUnavailable("; ".join(dict.fromkeys(said))) from last
+
+
+async def _opened(url: str, name: str, reading: asyncio.Event | None) -> "AbstractConnection":
+    connection = _Connection(
+        _as_aiormq_reads(URL(url)),
+        client_properties={"connection_name": name},
+        transport_factory=None if reading is None else _PausableTransport(reading),
+    )
+    await connection.connect()
+    return connection
 
 
 def _as_aiormq_reads(url: URL) -> URL:

@@ -133,6 +133,7 @@ def _claim(text: str) -> str:
 OptionalLimit = Annotated[Limit | None, NoDecode, BeforeValidator(_limit)]
 PostgresUrl = Annotated[SecretStr, _url(check_postgres_url)]
 AmqpUrl = Annotated[SecretStr, _url(check_amqp_url)]
+SecretHttpUrl = Annotated[SecretStr, _url(check_http_url)]
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 
@@ -146,7 +147,9 @@ _URLS: Mapping[str, Callable[[str], None]] = {
     "database_read_url": check_postgres_url,
     "amqp_url": check_amqp_url,
 }
-_SECRETS = frozenset({"database_url", "database_read_url", "amqp_url", "jwt_secret", "jwt_public_key"})
+_SECRETS = frozenset(
+    {"database_url", "database_read_url", "amqp_url", "amqp_management_url", "jwt_secret", "jwt_public_key"}
+)
 
 
 class Settings(BaseSettings):
@@ -164,6 +167,8 @@ class Settings(BaseSettings):
     database_url: PostgresUrl
     database_pooled: bool = False
     amqp_url: AmqpUrl | None = None
+    amqp_management_url: SecretHttpUrl | None = None
+    """RabbitMQ's management API; `redrive check` alone asks it."""
     host: str = "127.0.0.1"
     ops_port: Port
     db_pool_size: Annotated[int, Field(ge=1, le=100)] = 4

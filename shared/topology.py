@@ -18,6 +18,7 @@ from yarl import URL
 
 from shared.broker import CALL_S, probe, translated
 from shared.errors import BrokerUnavailable, TopologyMissing
+from shared.urls import amqp_urls
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -80,7 +81,7 @@ class Topology:
     @classmethod
     def of(cls, url: str) -> Self:
         """The topology on the broker behind `url`."""
-        return cls(declares_first=URL(url).user in (None, _EVERY_RIGHT))
+        return cls(declares_first=URL(amqp_urls(url)[0]).user in (None, _EVERY_RIGHT))
 
     async def needed_by(self, connection: "AbstractConnection", use: "Callable[[], Awaitable[T]]") -> T:
         """Call `use`; where something is missing for it, declare all of it, and call `use` again. Returns its result.

@@ -14,6 +14,10 @@ from yarl import URL
 from shared.postgres_url import ENCODED, check_files, postgres_url
 
 _AMQP: Final = f"must be a URL such as amqp://user:password@host:5672/vhost, {ENCODED}"
+_SEVERAL: Final = (
+    "must be whole URLs where there are several, amqp://user:password@one/vhost,amqp://user:password@two/vhost, with a "
+    "comma in a name as %2C"
+)
 _HTTP: Final = "must be a URL that begins with https:// or http://, and names a host"
 
 AMQP_PARAMETERS: Final = frozenset(
@@ -33,6 +37,7 @@ _AMQP_VALUES: Final = {
     "verify": (re.compile("verify_peer|verify_none"), "verify_peer or verify_none"),
     "no_verify_ssl": (re.compile("[01]"), "0 or 1"),
 }
+_NEXT_URL: Final = re.compile(r",\s*(?=amqps?://)", re.IGNORECASE)
 _PARAMETER_NAME: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 
 
@@ -41,11 +46,40 @@ def check_postgres_url(url: str) -> None:
     check_files(postgres_url(url))
 
 
-def check_amqp_url(url: str) -> None:
-    """Raise ValueError for what aio-pika cannot connect to, and for parameters that it would ignore."""
-    if re.search(r",\s*amqps?://", url, re.IGNORECASE):
-        raise ValueError("must be one URL; several, separated by commas, are not taken")
-    _parts(url, "amqp", "amqps", otherwise=_AMQP)
+def amqp_urls(text: str) -> list[str]:
+    """The URLs of the nodes of a cluster, which stand one after the other, separated by commas; one is the rule."""
+    return [url.strip() for url in _NEXT_URL.split(text)]
+
+
+def check_amqp_url(text: str) -> None:
+    """Raise ValueError for what aio-pika cannot connect to, and for parameters that it would ignore.
+
+    Several URLs must lead to one virtual host, as one user with one password: they are nodes of one cluster.
+    """
+    urls = amqp_urls(text)
+    for number, url in enumerate(urls, start=1):
+        try:
+            _check_node(url)
+        except ValueError as error:
+            if len(urls) == 1:
+                raise
+            raise ValueError(f"in URL {number} of {len(urls)}: {error}") from None
+    nodes = [URL(url) for url in urls]
+    if len({_vhost_of(node) for node in nodes}) > 1:
+        raise ValueError("the URLs must name one virtual host: they are nodes of one cluster")
+    if len({(node.user, node.password) for node in nodes}) > 1:
+        raise ValueError("the URLs must have one user and one password: they are nodes of one cluster")
+
+
+def _vhost_of(node: URL) -> str:
+    return node.raw_path.removeprefix("/") or "%2F"
+
+
+def _check_node(url: str) -> None:
+    parts = _parts(url, "amqp", "amqps", otherwise=_AMQP)
+    if "," in parts.netloc.rpartition("@")[2] + parts.path:
+        # What is meant is several nodes, and a client would take it for a host or a virtual host of that name.
+        raise ValueError(_SEVERAL)
     if not _names_a_host(url, "amqp", "amqps"):
         raise ValueError(_AMQP)
     query = URL(url).query

@@ -9,7 +9,7 @@ import pytest
 from tests.servers.postgres import Postgres, PrivatePostgres
 from tests.servers.postgres import private_postgres as new_private_postgres
 from tests.servers.processes import ServerFailed, run_apart
-from tests.servers.rabbitmq import PrivateRabbitmq, Rabbitmq
+from tests.servers.rabbitmq import PrivateRabbitmq, Rabbitmq, RabbitmqCluster
 from tests.servers.rabbitmq import private_rabbitmq as new_private_rabbitmq
 from tests.servers.shared import SharedServers, adopt_choice, shared_postgres, shared_rabbitmq
 
@@ -137,6 +137,16 @@ def _one_private_rabbitmq(request: pytest.FixtureRequest) -> Iterator[PrivateRab
         yield server
     finally:
         run_apart(server.close())
+
+
+@pytest.fixture(scope="session")
+def _one_rabbitmq_cluster(request: pytest.FixtureRequest) -> Iterator[RabbitmqCluster]:
+    adopt_choice(request.config.stash[_FOLDER])
+    cluster = RabbitmqCluster()
+    try:
+        yield cluster
+    finally:
+        run_apart(cluster.close())
 
 
 @pytest.fixture

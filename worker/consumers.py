@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from pamqp.commands import Basic
 
-from shared.broker import CALL_S, translated
+from shared.broker import CALL_S, NODE_S, translated
 from shared.errors import BrokerUnavailable
 from shared.refusals import CLOSED, words_of
 from worker.deliveries import Delivery
@@ -78,6 +78,12 @@ class Consumer:
 
     async def _on_cancelled(self, _frame: Basic.Cancel) -> None:
         self.inbox.fail(BrokerUnavailable("RabbitMQ cancelled the consumer: its queue was deleted, or lost its leader"))
+
+    async def ping(self) -> None:
+        """Ask the node for an answer, by opening a channel. Raises TimeoutError where none comes within two seconds."""
+        async with asyncio.timeout(NODE_S):
+            channel = await (await self._connection.channel(publisher_confirms=False)).get_underlay_channel()
+            await channel.close()
 
     async def is_starved(self) -> bool:
         """Whether a message waits in the queue that RabbitMQ does not deliver, though there is room for it.

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import structlog
 
 from shared.backoff import wait_for_any
-from shared.broker import connected, translated
+from shared.broker import Nodes, connected, is_cluster, translated
 from shared.errors import BrokerUnavailable
 from shared.failpoints import Failpoint, reach
 from shared.messages import MOST_REQUESTS
@@ -48,6 +48,8 @@ log = structlog.stdlib.get_logger(__name__)
 QUEUES: Final = (RETRIES, RETRIES_BULK)
 POLL_S: Final = 0.1
 WATCHDOG_S: Final = 15.0
+PING_S: Final = 2.0
+"""How often an idle consumer asks its node for an answer: a node that is frozen closes no connection."""
 _REFUSED: Final = "refused by the database"
 
 
@@ -115,6 +117,7 @@ class QueueSource:
         self._batch_wait_s = batch_wait_s
         self._prefetch = _prefetch_for(queue, batch_size)
         self._consumer: Consumer | None = None
+        self._nodes = Nodes()
         self._probation = Probation()
         self._idle_since: float | None = None
 
@@ -139,7 +142,8 @@ class QueueSource:
             size, prefetch = (1, 1) if on_probation else (self._batch_size, self._prefetch)
             reading = asyncio.Event()
             reading.set()
-            async with connected(self._url, name=f"redrive worker: {self.name}", reading=reading) as connection:
+            name = f"redrive worker: {self.name}"
+            async with connected(self._url, name=name, reading=reading, nodes=self._nodes) as connection:
                 consumer = await self._topology.needed_by(
                     connection, lambda: Consumer.on(connection, self.name, prefetch=prefetch, reading=reading)
                 )
@@ -169,16 +173,21 @@ class QueueSource:
         """Take the next batch; empty at the end.
 
         Raises BrokerUnavailable where the consumer has starved at two looks in a row. One look may see a message that
-        has just arrived.
+        has just arrived. Where there is another node to go to, raises it also when this one does not answer.
         """
         starved = False
+        look_s = PING_S if is_cluster(self._url) else WATCHDOG_S
+        idle_s = 0.0
         self._idle_since = asyncio.get_running_loop().time()
         while True:
             try:
-                batch = await consumer.inbox.take_batch(
-                    max_size=size, max_wait_s=self._batch_wait_s, timeout_s=WATCHDOG_S
-                )
+                batch = await consumer.inbox.take_batch(max_size=size, max_wait_s=self._batch_wait_s, timeout_s=look_s)
             except TimeoutError:
+                idle_s += look_s
+                if idle_s < WATCHDOG_S:
+                    await consumer.ping()
+                    continue
+                idle_s = 0.0
                 starved_before, starved = starved, await consumer.is_starved()
                 if starved_before and starved:
                     raise BrokerUnavailable("messages wait, but none is delivered") from None

@@ -7,7 +7,7 @@ a user without rights on the queue, which the api's user is.
 """
 
 import shlex
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +18,7 @@ from shared.broker import connected
 from shared.errors import BrokerUnavailable
 from shared.refusals import OTHER_ARGUMENTS
 from shared.topology import KEY_BULK, KEY_DEAD, KEY_RETRY, RETRIES, RETRIES_BULK, RETRIES_DEAD, Topology, publishing_on
+from shared.urls import amqp_urls
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
@@ -27,13 +28,20 @@ _READ: Final = {"api": "^$", "worker": r"^redrive\.retries(\.bulk|\.dead)?$"}
 
 
 async def broker_findings(url: str, programs: Collection[str]) -> AsyncIterator[Finding]:
-    """Look at the broker for `programs`, of `api` and `worker`. What fails comes before what is well."""
+    """Look at the broker for `programs`, of `api` and `worker`. What fails comes before what is well.
+
+    Of several nodes, each that cannot be connected to is a warning, as long as there is one that can.
+    """
     topology = Topology.of(url)
+    away = [each async for each in _nodes_away(amqp_urls(url))]
     try:
         async with connected(url, name="redrive check") as connection:
             refusals = [each async for each in _refusals(connection, topology, programs)]
     except BrokerUnavailable as error:
         refusals = [str(error)]
+        away = []
+    for finding in away:
+        yield finding
     for text in dict.fromkeys(refusals):
         yield Finding(Verdict.FAILED, f"broker: {_explained(text, url, programs)}")
     if refusals:
@@ -48,6 +56,18 @@ async def broker_findings(url: str, programs: Collection[str]) -> AsyncIterator[
             "broker: not looked at, as this user may have no right to: the queues' arguments and bindings "
             "(`rabbitmqctl list_queues name arguments` and `list_bindings`, against deploy/rabbitmq/topology.json)",
         )
+
+
+async def _nodes_away(urls: Sequence[str]) -> AsyncIterator[Finding]:
+    if len(urls) == 1:
+        return
+    for url in urls:
+        try:
+            async with connected(url, name="redrive check"):
+                pass
+        except BrokerUnavailable as error:
+            node = URL(url)
+            yield Finding(Verdict.WARNING, f"broker: the node {node.host}:{node.port or '-'} cannot be used: {error}")
 
 
 async def _refusals(
@@ -81,7 +101,7 @@ async def _refusals(
 
 def _explained(words: str, url: str, programs: Collection[str]) -> str:
     """The words, what they mean where they do not say it, and what to type."""
-    target = URL(url)
+    target = URL(amqp_urls(url)[0])
     vhost = shlex.quote(target.path.removeprefix("/").replace("%2F", "/") or "/")
     user = shlex.quote(target.user or "guest")
     if OTHER_ARGUMENTS in words:

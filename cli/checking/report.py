@@ -11,6 +11,7 @@ from api.jwks import fetch_once
 from cli.checking.broker import broker_findings
 from cli.checking.database import database_findings
 from cli.checking.findings import Finding, Verdict
+from cli.checking.members import member_findings
 from cli.errors import line_of
 from shared.database import open_database
 from shared.errors import DatabaseUnavailable, RedriveError, SettingsError
@@ -54,8 +55,14 @@ async def _of_servers(settings: Sequence[Settings], programs: Collection[str]) -
     if first.amqp_url is None:
         yield Finding(Verdict.OK, "broker: none, retries are dispatched through the ledger")
         return
-    async for finding in broker_findings(first.amqp_url.get_secret_value(), programs):
+    url, management = first.amqp_url.get_secret_value(), first.amqp_management_url
+    answers = False
+    async for finding in broker_findings(url, programs):
+        answers = answers or finding.verdict is Verdict.OK
         yield finding
+    if answers:
+        async for finding in member_findings(None if management is None else management.get_secret_value(), url):
+            yield finding
 
 
 def unknown_variables() -> Iterator[Finding]:

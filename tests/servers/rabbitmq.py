@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -185,20 +185,27 @@ def _programs() -> Path:
     raise ServerFailed(MISSING)
 
 
+_OF_A_CLUSTER = "cluster_partition_handling = pause_minority\n"
+
+
 class LocalRabbitmq(PrivateRabbitmq):
     """The machine's RabbitMQ as a node of its own, in a temporary folder, with an epmd of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, first: "LocalRabbitmq | None" = None, *, settings: str = "") -> None:
+        """A node of its own, or one more for the cluster of `first`, not joined yet."""
         self._programs = _programs()
-        self._port, self._management_port, self._epmd_port = free_port(), free_port(), free_port()
+        self._port, self._management_port = free_port(), free_port()
+        self._epmd_port: int = free_port() if first is None else first._epmd_port
         self._folder = make_folder("rabbitmq")
+        self._first = first
         (self._folder / "rabbitmq.conf").write_text(
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self._management_port}\n"
-            "management.disable_stats = true\nmanagement_agent.disable_metrics_collector = true\n"
+            f"management.disable_stats = true\nmanagement_agent.disable_metrics_collector = true\n{settings}"
         )
         (self._folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
         cookie = self._folder / ".erlang.cookie"
-        cookie.write_text(secrets.token_hex(20))
+        self._cookie: str = secrets.token_hex(20) if first is None else first._cookie
+        cookie.write_text(self._cookie)
         cookie.chmod(0o400)
         self._env = {
             "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]),
@@ -230,8 +237,36 @@ class LocalRabbitmq(PrivateRabbitmq):
             keeps_vhosts=True,
         )
 
+    @property
+    def node(self) -> str:
+        """Its name within a cluster."""
+        return self._env["RABBITMQ_NODENAME"]
+
+    async def join(self) -> None:
+        """Join the cluster of the first node; this one has nothing in it yet. Both run."""
+        assert self._first is not None
+        for command in (["stop_app"], ["join_cluster", self._first.node], ["start_app"]):
+            await asyncio.to_thread(self._control, *command)
+
+    async def part_from(self, others: "Sequence[LocalRabbitmq]") -> None:
+        """Take no connection of these nodes, and give them none: a partition of the network between them."""
+        await self._set_cookies(others, "another")
+        for other in others:
+            await asyncio.to_thread(self._control, "eval", f"erlang:disconnect_node('{other.node}').")
+
+    async def meet(self, others: "Sequence[LocalRabbitmq]") -> None:
+        """End the partition."""
+        await self._set_cookies(others, self._cookie)
+
+    async def _set_cookies(self, others: "Sequence[LocalRabbitmq]", cookie: str) -> None:
+        for other in others:
+            await asyncio.to_thread(self._control, "eval", f"erlang:set_cookie('{other.node}', '{cookie}').")
+
     def _start_epmd(self) -> None:
         """Start the port mapper ourselves: the one that a node starts for want of one would stay for ever."""
+        if self._first is not None:
+            self._first._start_epmd()
+            return
         if self._epmd and self._epmd.alive:
             return
         command = shutil.which("epmd") or next(iter(Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None)
@@ -308,6 +343,69 @@ class LocalRabbitmq(PrivateRabbitmq):
         if self._epmd:
             await self._epmd.kill()
         remove_folder(self._folder)
+
+
+class RabbitmqCluster(PrivateRabbitmq):
+    """Three nodes of the machine's RabbitMQ that are one broker; each queue has a member on each.
+
+    What is done to it is done to all of its nodes; a test that takes one of them away does that to the node. A node
+    that sees only itself pauses, as docs/scaling.md advises: its clients then go to the others.
+    """
+
+    def __init__(self) -> None:
+        first = LocalRabbitmq(settings=_OF_A_CLUSTER)
+        self.nodes = [first, *(LocalRabbitmq(first, settings=_OF_A_CLUSTER) for _ in range(2))]
+        self.rabbitmq = first.rabbitmq
+        self._joined = False
+
+    def urls_of(self, url: str) -> str:
+        """The same URL for each node, separated by commas."""
+        parts = urlsplit(url)
+        login, at, _ = parts.netloc.rpartition("@")
+        ports = [node.rabbitmq.port for node in self.nodes]
+        return ",".join(parts._replace(netloc=f"{login}{at}127.0.0.1:{port}").geturl() for port in ports)
+
+    async def members_online(self, vhost: str, queue: str) -> int:
+        """How many members of a queue are online, as far as the nodes know that run."""
+        for node in self.nodes:
+            with suppress(aiohttp.ClientError, TimeoutError):
+                found = await node.rabbitmq.manage("GET", f"/api/queues/{quote(vhost, safe='')}/{queue}")
+                assert isinstance(found, dict)
+                return len(found["online"])
+        return 0
+
+    async def start(self) -> None:
+        await asyncio.gather(*(node.start() for node in self.nodes))
+        if not self._joined:
+            for node in self.nodes[1:]:
+                await node.join()
+        self._joined = True
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(node.stop() for node in self.nodes))
+
+    async def kill(self) -> None:
+        await asyncio.gather(*(node.kill() for node in self.nodes))
+
+    async def freeze(self) -> None:
+        for node in self.nodes:
+            await node.freeze()
+
+    async def thaw(self) -> None:
+        for node in self.nodes:
+            await node.thaw()
+
+    async def block(self) -> None:
+        for node in self.nodes:
+            await node.block()
+
+    async def unblock(self) -> None:
+        for node in self.nodes:
+            await node.unblock()
+
+    async def close(self) -> None:
+        for node in reversed(self.nodes):
+            await node.close()
 
 
 def _greets(port: int) -> bool:

@@ -2,11 +2,14 @@
 
 import asyncio
 import traceback
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from aio_pika.exceptions import AMQPConnectionError, ChannelInvalidStateError
 
-from shared.broker import connected, translated
+from shared import broker
+from shared.broker import Nodes, connected, translated
 from shared.errors import BrokerUnavailable
 
 
@@ -55,3 +58,61 @@ async def test_a_url_that_cannot_be_used_is_a_broker_that_is_away(url: str) -> N
         async with connected(url, name="test"):
             pass
     assert "canary" not in "".join(traceback.format_exception(refusal.value))
+
+
+@asynccontextmanager
+async def nodes(*answers: bytes | None) -> AsyncIterator[tuple[str, list[int]]]:
+    """URLs of servers that answer so and hang up, or, with None, say nothing; and who was asked, in order."""
+    asked: list[int] = []
+    async with AsyncExitStack() as opened:
+        ports = []
+        for number, answer in enumerate(answers):
+
+            async def serve(
+                _: asyncio.StreamReader,
+                writer: asyncio.StreamWriter,
+                number: int = number,
+                answer: bytes | None = answer,
+            ) -> None:
+                asked.append(number)
+                if answer is None:
+                    opened.callback(writer.close)
+                else:
+                    writer.write(answer)
+                    writer.close()
+
+            server = await asyncio.start_server(serve, "127.0.0.1", 0)
+            opened.callback(server.close)
+            ports.append(server.sockets[0].getsockname()[1])
+        yield ",".join(f"amqp://127.0.0.1:{port}/" for port in ports), asked
+
+
+async def test_each_node_is_asked_once_and_all_that_they_say_is_told() -> None:
+    async with nodes(b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"") as (urls, asked):
+        with pytest.raises(BrokerUnavailable) as refusal:
+            async with connected(urls, name="test"):
+                pass
+
+    assert sorted(asked) == [0, 1, 2]
+    assert str(refusal.value).count(";") <= 1  # what two of them say alike is told once
+
+
+async def test_a_node_that_says_nothing_is_soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker, "NODE_S", 0.1)
+    async with nodes(None, None) as (urls, asked):
+        async with asyncio.timeout(3):
+            with pytest.raises(BrokerUnavailable):
+                async with connected(urls, name="test"):
+                    pass
+
+    assert sorted(asked) == [0, 1]
+
+
+def test_the_node_after_the_last_one_comes_first_and_the_last_one_last() -> None:
+    order = Nodes()
+    assert {Nodes().in_turn(["a", "b", "c"])[0] for _ in range(100)} == set("abc")
+    order.note("b")
+    assert order.in_turn(["a", "b", "c"]) == ["c", "a", "b"]
+    order.note("c")
+    assert order.in_turn(["a", "b", "c"]) == ["a", "b", "c"]
+    assert order.in_turn(["a"]) == ["a"]

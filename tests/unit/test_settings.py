@@ -451,12 +451,45 @@ def test_a_parameter_that_has_no_effect_is_noted(environment: pytest.MonkeyPatch
     assert note.startswith("REDRIVE_DATABASE_URL: connection_limit is ignored")
 
 
-def test_several_brokers_are_a_settings_error(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("REDRIVE_AMQP_URL", "amqp://canary@one/v,amqp://canary@two/v")
+@pytest.mark.parametrize(
+    "urls",
+    [
+        "amqp://u:p@one/v,amqp://u:p@two/v",
+        "amqp://u:p@one:5672/v, amqps://u:p@two:5671/v?heartbeat=5",
+        "amqp://one,amqp://two/,amqp://three/%2F",
+    ],
+)
+def test_the_nodes_of_a_cluster_are_several_urls(environment: pytest.MonkeyPatch, urls: str) -> None:
+    environment.setenv("REDRIVE_AMQP_URL", urls)
+
+    assert read(WorkerSettings).url("amqp_url") == urls
+
+
+@pytest.mark.parametrize(
+    ("urls", "named"),
+    [
+        ("amqp://u:canary@one/v,amqp://u:canary@two/w", "the URLs must name one virtual host"),
+        ("amqp://u:canary@one/v,amqp://u:canary@two", "the URLs must name one virtual host"),
+        ("amqp://u:canary@one/v,amqp://u:canary@two/v,", "in URL 2 of 2: must be whole URLs"),
+        ("amqp://u:canary@one/v,amqp://x:canary@two/v", "the URLs must have one user and one password"),
+        ("amqp://u:canary@one/v,amqp://u:canary2@two/v", "the URLs must have one user and one password"),
+        ("amqp://u:canary@one/v,amqp://two/v", "the URLs must have one user and one password"),
+        ("amqp://u:canary@one/v,amqp://u:canary@/v", "in URL 2 of 2: must be a URL"),
+        ("amqp://u:canary@one/v?cafil=1,amqp://u:canary@two/v", "in URL 1 of 2: has the parameter cafil="),
+        ("amqp://u:canary@one/v,http://canary@two/v", "must be whole URLs"),
+        ("amqp://u:canary@one,two/v", "must be whole URLs"),
+        ("amqp://u:canary@one/v,two", "must be whole URLs"),
+    ],
+)
+def test_urls_that_are_no_nodes_of_one_cluster_are_a_settings_error(
+    environment: pytest.MonkeyPatch, urls: str, named: str
+) -> None:
+    environment.setenv("REDRIVE_AMQP_URL", urls)
 
     (problem,) = problems()
 
-    assert problem.startswith("REDRIVE_AMQP_URL: must be one URL")
+    assert problem.startswith(f"REDRIVE_AMQP_URL: {named}")
+    assert "canary" not in problem
 
 
 def test_a_url_from_a_file_is_read_again_each_time(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,19 +13,34 @@ import pytest_asyncio
 from tests.acceptance.chaos.stand import Stand
 from tests.acceptance.chaos.tally import SCALE
 from tests.servers.postgres import PrivatePostgres
-from tests.servers.rabbitmq import PrivateRabbitmq
+from tests.servers.rabbitmq import PrivateRabbitmq, RabbitmqCluster
 
-_LONGEST_FIRST = ("test_p20_", "test_p6_", "test_p19_", "test_no_order_of_events_", "test_p1_", "test_p5_", "test_p2_")
+_STANDS = frozenset({"stand", "stand_of_nodes"})
+_LONGEST_FIRST = (
+    "test_p20_",
+    "test_p21_",
+    "test_p6_",
+    "test_p19_",
+    "test_no_order_of_events_",
+    "test_p1_",
+    "test_p5_",
+    "test_p2_",
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the groups in its own turn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    mine = [item for item in items if "stand" in getattr(item, "fixturenames", ())]
+    mine = [item for item in items if _STANDS & set(getattr(item, "fixturenames", ()))]
     for item in mine:
-        name = "private servers" if SCALE == 1 else item.name.partition("[")[0]
+        name = _group_of(item) if SCALE == 1 else item.name.partition("[")[0]
         item.add_marker(pytest.mark.xdist_group(name))
     if SCALE != 1:
         items.sort(key=_rank)
+
+
+def _group_of(item: pytest.Item) -> str:
+    """The worker of pytest-xdist for it: three nodes take so long to start that they are another's."""
+    return "private servers" if "stand" in getattr(item, "fixturenames", ()) else "three nodes"
 
 
 def _rank(item: pytest.Item) -> int:
@@ -39,6 +54,21 @@ async def _one_stand(
 ) -> AsyncIterator[Stand]:
     async with Stand.built(_one_private_postgres, _one_private_rabbitmq) as built:
         yield built
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def _one_stand_of_nodes(
+    _one_private_postgres: PrivatePostgres, _one_rabbitmq_cluster: RabbitmqCluster
+) -> AsyncIterator[Stand]:
+    async with Stand.built(_one_private_postgres, _one_rabbitmq_cluster) as built:
+        yield built
+
+
+@pytest.fixture
+def stand_of_nodes(_one_stand_of_nodes: Stand, record_property: Callable[[str, object], None]) -> Stand:
+    """A stand on three nodes of RabbitMQ."""
+    _one_stand_of_nodes.tell = lambda tally: record_property("tally", str(tally))
+    return _one_stand_of_nodes
 
 
 @pytest.fixture

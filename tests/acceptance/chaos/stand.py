@@ -36,7 +36,7 @@ from tests.queues import Queues
 from tests.servers.postgres import PrivatePostgres
 from tests.servers.processes import free_port
 from tests.servers.proxy import Proxy
-from tests.servers.rabbitmq import KILLABLE_AFTER_S, PrivateRabbitmq
+from tests.servers.rabbitmq import KILLABLE_AFTER_S, PrivateRabbitmq, RabbitmqCluster
 from tests.tokens import SECRET
 
 WORKERS = 4
@@ -71,7 +71,10 @@ class Stand:
     @classmethod
     @asynccontextmanager
     async def built(cls, postgres: PrivatePostgres, rabbitmq: PrivateRabbitmq) -> AsyncIterator[Self]:
-        """Start all of it, on a database and a virtual host of its own."""
+        """Start all of it, on a database and a virtual host of its own.
+
+        To a cluster there is no proxy: the programs know each of its nodes.
+        """
         await asyncio.gather(postgres.recover(), rabbitmq.recover())
         async with AsyncExitStack() as stack:
             stack.push_async_callback(rabbitmq.recover)
@@ -85,13 +88,14 @@ class Stand:
             database = await stack.enter_async_context(Proxy.to(database_url))
             broker = await stack.enter_async_context(Proxy.to(amqp_url))
             stand = cls(postgres, rabbitmq, database, broker, amqp_url, jobs)
+            url_of = rabbitmq.urls_of if isinstance(rabbitmq, RabbitmqCluster) else broker.url_of
             nursery = stand._nursery = await stack.enter_async_context(Nursery.opened())
             of_api = {
-                "DATABASE_URL": database.url_of(users.api), "AMQP_URL": broker.url_of(broker_logins.api),
+                "DATABASE_URL": database.url_of(users.api), "AMQP_URL": url_of(broker_logins.api),
                 "JWT_SECRET": SECRET, "LIMIT_IP": "off", "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off",
             }  # fmt: skip
             of_worker = {
-                "DATABASE_URL": database.url_of(users.worker), "AMQP_URL": broker.url_of(broker_logins.worker),
+                "DATABASE_URL": database.url_of(users.worker), "AMQP_URL": url_of(broker_logins.worker),
                 "WORKER_BATCH_SIZE": "20",  # more batches, and more gaps between them to be hit in
             }  # fmt: skip
             for _ in range(APIS):

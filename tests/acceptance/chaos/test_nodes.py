@@ -1,0 +1,83 @@
+"""Three nodes of RabbitMQ, of which one is lost under load: P21."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+import pytest
+
+from shared.topology import RETRIES, RETRIES_BULK, RETRIES_DEAD
+from tests.acceptance.chaos.stand import Stand
+from tests.acceptance.chaos.tally import SCALE, scaled
+from tests.eventually import eventually
+from tests.servers.rabbitmq import KILLABLE_AFTER_S, LocalRabbitmq, RabbitmqCluster
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+PAUSE_S: Final = 6.0 if SCALE > 1 else 30.0
+"""The promise; `make test` starts and tries everything else on the same processors meanwhile."""
+AWAY_S: Final = 12.0
+"""Twice the promise, and too short for RabbitMQ's own minute to notice."""
+RATE: Final = 50.0
+BACK_WITHIN_S: Final = 180.0
+LOSSES: Final = ["killed"] if SCALE == 1 else ["killed", "frozen", "parted"]
+_LONGEST_PAUSE: Final = """
+SELECT coalesce(max(gap), 0)::float8 FROM (
+    SELECT extract(epoch FROM coalesce(lead(at) OVER (ORDER BY at), now()) - at) AS gap FROM public.test_effects
+    WHERE at > now() - $1 * interval '1 s'
+) AS gaps
+"""
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+async def test_p21_the_loss_of_one_node_costs_seconds(stand_of_nodes: Stand, loss: str) -> None:
+    cluster = stand_of_nodes.rabbitmq
+    assert isinstance(cluster, RabbitmqCluster)
+    each = scaled(1, full=20 if loss == "killed" else 5)
+    # A single URL would name the first node: at length every node is lost.
+    nodes = cluster.nodes if SCALE > 1 else cluster.nodes[:1]
+    await asyncio.sleep(KILLABLE_AFTER_S)
+    async with stand_of_nodes.trial(f"P21 a node of three {loss}") as trial:
+        pauses: list[float] = []
+        for node in trial.rng.sample([*nodes] * each, each * len(nodes)):
+            lose, bring_back = _faults_of(cluster.nodes, node)[loss]
+            load = await trial.load(count=int(RATE * BACK_WITHIN_S), rate=RATE)
+            async with load.flowing():
+                began_at = time.monotonic()
+                await trial.pause(1, 2)
+                await lose()
+                trial.broken()
+                await asyncio.sleep(AWAY_S)
+                pauses.append(await _longest_pause(stand_of_nodes, time.monotonic() - began_at))
+            await bring_back()
+            await eventually(partial(_is_whole, stand_of_nodes, cluster), within_s=BACK_WITHIN_S, every_s=0.5)
+        trial.tally.notes["longest_pause_s"] = round(max(pauses), 1)
+    assert max(pauses) <= PAUSE_S, pauses
+
+
+def _faults_of(
+    nodes: Sequence[LocalRabbitmq], node: LocalRabbitmq
+) -> dict[str, tuple[Callable[[], Awaitable[None]], Callable[[], Awaitable[None]]]]:
+    """How to lose a node, and how to bring it back."""
+    others = [other for other in nodes if other is not node]
+    return {
+        "killed": (node.kill, node.start),
+        "frozen": (node.freeze, node.thaw),
+        "parted": (partial(node.part_from, others), partial(node.meet, others)),
+    }
+
+
+async def _longest_pause(stand: Stand, within_s: float) -> float:
+    """The longest time in which no job was put back, though a load flowed."""
+    ((pause_s,),) = await stand.rows(_LONGEST_PAUSE, within_s)
+    return float(pause_s)
+
+
+async def _is_whole(stand: Stand, cluster: RabbitmqCluster) -> bool:
+    """Whether every queue has all of its members online."""
+    vhost = urlsplit(stand.amqp_url).path[1:]
+    online = [await cluster.members_online(vhost, queue) for queue in (RETRIES, RETRIES_BULK, RETRIES_DEAD)]
+    return online == [len(cluster.nodes)] * 3
