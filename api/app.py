@@ -9,7 +9,6 @@ from aiohttp import hdrs, http_parser, web
 from api.auth import Authenticator
 from api.background import Background
 from api.door import Cost, Door
-from api.ids import JobIds
 from api.keys import KeySet, keys_of
 from api.metrics import Metrics
 from api.origins import Origins
@@ -21,6 +20,7 @@ from api.watch import Waiters
 from shared.batches import Batches
 from shared.cursor_key import cursor_key
 from shared.database import Database
+from shared.job_ids import job_ids
 from shared.jobs import Jobs
 from shared.outbox import Outbox
 from shared.overview import Overview
@@ -54,17 +54,18 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
     reading = database
     if settings.database_read_url is not None:
         reading = _database_of(settings, "database_read_url", writes=False)
-    jobs = Jobs(database, final_statuses=settings.final_statuses)
+    ids = job_ids(settings.job_id, settings.job_id_versions)
+    jobs = Jobs(database, ids, final_statuses=settings.final_statuses)
     stores = Stores(
         jobs=jobs,
-        readable_jobs=jobs if reading is database else Jobs(reading, final_statuses=settings.final_statuses),
-        retries=Retries(database, jobs),
-        batches=Batches(database),
-        overview=Overview(reading),
-        ledger_overview=Overview(database),
+        readable_jobs=jobs if reading is database else Jobs(reading, ids, final_statuses=settings.final_statuses),
+        retries=Retries(database, jobs, ids),
+        batches=Batches(database, ids),
+        overview=Overview(reading, ids),
+        ledger_overview=Overview(database, ids),
     )
     keys = keys_of(settings)
-    relay = None if settings.amqp_url is None else Relay(Outbox(database), settings.url("amqp_url"), metrics)
+    relay = None if settings.amqp_url is None else Relay(Outbox(database, ids), settings.url("amqp_url"), metrics)
     door = Door(
         authenticator=Authenticator(settings, keys),
         addresses=ClientAddresses(settings.trusted_proxies),
@@ -110,7 +111,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
         door,
         stores,
         watches,
-        ids=JobIds(settings.job_id_versions),
+        ids=ids,
         cursors=Cursors(lambda: cursor_key(database)),
         max_wait_s=settings.max_wait,
         read_only=settings.read_only,

@@ -16,14 +16,14 @@ from contextlib import suppress
 from enum import StrEnum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from uuid import UUID
 
 import jwt
 
-from api.ids import JobIds
-from api.problems import AuthenticationRequired, InsufficientScope, InvalidJobId, InvalidToken, KeysUnavailable
+from api.problems import AuthenticationRequired, InsufficientScope, InvalidToken, KeysUnavailable
 from shared.claims import claim_path, value_at
-from shared.models import ProjectId
+from shared.errors import InvalidJobId
+from shared.job_ids import job_ids
+from shared.models import JobId, ProjectId
 
 if TYPE_CHECKING:
     from api.keys import Keys
@@ -84,7 +84,7 @@ class Principal(NamedTuple):
     expires_at: int
     charged_to: str
     claimed_scopes: tuple[str, ...] | None = None
-    jobs: frozenset[UUID] | None = None
+    jobs: frozenset[JobId] | None = None
 
     def require(self, scope: Scope) -> None:
         """Raise InsufficientScope unless the token permits it."""
@@ -101,7 +101,7 @@ class Authenticator:
         self._audience = settings.jwt_audience
         self._project_path = claim_path(settings.jwt_project_claim)
         self._leeway_s = settings.jwt_leeway
-        self._ids = JobIds(settings.job_id_versions)
+        self._ids = job_ids(settings.job_id, settings.job_id_versions)
         self._unscoped: frozenset[str] = frozenset() if settings.require_scopes else UNSCOPED
         self._known: OrderedDict[bytes, Principal] = OrderedDict()
         self._known_generation = keys.generation
@@ -199,7 +199,7 @@ class Authenticator:
             jobs,
         )
 
-    def _jobs(self, claims: dict[str, Any]) -> frozenset[UUID] | None:
+    def _jobs(self, claims: dict[str, Any]) -> frozenset[JobId] | None:
         """The jobs that the claim `jobs` narrows the token to; None without the claim. Raises InvalidToken."""
         if "jobs" not in claims:
             return None

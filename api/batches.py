@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from api.door import Call
-    from api.ids import JobIds
     from api.long_poll import Reader
     from api.pages import Cursors
     from shared.batches import Batches
+    from shared.job_ids import JobIds
     from shared.models import JobId
 
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -63,7 +63,7 @@ class _DryRunBody(msgspec.Struct, frozen=True):
     matched: int
     retryable: int
     skipped: dict[str, int]
-    sample: list[UUID]
+    sample: "list[JobId]"
     truncated: bool
 
 

@@ -37,8 +37,8 @@ from shared.models import Job, JobKey, UnreadableJob
 
 if TYPE_CHECKING:
     from api.door import Call
-    from api.ids import JobIds
     from api.watch import StatusWatch
+    from shared.job_ids import JobIds
     from shared.jobs import Jobs
 
 KEEP_ALIVE_S: Final = 15.0

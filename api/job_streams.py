@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from api.door import Call
-    from api.ids import JobIds
     from api.watch import StatusWatch, Waiter
+    from shared.job_ids import JobIds
     from shared.jobs import Jobs
 
 _view: Final = JobView()

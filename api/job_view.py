@@ -11,12 +11,11 @@ import math
 import re
 from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 import msgspec
 
 from api.conditional import guessed_wait_s, tags_in
-from shared.models import Job, JobStatus, PendingRetry, RetryBlock, UnreadableJob, Version
+from shared.models import Job, JobId, JobStatus, PendingRetry, RetryBlock, UnreadableJob, Version
 
 MAX_SCHEDULED_WAIT_S: Final = 300
 _VERSION: Final = re.compile(r"([0-9a-f]{16})(?:-[0-9a-f-]{36})?(?:\+[0-9a-f]{16})?")
@@ -30,7 +29,7 @@ class _Links(msgspec.Struct, frozen=True):
 
 
 class _JobBody(msgspec.Struct, frozen=True):
-    id: UUID
+    id: JobId
     type: str
     status: JobStatus | str
     attempts: int
@@ -56,7 +55,7 @@ class _Envelope(msgspec.Struct, frozen=True):
 class _Unreadable(msgspec.Struct, frozen=True):
     """A list's entry for a row that cannot be shown."""
 
-    id: UUID
+    id: JobId
     unreadable: bool = True
 
 

@@ -2,7 +2,6 @@
 
 import re
 from typing import TYPE_CHECKING, Final
-from uuid import UUID
 
 import msgspec
 
@@ -15,7 +14,7 @@ from api.problems import InsufficientScope, InvalidParameter
 from shared.errors import JobNotFound
 from shared.failed import FailedFilter, RetriedFewerThan
 from shared.jobs import FailedPage, JobFilter, JobPage
-from shared.models import JobKey, JobStatus
+from shared.models import JobId, JobKey, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,11 +23,11 @@ if TYPE_CHECKING:
 
     from api.auth import Principal
     from api.door import Call
-    from api.ids import JobIds
     from api.long_poll import Reader
     from api.pages import Cursors
+    from shared.job_ids import JobIds
     from shared.jobs import Jobs
-    from shared.models import Job, JobId
+    from shared.models import Job
 
 MAX_IDS: Final = 100
 MAX_STATUS: Final = 100
@@ -46,7 +45,7 @@ class _Page(msgspec.Struct, frozen=True):
 
 class _Found(msgspec.Struct, frozen=True):
     data: list[msgspec.Raw]
-    not_found: list[UUID]
+    not_found: list[JobId]
 
 
 _encoder = msgspec.json.Encoder()

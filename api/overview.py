@@ -5,7 +5,6 @@ Each is counted once in COUNTED_EVERY_S at most, for a project and its filters; 
 
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
-from uuid import UUID
 
 import msgspec
 
@@ -13,7 +12,7 @@ from api.answers import Answer
 from api.counts import Counts
 from api.pages import text_of, time_of
 from api.problems import InvalidParameter
-from shared.models import JobStatus
+from shared.models import JobId, JobStatus
 from shared.overview import STATUSES, Cell, FailureGroup, StatusStats
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class _Group(msgspec.Struct, frozen=True):
     queued: int
     first_at: datetime | None
     last_at: datetime | None
-    sample: list[UUID]
+    sample: list[JobId]
 
 
 class _FailuresBody(msgspec.Struct, frozen=True):

@@ -16,6 +16,8 @@ from shared.errors import (
     BatchNotFound,
     DatabaseUnavailable,
     IdempotencyKeyReused,
+    InvalidJobId,
+    InvalidJobNumber,
     JobChanged,
     JobNotFailed,
     JobNotFound,
@@ -112,12 +114,6 @@ class RateLimited(RedriveError):
         self.retry_after_s = retry_after_s
 
 
-class InvalidJobId(RedriveError):
-    """No job can have this id."""
-
-    code = "invalid-job-id"
-
-
 class InvalidParameter(RedriveError):
     """A query parameter that is unknown, doubled or out of range; `name` is which, as it came."""
 
@@ -186,6 +182,11 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     BadRequest: Problem(HTTPStatus.BAD_REQUEST, "Bad request", "The request could not be read as HTTP."),
     InvalidJobId: Problem(
         HTTPStatus.BAD_REQUEST, "Invalid job id", "A job id is a UUID of 8-4-4-4-12 hexadecimal digits."
+    ),
+    InvalidJobNumber: Problem(
+        HTTPStatus.BAD_REQUEST,
+        "Invalid job id",
+        "A job id is a whole number from 1 to 2^63 - 1, in decimal digits without sign or leading zero.",
     ),
     InvalidParameter: Problem(
         HTTPStatus.BAD_REQUEST,

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from api.door import Call
-    from api.ids import JobIds
     from api.long_poll import Reader
     from api.pages import Cursors, Page
+    from shared.job_ids import JobIds
     from shared.jobs import Jobs
     from shared.retries import Retries
 

@@ -6,7 +6,7 @@ from uuid import UUID
 import msgspec
 
 from api.conditional import guessed_wait_s
-from shared.models import Outcome, Retry, RetryId, RetryState
+from shared.models import JobId, Outcome, Retry, RetryId, RetryState
 
 
 class _Links(msgspec.Struct, frozen=True):
@@ -16,7 +16,7 @@ class _Links(msgspec.Struct, frozen=True):
 
 class _RetryBody(msgspec.Struct, frozen=True):
     id: UUID
-    job_id: UUID
+    job_id: JobId
     batch_id: UUID | None
     state: RetryState
     outcome: Outcome | None

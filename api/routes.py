@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from api.door import Door
-    from api.ids import JobIds
     from api.pages import Cursors
     from api.watch import Waiters
+    from shared.job_ids import JobIds
 
 _ID: Final = r"{id:(?!(?:stats|types|series|events|retry)\Z)[^/]+}"
 """An id as the last segment of a path. The listed words are no ids, so another method on them is 405, not 404."""
@@ -103,7 +103,7 @@ def add_routes(
     reader = fresh if stores.readable_jobs is stores.jobs else _job_reader(stores.readable_jobs, watches, max_wait_s)
     job = JobResource(stores.readable_jobs, ids, reader, cursors, fresh=fresh)
     overview = OverviewResource(stores.overview, stores.ledger_overview)
-    about = AboutResource(read_only=read_only)
+    about = AboutResource(ids, read_only=read_only)
     event = EventResource(stores.jobs, ids, watches.jobs)
     stream = JobStreamResource(stores.jobs, ids, watches.jobs)
     retry = RetryResource(

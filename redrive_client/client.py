@@ -23,6 +23,7 @@ from redrive_client.models import (
     Failures,
     Found,
     Job,
+    JobId,
     JobStatus,
     Me,
     Retried,
@@ -104,7 +105,7 @@ class Redrive:
 
     # -- jobs
 
-    async def get(self, job_id: UUID | str, *, include_payload: bool = False, fresh: bool = False) -> Job:
+    async def get(self, job_id: JobId, *, include_payload: bool = False, fresh: bool = False) -> Job:
         """How a job stands; `fresh`: not as a replica has it, which may be behind.
 
         Raises NotFound, for another project's job, too.
@@ -113,14 +114,14 @@ class Redrive:
         query = {**resource.query, **({"include": "payload"} if include_payload else {})}
         return resource.read(await self._answer(Request("GET", resource.path, query)))
 
-    async def wait(self, job_id: UUID | str, *, timeout_s: float) -> Job:
+    async def wait(self, job_id: JobId, *, timeout_s: float) -> Job:
         """The job once it is done: completed, failed with no retry queued, or in a status that is final there.
 
         Raises WaitTimeout, with the job as it was last seen; a server that is away meanwhile is waited for, too.
         """
         return await wait_until_done(self._transport, job_at(job_id), timeout_s=timeout_s)
 
-    async def events(self, job_id: UUID | str) -> AsyncIterator[Job]:
+    async def events(self, job_id: JobId) -> AsyncIterator[Job]:
         """Yield the job as it is, then at each change, until it is done. A stream that breaks is taken up again.
 
         A change that another follows at once may be left out. A server where too many wait already ends the stream at
@@ -139,7 +140,7 @@ class Redrive:
             if job.done:
                 return
 
-    async def events_of(self, job_ids: Sequence[UUID | str]) -> AsyncIterator[Job]:
+    async def events_of(self, job_ids: Sequence[JobId]) -> AsyncIterator[Job]:
         """Yield each of up to 100 jobs as it is, then at each change, until all are done, in one stream.
 
         A job that is not there, or is deleted, counts as done; a row that the server cannot show is left out. The jobs
@@ -147,7 +148,7 @@ class Redrive:
         """
         request = Request("GET", "/api/jobs/events", {"ids": ",".join(str(each) for each in job_ids)})
         left = {str(each).lower() for each in job_ids}
-        seen: dict[UUID, Job] = {}
+        seen: dict[str, Job] = {}
         async for event in self._events(request):
             if event.kind == "not_found":
                 left -= {str(each) for each in decoded(event.data, Ids).ids}
@@ -217,11 +218,11 @@ class Redrive:
         async for row in self._listed("/api/jobs", query, Page[msgspec.Raw]):
             yield listed_job(row)
 
-    async def get_many(self, job_ids: Sequence[UUID | str]) -> Found:
+    async def get_many(self, job_ids: Sequence[JobId]) -> Found:
         """The jobs behind any number of ids, in the order asked."""
         jobs: tuple[Job, ...] = ()
-        not_found: tuple[UUID, ...] = ()
-        unreadable: tuple[UUID, ...] = ()
+        not_found: tuple[str, ...] = ()
+        unreadable: tuple[str, ...] = ()
         for start in range(0, len(job_ids), IDS_AT_ONCE):
             ids = ",".join(str(each) for each in job_ids[start : start + IDS_AT_ONCE])
             found = decoded((await self._answer(Request("GET", "/api/jobs", {"ids": ids}))).body, FoundBody)
@@ -278,7 +279,7 @@ class Redrive:
     @overload
     async def retry(
         self,
-        job_id: UUID | str,
+        job_id: JobId,
         *,
         reason: str | None = None,
         delay_seconds: int = 0,
@@ -291,7 +292,7 @@ class Redrive:
     @overload
     async def retry(
         self,
-        job_id: UUID | str,
+        job_id: JobId,
         *,
         reason: str | None = None,
         delay_seconds: int = 0,
@@ -303,7 +304,7 @@ class Redrive:
 
     async def retry(
         self,
-        job_id: UUID | str,
+        job_id: JobId,
         *,
         reason: str | None = None,
         delay_seconds: int = 0,
@@ -333,7 +334,7 @@ class Redrive:
 
     async def retry_and_wait(
         self,
-        job_id: UUID | str,
+        job_id: JobId,
         *,
         timeout_s: float,
         reason: str | None = None,
@@ -408,7 +409,7 @@ class Redrive:
         self,
         *,
         state: RetryState | str | None = None,
-        job_id: UUID | str | None = None,
+        job_id: JobId | None = None,
         batch_id: UUID | str | None = None,
         actor: str | None = None,
         page_size: int = 50,
@@ -431,9 +432,7 @@ class Redrive:
 
     # -- many at once
 
-    async def preview(
-        self, chosen: Sequence[UUID | str] | FailedFilter, *, extra_attempts: int | None = None
-    ) -> BulkDryRun:
+    async def preview(self, chosen: Sequence[JobId] | FailedFilter, *, extra_attempts: int | None = None) -> BulkDryRun:
         """What `retry_many` would do now; nothing is written."""
         # The server requires both with a filter; in a dry run neither has an effect.
         beside = {"max": MAX_MATCHES, "reason": "dry run"} if isinstance(chosen, FailedFilter) else {}
@@ -443,7 +442,7 @@ class Redrive:
 
     async def retry_many(
         self,
-        chosen: Sequence[UUID | str] | FailedFilter,
+        chosen: Sequence[JobId] | FailedFilter,
         *,
         max: int | None = None,  # noqa: A002 - its name in the contract
         reason: str | None = None,

@@ -1,7 +1,7 @@
 """What the API answers with, as frozen data. A field that a later server adds is ignored.
 
 Times are aware, in UTC. `etag` is not part of a body: it is the version that was read, for `retry(if_match=…)`, and
-None for what came in a list.
+None for what came in a list. A job's id is text: a UUID, or decimal digits where the server's ids are bigint.
 """
 
 from datetime import datetime
@@ -10,6 +10,9 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
+
+JobId = UUID | int | str
+"""A job's id as methods take it."""
 
 
 class JobStatus(StrEnum):
@@ -69,7 +72,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     whether the error is longer than what the server shows of it.
     """
 
-    id: UUID
+    id: str
     type: str
     status: str
     attempts: int
@@ -94,7 +97,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 class UnreadableJob(msgspec.Struct, frozen=True):
     """What stands in a list for a job whose row the server cannot show; `get` of it raises Conflict."""
 
-    id: UUID
+    id: str
     unreadable: bool
 
 
@@ -105,7 +108,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: UUID
-    job_id: UUID
+    job_id: str
     batch_id: UUID | None
     state: RetryState
     outcome: Outcome | None
@@ -185,14 +188,14 @@ class BulkDryRun(msgspec.Struct, frozen=True):
     matched: int
     retryable: int
     skipped: dict[str, int]
-    sample: tuple[UUID, ...]
+    sample: tuple[str, ...]
     truncated: bool = False
 
 
 class Skipped(msgspec.Struct, frozen=True):
     """A job that a bulk retry left out; `code` is what a retry of it alone would be refused with."""
 
-    job_id: UUID
+    job_id: str
     code: str
 
 
@@ -303,7 +306,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
     queued: int
     first_at: datetime | None
     last_at: datetime | None
-    sample: tuple[UUID, ...]
+    sample: tuple[str, ...]
 
 
 class Failures(msgspec.Struct, frozen=True):
@@ -360,5 +363,5 @@ class Found(msgspec.Struct, frozen=True):
     """
 
     jobs: tuple[Job, ...]
-    not_found: tuple[UUID, ...]
-    unreadable: tuple[UUID, ...] = ()
+    not_found: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()

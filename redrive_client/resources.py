@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import hdrs
 
-from redrive_client.models import Batch, FailedFilter, Job, Retry, Skipped, UnreadableJob
+from redrive_client.models import Batch, FailedFilter, Job, JobId, Retry, Skipped, UnreadableJob
 from redrive_client.problems import UnexpectedAnswer
 from redrive_client.transport import Answer
 
@@ -56,19 +56,19 @@ class FoundBody(msgspec.Struct, frozen=True):
     """The answer to a list of ids; each job is read by `listed_job`."""
 
     data: list[msgspec.Raw]
-    not_found: list[UUID]
+    not_found: list[str]
 
 
 class Id(msgspec.Struct, frozen=True):
     """What of an event of many jobs says which job it is about."""
 
-    id: UUID
+    id: str
 
 
 class Ids(msgspec.Struct, frozen=True):
     """The jobs that are not there, in an event of many jobs."""
 
-    ids: tuple[UUID, ...]
+    ids: tuple[str, ...]
 
 
 class AcceptedBatchBody(msgspec.Struct, frozen=True):
@@ -92,7 +92,7 @@ class Resource(NamedTuple, Generic[S]):
         return msgspec.structs.replace(value, etag=answer.headers.get(hdrs.ETAG))  # type: ignore[type-var] # all three are Structs
 
 
-def job_at(job_id: UUID | str, *, fresh: bool = False) -> Resource[Job]:
+def job_at(job_id: JobId, *, fresh: bool = False) -> Resource[Job]:
     """One job; `fresh`: not as a replica has it, which may be behind."""
     query = {"fresh": "true"} if fresh else {}
     return Resource(f"/api/jobs/{quote(str(job_id), safe='')}", Envelope[Job], query)
@@ -129,7 +129,7 @@ def body_of(**fields: object) -> bytes:
     return msgspec.json.encode({name: value for name, value in fields.items() if value is not None and value != 0})
 
 
-def chosen_in_body(chosen: Sequence[UUID | str] | FailedFilter) -> dict[str, object]:
+def chosen_in_body(chosen: Sequence[JobId] | FailedFilter) -> dict[str, object]:
     """The field of a bulk retry's body that says which jobs."""
     return {"filter": chosen} if isinstance(chosen, FailedFilter) else {"ids": [str(each) for each in chosen]}
 

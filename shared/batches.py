@@ -26,10 +26,10 @@ from shared.failed import JOB_UNREADABLE, FailedFilter, FailedJobs
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, Position, ProjectId, RetryBlock
 from shared.seen import Seen
-from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database, Row, Session
+    from shared.job_ids import JobIds
 
 MAX_BATCH: Final = 10_000
 COUNTED_AT_ONCE: Final = 16
@@ -158,11 +158,12 @@ def _json_of(chosen: FailedFilter) -> str:
 class Batches:
     """The batches of all projects, in one database."""
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", ids: "JobIds") -> None:
         self._database = database
-        self._sql = statements("batches")
+        self._ids = ids
+        self._sql = ids.statements("batches")
         self._keys = IdempotencyKeys(database)
-        self._failed = FailedJobs(database)
+        self._failed = FailedJobs(database, ids)
         self._reading: Coalescer[BatchKey, Batch] = Coalescer(self.find_many, max_batch=COUNTED_AT_ONCE)
 
     async def dry_run(self, request: BatchRequest) -> BulkDryRun:
@@ -233,8 +234,9 @@ class Batches:
         """The same of distinct jobs; those that the database refuses to look at stand alone."""
 
         async def blocks(part: Sequence[JobId]) -> Mapping[JobId, str | RedriveError | None]:
-            rows = await self._database.fetch(self._sql["blocks"], request.project_id, part, request.extra_attempts)
-            return {JobId(row["id"]): row["blocked_by"] for row in rows}
+            stored = [self._ids.stored(each) for each in part]
+            rows = await self._database.fetch(self._sql["blocks"], request.project_id, stored, request.extra_attempts)
+            return {self._ids.shown(row["id"]): row["blocked_by"] for row in rows}
 
         splitter: Splitter[JobId, str | None] = Splitter(blocks, probe=lambda: blocks(()))
         try:
@@ -257,14 +259,14 @@ class Batches:
             batch_id,
             request.project_id,
             [uuid7() for _ in free],
-            free,
+            [self._ids.stored(each) for each in free],
             request.actor,
             request.reason,
             request.delay_seconds,
             request.extra_attempts,
             request.spread_seconds,
         )
-        inserted = {row["job_id"] for row in rows}
+        inserted = {self._ids.shown(row["job_id"]) for row in rows}
         reasons = await self._blocks_of_lost(session, request, [job_id for job_id in free if job_id not in inserted])
         skipped = [
             Skipped(job_id, _CODES[block or reasons[job_id]]) for job_id, block in blocks if job_id not in inserted
@@ -287,8 +289,9 @@ class Batches:
         """Why no request was inserted for jobs that could be retried a moment before."""
         if not lost:
             return {}
-        rows = await session.fetch(self._sql["blocks"], request.project_id, lost, request.extra_attempts)
-        return {JobId(row["id"]): row["blocked_by"] or RetryBlock.RETRY_QUEUED for row in rows}
+        stored = [self._ids.stored(each) for each in lost]
+        rows = await session.fetch(self._sql["blocks"], request.project_id, stored, request.extra_attempts)
+        return {self._ids.shown(row["id"]): row["blocked_by"] or RetryBlock.RETRY_QUEUED for row in rows}
 
     async def _replay(self, project_id: ProjectId, claim: Claim) -> AcceptedBatch:
         if claim.batch_id is None:

@@ -15,6 +15,7 @@ from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database
+    from shared.job_ids import JobIds
 
 _ROUNDS: Final = 5
 
@@ -37,8 +38,9 @@ class DeadRequest(NamedTuple):
 class DeadLetters:
     """Reads requests, and queues them again. Every method raises DatabaseUnavailable."""
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", ids: "JobIds") -> None:
         self._database = database
+        self._ids = ids
         self._sql = statements("dead_letters")
 
     async def any_overdue(self, age_s: float) -> bool:
@@ -69,7 +71,7 @@ class DeadLetters:
     async def dead_lettered(self, limit: int) -> list[DeadRequest]:
         """Up to `limit` dead-lettered requests of all projects, the longest dead first."""
         rows = await self._database.fetch(self._sql["dead_lettered"], limit)
-        return [DeadRequest(message_of(row), row["processed_at"]) for row in rows]
+        return [DeadRequest(message_of(row, self._ids), row["processed_at"]) for row in rows]
 
     async def redrive(self, ids: Sequence[RetryId], *, actor: str, lease_s: float) -> dict[RetryId, Lease]:
         """Queue these requests again, in the name of `actor`; returns those that are queued now, each with its lease.

@@ -12,6 +12,16 @@ class RedriveError(Exception):
     code: ClassVar[str] = "internal"
 
 
+class InvalidJobId(RedriveError):
+    """What was given is not the id of a job."""
+
+    code = "invalid-job-id"
+
+
+class InvalidJobNumber(InvalidJobId):
+    """The same, where the ids of jobs are numbers."""
+
+
 class JobNotFound(RedriveError):
     """This project has no such job; whether another project has one is not told."""
 

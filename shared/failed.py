@@ -13,10 +13,10 @@ import msgspec
 from shared.errors import DatabaseUnfit, StatementRefused
 from shared.models import JobId, Position, ProjectId, RetryBlock
 from shared.rows import JobRow, JobRows, RefusedRow, Wanted, below, bounds_of, order_of
-from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database
+    from shared.job_ids import JobIds
 
 LOOKED_AT: Final = 10_000
 
@@ -59,10 +59,11 @@ class FailedJob(NamedTuple):
 class FailedJobs:
     """Finds failed jobs. The caller holds a slot of the database."""
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", ids: "JobIds") -> None:
         self._database = database
-        self._sql = statements("failed")
-        self._rows = JobRows(database)
+        self._ids = ids
+        self._sql = ids.statements("failed")
+        self._rows = JobRows(database, ids)
 
     async def match(
         self,
@@ -93,7 +94,7 @@ class FailedJobs:
             bound,
             limit,
             retryable,
-            *below(after),
+            *below(after, self._ids),
         ]
         try:
             rows = await self._database.fetch(self._sql["match"], *arguments)
@@ -109,7 +110,7 @@ class FailedJobs:
             ][:limit]
         return [
             FailedJob(
-                JobId(row["id"]),
+                self._ids.shown(row["id"]),
                 Position(row["place"], row["id"]),
                 _BLOCKS.get(row["blocked_by"]),
             )

@@ -26,7 +26,6 @@ from shared.models import (
     MAX_ERROR,
     MAX_LISTED_ERROR,
     Job,
-    JobId,
     JobKey,
     JobStatus,
     Payload,
@@ -39,10 +38,12 @@ from shared.models import (
 )
 from shared.rows import JobRows, RefusedRow, Wanted, below, bounds_of, order_of
 from shared.seen import Seen
-from shared.sql import statements
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from shared.database import Database, Row
+    from shared.job_ids import JobIds
 
 
 # Not JobStatus(…): the owner may have other words.
@@ -97,12 +98,13 @@ class FailedPage(NamedTuple):
 class Jobs:
     """The jobs of all projects, in one database. `final_statuses` are the owner's statuses that are final."""
 
-    def __init__(self, database: "Database", *, final_statuses: frozenset[str] = FINAL_STATUSES) -> None:
+    def __init__(self, database: "Database", ids: "JobIds", *, final_statuses: frozenset[str] = FINAL_STATUSES) -> None:
         self._database = database
+        self._ids = ids
         self._final = final_statuses
-        self._sql = statements("jobs")
-        self._failed = FailedJobs(database)
-        self._rows = JobRows(database)
+        self._sql = ids.statements("jobs")
+        self._failed = FailedJobs(database, ids)
+        self._rows = JobRows(database, ids)
         self._coalescer: Coalescer[JobKey, Job] = Coalescer(
             self._find, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
         )
@@ -135,7 +137,7 @@ class Jobs:
             raise JobUnreadable
         truncated = last_error is not None and len(last_error) > most
         return Job(
-            id=JobId(job_id),
+            id=self._ids.shown(job_id),
             project_id=ProjectId(project_id),
             type=kind,
             status=_STATUSES.get(status, status),
@@ -159,11 +161,15 @@ class Jobs:
     async def _probe_payload(self) -> None:
         await self._database.fetch(self._sql["find_with_payload"], [], [], 1, True)  # noqa: FBT003 - SQL's
 
+    def _arguments_of(self, keys: Sequence[JobKey]) -> tuple[list["UUID | str"], list[ProjectId]]:
+        """The ids and projects of keys, as arguments of a statement."""
+        return [self._ids.stored(key.id) for key in keys], [key.project_id for key in keys]
+
     async def _find(self, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR) -> dict[JobKey, Job | RedriveError]:
-        ids, projects, _ = zip(*keys, strict=True)
+        ids, projects = self._arguments_of(keys)
         found: dict[JobKey, Job | RedriveError] = {}
         for row in await self._database.fetch(self._sql["find"], ids, projects, most + 1):
-            key = JobKey(row[0], row[1])
+            key = JobKey(self._ids.shown(row[0]), row[1])
             try:
                 found[key] = self._job_of(row, most)
             except JobUnreadable as error:
@@ -173,11 +179,11 @@ class Jobs:
     async def _find_with_payload(
         self, keys: Sequence[JobKey], most: int = MAX_LISTED_ERROR, *, whole: bool = False
     ) -> dict[JobKey, Job | RedriveError]:
-        ids, projects, _ = zip(*keys, strict=True)
+        ids, projects = self._arguments_of(keys)
         found: dict[JobKey, Job | RedriveError] = {}
         for row in await self._database.fetch(self._sql["find_with_payload"], ids, projects, most + 1, whole):
             *columns, hashed, payload = row
-            key = JobKey(row[0], row[1], with_payload=True)
+            key = JobKey(self._ids.shown(row[0]), row[1], with_payload=True)
             try:
                 job = self._job_of(tuple(columns), most)
             except JobUnreadable as error:
@@ -234,8 +240,7 @@ class Jobs:
         jobs = [seen[key].value for key in keys]
         rows = await self._database.fetch(
             self._sql["changed"],
-            [key.id for key in keys],
-            [key.project_id for key in keys],
+            *self._arguments_of(keys),
             [job.version for job in jobs],
             [None if job.pending_retry is None else job.pending_retry.id for job in jobs],
             [None if job.payload is None else job.payload.hash for job in jobs],
@@ -284,7 +289,7 @@ class Jobs:
         Raises JobUnreadable where not even their ids can be read, and DatabaseUnavailable.
         """
         since, until = bounds_of(wanted.created_after, wanted.created_before)
-        at, above, timeless = below(after)
+        at, above, timeless = below(after, self._ids)
         # One more than the limit, to know whether there is a next page.
         arguments: list[object] = [project_id, wanted.type, since, at, above, until, limit + 1]
         async with self._database.slot():
@@ -332,7 +337,7 @@ class Jobs:
         try:
             return self._job_of(tuple(columns)), position
         except JobUnreadable:
-            return UnreadableJob(row[0]), position
+            return UnreadableJob(self._ids.shown(row[0])), position
 
     async def _positions(self, arguments: list[object]) -> "Sequence[Row]":
         return await self._database.fetch(self._sql["positions"], *arguments)
@@ -355,7 +360,7 @@ class Jobs:
                 raise JobUnreadable from error
             listed = await self._positions_apart(project_id, wanted, after, most)
         more = len(listed) == most
-        positions = {JobKey(JobId(each.id), project_id): each for each in (listed[:-1] if more else listed)}
+        positions = {JobKey(self._ids.shown(each.id), project_id): each for each in (listed[:-1] if more else listed)}
         found = await self._find_listed(list(positions)) if positions else {}
         return JobPage(
             [found[key] for key in positions if key in found],

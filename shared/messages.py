@@ -2,13 +2,15 @@
 
 One request is a message of version 1:
 
-    {"v": 1, "request_id": "<uuid>", "job_id": "<uuid>", "project_id": "p1", "job_version": "<version>" | null,
+    {"v": 1, "request_id": "<uuid>", "job_id": "<id>", "project_id": "p1", "job_version": "<version>" | null,
      "run_at": null | "<RFC 3339>", "extra_attempts": 0, "actor": "…", "reason": null | "…",
      "requested_at": "<RFC 3339>"}
 
 Several requests, up to 100 and up to 60,000 bytes of them, are a message of version 2, each as above without `v`:
 
     {"v": 2, "requests": [{"request_id": "<uuid>", …}, …]}
+
+`job_id` is the job's id as clients write it: a UUID, or, with REDRIVE_JOB_ID=bigint, decimal digits.
 
 `job_version` is the version of the failed job that the requester saw, opaque. The worker applies the request to that
 version only, so a message that is redelivered after a later failure has no effect.
@@ -24,11 +26,13 @@ from uuid import UUID
 
 import msgspec
 
-from shared.errors import UnreadableMessage
-from shared.models import RetryId
+from shared.errors import InvalidJobId, UnreadableMessage
+from shared.job_ids import is_uuid
+from shared.models import JobId, RetryId
 
 if TYPE_CHECKING:
     from shared.database import Row
+    from shared.job_ids import JobIds
 
 MAX_BYTES: Final = 64 * 1024
 """A longer message is not read."""
@@ -51,7 +55,7 @@ class RetryMessage(msgspec.Struct, frozen=True, kw_only=True):
     """A retry request, as published to the queue."""
 
     request_id: UUID
-    job_id: UUID
+    job_id: JobId
     project_id: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-]{1,100}\Z")]
     job_version: Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,64}\Z")] | None = None
     run_at: _Time | None = None
@@ -130,7 +134,7 @@ def _as_message(request: bytes) -> bytes:
     return b'{"v":1,' + request[1:]
 
 
-def decoded(body: bytes, *, from_ledger: bool = False) -> Contents:
+def decoded(body: bytes, ids: "JobIds", *, from_ledger: bool = False) -> Contents:
     """The requests in `body`; LedgerMessages where its headers say that the relay published it.
 
     Raises UnreadableMessage, with a reason that holds nothing of the body, where none of it can be read.
@@ -138,15 +142,14 @@ def decoded(body: bytes, *, from_ledger: bool = False) -> Contents:
     if len(body) > MAX_BYTES:
         raise UnreadableMessage(f"over {MAX_BYTES} bytes")
     envelope = _read(_envelope_decoder, body)
-    decoder = _ledger_decoder if from_ledger else _decoder
     if envelope.v == _ONE:
-        return Contents([_read(decoder, body)])
+        return Contents([_request_of(body, ids, from_ledger=from_ledger)])
     if envelope.v == _SEVERAL:
-        return _contents_of(_read(_list_decoder, envelope.requests), decoder)
+        return _contents_of(_read(_list_decoder, envelope.requests), ids, from_ledger=from_ledger)
     raise UnreadableMessage("unknown version")
 
 
-def _contents_of(requests: list[msgspec.Raw], decoder: "msgspec.json.Decoder[RetryMessage]") -> Contents:
+def _contents_of(requests: list[msgspec.Raw], ids: "JobIds", *, from_ledger: bool) -> Contents:
     if not requests:
         raise UnreadableMessage("no requests")
     readable: list[RetryMessage] = []
@@ -156,10 +159,22 @@ def _contents_of(requests: list[msgspec.Raw], decoder: "msgspec.json.Decoder[Ret
     ]
     for request in requests[:MOST_REQUESTS]:
         try:
-            readable.append(_read(decoder, request))
+            readable.append(_request_of(request, ids, from_ledger=from_ledger))
         except UnreadableMessage as error:
             unreadable.append(UnreadableRequest(_alone(request), str(error)))
     return Contents(readable, unreadable, together=True)
+
+
+def _request_of(body: bytes | msgspec.Raw, ids: "JobIds", *, from_ledger: bool) -> RetryMessage:
+    """One request, with the id of its job as `ids` has it."""
+    message = _read(_ledger_decoder if from_ledger else _decoder, body)
+    try:
+        job_id = ids.parse(message.job_id)
+    except InvalidJobId as error:
+        if from_ledger and is_uuid(message.job_id):  # queued while the ids were UUIDs: it ends as job_not_found
+            return message
+        raise UnreadableMessage("Invalid id (at job_id)") from error
+    return message if job_id == message.job_id else msgspec.structs.replace(message, job_id=job_id)
 
 
 def _alone(request: msgspec.Raw) -> bytes:
@@ -181,11 +196,11 @@ def _read(decoder: "msgspec.json.Decoder[T]", body: bytes | msgspec.Raw) -> "T":
         raise UnreadableMessage("not JSON") from error
 
 
-def message_of(row: "Row") -> RetryMessage:
+def message_of(row: "Row", ids: "JobIds") -> RetryMessage:
     """The message of a request: of a row of the ledger with the columns that a message has."""
     return RetryMessage(
         request_id=row["id"],
-        job_id=row["job_id"],
+        job_id=ids.shown(row["job_id"]),
         project_id=row["project_id"],
         job_version=row["job_version"],
         run_at=row["run_at"],

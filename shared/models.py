@@ -13,7 +13,8 @@ from uuid import UUID
 
 import msgspec
 
-JobId = NewType("JobId", UUID)
+JobId = NewType("JobId", str)
+"""As it is shown; shared/job_ids.py converts it."""
 ProjectId = NewType("ProjectId", str)
 RetryId = NewType("RetryId", UUID)
 BatchId = NewType("BatchId", UUID)

@@ -20,6 +20,7 @@ from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database
+    from shared.job_ids import JobIds
 
 
 class Lease(NamedTuple):
@@ -44,8 +45,9 @@ class Outbox:
     Every method raises DatabaseUnavailable.
     """
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", ids: "JobIds") -> None:
         self._database = database
+        self._ids = ids
         self._sql = statements("outbox")
 
     async def lease(self, limit: int, *, lease_s: float, bulk: bool) -> list[Leased]:
@@ -53,7 +55,7 @@ class Outbox:
         rows = await self._database.fetch(self._sql["lease"], limit, timedelta(seconds=lease_s), bulk)
         return [
             Leased(
-                message_of(row),
+                message_of(row, self._ids),
                 row["traceparent"],
                 Lease(RetryId(row["id"]), row["publish_lease_until"]),
                 alone=row["publish_alone"],

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from shared.errors import DatabaseUnfit, StatementRefused, StatementTimeout
 from shared.models import JobId, JobStatus, ProjectId
 from shared.rows import JobRow, JobRows, RefusedRow, Wanted, bounds_of
-from shared.sql import statements
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from shared.database import Database, Row
+    from shared.job_ids import JobIds
 
     _Rows = Sequence[Row] | Sequence[dict[str, Any]]
 
@@ -110,10 +110,11 @@ class Overview:
     A method that counts jobs raises JobUnreadable where not even their ids and times can be read.
     """
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", ids: "JobIds") -> None:
         self._database = database
-        self._rows = JobRows(database)
-        self._sql = statements("overview")
+        self._ids = ids
+        self._rows = JobRows(database, ids)
+        self._sql = ids.statements("overview")
 
     async def stats(self, project_id: ProjectId, *, type: str | None) -> dict[str, StatusStats]:  # noqa: A002 - its name in the contract
         """How many jobs stand where, for each of STATUSES. Where even the newest jobs take too long: 0, and capped."""
@@ -209,7 +210,7 @@ class Overview:
                 queued=row["queued"],
                 first_at=row["first_at"],
                 last_at=row["last_at"],
-                sample=row["sample"],
+                sample=[self._ids.shown(each) for each in row["sample"]],
             )
             for row in rows
             if row["fingerprint"] is not None
@@ -359,5 +360,5 @@ def _group_of(key: tuple[str, str], jobs: Sequence[JobRow]) -> dict[str, Any]:
         "queued": queued,
         "first_at": min(times),
         "last_at": max(times),
-        "sample": [job.id for job in jobs[:SAMPLE]],
+        "sample": [job.position.id for job in jobs[:SAMPLE]],  # as the database has it
     }

@@ -52,6 +52,7 @@ from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database, Row, Session
+    from shared.job_ids import JobIds
     from shared.jobs import Jobs
 
 
@@ -111,9 +112,10 @@ def blocked_by(job: Job, *, extra_attempts: int = 0) -> RetryBlock | None:
     return None if block is RetryBlock.ATTEMPTS_EXHAUSTED and extra_attempts > 0 else block
 
 
-def _retry_of(row: "Row") -> Retry:
+def _retry_of(row: "Row", ids: "JobIds") -> Retry:
     """A row whose columns are the fields of a Retry."""
     columns = dict(row)
+    columns["job_id"] = ids.shown(columns["job_id"])
     columns["state"] = RetryState(columns["state"])
     if columns["outcome"] is not None:
         columns["outcome"] = Outcome(columns["outcome"])
@@ -144,9 +146,10 @@ def _parts_of(position: Position | None) -> tuple[datetime | int | None, UUID | 
 class Retries:
     """Retry requests. `accept` reads the job from `jobs`."""
 
-    def __init__(self, database: "Database", jobs: "Jobs") -> None:
+    def __init__(self, database: "Database", jobs: "Jobs", ids: "JobIds") -> None:
         self._database = database
         self._jobs = jobs
+        self._ids = ids
         self._sql = statements("retries")
         # Apart, because requests with keys are inserted all or none, and one that is too late undoes the others.
         self._accepting: Coalescer[_NewRow, Retry] = Coalescer(self._insert, max_batch=256)
@@ -228,7 +231,7 @@ class Retries:
             self._sql["accept"],
             [row.id for row in rows],
             [row.request.job.project_id for row in rows],
-            [row.request.job.id for row in rows],
+            [self._ids.stored(row.request.job.id) for row in rows],
             [row.version for row in rows],
             [row.request.actor for row in rows],
             [row.request.reason for row in rows],
@@ -275,7 +278,7 @@ class Retries:
         if not rows:
             await self.get(key)
             raise RetryAlreadySettled
-        return _retry_of(rows[0])
+        return _retry_of(rows[0], self._ids)
 
     async def redrive(self, key: RetryKey, *, actor: str) -> Retry:
         """Queue a dead-lettered request again, in the name of `actor`. The relay publishes it, or a worker takes it.
@@ -293,7 +296,7 @@ class Retries:
         if not rows:
             await self.get(key)
             raise RetryNotDeadLettered
-        return _retry_of(rows[0])
+        return _retry_of(rows[0], self._ids)
 
     async def get(self, key: RetryKey) -> Retry:
         """The request as of now. Raises RetryNotFound, also for a foreign one, and DatabaseUnavailable."""
@@ -306,7 +309,7 @@ class Retries:
         """The requests behind distinct keys, in one query; a key that matches nothing is missing."""
         ids, projects = zip(*keys, strict=True)
         rows = await self._database.fetch(self._sql["find_many"], ids, projects)
-        return {RetryKey(retry.id, retry.project_id): retry for retry in map(_retry_of, rows)}
+        return {RetryKey(retry.id, retry.project_id): retry for retry in (_retry_of(row, self._ids) for row in rows)}
 
     async def changed(self, seen: Mapping[RetryKey, Seen[Retry]]) -> Sequence[RetryKey]:
         """Which of the requests have changed since they were seen, or are gone."""
@@ -332,7 +335,7 @@ class Retries:
         # The statement whose index has the fewest rows: a plan is made once, before it is known which filters are None.
         asked: tuple[object, ...]
         if job_id is not None:
-            name, asked = "page_of_job", (project_id, job_id, state, batch_id, actor)
+            name, asked = "page_of_job", (project_id, self._ids.stored(job_id), state, batch_id, actor)
         elif batch_id is not None:
             name, asked = "page_of_batch", (project_id, batch_id, state, actor)
         else:
@@ -345,4 +348,4 @@ class Retries:
                 if error.by_encoding:
                     return []  # an actor that the database cannot hold has no request
                 raise
-        return [_retry_of(row) for row in rows]
+        return [_retry_of(row, self._ids) for row in rows]

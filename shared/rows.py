@@ -14,12 +14,12 @@ from shared.coalesce import Splitter
 from shared.database import wire_of
 from shared.errors import DatabaseUnfit, JobUnreadable, RedriveError, StatementRefused
 from shared.models import JobId, JobStatus, Position, ProjectId
-from shared.sql import statements
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from shared.database import Database, Row
+    from shared.job_ids import JobIds
 
 MOST_REFUSED: Final = 30
 """How many rows that are refused are told from the others, within the time of an answer."""
@@ -71,9 +71,10 @@ class Wanted(NamedTuple):
 class JobRows:
     """Reads jobs apart. The caller holds a slot of the database."""
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", ids: "JobIds") -> None:
         self._database = database
-        self._sql = statements("rows")
+        self._ids = ids
+        self._sql = ids.statements("rows")
 
     async def newest(
         self,
@@ -127,7 +128,7 @@ class JobRows:
 
     async def _positions(self, name: str, arguments: "Sequence[object]") -> "Mapping[JobId, Position]":
         rows = await self._database.fetch(self._sql[name], *arguments)
-        return {JobId(row["id"]): Position(row["place"], row["id"]) for row in rows}
+        return {self._ids.shown(row["id"]): Position(row["place"], row["id"]) for row in rows}
 
     async def _read(
         self, project_id: ProjectId, positions: "Mapping[JobId, Position]", wanted: Wanted
@@ -136,8 +137,9 @@ class JobRows:
         refused: list[JobId] = []
 
         async def facts(part: "Sequence[JobId]") -> "Mapping[JobId, JobRow | RedriveError]":
-            rows = await self._database.fetch(self._sql["facts"], project_id, part, *wanted)
-            return {JobId(row["id"]): _row_of(row, positions[row["id"]]) for row in rows}
+            stored = [self._ids.stored(each) for each in part]
+            rows = await self._database.fetch(self._sql["facts"], project_id, stored, *wanted)
+            return {each: _row_of(each, row, positions[each]) for row in rows for each in [self._ids.shown(row["id"])]}
 
         def count(job_id: JobId) -> None:
             refused.append(job_id)
@@ -153,10 +155,10 @@ class JobRows:
         ]
 
 
-def _row_of(row: "Row", position: Position) -> JobRow:
+def _row_of(job_id: JobId, row: "Row", position: Position) -> JobRow:
     nulls = None in (row["type"], row["status"], row["created_at"])
     return JobRow(
-        JobId(row["id"]),
+        job_id,
         position,
         row["type"],
         row["status"],
@@ -171,11 +173,11 @@ def _row_of(row: "Row", position: Position) -> JobRow:
     )
 
 
-def below(after: Position | None) -> tuple[datetime | int | None, UUID | None, UUID | None]:
+def below(after: Position | None, ids: "JobIds") -> tuple[datetime | int | None, UUID, UUID]:
     """Below which time and id a list goes on, and below which id among the jobs without a time."""
     if after is None:
-        return None, None, None
-    return (_BEFORE_ALL, _LOWEST, after.id) if after.at is None else (after.at, after.id, None)
+        return None, ids.highest, ids.highest
+    return (_BEFORE_ALL, _LOWEST, after.id) if after.at is None else (after.at, after.id, ids.highest)
 
 
 def order_of(position: Position) -> tuple[bool, int, int]:

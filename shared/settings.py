@@ -29,6 +29,7 @@ from shared.errors import SettingsError
 from shared.models import FINAL_STATUSES, JobStatus
 from shared.postgres_url import postgres_url
 from shared.secret import FileSecret, Url, reason_of
+from shared.sql import JobIdType
 from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
 PREFIX = "REDRIVE_"
@@ -169,6 +170,7 @@ class Settings(BaseSettings):
     amqp_url: AmqpUrl | None = None
     amqp_management_url: SecretHttpUrl | None = None
     """RabbitMQ's management API; `redrive check` alone asks it."""
+    job_id: JobIdType = "uuid"
     host: str = "127.0.0.1"
     ops_port: Port
     db_pool_size: Annotated[int, Field(ge=1, le=100)] = 4
@@ -286,6 +288,8 @@ def _notes(kind: type[Settings], settings: Settings, known: Mapping[str, object]
         variable = f"{PREFIX}{field.upper()}"
         if field in kind.model_fields and field not in known and _SERVICE_LINK.match(os.environ.get(variable, "")):
             yield f"{variable} is ignored: it is a service link of Kubernetes, not a port (enableServiceLinks: false)"
+    if settings.job_id == "bigint" and "job_id_versions" in settings.model_fields_set:
+        yield f"{PREFIX}JOB_ID_VERSIONS is ignored: it is for ids that are UUIDs, and {PREFIX}JOB_ID is bigint"
     for field in ("database_url", "database_read_url"):
         secret = getattr(settings, field, None)
         if isinstance(secret, SecretStr):

@@ -24,10 +24,10 @@ from shared.errors import StatementRefused
 from shared.failpoints import Failpoint, reach
 from shared.messages import LedgerMessage, RetryMessage, message_of
 from shared.models import Outcome, RetryId
-from shared.sql import statements
 
 if TYPE_CHECKING:
     from shared.database import Database, Row, Session
+    from shared.job_ids import JobIds
 
 
 class Settled(NamedTuple):
@@ -47,9 +47,10 @@ class Backlog(NamedTuple):
 class Settlement:
     """Settles requests. Every method raises DatabaseUnavailable."""
 
-    def __init__(self, database: "Database") -> None:
+    def __init__(self, database: "Database", ids: "JobIds") -> None:
         self._database = database
-        self._sql = statements("settlement")
+        self._ids = ids
+        self._sql = ids.statements("settlement")
 
     async def apply(self, messages: Sequence[RetryMessage]) -> dict[RetryId, Settled]:
         """Settle the requests of these messages, in one transaction: `retry_job` for a batch.
@@ -117,7 +118,7 @@ class Settlement:
 
     async def queued(self, limit: int) -> list[RetryMessage]:
         """Up to `limit` queued requests, oldest first, as messages; does not lock them."""
-        return [message_of(row) for row in await self._database.fetch(self._sql["queued"], limit)]
+        return [message_of(row, self._ids) for row in await self._database.fetch(self._sql["queued"], limit)]
 
     async def defer(self, message: RetryMessage) -> None:
         """Set aside a request that takes the database too long: it stays queued, and comes again later.
@@ -125,7 +126,9 @@ class Settlement:
         Inserts a request that `apply` would adopt; leaves a settled one alone. Raises StatementRefused where it cannot
         be inserted because another request for its job is queued.
         """
-        await self._database.fetch(self._sql["defer"], *_columns_of([message]), not isinstance(message, LedgerMessage))
+        await self._database.fetch(
+            self._sql["defer"], *self._columns_of([message]), not isinstance(message, LedgerMessage)
+        )
 
     async def block(self, message: RetryMessage) -> Settled:
         """Reject a request whose job the table's owner does not take back now; one settled before keeps its outcome.
@@ -175,7 +178,7 @@ class Settlement:
 
     async def _adopt(self, session: "Session", messages: Sequence[RetryMessage]) -> list[RetryId]:
         """Insert the requests of another program's messages; answers the ids of those that the ledger did not know."""
-        rows = await session.fetch(self._sql["adopt"], *_columns_of(messages))
+        rows = await session.fetch(self._sql["adopt"], *self._columns_of(messages))
         return [RetryId(row["id"]) for row in rows]
 
     async def _apply(
@@ -200,21 +203,20 @@ class Settlement:
         rows = await session.fetch(self._sql["outcomes"], ids)
         return {RetryId(row["id"]): None if row["outcome"] is None else Outcome(row["outcome"]) for row in rows}
 
+    def _columns_of(self, messages: Sequence[RetryMessage]) -> list[list[object]]:
+        """The arguments of `adopt` and `defer`: an array for each column."""
+        return [
+            [message.request_id for message in messages],
+            [message.project_id for message in messages],
+            [self._ids.stored(message.job_id) for message in messages],
+            [message.job_version for message in messages],
+            [message.run_at for message in messages],
+            [message.extra_attempts for message in messages],
+            [message.actor for message in messages],
+            [message.reason for message in messages],
+            [message.requested_at for message in messages],
+        ]
+
 
 def _settled_of(rows: "Sequence[Row]") -> dict[RetryId, Settled]:
     return {RetryId(row[0]): Settled(Outcome(row[1]), row[2]) for row in rows}
-
-
-def _columns_of(messages: Sequence[RetryMessage]) -> list[list[object]]:
-    """The arguments of `adopt` and `defer`: an array for each column."""
-    return [
-        [message.request_id for message in messages],
-        [message.project_id for message in messages],
-        [message.job_id for message in messages],
-        [message.job_version for message in messages],
-        [message.run_at for message in messages],
-        [message.extra_attempts for message in messages],
-        [message.actor for message in messages],
-        [message.reason for message in messages],
-        [message.requested_at for message in messages],
-    ]

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from shared.job_ids import UuidIds
 from shared.jobs import Jobs
 from shared.outbox import Outbox
 from shared.retries import Retries
@@ -15,6 +16,7 @@ class Ledger:
     """The api's `retries`, the relay's `outbox` and the worker's `settlement`, in one database."""
 
     def __init__(self, database: "Database") -> None:
-        self.retries = Retries(database, Jobs(database))
-        self.outbox = Outbox(database)
-        self.settlement = Settlement(database)
+        ids = UuidIds()
+        self.retries = Retries(database, Jobs(database, ids), ids)
+        self.outbox = Outbox(database, ids)
+        self.settlement = Settlement(database, ids)

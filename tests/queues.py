@@ -11,6 +11,7 @@ import pamqp.encode
 import pytest
 
 from shared import topology
+from shared.job_ids import UuidIds
 from shared.messages import CONTENT_TYPE, RetryMessage, decoded, encoded
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Letter:
 
     @property
     def requests(self) -> Sequence[RetryMessage]:
-        return decoded(self.body, from_ledger=topology.LEDGER_HEADER in self.headers).requests
+        return decoded(self.body, UuidIds(), from_ledger=topology.LEDGER_HEADER in self.headers).requests
 
     @property
     def reason(self) -> object:

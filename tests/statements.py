@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 
 from shared.database import Database, Row, Session
-from shared.sql import blocks
+from shared.sql import statements
 
 FILES = sorted((Path(__file__).parents[1] / "shared" / "sql").glob("*.sql"))
-NAMES = {
-    statement: f"{file.stem}.{name}" for file in FILES for name, statement in blocks(file.read_text("utf-8")).items()
-}
+NAMES = {statement: f"{file.stem}.{name}" for file in FILES for name, statement in statements(file.stem).items()}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from shared.backoff import wait_for_any
 from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import DatabaseUnavailable
+from shared.job_ids import job_ids
 from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
 from shared.outbox import Outbox
@@ -31,6 +32,7 @@ from worker.sources import QUEUES, LedgerSource, QueueSource, Source
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from shared.job_ids import JobIds
     from shared.settings import WorkerSettings
 
 log = structlog.stdlib.get_logger(__name__)
@@ -56,9 +58,10 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
         pool_size=settings.db_pool_size,
         pooled=settings.database_pooled,
     )
-    settlement = Settlement(database)
+    ids = job_ids(settings.job_id)
+    settlement = Settlement(database, ids)
     topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
-    queues = [] if topology is None else _queue_sources(settings, settlement, metrics, topology)
+    queues = [] if topology is None else _queue_sources(settings, settlement, metrics, topology, ids)
     sources: Sequence[Source] = queues or [
         LedgerSource(Settler(settlement, metrics), batch_size=settings.worker_batch_size)
     ]
@@ -78,9 +81,10 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
                 dead = DeadWatch(
                     settings.url("amqp_url"),
                     settlement,
-                    Outbox(database),
-                    DeadLetters(database),
+                    Outbox(database, ids),
+                    DeadLetters(database, ids),
                     metrics,
+                    ids=ids,
                     topology=topology,
                     sources=queues,
                 )
@@ -95,7 +99,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
 
 
 def _queue_sources(
-    settings: "WorkerSettings", settlement: Settlement, metrics: Metrics, topology: Topology
+    settings: "WorkerSettings", settlement: Settlement, metrics: Metrics, topology: Topology, ids: "JobIds"
 ) -> list[QueueSource]:
     return [
         QueueSource(
@@ -104,6 +108,7 @@ def _queue_sources(
             Settler(settlement, metrics),
             metrics,
             topology,
+            ids=ids,
             batch_size=settings.worker_batch_size,
             batch_wait_s=settings.worker_batch_wait,
         )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractConnection
     from aiormq.abc import AbstractChannel, DeliveredMessage
 
+    from shared.job_ids import JobIds
+
 MOST_BYTES: Final = 16 * 1024 * 1024
 """In hand of one consumer; 800 messages of 1 MB would not fit into the memory that a worker is given."""
 _TAG: Final = "redrive"
@@ -31,11 +33,17 @@ class Consumer:
     """A consumer on a channel of its own, and the inbox that RabbitMQ delivers to."""
 
     def __init__(
-        self, connection: "AbstractConnection", channel: "AbstractChannel", queue: str, reading: asyncio.Event
+        self,
+        connection: "AbstractConnection",
+        channel: "AbstractChannel",
+        queue: str,
+        ids: "JobIds",
+        reading: asyncio.Event,
     ) -> None:
         self._connection = connection
         self._channel = channel
         self._queue = queue
+        self._ids = ids
         self._reading = reading
         self._bytes = 0  # in hand
         self.inbox: Inbox[Delivery] = Inbox()
@@ -43,7 +51,13 @@ class Consumer:
 
     @classmethod
     async def on(
-        cls, connection: "AbstractConnection", queue: str, *, prefetch: int, reading: asyncio.Event | None = None
+        cls,
+        connection: "AbstractConnection",
+        queue: str,
+        ids: "JobIds",
+        *,
+        prefetch: int,
+        reading: asyncio.Event | None = None,
     ) -> "Consumer":
         """Begin to consume, with at most `prefetch` messages that are not acknowledged.
 
@@ -53,7 +67,7 @@ class Consumer:
             # Aiormq's channel, beneath aio-pika's: it costs one task less for each message. And aio-pika fails on a
             # message whose properties make no sense; the message would then be acknowledged with its neighbours.
             channel = await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
-            consumer = cls(connection, channel, queue, reading or asyncio.Event())
+            consumer = cls(connection, channel, queue, ids, reading or asyncio.Event())
             channel.closing.add_done_callback(consumer._on_closed)
             channel.on_consumer_cancel_callbacks.add(consumer._on_cancelled)
             await channel.basic_qos(prefetch_count=prefetch)
@@ -61,7 +75,7 @@ class Consumer:
         return consumer
 
     async def _on_delivered(self, message: "DeliveredMessage") -> None:
-        delivery = Delivery.of(message)
+        delivery = Delivery.of(message, self._ids)
         self._count_bytes(len(message.body))
         self.inbox.put(delivery, size=delivery.size)
 

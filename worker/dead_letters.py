@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from aiormq.abc import AbstractChannel, DeliveredMessage
     from pamqp.common import FieldTable, FieldValue
 
+    from shared.job_ids import JobIds
     from shared.secret import Url
 
 MOST_DELIVERIES: Final = 10
@@ -130,6 +131,7 @@ class DeadQueue:
         channel: "AbstractChannel",
         exchange: "AbstractExchange",
         topology: Topology | None,
+        ids: "JobIds",
         *,
         queue: str,
         key: str,
@@ -138,6 +140,7 @@ class DeadQueue:
         self._channel = channel
         self._exchange = exchange
         self._topology = topology
+        self._ids = ids
         self._queue = queue
         self._key = key
         self._in_hand: set[int] = set()
@@ -149,20 +152,23 @@ class DeadQueue:
 
     @classmethod
     @asynccontextmanager
-    async def opened(cls, url: "Url", *, name: str, topology: Topology | None = None) -> AsyncIterator[Self]:
+    async def opened(
+        cls, url: "Url", ids: "JobIds", *, name: str, topology: Topology | None = None
+    ) -> AsyncIterator[Self]:
         """Connect; `name` is what RabbitMQ's operators see. Raises BrokerUnavailable, in the block, too.
 
         Where `topology` is given, a queue that is missing is declared.
         """
         with translated():
             async with connected(url, name=name) as connection:
-                yield await cls.on(connection, topology)
+                yield await cls.on(connection, topology, ids)
 
     @classmethod
     async def on(
         cls,
         connection: "AbstractConnection",
         topology: Topology | None,
+        ids: "JobIds",
         *,
         queue: str = RETRIES_DEAD,
         key: str = KEY_DEAD,
@@ -173,7 +179,7 @@ class DeadQueue:
                 confirming = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 exchange = await confirming.get_exchange(EXCHANGE, ensure=False)
             taking = await _open_channel(connection)
-        return cls(connection, taking, exchange, topology, queue=queue, key=key)
+        return cls(connection, taking, exchange, topology, ids, queue=queue, key=key)
 
     async def count(self) -> int:
         """How many letters wait, without those that other readers have in hand. Takes the oldest in hand.
@@ -211,7 +217,7 @@ class DeadQueue:
             self.left = 0
             return None
         self.left = delivery.delivery.message_count or 0
-        letter = _letter_of(delivery)
+        letter = _letter_of(delivery, self._ids)
         self._in_hand.add(letter.tag)
         if letter.deliveries >= MOST_DELIVERIES:
             self._worn[letter.tag] = letter
@@ -254,12 +260,12 @@ async def _open_channel(connection: "AbstractConnection") -> "AbstractChannel":
         return await (await connection.channel(publisher_confirms=False)).get_underlay_channel()
 
 
-def _letter_of(delivery: "DeliveredMessage") -> DeadLetter:
+def _letter_of(delivery: "DeliveredMessage", ids: "JobIds") -> DeadLetter:
     tag = delivery.delivery_tag
     assert tag is not None  # noqa: S101 - `basic.get` answers with one
     properties = delivery.header.properties
     headers: Mapping[str, FieldValue] = properties.headers or {}
-    contents = Delivery.of(delivery).contents
+    contents = Delivery.of(delivery, ids).contents
     is_one = len(contents.requests) == 1 and not contents.together
     deliveries = headers.get("x-delivery-count", 0)
     return DeadLetter(

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from shared.dead_letters import DeadLetters
+    from shared.job_ids import JobIds
     from shared.models import RetryId
     from shared.outbox import Outbox
     from shared.secret import Url
@@ -66,11 +67,13 @@ class DeadWatch:
         letters: "DeadLetters",
         metrics: "Metrics",
         *,
+        ids: "JobIds",
         topology: "Topology",
         sources: "Sequence[QueueSource]" = (),
     ) -> None:
         self._url = url
         self._topology = topology
+        self._ids = ids
         self._sources = sources
         self._settlement = settlement
         self._outbox = outbox
@@ -108,7 +111,7 @@ class DeadWatch:
         taking = False
         try:
             async with DeadQueue.opened(
-                self._url, name="redrive worker: dead letters", topology=self._topology
+                self._url, self._ids, name="redrive worker: dead letters", topology=self._topology
             ) as queue:
                 taking = True
                 try:

@@ -9,6 +9,8 @@ from shared.topology import LEDGER_HEADER
 if TYPE_CHECKING:
     from aiormq.abc import DeliveredMessage
 
+    from shared.job_ids import JobIds
+
 
 class Delivery(NamedTuple):
     """A message, and what it holds."""
@@ -17,11 +19,11 @@ class Delivery(NamedTuple):
     contents: Contents
 
     @classmethod
-    def of(cls, message: "DeliveredMessage") -> Self:
+    def of(cls, message: "DeliveredMessage", ids: "JobIds") -> Self:
         """Read a message; one that cannot be read holds one unreadable request, its whole body."""
         from_ledger = LEDGER_HEADER in (message.header.properties.headers or {})
         try:
-            return cls(message, decoded(message.body, from_ledger=from_ledger))
+            return cls(message, decoded(message.body, ids, from_ledger=from_ledger))
         except UnreadableMessage as error:
             return cls(message, Contents((), [UnreadableRequest(message.body, str(error))]))
 

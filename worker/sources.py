@@ -36,6 +36,7 @@ from worker.probation import Probation
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
+    from shared.job_ids import JobIds
     from shared.models import RetryId
     from shared.secret import Url
     from shared.settlement import Settled
@@ -105,11 +106,13 @@ class QueueSource:
         metrics: "Metrics",
         topology: "Topology",
         *,
+        ids: "JobIds",
         batch_size: int,
         batch_wait_s: float,
     ) -> None:
         self.name = queue
         self._topology = topology
+        self._ids = ids
         self._url = url
         self.settler = settler
         self._metrics = metrics
@@ -145,7 +148,8 @@ class QueueSource:
             name = f"redrive worker: {self.name}"
             async with connected(self._url, name=name, reading=reading, nodes=self._nodes) as connection:
                 consumer = await self._topology.needed_by(
-                    connection, lambda: Consumer.on(connection, self.name, prefetch=prefetch, reading=reading)
+                    connection,
+                    lambda: Consumer.on(connection, self.name, self._ids, prefetch=prefetch, reading=reading),
                 )
                 if stop.is_set():
                     return

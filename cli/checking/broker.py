@@ -16,6 +16,7 @@ from yarl import URL
 from cli.checking.findings import Finding, Verdict
 from shared.broker import connected
 from shared.errors import BrokerUnavailable
+from shared.job_ids import UuidIds
 from shared.refusals import OTHER_ARGUMENTS
 from shared.topology import KEY_BULK, KEY_DEAD, KEY_RETRY, RETRIES, RETRIES_BULK, RETRIES_DEAD, Topology, publishing_on
 from shared.urls import amqp_urls
@@ -80,7 +81,7 @@ async def _refusals(
         await publishing_on(connection)
 
     async def read(queue: str, key: str) -> None:
-        looked_at = await DeadQueue.on(connection, None, queue=queue, key=key)
+        looked_at = await DeadQueue.on(connection, None, UuidIds(), queue=queue, key=key)
         await looked_at.count()
         await looked_at.give_back()
 

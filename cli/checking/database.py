@@ -12,7 +12,7 @@ from cli.checking.findings import Finding, Verdict
 from shared import migrations
 from shared.connections import words_of
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused, StatementTimeout
-from shared.sql import statements
+from shared.sql import JobIdType, statements
 
 if TYPE_CHECKING:
     from shared.database import Database, Row
@@ -34,6 +34,8 @@ _COLUMNS: Final[dict[str, tuple[str, frozenset[str]]]] = {
     **dict.fromkeys(("attempts", "max_attempts"), ("integer", _COUNT)),
     **dict.fromkeys(_TIMES, ("timestamp with time zone", frozenset({"timestamp with time zone"}))),
 }
+# With REDRIVE_JOB_ID=bigint. The index on a narrower integer serves look-ups by a bigint, too.
+_NUMBERED: Final = {**_COLUMNS, "id": ("bigint", _COUNT)}
 UPDATED: Final = ("status", "last_error", "started_at", "completed_at", "scheduled_at", "max_attempts")
 """The columns that a retry changes."""
 _CLEARED: Final = frozenset({"last_error", "started_at", "completed_at"})
@@ -75,6 +77,7 @@ class _Place(NamedTuple):
     database: "Database"
     programs: Collection[str]
     writes: bool
+    job_id: JobIdType
 
     @property
     def updates_jobs(self) -> bool:
@@ -88,10 +91,13 @@ Looks = AsyncIterator[tuple[Verdict, str]]
 
 
 async def database_findings(
-    database: "Database", name: str, programs: Collection[str], *, writes: bool
+    database: "Database", name: str, programs: Collection[str], *, writes: bool, job_id: JobIdType = "uuid"
 ) -> AsyncIterator[Finding]:
-    """Look at a database that answers, for `programs`, of `api` and `worker`; `writes`: they write to it, too."""
-    place = _Place(database, programs, writes)
+    """Look at a database that answers, for `programs`, of `api` and `worker`; `writes`: they write to it, too.
+
+    `job_id`: of what type the jobs' ids are, as the settings say.
+    """
+    place = _Place(database, programs, writes, job_id)
     refusals: set[str] = set()
     for look in (_of_server, _of_migrations, _of_jobs, _of_ledger):
         try:
@@ -180,7 +186,7 @@ async def _of_statements(place: _Place, relation: "Row") -> Looks:
     refusals = await _refusals(place)
     for text in refusals:
         yield Verdict.FAILED, text
-    for text, is_fatal in _odd_types(await place.ask("columns", relation["oid"]), await _types_read(place)):
+    for text, is_fatal in _odd_types(place, await place.ask("columns", relation["oid"]), await _types_read(place)):
         if is_fatal or refusals:
             yield Verdict.FAILED, text
         else:
@@ -257,14 +263,19 @@ def _keys(unique_keys: "Collection[Row]") -> Iterator[str]:
         yield f"neither (id) nor (project_id, id) of {JOBS} is unique: a retry could put back more jobs than one"
 
 
-def _odd_types(columns: "Collection[Row]", read: "dict[str, str]") -> Iterator[tuple[str, bool]]:
+def _odd_types(place: _Place, columns: "Collection[Row]", read: "dict[str, str]") -> Iterator[tuple[str, bool]]:
     """Columns of other types than the contract's; and whether that is known to go wrong. The rest, statements tell."""
+    all_wanted = _NUMBERED if place.job_id == "bigint" else _COLUMNS
     for row in columns:
-        wanted, serving = _COLUMNS.get(row["name"], ("", frozenset()))
+        wanted, serving = all_wanted.get(row["name"], ("", frozenset()))
         if not wanted or row["base"] in serving:
             continue
         text = f"{JOBS}.{row['name']} is of type {row['type']}, wanted: {wanted}"
-        if row["name"] in _TIMES:
+        if row["name"] == "id":
+            other = "uuid" if place.job_id == "bigint" else "bigint"
+            hint = f"; REDRIVE_JOB_ID is {place.job_id}, for such a table set it to {other}"
+            yield f"{text}{hint if row['base'] in {'uuid', 'bigint', 'integer', 'smallint'} else ''}", True
+        elif row["name"] in _TIMES:
             yield text, read.get(row["name"]) != wanted
         else:
             yield text, row["name"] == "payload"  # what is not JSON by its type may be anything
@@ -272,7 +283,9 @@ def _odd_types(columns: "Collection[Row]", read: "dict[str, str]") -> Iterator[t
 
 async def _types_read(place: _Place) -> dict[str, str]:
     """Of what type the times are when a job is read: a statement of ours may have made them what they should be."""
-    sql = statements("check", "cli.checking")["types_read"].replace("FIND_JOBS", statements("jobs")["find"])
+    sql = statements("check", "cli.checking")["types_read"].replace(
+        "FIND_JOBS", statements("jobs", job_id=place.job_id)["find"]
+    )
     try:
         rows = await place.database.fetch(sql, *[None] * _parameters_of(sql))
     except (StatementRefused, DatabaseUnavailable):
@@ -378,16 +391,16 @@ def _tables(programs: Collection[str]) -> list[_Table]:
     return [_Table(name, tuple(dict.fromkeys(each))) for name, each in rights.items()]
 
 
-def statements_of(programs: Collection[str], *, writes: bool) -> dict[str, str]:
+def statements_of(programs: Collection[str], *, writes: bool, job_id: JobIdType = "uuid") -> dict[str, str]:
     """Every statement that the programs run, by `file.name`; where nothing is written, only the reads of jobs."""
     files = {file for program in programs for file in _FILES[program]} if writes else {"jobs"}
-    return {f"{file}.{name}": sql for file in sorted(files) for name, sql in statements(file).items()}
+    return {f"{file}.{name}": sql for file in sorted(files) for name, sql in statements(file, job_id=job_id).items()}
 
 
 async def _refusals(place: _Place) -> list[str]:
     """Why statements of the programs could not run: each reason once, with one of the statements."""
     found: dict[str, str] = {}
-    for name, sql in statements_of(place.programs, writes=place.writes).items():
+    for name, sql in statements_of(place.programs, writes=place.writes, job_id=place.job_id).items():
         try:
             await place.database.fetch(f"EXPLAIN {sql}", *[None] * _parameters_of(sql))
         except (StatementRefused, DatabaseUnavailable) as error:

@@ -103,7 +103,7 @@ async def _of_database(settings: Settings, programs: Collection[str]) -> AsyncIt
             except (DatabaseUnavailable, OSError) as error:
                 yield Finding(Verdict.FAILED, f"{name}: {line_of(error)}")
                 continue
-            async for finding in database_findings(database, name, programs, writes=writes):
+            async for finding in database_findings(database, name, programs, writes=writes, job_id=settings.job_id):
                 yield finding
 
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _HEALTH_LOOK_S: Final = 0.5
 _PLACEHOLDER: Final = "postgresql://"
 """Stands for the database whose URL is known once it runs."""
-_NOT_OURS: Final = ("REDRIVE_DATABASE_URL", "REDRIVE_DATABASE_READ_URL")
+_NOT_OURS: Final = ("REDRIVE_DATABASE_URL", "REDRIVE_DATABASE_READ_URL", "REDRIVE_JOB_ID")
 _OTHER_KEYS: Final = ("REDRIVE_JWT_PUBLIC_KEY", "REDRIVE_JWKS_URL")
 _OWN_SECRET: Final = ("REDRIVE_JWT_SECRET", "REDRIVE_JWT_SECRET_FILE")
 
@@ -141,7 +141,7 @@ def _variables(settings: ApiSettings, folder: DataFolder, database_url: str) -> 
 
 def _known(plan: Plan, folder: DataFolder) -> "Mapping[str, object]":
     """The settings that `redrive up` decides itself."""
-    known: dict[str, object] = {"database_read_url": None}
+    known: dict[str, object] = {"database_read_url": None, "job_id": "uuid"}
     if plan.port is not None:
         known["port"] = plan.port
     if plan.ops_port is not None:

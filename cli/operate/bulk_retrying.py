@@ -16,7 +16,6 @@ from cli.operate.tables import print_facts, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from uuid import UUID
 
     from redrive_client import AcceptedBatch, Batch, BulkDryRun, FailedFilter, Redrive
 
@@ -41,7 +40,7 @@ class RetryOptions:
     canaries: int = 0
 
 
-async def retry_ids(redrive: "Redrive", ids: "Sequence[UUID]", options: RetryOptions) -> int:
+async def retry_ids(redrive: "Redrive", ids: "Sequence[str]", options: RetryOptions) -> int:
     """Retry these jobs in one batch, and list those that were refused. Returns the exit status."""
     if options.dry_run:
         preview = await redrive.preview(ids, extra_attempts=options.extra_attempts)
@@ -111,7 +110,7 @@ def _question(retryable: int, canaries: int) -> str:
     return f"Retry {jobs}: {canaries} as canaries first, and the rest only if these complete?"
 
 
-async def _choose_canaries(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> "list[UUID]":
+async def _choose_canaries(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> list[str]:
     """The newest matches that can be retried, up to `options.canaries`.
 
     With extra attempts, jobs whose attempts are used up can be retried, too; the API's `retryable` leaves them out.
@@ -119,7 +118,7 @@ async def _choose_canaries(redrive: "Redrive", wanted: "FailedFilter", options: 
     from redrive_client import Job, JobStatus, RetryBlock
 
     extended = options.extra_attempts is not None
-    chosen: list[UUID] = []
+    chosen: list[str] = []
     async for job in redrive.list(
         status=JobStatus.FAILED,
         retryable=None if extended else True,

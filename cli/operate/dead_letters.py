@@ -51,6 +51,7 @@ class _Servers(NamedTuple):
 async def _opened() -> AsyncIterator[_Servers]:
     from shared.database import open_database
     from shared.dead_letters import DeadLetters
+    from shared.job_ids import job_ids
     from shared.outbox import Outbox
     from shared.settings import WorkerSettings, read
     from shared.settlement import Settlement
@@ -60,6 +61,7 @@ async def _opened() -> AsyncIterator[_Servers]:
 
     settings = read(WorkerSettings)
     configure_logging(level="ERROR", json=False)
+    ids = job_ids(settings.job_id)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
             open_database(
@@ -74,9 +76,9 @@ async def _opened() -> AsyncIterator[_Servers]:
         if settings.amqp_url is not None:
             url = settings.amqp_url.get_secret_value()
             queue = await stack.enter_async_context(
-                DeadQueue.opened(url, name="redrive dead", topology=Topology.of(url))
+                DeadQueue.opened(url, ids, name="redrive dead", topology=Topology.of(url))
             )
-        yield _Servers(DeadLetters(database), Outbox(database), Settlement(database), queue)
+        yield _Servers(DeadLetters(database, ids), Outbox(database, ids), Settlement(database, ids), queue)
 
 
 @app.command("list")

@@ -60,6 +60,11 @@ def id_of(text: str) -> "UUID":
         raise typer.BadParameter(f"{text!r} is not an id") from None
 
 
+def job_id_of(text: str) -> str:
+    """The id of a job: a UUID, or, where the API has REDRIVE_JOB_ID=bigint, a number. Raises typer.BadParameter."""
+    return text if text.isascii() and text.isdigit() else str(id_of(text))
+
+
 def failed_filter_of(texts: Sequence[str]) -> "FailedFilter":
     """The filter that `--filter` names, given once or several times. Raises typer.BadParameter.
 

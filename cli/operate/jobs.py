@@ -11,7 +11,7 @@ import typer
 
 from cli.errors import CommandFailed
 from cli.operate.connection import ask, note, note_empty
-from cli.operate.filters import duration_of, fingerprint_of, id_of, time_of
+from cli.operate.filters import duration_of, fingerprint_of, job_id_of, time_of
 from cli.operate.options import LOCAL, AsJson, CreatedAfter, CreatedBefore, Limit, Timeout, TokenFile, Type, Url
 from cli.operate.tables import lines_of, print_facts, print_json, print_table, printable, time_text
 
@@ -167,7 +167,7 @@ def get(
     as_json: AsJson = False,
 ) -> None:
     """Show one job."""
-    wanted = id_of(job_id)
+    wanted = job_id_of(job_id)
 
     async def work(redrive: "Redrive") -> None:
         _show(await redrive.get(wanted, include_payload=payload), as_json=as_json)
@@ -189,7 +189,7 @@ def wait(
 
     from redrive_client import JobStatus, WaitTimeout
 
-    wanted, timeout_s = id_of(job_id), duration_of(timeout).total_seconds()
+    wanted, timeout_s = job_id_of(job_id), duration_of(timeout).total_seconds()
 
     async def work(redrive: "Redrive") -> None:
         try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.operate.connection import ask, note_empty
-from cli.operate.filters import id_of
+from cli.operate.filters import id_of, job_id_of
 from cli.operate.options import LOCAL, AsJson, Limit, TokenFile, Url
 from cli.operate.tables import lines_of, print_facts, print_json, print_table, time_text
 
@@ -82,7 +82,7 @@ def list_(
 
     if state is not None and state not in list(RetryState):
         raise typer.BadParameter(f"a state is one of {', '.join(RetryState)}")
-    job_id, batch_id = None if job is None else id_of(job), None if batch is None else id_of(batch)
+    job_id, batch_id = None if job is None else job_id_of(job), None if batch is None else id_of(batch)
 
     async def work(redrive: "Redrive") -> None:
         retries = redrive.list_retries(

@@ -9,14 +9,12 @@ import typer
 from cli.errors import CommandFailed
 from cli.operate.bulk_retrying import RetryOptions, retry_ids, retry_matches
 from cli.operate.connection import ask, is_terminal, line_of_refusal, note, refused
-from cli.operate.filters import duration_of, failed_filter_of, id_of
+from cli.operate.filters import duration_of, failed_filter_of, job_id_of
 from cli.operate.options import LOCAL, AsJson, DryRun, TokenFile, Url, Yes
 from cli.operate.retries import show_retry
 from cli.operate.tables import print_json, printable
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from redrive_client import Redrive, Retry
 
 MAX_IDS: Final = 1000
@@ -81,7 +79,7 @@ def retry(
     A filter first shows what would happen, and asks. The worker checks an accepted retry again when it applies it.
     Status 3: at least one was refused, or ended rejected.
     """
-    ids = [id_of(each) for each in job_ids or ()]
+    ids = [job_id_of(each) for each in job_ids or ()]
     filters = [*(filters or ()), *(() if fingerprint is None else (f"fingerprint={fingerprint}",))]
     wanted = failed_filter_of(filters) if filters else None
     if bool(ids) == (wanted is not None):
@@ -129,7 +127,7 @@ def _check_filtered(options: RetryOptions, option: str) -> None:
         raise typer.BadParameter(f"{option} needs confirmation and stdin is not a terminal; pass --yes")
 
 
-async def _retry_one(redrive: "Redrive", job_id: "UUID", options: RetryOptions) -> int:
+async def _retry_one(redrive: "Redrive", job_id: str, options: RetryOptions) -> int:
     from redrive_client import Conflict, NotFound, RetryState, WaitTimeout
 
     try:

@@ -4,6 +4,9 @@ A block begins with `-- name: word` and ends where the next begins. It has the n
 that begins with the method's, where the method has several. (tests/unit/test_sql_names.py)
 
 A block that begins with `-- fragment: word` is no statement: it replaces `{word}` in the statements of its file.
+
+The text is for jobs whose ids are bigint: it calls `redrive.job_number(…)` and `redrive.job_uuid(…)` where an id of the
+jobs table meets one of ours. For ids that are UUIDs, these calls are left out, and their arguments stay.
 """
 
 import re
@@ -11,8 +14,13 @@ from collections.abc import Mapping
 from functools import cache
 from importlib import resources
 from types import MappingProxyType
+from typing import Literal
+
+JobIdType = Literal["uuid", "bigint"]
+"""The type of the column `id` of the jobs."""
 
 _BLOCK = re.compile(r"^-- (name|fragment): (\w+)\n(.*?)(?=^-- name: |^-- fragment: |\Z)", re.MULTILINE | re.DOTALL)
+_CONVERTED = re.compile(r"redrive\.job_(?:number|uuid)\(([\w.$:]+)\)")
 _COMMENTS = re.compile(r"\A(?:--[^\n]*\n)+")
 
 
@@ -33,6 +41,9 @@ def blocks(text: str) -> Mapping[str, str]:
 
 
 @cache
-def statements(file: str, package: str = __name__) -> Mapping[str, str]:
-    """The blocks of `<file>.sql` in `package`, by name."""
-    return blocks((resources.files(package) / f"{file}.sql").read_text("utf-8"))
+def statements(file: str, package: str = __name__, *, job_id: JobIdType = "uuid") -> Mapping[str, str]:
+    """The blocks of `<file>.sql` in `package`, by name, for jobs whose ids are of type `job_id`."""
+    found = blocks((resources.files(package) / f"{file}.sql").read_text("utf-8"))
+    if job_id == "bigint":
+        return found
+    return MappingProxyType({name: _CONVERTED.sub(r"\1", sql) for name, sql in found.items()})

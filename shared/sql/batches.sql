@@ -27,12 +27,12 @@ LEFT JOIN LATERAL (
             )
         END AS version
     FROM control_plane.jobs
-    WHERE jobs.project_id = $1 AND jobs.id = wanted.id
+    WHERE jobs.project_id = $1 AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
 LEFT JOIN LATERAL (
     SELECT r.id FROM redrive.retry_requests AS r
-    WHERE r.project_id = j.project_id AND r.job_id = j.id AND r.state = 'queued'
+    WHERE r.project_id = j.project_id AND r.job_id = wanted.id AND r.state = 'queued'
     LIMIT 1
 ) AS queued ON true
 ORDER BY wanted.position;
@@ -46,7 +46,7 @@ INSERT INTO redrive.retry_requests (
     id, project_id, job_id, batch_id, job_version, actor, reason, delay_seconds, extra_attempts, run_at
 )
 SELECT
-    wanted.id, $2, j.id, $1, j.version, $5, $6, $7::int, $8::int,
+    wanted.id, $2, wanted.job_id, $1, j.version, $5, $6, $7::int, $8::int,
     CASE WHEN $9::int > 0 THEN now() + ($7::int + random() * $9::int) * interval '1 second' END
 FROM unnest($3::uuid[], $4::uuid[]) AS wanted (id, job_id)
 JOIN LATERAL (
@@ -58,10 +58,10 @@ JOIN LATERAL (
             jobs.created_at::timestamptz
         ) AS version
     FROM control_plane.jobs
-    WHERE jobs.project_id = $2 AND jobs.id = wanted.job_id
+    WHERE jobs.project_id = $2 AND jobs.id = redrive.job_number(wanted.job_id)
     LIMIT 1
 ) AS j ON j.status = 'failed'
-ORDER BY j.id -- one order for all processes, so that two batches cannot deadlock
+ORDER BY wanted.job_id -- one order for all processes, so that two batches cannot deadlock
 ON CONFLICT (project_id, job_id) WHERE state = 'queued' DO NOTHING
 RETURNING job_id;
 

@@ -26,14 +26,14 @@ SELECT
 -- fragment: filtered
 LEFT JOIN LATERAL (
     SELECT r.id FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = newest.id AND r.state = 'queued'
+    WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(newest.id) AND r.state = 'queued'
     LIMIT 1
 ) AS queued ON true
 LEFT JOIN LATERAL (
     SELECT count(*) AS times
     FROM (
         SELECT r.state, r.processed_at FROM redrive.retry_requests AS r
-        WHERE $7::int IS NOT NULL AND r.project_id = $1 AND r.job_id = newest.id
+        WHERE $7::int IS NOT NULL AND r.project_id = $1 AND r.job_id = redrive.job_uuid(newest.id)
         ORDER BY r.requested_at DESC, r.id DESC
         LIMIT 1000
     ) AS asked
@@ -52,9 +52,9 @@ WHERE
 -- $1 text project id, $2 text type or NULL, $3 timestamptz created at or after, $4 timestamptz created at or before,
 -- $5 text that the error contains or NULL, $6 text fingerprint or NULL, $7 int fewer than how many retries or NULL,
 -- $8 int within how many seconds, $9 int extra attempts, $10 int how many to look at or NULL, $11 int how many,
--- $12 boolean true for jobs that can be retried, false for the others, NULL for all, $13 timestamptz and $14 uuid the
--- position below which they begin, or NULL, $15 uuid below which those without a time begin
-SELECT id, place, blocked_by
+-- $12 boolean true for jobs that can be retried, false for the others, NULL for all, $13 timestamptz or NULL and $14
+-- uuid the position below which they begin, $15 uuid below which those without a time begin
+SELECT redrive.job_uuid(found.id) AS id, place, blocked_by
 FROM (
     (
         SELECT j.id, j.place, j.blocked_by
@@ -68,8 +68,7 @@ FROM (
                 LIMIT $10::int
             ) AS newest
             {filtered}
-            AND (newest.created_at, newest.id)
-                < (coalesce($13, 'infinity'::timestamptz), coalesce($14, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+            AND (newest.created_at, newest.id) < (coalesce($13, 'infinity'::timestamptz), redrive.job_number($14::uuid))
         ) AS j
         WHERE $12::boolean IS NULL OR (j.blocked_by IS NULL) = $12
         ORDER BY j.created_at DESC, j.id DESC
@@ -87,7 +86,7 @@ FROM (
                 LIMIT $10::int
             ) AS newest
             {filtered}
-            AND newest.id < coalesce($15, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+            AND newest.id < redrive.job_number($15::uuid)
         ) AS j
         WHERE $12::boolean IS NULL OR (j.blocked_by IS NULL) = $12
         ORDER BY j.id DESC
@@ -95,7 +94,7 @@ FROM (
     )
     LIMIT $11
 ) AS found
-ORDER BY place DESC NULLS LAST, id DESC;
+ORDER BY place DESC NULLS LAST, found.id DESC;
 
 -- name: has_more
 -- Whether more jobs have failed than `match` looks at.

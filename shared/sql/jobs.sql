@@ -3,13 +3,15 @@
 -- an index that begins with the project serves as well as one on the id alone.
 -- A look-up of rows is LATERAL, with a LIMIT: one look-up in the index for each row, whatever the planner estimates. A plan
 -- is kept while the tables grow, and a join that was cheap on empty tables takes minutes on full ones.
+-- redrive.job_number(...) and redrive.job_uuid(...) stand where an id of the relation meets one of the ledger, which are
+-- UUIDs. Where the relation's ids are UUIDs, too, the loader leaves out the call, and keeps its argument.
 -- Columns are cast to the contract's types, so that an enum, a varchar or a timestamp without time zone (UTC) can be read;
 -- where a column has the type, the cast costs nothing. Texts are cut here, so that only what is shown is fetched. Numbers
 -- that no integer holds are NULL, so that they refuse no statement: such a job is not shown.
 
 -- fragment: found_columns
 -- The columns of a job that is looked up, with its version. $3: how many characters of an error to read.
-jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
+left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
 CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN coalesce(jobs.attempts, 0)::bigint END
     AS attempts,
 CASE
@@ -29,7 +31,7 @@ END AS version
 
 -- fragment: page_columns
 -- What a page answers of each job.
-j.id, $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
+redrive.job_uuid(j.id), $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
 j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
 queued.id, queued.requested_at,
 j.place
@@ -55,8 +57,7 @@ NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL
 
 -- fragment: below_the_position
 -- The jobs of a page that have a time, behind its other conditions.
-AND (jobs.created_at, jobs.id)
-    < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+AND (jobs.created_at, jobs.id) < (coalesce($4, 'infinity'::timestamptz), redrive.job_number($5::uuid))
 AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
 AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
 AND ($2::text IS NULL OR jobs.type::text = $2)
@@ -67,7 +68,7 @@ LIMIT $7
 -- The retry that is queued for a job of a page, and the order of the page.
 LEFT JOIN LATERAL (
     SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = j.id AND r.state = 'queued'
+    WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(j.id) AND r.state = 'queued'
     LIMIT 1
 ) AS queued ON true
 ORDER BY j.place DESC NULLS LAST, j.id DESC
@@ -76,7 +77,7 @@ ORDER BY j.place DESC NULLS LAST, j.id DESC
 -- The jobs behind (id, project) pairs; a pair that matches nothing is missing from the answer.
 -- $1 uuid[] ids, $2 text[] project ids, same length; $3 int how many characters of an error to read
 SELECT
-    j.id, wanted.project_id, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
+    wanted.id, wanted.project_id, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
     j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
     queued.id, queued.requested_at
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
@@ -84,7 +85,7 @@ JOIN LATERAL (
     SELECT
         {found_columns}
     FROM control_plane.jobs
-    WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
+    WHERE jobs.project_id = wanted.project_id AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
 LEFT JOIN LATERAL (
@@ -99,7 +100,7 @@ LEFT JOIN LATERAL (
 -- $1 uuid[] ids, $2 text[] project ids, same length; $3 int how many characters of an error to read, $4 bool whether to
 -- read the payload itself
 SELECT
-    j.id, wanted.project_id, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
+    wanted.id, wanted.project_id, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
     j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
     queued.id, queued.requested_at,
     lpad(to_hex(hashtextextended(stored.payload, 0)), 16, '0') || octet_length(stored.payload),
@@ -110,7 +111,7 @@ JOIN LATERAL (
         {found_columns},
         pg_typeof(jobs.payload) = 'jsonb'::regtype AS is_jsonb, jobs.payload
     FROM control_plane.jobs
-    WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
+    WHERE jobs.project_id = wanted.project_id AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
 CROSS JOIN LATERAL (
@@ -154,7 +155,7 @@ LEFT JOIN LATERAL (
             ELSE lpad(to_hex(hashtextextended(coalesce(jobs.payload::text, '{}'), 0)), 16, '0')
         END AS payload_hash
     FROM control_plane.jobs
-    WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.id
+    WHERE jobs.project_id = wanted.project_id AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
 LEFT JOIN LATERAL (
@@ -176,9 +177,9 @@ WHERE
 -- a position is always there, because it bounds the index scan. `place` is the time in microseconds since 2000, as the
 -- server has it, because no datetime of Python holds infinity. UNION ALL reads its second part only where the first has
 -- not filled the page.
--- $1 text project id, $2 text type or NULL, $3 timestamptz created at or after, $4 timestamptz and $5 uuid the position
--- below which the page begins, $6 timestamptz created at or before, $7 int how many, $8 uuid below which those without
--- a time begin
+-- $1 text project id, $2 text type or NULL, $3 timestamptz created at or after, $4 timestamptz or NULL and $5 uuid the
+-- position below which the page begins, $6 timestamptz created at or before, $7 int how many, $8 uuid below which those
+-- without a time begin
 SELECT
     {page_columns}
 FROM (
@@ -197,7 +198,7 @@ FROM (
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.created_at IS NULL
-            AND jobs.id < coalesce($8, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+            AND jobs.id < redrive.job_number($8::uuid)
             AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
             AND ($2::text IS NULL OR jobs.type::text = $2)
         ORDER BY jobs.id DESC
@@ -228,7 +229,7 @@ FROM (
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.created_at IS NULL AND jobs.status::text = $8
-            AND jobs.id < coalesce($9, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+            AND jobs.id < redrive.job_number($9::uuid)
             AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
             AND ($2::text IS NULL OR jobs.type::text = $2)
         ORDER BY jobs.id DESC
@@ -241,7 +242,7 @@ FROM (
 -- name: positions
 -- Only the ids and positions of such a page: where a row of it cannot be read, the others are looked up one by one.
 -- $1 to $8 as for `page`, $9 text status or NULL
-SELECT j.id, j.place
+SELECT redrive.job_uuid(j.id) AS id, j.place
 FROM (
     (
         SELECT jobs.id, ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
@@ -256,7 +257,7 @@ FROM (
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.created_at IS NULL AND ($9::text IS NULL OR jobs.status::text = $9)
-            AND jobs.id < coalesce($8, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+            AND jobs.id < redrive.job_number($8::uuid)
             AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
             AND ($2::text IS NULL OR jobs.type::text = $2)
         ORDER BY jobs.id DESC

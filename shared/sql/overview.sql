@@ -203,11 +203,11 @@ grouped AS (
         f.type, f.error, count(*) AS jobs, count(*) FILTER (WHERE queued.id IS NOT NULL) AS queued,
         count(*) FILTER (WHERE queued.id IS NULL AND f.used_up) AS exhausted,
         min(f.created_at) AS first_at, max(f.created_at) AS last_at,
-        (array_agg(f.id ORDER BY f.created_at DESC, f.id DESC))[1:$7::int] AS sample
+        (array_agg(redrive.job_uuid(f.id) ORDER BY f.created_at DESC, f.id DESC))[1:$7::int] AS sample
     FROM failed AS f
     LEFT JOIN LATERAL (
         SELECT r.id FROM redrive.retry_requests AS r
-        WHERE r.project_id = $1 AND r.job_id = f.id AND r.state = 'queued'
+        WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(f.id) AND r.state = 'queued'
         LIMIT 1
     ) AS queued ON true
     WHERE f.wanted
@@ -269,11 +269,11 @@ grouped AS (
         f.type, f.error, count(*) AS jobs, count(*) FILTER (WHERE queued.id IS NOT NULL) AS queued,
         count(*) FILTER (WHERE queued.id IS NULL AND f.used_up) AS exhausted,
         min(f.created_at) AS first_at, max(f.created_at) AS last_at,
-        (array_agg(f.id ORDER BY f.created_at DESC, f.id DESC))[1:$7::int] AS sample
+        (array_agg(redrive.job_uuid(f.id) ORDER BY f.created_at DESC, f.id DESC))[1:$7::int] AS sample
     FROM failed AS f
     LEFT JOIN LATERAL (
         SELECT r.id FROM redrive.retry_requests AS r
-        WHERE r.project_id = $1 AND r.job_id = f.id AND r.state = 'queued'
+        WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(f.id) AND r.state = 'queued'
         LIMIT 1
     ) AS queued ON true
     WHERE f.wanted

@@ -20,12 +20,12 @@ LIMIT $4
 -- fragment: in_order
 LIMIT $4
 ) AS newest
-ORDER BY place DESC NULLS LAST, id DESC
+ORDER BY place DESC NULLS LAST, newest.id DESC
 
 -- name: newest
 -- The ids of a project's newest jobs, and their times in microseconds since 2000; those without a time come last.
 -- $1 text project id, $2 timestamptz created at or after, $3 timestamptz created at or before, $4 int how many
-SELECT id, place
+SELECT redrive.job_uuid(newest.id) AS id, place
 FROM (
     (SELECT j.id, {place} FROM control_plane.jobs AS j WHERE j.project_id = $1 {in_time})
     UNION ALL
@@ -35,7 +35,7 @@ FROM (
 -- name: newest_failed
 -- The same of the failed jobs.
 -- $1 to $4 as above
-SELECT id, place
+SELECT redrive.job_uuid(newest.id) AS id, place
 FROM (
     (SELECT j.id, {place} FROM control_plane.jobs AS j WHERE j.project_id = $1 AND j.status::text = 'failed' {in_time})
     UNION ALL
@@ -51,7 +51,7 @@ FROM (
 -- $1 text project id, $2 uuid[] ids, $3 boolean whether to read the error, $4 text that it may contain or NULL,
 -- $5 boolean whether to group by it, $6 int within how many seconds retries are counted or NULL, $7 int extra attempts
 SELECT
-    j.id, j.type, j.status, j.created_at, queued.id IS NOT NULL AS is_queued,
+    wanted.id, j.type, j.status, j.created_at, queued.id IS NOT NULL AS is_queued,
     redrive.is_exhausted(j.attempts, j.max_attempts, $7::int) AS is_exhausted,
     redrive.are_whole_numbers(j.attempts, j.max_attempts) AS are_numbers,
     CASE WHEN $5::boolean THEN redrive.error_text(j.last_error) ELSE left(j.last_error, 300) END AS error,
@@ -60,23 +60,23 @@ SELECT
 FROM unnest($2::uuid[]) AS wanted (id)
 JOIN LATERAL (
     SELECT
-        jobs.id, jobs.type::text AS type, jobs.status::text AS status, jobs.created_at::timestamptz AS created_at,
+        jobs.type::text AS type, jobs.status::text AS status, jobs.created_at::timestamptz AS created_at,
         jobs.attempts, jobs.max_attempts,
         CASE WHEN $3::boolean THEN jobs.last_error::text END AS last_error
     FROM control_plane.jobs
-    WHERE jobs.project_id = $1 AND jobs.id = wanted.id
+    WHERE jobs.project_id = $1 AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
 LEFT JOIN LATERAL (
     SELECT r.id FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = j.id AND r.state = 'queued'
+    WHERE r.project_id = $1 AND r.job_id = wanted.id AND r.state = 'queued'
     LIMIT 1
 ) AS queued ON true
 LEFT JOIN LATERAL (
     SELECT count(*) AS times
     FROM (
         SELECT r.state, r.processed_at FROM redrive.retry_requests AS r
-        WHERE $6::int IS NOT NULL AND r.project_id = $1 AND r.job_id = j.id
+        WHERE $6::int IS NOT NULL AND r.project_id = $1 AND r.job_id = wanted.id
         ORDER BY r.requested_at DESC, r.id DESC
         LIMIT 1000
     ) AS asked

@@ -52,7 +52,7 @@ waited_for AS MATERIALIZED (
     ) AS wanted
     CROSS JOIN LATERAL (
         SELECT id FROM control_plane.jobs
-        WHERE jobs.project_id = wanted.project_id AND jobs.id = wanted.job_id
+        WHERE jobs.project_id = wanted.project_id AND jobs.id = redrive.job_number(wanted.job_id)
         FOR NO KEY UPDATE -- does not conflict with foreign keys of other tables that refer to a job
     ) AS j
 ),
@@ -62,7 +62,7 @@ wanted AS MATERIALIZED (
     ORDER BY project_id, job_id
 ),
 job AS MATERIALIZED (
-    SELECT j.*
+    SELECT one.job_id, j.*
     FROM unnest( -- of arrays, so that the planner expects more than one row, and joins the jobs by a hash below
         ARRAY(SELECT project_id FROM wanted), ARRAY(SELECT job_id FROM wanted)
     ) AS one (project_id, job_id)
@@ -77,17 +77,18 @@ job AS MATERIALIZED (
                 created_at::timestamptz
             ) AS version
         FROM control_plane.jobs
-        WHERE jobs.project_id = one.project_id AND jobs.id = one.job_id
+        WHERE jobs.project_id = one.project_id AND jobs.id = redrive.job_number(one.job_id)
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS j
 ),
 checked AS (
     SELECT
         request.id, request.project_id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
-        job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at, job.version,
+        job.id AS row_id, job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at, job.version,
         CASE
             WHEN job.id IS NULL AND EXISTS (
-                SELECT FROM control_plane.jobs AS j WHERE j.project_id = request.project_id AND j.id = request.job_id
+                SELECT FROM control_plane.jobs AS j
+                WHERE j.project_id = request.project_id AND j.id = redrive.job_number(request.job_id)
             ) THEN 'deferred'
             WHEN job.id IS NULL THEN 'job_not_found'
             WHEN job.version <> request.job_version THEN 'superseded'
@@ -96,7 +97,7 @@ checked AS (
             ELSE 'applied'
         END AS outcome
     FROM request
-    LEFT JOIN job ON job.project_id = request.project_id AND job.id = request.job_id
+    LEFT JOIN job ON job.project_id = request.project_id AND job.job_id = request.job_id
 ),
 verdict AS ( -- of several requests for one job the first is applied, and supersedes the rest
     SELECT
@@ -137,14 +138,14 @@ put_back AS (
             ELSE j.max_attempts
         END
     FROM verdict
-    WHERE j.project_id = verdict.project_id AND j.id = verdict.job_id AND verdict.final_outcome = 'applied'
+    WHERE j.project_id = verdict.project_id AND j.id = verdict.row_id AND verdict.final_outcome = 'applied'
     RETURNING j.project_id, j.id
 ),
 done AS ( -- a trigger of the table's owner may veto an update without an error: then it answers no row
     SELECT
         verdict.*,
         CASE
-            WHEN final_outcome = 'applied' AND (project_id, job_id) NOT IN (SELECT project_id, id FROM put_back)
+            WHEN final_outcome = 'applied' AND (project_id, row_id) NOT IN (SELECT project_id, id FROM put_back)
                 THEN 'blocked'
             ELSE final_outcome
         END AS what_became
@@ -192,7 +193,7 @@ CROSS JOIN LATERAL (
                 jobs.completed_at::timestamptz, jobs.created_at::timestamptz
             ) AS version
         FROM control_plane.jobs
-        WHERE jobs.project_id = request.project_id AND jobs.id = request.job_id
+        WHERE jobs.project_id = request.project_id AND jobs.id = redrive.job_number(request.job_id)
         LIMIT 1
     ) AS job
     WHERE request.id = applied.id AND job.status::text = 'failed' AND job.version = applied.version
@@ -315,7 +316,7 @@ SET
     (attempts_before, max_attempts_before) = (
         SELECT coalesce(j.attempts, 0), redrive.attempts_allowed(j.attempts, j.max_attempts, 0)
         FROM control_plane.jobs AS j
-        WHERE $3 AND j.project_id = r.project_id AND j.id = r.job_id
+        WHERE $3 AND j.project_id = r.project_id AND j.id = redrive.job_number(r.job_id)
         LIMIT 1
     )
 WHERE id = ANY (ARRAY(

@@ -1,12 +1,15 @@
 """What integration tests stand on: jobs, the ledger and the queues of a database and a virtual host of their own."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from shared.database import Database
-from tests.jobs import JobMaker
+from shared.migrations import migrate
+from tests.jobs import BIGINT_JOBS, JobMaker
 from tests.ledger import Ledger
 from tests.logs import Log
 from tests.queues import Queues
@@ -18,6 +21,18 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
     """What is logged while the test runs."""
     with Log(caplog).kept() as kept:
         yield kept
+
+
+@pytest.fixture
+async def bigint_database_url(empty_database_url: str) -> str:
+    """A migrated database whose owner's jobs have bigint ids: a table with a primary key and no index besides."""
+    connection = await asyncpg.connect(empty_database_url)
+    try:
+        await connection.execute(BIGINT_JOBS)
+    finally:
+        await connection.close()
+    await asyncio.to_thread(migrate, empty_database_url)
+    return empty_database_url
 
 
 @pytest.fixture

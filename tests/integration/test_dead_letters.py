@@ -18,6 +18,7 @@ from shared import topology
 from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import BrokerUnavailable
+from shared.job_ids import UuidIds
 from shared.messages import RetryMessage, encoded
 from shared.models import RetryId
 from tests.commands import commanded
@@ -44,7 +45,7 @@ def _patient_with_the_broker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def letters(database: Database) -> DeadLetters:
-    return DeadLetters(database)
+    return DeadLetters(database, UuidIds())
 
 
 @pytest.fixture
@@ -55,6 +56,7 @@ async def watch(amqp_url: str, ledger: Ledger, letters: DeadLetters) -> DeadWatc
         ledger.outbox,
         letters,
         Metrics(CollectorRegistry()),
+        ids=UuidIds(),
         topology=topology.Topology(),
     )
 
@@ -77,7 +79,7 @@ class Office(NamedTuple):
 @pytest.fixture
 async def office(amqp_url: str, queues: Queues, letters: DeadLetters, ledger: Ledger) -> AsyncIterator[Office]:
     assert queues is not None
-    async with DeadQueue.opened(amqp_url, name="test") as opened:
+    async with DeadQueue.opened(amqp_url, UuidIds(), name="test") as opened:
         yield Office(opened, letters, ledger)
 
 
@@ -287,7 +289,7 @@ async def test_letters_to_be_published_anew_are_bounded_and_the_next_reader_begi
     read: list[list[bytes]] = []
     for _ in range(3):
         await eventually(lambda: _dead(queues, 5))
-        async with DeadQueue.opened(amqp_url, name="test") as queue:
+        async with DeadQueue.opened(amqp_url, UuidIds(), name="test") as queue:
             read.append([letter.body async for letter in queue.letters(100)])
             await queue.give_back()
 
@@ -302,7 +304,7 @@ async def test_a_reader_that_removes_letters_reads_on(
     for number in range(5):
         await queues.publish(b"%04d" % number, key=topology.KEY_DEAD)
     await eventually(lambda: _dead(queues, 5))
-    async with DeadQueue.opened(amqp_url, name="test") as queue:
+    async with DeadQueue.opened(amqp_url, UuidIds(), name="test") as queue:
         async for letter in queue.letters(100):
             await queue.ack(letter)
 
@@ -315,7 +317,7 @@ async def test_looking_never_wears_a_letter_out(amqp_url: str, queues: Queues) -
     seen: list[DeadLetter] = []
     for _ in range(3 * MOST_DELIVERIES):
         await eventually(lambda: _dead(queues, 3))
-        async with DeadQueue.opened(amqp_url, name="test") as queue:
+        async with DeadQueue.opened(amqp_url, UuidIds(), name="test") as queue:
             seen = [letter async for letter in queue.letters(100)]
             await queue.give_back()
         assert len(seen) == 3
@@ -326,7 +328,7 @@ async def test_looking_never_wears_a_letter_out(amqp_url: str, queues: Queues) -
 
 
 async def look_and_break_off(amqp_url: str) -> None:
-    async with DeadQueue.opened(amqp_url, name="test") as queue:
+    async with DeadQueue.opened(amqp_url, UuidIds(), name="test") as queue:
         assert len([letter async for letter in queue.letters(2)]) == 2
         raise ConnectionResetError
 

@@ -25,6 +25,7 @@ from shared.errors import (
 )
 from shared.failed import FailedFilter
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
+from shared.job_ids import UuidIds
 from shared.messages import RetryMessage
 from shared.models import Job, JobId, JobKey, Outcome, ProjectId, RetryId, RetryState, Version
 from shared.retries import Accepted, RetryKey, RetryRequest
@@ -88,7 +89,7 @@ async def test_a_key_whose_batch_is_accepted_while_another_post_looks_gets_the_f
     jobs: JobMaker, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await jobs.many_failed(3)
-    batches = Batches(database)
+    batches = Batches(database, UuidIds())
     request = BatchRequest(
         project_id=made[0].project_id,
         actor="tester",
@@ -115,7 +116,7 @@ async def test_a_key_whose_batch_is_accepted_while_another_post_looks_gets_the_f
 async def test_only_batches_that_may_still_change_are_counted_again_a_few_at_a_time(
     jobs: JobMaker, ledger: Ledger, database: Database
 ) -> None:
-    batches = Batches(database)
+    batches = Batches(database, UuidIds())
     keys = []
     for _ in range(COUNTED_AT_ONCE + 2):
         job = await jobs.failed()
@@ -224,7 +225,7 @@ async def test_a_redrive_that_the_database_refuses_is_not_taken_for_another_requ
     if by == "api":
         redriven = ledger.retries.redrive(RetryKey(retry.id, job.project_id), actor="me")
     else:
-        redriven = DeadLetters(database).redrive([retry.id], actor="me", lease_s=1)
+        redriven = DeadLetters(database, UuidIds()).redrive([retry.id], actor="me", lease_s=1)
 
     with pytest.raises(StatementRefused, match="23514"):
         await redriven
@@ -280,7 +281,7 @@ async def test_a_foreign_job_and_an_unknown_one_are_not_there(jobs: JobMaker, le
     theirs = await jobs.failed(project_id="theirs")
     for job in (
         MadeJob(theirs.id, ProjectId("ours"), theirs.version),
-        MadeJob(JobId(uuid4()), ProjectId("ours"), Version("1")),
+        MadeJob(JobId(str(uuid4())), ProjectId("ours"), Version("1")),
     ):
         with pytest.raises(JobNotFound):
             await ledger.retries.accept(a_retry_of(job))

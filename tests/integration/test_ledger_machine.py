@@ -24,6 +24,7 @@ from shared.dead_letters import DeadLetters
 from shared.errors import JobNotFailed, RetryAlreadySettled
 from shared.failpoints import Failpoint
 from shared.idempotency import IdempotencyKey
+from shared.job_ids import UuidIds
 from shared.models import ProjectId, RetryId
 from shared.pruning import Pruning
 from shared.retries import RetryKey, RetryRequest
@@ -32,8 +33,6 @@ from tests.jobs import JobMaker, MadeJob
 from tests.ledger import Ledger
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from shared.messages import RetryMessage
 
 T = TypeVar("T")
@@ -107,12 +106,12 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         self.jobs: list[MadeJob] = self.world.run(self.world.jobs.many_failed(JOBS))
         self.ledger = Ledger(self.world.database)
-        self.letters = DeadLetters(self.world.database)
+        self.letters = DeadLetters(self.world.database, UuidIds())
         self.queue: list[RetryMessage] = []
         self.acknowledged: list[RetryMessage] = []
         self.acked: set[RetryId] = set()
         self.keys: dict[str, tuple[int, RetryId | None]] = {}
-        self.forgotten: Counter[UUID] = Counter()  # effects of requests that were pruned
+        self.forgotten: Counter[str] = Counter()  # effects of requests that were pruned
         self.pruned: set[RetryId] = set()
 
     def rows(self, sql: str) -> list[asyncpg.Record]:
@@ -225,7 +224,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.rows("UPDATE redrive.retry_requests SET processed_at = processed_at - interval '25 hours'")
         self.rows("UPDATE redrive.idempotency_keys SET created_at = created_at - interval '25 hours'")
         self.world.run(Pruning(self.world.database, at_a_time=2).prune(timedelta(hours=24)))
-        self.forgotten.update(row["job_id"] for row in rows if row["state"] == "applied")
+        self.forgotten.update(str(row["job_id"]) for row in rows if row["state"] == "applied")
         self.pruned |= {row["id"] for row in rows}
         self.keys.clear()
         self.acknowledged.clear()
@@ -241,7 +240,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def each_request_took_effect_once_at_most(self) -> None:
         rows = self.rows("SELECT job_id FROM redrive.retry_requests WHERE state = 'applied'")
-        applied = self.forgotten + Counter(row["job_id"] for row in rows)
+        applied = self.forgotten + Counter(str(row["job_id"]) for row in rows)
         effects = self.world.run(self.world.jobs.effects(self.jobs))
         assert effects == [applied[job.id] for job in self.jobs]
 

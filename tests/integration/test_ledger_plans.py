@@ -7,6 +7,7 @@ import pytest
 from shared.batches import Batches, BatchRequest
 from shared.database import Database
 from shared.failed import FailedFilter
+from shared.job_ids import UuidIds
 from shared.models import Outcome, ProjectId
 from tests.integration.reading.test_plans import SQL, connected, nodes_of, plan_of
 from tests.jobs import JobMaker
@@ -35,7 +36,7 @@ async def test_a_plan_made_for_an_empty_ledger_publishes_and_settles_a_full_one(
     await ledger.settlement.apply([])
     await jobs.many_failed(MANY)
     every = FailedFilter()
-    batch = await Batches(one_connection).accept(
+    batch = await Batches(one_connection, UuidIds()).accept(
         BatchRequest(project_id=ProjectId("p1"), actor="tester", chosen=every, reason="all")
     )
     assert batch.accepted == MANY

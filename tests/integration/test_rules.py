@@ -22,7 +22,7 @@ async def test_python_and_sql_agree_on_when_a_job_has_no_attempts_left(database:
             extra,
         )
         job = Job(
-            id=JobId(uuid4()),
+            id=JobId(str(uuid4())),
             project_id=ProjectId("p1"),
             type="email",
             status=JobStatus.FAILED,

@@ -14,6 +14,7 @@ from shared.batches import Batches, BatchRequest
 from shared.dead_letters import DeadLetters
 from shared.errors import RetryNotFound
 from shared.failed import FailedFilter
+from shared.job_ids import UuidIds
 from shared.jobs import Jobs
 from shared.messages import RetryMessage
 from shared.models import JobKey, Outcome, ProjectId, RetryState
@@ -43,7 +44,7 @@ async def of_one_id(jobs: JobMaker, *, projects: tuple[ProjectId, ...] = (A, B))
 
 
 async def test_each_project_reads_and_watches_its_own_job(jobs: JobMaker, database: "Database") -> None:
-    store = Jobs(database)
+    store = Jobs(database, UuidIds())
     job_id = uuid.uuid4()
     failed = await jobs.failed(project_id=A, job_id=job_id, last_error="a's")
     (running,) = await jobs.make(1, status="running", project_id=B, job_id=job_id)
@@ -121,7 +122,7 @@ async def test_one_batch_settles_each_project_by_its_own_row(jobs: JobMaker, led
 
 
 async def test_bulk_by_ids_and_by_filter_takes_the_jobs_of_its_project(jobs: JobMaker, database: "Database") -> None:
-    batches, ledger = Batches(database), Ledger(database)
+    batches, ledger = Batches(database, UuidIds()), Ledger(database)
     pairs = [await of_one_id(jobs) for _ in range(3)]
     ids = tuple(of_a.id for of_a, _ in pairs)
 
@@ -143,7 +144,7 @@ async def test_taking_back_and_redriving_touch_the_request_of_their_project(
 ) -> None:
     of_a, of_b = await of_one_id(jobs)
     first, second = [(await ledger.retries.accept(a_retry_of(job))).retry for job in (of_a, of_b)]
-    letters = DeadLetters(database)
+    letters = DeadLetters(database, UuidIds())
 
     with pytest.raises(RetryNotFound):
         await ledger.retries.cancel(RetryKey(first.id, B), actor="ann")

@@ -16,6 +16,7 @@ from api.relay import Relay
 from shared import topology
 from shared.broker import connected
 from shared.failpoints import Failpoint
+from shared.job_ids import UuidIds
 from shared.messages import MOST_REQUESTS, LedgerMessage, RetryMessage, encoded, packed
 from shared.models import Outcome
 from tests.acceptance.programs import Program
@@ -72,7 +73,7 @@ async def published_together(ledger: Ledger, jobs: JobMaker, queues: Queues, cou
 async def fail_delivery(amqp_url: str) -> None:
     """Take what waits, and lose the connection: as a worker that is killed."""
     async with connected(amqp_url, name="test") as connection:
-        consumer = await Consumer.on(connection, topology.RETRIES, prefetch=100)
+        consumer = await Consumer.on(connection, topology.RETRIES, UuidIds(), prefetch=100)
         await consumer.inbox.take_batch(max_size=1, max_wait_s=0, timeout_s=10)
 
 
@@ -363,7 +364,7 @@ async def test_what_is_in_hand_is_bounded_in_bytes(amqp_url: str, queues: Queues
     reading.set()
     seen: list[bytes] = []
     async with connected(amqp_url, name="test", reading=reading) as connection:
-        consumer = await Consumer.on(connection, topology.RETRIES, prefetch=count, reading=reading)
+        consumer = await Consumer.on(connection, topology.RETRIES, UuidIds(), prefetch=count, reading=reading)
         while len(seen) < count:
             batch = await consumer.inbox.take_batch(max_size=count, max_wait_s=0.5, timeout_s=10)
             assert sum(len(each.message.body) for each in batch) < MOST_BYTES + 3 * size

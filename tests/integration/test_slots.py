@@ -7,6 +7,7 @@ import pytest
 
 from shared.database import Database
 from shared.errors import DatabaseUnavailable, StatementTimeout
+from shared.job_ids import UuidIds
 from shared.jobs import Jobs
 from shared.models import JobKey
 from shared.overview import Overview
@@ -25,7 +26,7 @@ async def database(database_url: str) -> AsyncIterator[Database]:
 async def test_a_status_is_read_though_clients_ask_for_more_numbers_than_can_be_counted(
     jobs: JobMaker, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, store, overview = await jobs.failed(), Jobs(database), Overview(database)
+    job, store, overview = await jobs.failed(), Jobs(database, UuidIds()), Overview(database, UuidIds())
     slow = "SELECT pg_sleep(5), $1::text, $2::int, $3::int"
     monkeypatch.setattr(overview, "_sql", {**overview._sql, "types": slow})
     counting = [asyncio.create_task(overview.types(job.project_id)) for _ in range(50)]

@@ -10,7 +10,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from shared.sql import blocks
+import shared.sql
+from shared.sql import JobIdType, blocks
 
 _TOP = Path(__file__).parents[2]
 _FOLDER = _TOP / "shared" / "sql"
@@ -29,21 +30,39 @@ _IN_LINE = {"demo.sql: finish", "demo.sql: start"}
 _OF_ALL = {"check.sql: hides_rows", "check.sql: sample"}
 
 
-async def test_every_block_prepares_on_the_migrated_schema(database_url: str) -> None:
+async def unprepared(database_url: str, job_id: JobIdType) -> list[str]:
+    """The statements that do not fit a database where the ids of jobs are of this type."""
     files = sorted(_FOLDER.glob("*.sql"))
     assert files
     connection = await asyncpg.connect(database_url)
     try:
         broken = []
         for path in files:
-            for name, statement in blocks(path.read_text("utf-8")).items():
+            for name, statement in shared.sql.statements(path.stem, job_id=job_id).items():
                 try:
                     await connection.prepare(statement)
                 except asyncpg.PostgresError as error:
                     broken.append(f"{path.name}: {name}: {error}")
-        assert not broken
     finally:
         await connection.close()
+    return broken
+
+
+async def test_every_block_prepares_on_the_migrated_schema(database_url: str) -> None:
+    assert not await unprepared(database_url, "uuid")
+
+
+async def test_every_block_prepares_where_the_ids_are_numbers(bigint_database_url: str) -> None:
+    assert not await unprepared(bigint_database_url, "bigint")
+
+
+async def test_each_statement_that_names_a_job_fits_no_table_with_other_ids(
+    database_url: str, bigint_database_url: str
+) -> None:
+    named = {f"jobs.sql: {name}" for name in ("find", "find_with_payload", "changed", "page", "positions")}
+
+    for broken in (await unprepared(database_url, "bigint"), await unprepared(bigint_database_url, "uuid")):
+        assert named <= {": ".join(line.split(": ")[:2]) for line in broken}
 
 
 def code_of(statement: str) -> str:

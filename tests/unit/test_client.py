@@ -486,8 +486,8 @@ async def test_many_ids_are_asked_for_a_hundred_at_a_time() -> None:
         many = await redrive.get_many(ids)
 
     assert sizes == [100, 100, 50]
-    assert [job.id for job in many.jobs] == ids[::100]
-    assert list(many.not_found) == [each for number, each in enumerate(ids) if number % 100]
+    assert [job.id for job in many.jobs] == [str(each) for each in ids[::100]]
+    assert list(many.not_found) == [str(each) for number, each in enumerate(ids) if number % 100]
 
 
 async def test_a_bulk_retry_says_that_it_is_for_real_and_carries_a_key() -> None:

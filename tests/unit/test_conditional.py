@@ -40,7 +40,7 @@ PAYLOAD = Payload("3f9c01ab77d2e410", 2, msgspec.Raw(b"{}"))
 
 def job(**changed: object) -> Job:
     made = Job(
-        id=JobId(UUID("11111111-1111-4111-8111-111111111111")),
+        id=JobId("11111111-1111-4111-8111-111111111111"),
         project_id=ProjectId("p1"),
         type="email",
         status=JobStatus.FAILED,
@@ -60,7 +60,7 @@ def retry(**changed: object) -> Retry:
     made = Retry(
         id=RETRY,
         project_id=ProjectId("p1"),
-        job_id=JobId(UUID("11111111-1111-4111-8111-111111111111")),
+        job_id=JobId("11111111-1111-4111-8111-111111111111"),
         batch_id=None,
         state=RetryState.QUEUED,
         outcome=None,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import UnreadableMessage
+from shared.job_ids import UuidIds
 from shared.messages import (
     MAX_BYTES,
     MOST_PACKED_BYTES,
@@ -20,6 +21,7 @@ from shared.messages import (
     encoded,
     packed,
 )
+from shared.models import JobId
 
 NEEDED = {
     "v": 1,
@@ -36,7 +38,7 @@ def wire(**fields: object) -> bytes:
 def test_the_wire_format_is_the_contract_s() -> None:
     message = RetryMessage(
         request_id=UUID(str(NEEDED["request_id"])),
-        job_id=UUID(str(NEEDED["job_id"])),
+        job_id=JobId(str(NEEDED["job_id"])),
         project_id="p1",
         job_version="5f0c2d9e71b841a7",
         requested_at=datetime(2026, 11, 23, 6, 0, tzinfo=UTC),
@@ -57,7 +59,7 @@ def test_the_wire_format_is_the_contract_s() -> None:
     st.builds(
         RetryMessage,
         request_id=st.uuids(),
-        job_id=st.uuids(),
+        job_id=st.uuids().map(str),
         project_id=st.from_regex(r"[A-Za-z0-9_-]{1,100}", fullmatch=True),
         job_version=st.none() | st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=64),
         run_at=st.none() | st.datetimes(timezones=st.just(UTC)),
@@ -68,17 +70,17 @@ def test_the_wire_format_is_the_contract_s() -> None:
     )
 )
 def test_what_is_written_is_read_again(message: RetryMessage) -> None:
-    assert decoded(encoded(message)) == Contents([message])
+    assert decoded(encoded(message), UuidIds()) == Contents([message])
 
 
 def test_only_four_fields_are_needed() -> None:
-    (message,) = decoded(wire()).requests
+    (message,) = decoded(wire(), UuidIds()).requests
 
     assert (message.actor, message.job_version, message.extra_attempts) == ("unknown", None, 0)
 
 
 def test_unknown_fields_are_ignored() -> None:
-    assert decoded(wire(colour="blue", nested={"deep": [1]})) == decoded(wire())
+    assert decoded(wire(colour="blue", nested={"deep": [1]}), UuidIds()) == decoded(wire(), UuidIds())
 
 
 @pytest.mark.parametrize("missing", NEEDED)
@@ -86,7 +88,7 @@ def test_a_message_without_a_field_that_is_needed_cannot_be_read(missing: str) -
     fields = {name: value for name, value in NEEDED.items() if name != missing}
 
     with pytest.raises(UnreadableMessage):
-        decoded(json.dumps(fields).encode())
+        decoded(json.dumps(fields).encode(), UuidIds())
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_a_message_without_a_field_that_is_needed_cannot_be_read(missing: str) -
 )
 def test_a_message_that_cannot_be_read_says_why_without_its_content(body: bytes) -> None:
     with pytest.raises(UnreadableMessage) as refusal:
-        decoded(body)
+        decoded(body, UuidIds())
 
     assert str(refusal.value)
     assert "canary" not in str(refusal.value)
@@ -137,11 +139,12 @@ def test_a_message_that_cannot_be_read_says_why_without_its_content(body: bytes)
 
 def test_requests_are_packed_within_a_hundred_and_sixty_thousand_bytes() -> None:
     small, large = (
-        RetryMessage(request_id=uuid4(), job_id=uuid4(), project_id="p1", actor="ä" * size) for size in (1, 500)
+        RetryMessage(request_id=uuid4(), job_id=JobId(str(uuid4())), project_id="p1", actor="ä" * size)
+        for size in (1, 500)
     )
     for messages in ([], [small], [small] * 101, [large] * 100, [large] * 99 + [small] * 150):
         packs = list(packed(messages))
-        assert [request for body, _ in packs for request in decoded(body).requests] == messages
+        assert [request for body, _ in packs for request in decoded(body, UuidIds()).requests] == messages
         assert all(len(body) <= MOST_PACKED_BYTES and held <= MOST_REQUESTS for body, held in packs)
         assert sum(held for _, held in packs) == len(messages)
     assert len(list(packed([large] * 100))) == 3
@@ -155,16 +158,16 @@ def test_requests_are_packed_within_a_hundred_and_sixty_thousand_bytes() -> None
 def test_a_request_of_several_that_cannot_be_read_is_a_message_that_cannot(request: object) -> None:
     good = {name: value for name, value in NEEDED.items() if name != "v"}
 
-    contents = decoded(json.dumps({"v": 2, "requests": [good, request, good]}).encode())
+    contents = decoded(json.dumps({"v": 2, "requests": [good, request, good]}).encode(), UuidIds())
 
     assert len(contents.requests) == 2
     ((body, reason),) = contents.unreadable
     with pytest.raises(UnreadableMessage, match=re.escape(reason)):
-        decoded(body)
+        decoded(body, UuidIds())
 
 
 def test_the_version_inside_a_request_of_several_is_an_unknown_field() -> None:
-    contents = decoded(json.dumps({"v": 2, "requests": [NEEDED | {"v": 9}, {"v": 9, "job_id": 1}]}).encode())
+    contents = decoded(json.dumps({"v": 2, "requests": [NEEDED | {"v": 9}, {"v": 9, "job_id": 1}]}).encode(), UuidIds())
 
     assert len(contents.requests) == 1
     assert [json.loads(body) for body, _ in contents.unreadable] == [{"v": 1, "job_id": 1}]

@@ -15,6 +15,7 @@ from api.app import create_app
 from api.auth import Scope
 from api.door import Access, Call, Door
 from api.problems import PROBLEMS, Problem
+from shared.errors import InvalidJobNumber
 from shared.models import Outcome, RetryBlock, RetryState
 from shared.settings import ApiSettings, read
 from tests.openapi import (
@@ -135,7 +136,8 @@ def test_every_code_is_answered_somewhere_under_its_status() -> None:
 
 def test_every_problem_is_shown_as_it_is_answered() -> None:
     shown = [example["value"] for example in EXAMPLES.values()]
-    answered = [(kind.code, *problem) for kind, problem in PROBLEMS.items()]
+    # Where the ids are numbers, the document that is served has the other words (test_bigint_ids.py).
+    answered = [(kind.code, *problem) for kind, problem in PROBLEMS.items() if kind is not InvalidJobNumber]
 
     words = [(each["code"], each["status"], each["title"], each["detail"], each["retryable"]) for each in shown]
     assert set(words) == set(answered)

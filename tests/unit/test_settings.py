@@ -47,7 +47,7 @@ def test_little_is_needed_and_the_rest_is_as_documented() -> None:
     assert (found.limit_retry, found.limit_bulk) == (Limit(60, 60), Limit(6, 60))
     assert (found.db_pool_size, found.db_timeout, found.shutdown_grace) == (4, 2.0, 10.0)
     assert (found.max_waiters, found.watch_interval) == (20_000, 0.5)
-    assert found.job_id_versions == frozenset({4})
+    assert (found.job_id, found.job_id_versions) == ("uuid", frozenset({4}))
     assert found.trusted_proxies == ()
     assert (found.amqp_url, found.jwt_project_claim) == (None, "project_id")
     assert found.jwt_leeway == 10
@@ -68,6 +68,7 @@ def test_a_worker_needs_no_key(environment: pytest.MonkeyPatch) -> None:
         ("LIMIT_READ", "off", "limit_read", None),
         ("TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8 127.0.0.1", "trusted_proxies",
          (ip_network("10.0.0.0/8"), ip_network("fd00::/8"), ip_network("127.0.0.1"))),
+        ("JOB_ID", "bigint", "job_id", "bigint"),
         ("JOB_ID_VERSIONS", "4,7", "job_id_versions", {4, 7}),
         ("JOB_ID_VERSIONS", "any", "job_id_versions", None),
         ("FINAL_STATUSES", "timed out, skipped", "final_statuses", {"timed out", "skipped"}),
@@ -155,6 +156,8 @@ def test_a_setting_is_read_from_its_variable(
         ("LIMIT_IP", "9" * 5000 + "/60"),
         ("TRUSTED_PROXIES", "canary"),
         ("TRUSTED_PROXIES", "10.0.0.1/8"),
+        ("JOB_ID", "canary"),
+        ("JOB_ID", "BIGINT"),
         ("JOB_ID_VERSIONS", "canary"),
         ("JOB_ID_VERSIONS", "44"),
         ("JOB_ID_VERSIONS", "4,any"),
@@ -441,6 +444,16 @@ def test_a_service_link_of_kubernetes_is_no_port(
 
     assert getattr(found, field) == default
     assert [note.partition(" ")[0] for note in found.notes] == [f"REDRIVE_{field.upper()}"]
+
+
+def test_versions_of_uuids_that_do_not_count_are_noted(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("REDRIVE_JOB_ID", "bigint")
+    assert read(ApiSettings).notes == ()
+    environment.setenv("REDRIVE_JOB_ID_VERSIONS", "4,7")
+
+    (note,) = read(ApiSettings).notes
+
+    assert note.startswith("REDRIVE_JOB_ID_VERSIONS is ignored")
 
 
 def test_a_parameter_that_has_no_effect_is_noted(environment: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from shared.errors import DatabaseUnavailable, StatementRefused
 from shared.messages import RetryMessage
-from shared.models import Outcome, RetryId
+from shared.models import JobId, Outcome, RetryId
 from shared.settlement import Settled, Settlement
 from worker.metrics import Metrics
 from worker.settling import Settler
@@ -63,7 +63,9 @@ def _settler(settlement: _Settlement) -> Settler:
 
 
 def _messages(count: int) -> list[RetryMessage]:
-    return [RetryMessage(request_id=uuid.uuid4(), job_id=uuid.uuid4(), project_id="p1") for _ in range(count)]
+    return [
+        RetryMessage(request_id=uuid.uuid4(), job_id=JobId(str(uuid.uuid4())), project_id="p1") for _ in range(count)
+    ]
 
 
 @settings(deadline=None)  # machines that are busy with servers

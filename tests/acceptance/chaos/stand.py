@@ -25,6 +25,7 @@ import aio_pika
 import asyncpg
 
 from shared import topology
+from shared.models import JobId
 from tests.acceptance.chaos.fleet import End, Member
 from tests.acceptance.chaos.load import BULK, Load
 from tests.acceptance.chaos.nursery import Nursery
@@ -361,10 +362,10 @@ class Trial:
             [job.id for load in self._loads for job in load.jobs] + [job.id for job in self.published.values()],
         )
         happened_to = await self.stand.rows("SELECT project_id, job_id FROM public.test_effects")
-        effects = Counter((row["project_id"], row["job_id"]) for row in happened_to)
+        effects = Counter((row["project_id"], JobId(str(row["job_id"]))) for row in happened_to)
         asked = Counter((job.project_id, job.id) for job in acked.values())
         parked = Counter(
-            (row["project_id"], row["job_id"])
+            (row["project_id"], JobId(str(row["job_id"])))
             for row in rows
             if row["id"] in acked and row["state"] not in {"applied", "queued"}
         )

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -273,7 +273,7 @@ async def test_a_list_is_the_newest_of_the_project(api: Api, jobs: JobMaker) -> 
 
     answer = await api.get("/api/jobs?status=failed&limit=3", token=of_list)
 
-    assert [UUID(each["id"]) for each in answer.data] == [job.id for job in made[:3]]
+    assert [each["id"] for each in answer.data] == [job.id for job in made[:3]]
     assert answer.data[0].keys() == FIELDS
     assert len((await api.get("/api/jobs", token=of_list)).data) == 6
 

@@ -14,6 +14,7 @@ import pytest
 from api.events import sent
 from api.watch import StatusWatch, Waiter
 from shared.errors import JobNotFound, JobUnreadable
+from shared.job_ids import UuidIds
 from shared.jobs import Jobs
 from shared.models import Job, JobKey
 from tests.api_server import Api, serving
@@ -163,7 +164,7 @@ async def test_a_stream_of_many_is_kept_alive_though_its_jobs_are_read_anew(
 ) -> None:
     monkeypatch.setattr("api.job_streams.KEEP_ALIVE_S", 0.05)
     job = await jobs.pending()
-    same = await Jobs(api.parts.database).get(job.key)
+    same = await Jobs(api.parts.database, UuidIds()).get(job.key)
 
     async def read_anew(_: object, waiter: Waiter[JobKey, Job], *, until: float) -> Mapping[JobKey, Job | None]:
         del until

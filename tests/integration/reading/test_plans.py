@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from shared.database import Database
+from shared.job_ids import UuidIds
 from tests.integration.api.conftest import module_fixture
 from tests.servers.postgres import Postgres
 from tests.statements import NAMES
@@ -54,6 +55,8 @@ ONE_PASS = {
 }
 SQL = {name: sql for sql, name in NAMES.items() if not name.startswith("migrations.")}
 OLD_BATCH = UUID(int=1, version=4)
+HIGHEST = f"'{UuidIds.highest}'"
+"""The id in the position before the first page."""
 
 
 @asynccontextmanager
@@ -194,9 +197,9 @@ async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnect
         )
         assert place is not None
         thousandth = [f"'{place[0]}'", f"'{place[1]}'"]
-        rest = ["NULL", "51", "NULL"] if name == "jobs.page" else ["51"]
+        rest = ["NULL", "51", HIGHEST] if name == "jobs.page" else ["51"]
 
-        first = await buffers(large, name, "'p1'", *filters, "NULL", "NULL", *rest)
+        first = await buffers(large, name, "'p1'", *filters, "NULL", HIGHEST, *rest)
         later = await buffers(large, name, "'p1'", *filters, *thousandth, *rest)
 
         assert later <= first + 10
@@ -204,17 +207,17 @@ async def test_the_thousandth_page_costs_what_the_first_does(large: "PoolConnect
 
 
 async def test_a_small_project_costs_little_beside_a_large_one(large: "PoolConnectionProxy[asyncpg.Record]") -> None:
-    nothing = ["NULL"] * 4
+    nothing = ["NULL", "NULL", HIGHEST, "NULL"]
     for name, arguments in (
-        ("jobs.page", ["'rare'", *nothing, "51", "NULL"]),
-        ("jobs.page_of_status", [*nothing, "NULL", "51", "'failed'", "NULL"]),
-        ("jobs.positions", ["'rare'", *nothing, "51", "NULL", "'failed'"]),
+        ("jobs.page", ["'rare'", *nothing, "51", HIGHEST]),
+        ("jobs.page_of_status", ["NULL", *nothing, "51", "'failed'", HIGHEST]),
+        ("jobs.positions", ["'rare'", *nothing, "51", HIGHEST, "'failed'"]),
         ("overview.stats", ["NULL", "10000"]),
         ("overview.stats_of_newest", ["NULL", "10000"]),
         ("overview.types", ["10000", "500"]),
         ("overview.failures", [*["NULL"] * 3, "10000", "100", "5"]),
         ("overview.failures_of_newest", [*["NULL"] * 3, "1000", "100", "5", "10000"]),
-        ("failed.match", [*["NULL"] * 7, "0", "NULL", "10001", *["NULL"] * 4]),
+        ("failed.match", [*["NULL"] * 7, "0", "NULL", "10001", "NULL", "NULL", HIGHEST, HIGHEST]),
         ("retries.page", ["NULL", "'no-actor'", "NULL", "NULL", "51"]),
     ):
         assert await buffers(large, name, "'p8'", *arguments) < 4 * 80 * 5, name  # it has 80 rows
@@ -266,9 +269,9 @@ async def test_the_index_that_check_asks_for_is_taken(large: "PoolConnectionProx
         "overview.stats": ["'p1'", "NULL", "51"],
         "overview.failures": ["'p1'", *["NULL"] * 3, "51", "100", "5"],
         "overview.series": ["'p1'", "NULL", "now() - interval '1 minute'", "1", "60", "51", "51", "now()"],
-        "failed.match": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", *["NULL"] * 4],
+        "failed.match": ["'p1'", *["NULL"] * 7, "0", "NULL", "51", "NULL", "NULL", HIGHEST, HIGHEST],
         "failed.has_more": ["'p1'", *["NULL"] * 3, "51"],
-        "jobs.page_of_status": ["'p1'", *["NULL"] * 5, "51", "'running'", "NULL"],
+        "jobs.page_of_status": ["'p1'", *["NULL"] * 3, HIGHEST, "NULL", "51", "'running'", HIGHEST],
     }
     change = large.transaction()
     await change.start()

@@ -347,7 +347,7 @@ async def test_what_workers_and_an_operator_reach_for_at_once_is_applied_or_canc
     rows = await jobs.pool.fetch(
         "SELECT job_id, state, cancelled_by FROM redrive.retry_requests WHERE batch_id = $1", accepted.data["batch_id"]
     )
-    ends = {row["job_id"]: row["state"] for row in rows}
+    ends = {str(row["job_id"]): row["state"] for row in rows}
     effects = await jobs.effects(made)
     assert [ends[job.id] for job in made] == ["applied" if each else "cancelled" for each in effects]
     assert all((row["state"] == "cancelled") == (row["cancelled_by"] == "dave") for row in rows)
