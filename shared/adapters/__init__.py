@@ -61,7 +61,14 @@ ADAPTERS: Final[Mapping[str, Adapter]] = MappingProxyType(
         for adapter in (
             Adapter("chancy", "Chancy", "0.26.0", "REDRIVE_JOB_ID_VERSIONS=any", "public", "j.queue"),
             Adapter("django-tasks-db", "django-tasks-db", "0.13.0", "", "public", "j.queue_name"),
+            Adapter(
+                "graphile-worker", "Graphile Worker", "0.17.3", "REDRIVE_JOB_ID=bigint", "graphile_worker", "'default'"
+            ),
+            Adapter("oban", "Oban", "its table, made by hand", "REDRIVE_JOB_ID=bigint", "public", "j.queue"),
             Adapter("pg-boss", "pg-boss", "10.4.2, 12.38.0", "", "pgboss", "j.name"),
+            Adapter("pgqueuer", "PgQueuer", "1.6.0", "REDRIVE_JOB_ID=bigint", "public", "'default'"),
+            Adapter("procrastinate", "Procrastinate", "3.10.0", "REDRIVE_JOB_ID=bigint", "public", "j.queue_name"),
+            Adapter("river", "River", "its table, made by hand", "REDRIVE_JOB_ID=bigint", "public", "j.queue"),
         )
     }
 )

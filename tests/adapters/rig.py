@@ -19,6 +19,7 @@ from tests.adapters.systems import ROOT, System
 from tests.eventually import eventually
 from tests.jobs import VERSION_SQL
 from tests.servers.postgres import Postgres
+from tests.workers import RunningWorker, a_worker
 
 if TYPE_CHECKING:
     from tests.adapters.drivers.jobs import AskedJob
@@ -125,9 +126,10 @@ async def prepare(system: System, server: Postgres, suffix: str) -> Prepared:
         jobs = await _install(system, roles.url(admin, roles.owner))
         await _add_redrive(system, roles, admin)
         await _run_jobs(system, roles.url(admin, roles.owner), connection)
-        await connection.execute(
-            f"UPDATE {system.table} SET {system.cancelled} WHERE id::text = ANY ($1)", jobs["cancelled"]
-        )
+        if system.cancelled is not None:
+            await connection.execute(
+                f"UPDATE {system.table} SET {system.cancelled} WHERE id::text = ANY ($1)", jobs["cancelled"]
+            )
         await connection.execute(f"GRANT redrive_api TO {roles.api}; GRANT redrive_worker TO {roles.worker}")
         await connection.execute(
             _EFFECTS.format(
@@ -170,7 +172,7 @@ async def _run_jobs(system: System, owner: str, connection: "asyncpg.Connection[
 async def _add_redrive(system: System, roles: Roles, admin: str) -> None:
     connection = await asyncpg.connect(roles.url(admin, roles.owner), timeout=10)
     try:
-        await connection.execute(adapters.get(system.adapter).sql(project=system.project_option))
+        await connection.execute(adapters.get(system.adapter).sql(project=system.project))
     finally:
         await connection.close()
     await asyncio.to_thread(migrate, admin)
@@ -211,6 +213,16 @@ class Rig:
     def working(self, mode: str) -> AbstractAsyncContextManager[None]:
         """Run its own worker until the block ends."""
         return working(self.system, self.owner_url, mode)
+
+    def worker(self, amqp_url: str | None = None) -> AbstractAsyncContextManager[RunningWorker]:
+        """Run a worker of Redrive's, under its own login, until the block ends."""
+        job_id = self.system.settings.get("job_id", "uuid")
+        return a_worker(self.worker_url, amqp_url, job_id=job_id, worker_batch_size=20)
+
+    async def age(self, ids: Sequence[str]) -> None:
+        """Let all that happened to these jobs have happened long ago."""
+        await self.update(self.system.aged, ids)
+        await self.pool.execute(self.system.aged_too)
 
     async def prune(self) -> None:
         """Let its own maintenance run once."""

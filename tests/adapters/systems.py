@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from shared.job_ids import JobIds, job_ids
+
 ROOT: Final = Path(__file__).parents[2]
 NPM: Final = Path(__file__).parent / "npm"
 
@@ -28,24 +30,32 @@ class System:
     """Whether a row is failed, for good."""
     released: str
     """Sets the columns as an operator of that system would who brings a failed job back."""
-    cancelled: str
-    """Sets the columns of a job that waits as its own cancel does."""
+    cancelled: str | None
+    """Sets the columns of a job that waits as its own cancel does; None for one that deletes the row then."""
     fill: str
     """Inserts $1 copies of the failed row $2, under new ids."""
     aged: str
     """Sets the columns of failed rows as if all of it had happened long ago."""
+    odd: str
+    """Puts the text $2 into the payload and the error of the job $1, as its library would store it."""
     unique: str | None
     """Sets the columns so that only one of these jobs may wait; None for a system that knows no such thing."""
     environment: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
-    project_option: str | None = None
+    project: str | None = None
+    """What `--project` is given."""
+    aged_too: str = "SELECT"
+    """A statement that does the same elsewhere."""
     deletes_successes: bool = False
     idle_s: float = 5
     """Within which an idle worker takes a retry: its notification, or its own pause between two looks."""
 
     @property
-    def is_bigint(self) -> bool:
-        return self.settings.get("job_id") == "bigint"
+    def ids(self) -> JobIds:
+        return job_ids("bigint" if self.settings.get("job_id") == "bigint" else "uuid")
+
+
+_BIGINT: Final[Mapping[str, object]] = {"job_id": "bigint"}
 
 
 def _python(name: str) -> tuple[str, ...]:
@@ -78,7 +88,72 @@ def _pg_boss(major: str) -> System:
             created_on = created_on - interval '30 days', start_after = start_after - interval '30 days',
             started_on = started_on - interval '30 days', keep_until = created_on - interval '16 days'
         """,
+        odd="""
+            UPDATE {t} SET
+                data = jsonb_build_object('do', $2::text), output = jsonb_build_object('message', $2::text)
+            WHERE id = $1::text::uuid
+        """,
         unique="policy = 'stately', singleton_key = 'one at a time'",
+        idle_s=3,
+    )
+
+
+def _graphile_worker() -> System:
+    return System(
+        name="graphile-worker",
+        adapter="graphile-worker",
+        command=_node("graphile-worker"),
+        table="graphile_worker._private_jobs",
+        settings=_BIGINT,
+        project="'p1'",
+        failed="({row}.locked_at IS NULL AND {row}.attempts >= {row}.max_attempts)",
+        released="max_attempts = attempts + 1, run_at = now(), updated_at = now()",
+        cancelled=None,
+        deletes_successes=True,
+        fill="""
+            INSERT INTO {t} (task_id, payload, attempts, max_attempts, last_error)
+            SELECT task_id, payload, attempts, max_attempts, last_error FROM {t}, generate_series(1, $1)
+            WHERE id = $2::text::bigint
+        """,
+        aged="created_at = now() - interval '30 days', updated_at = now() - interval '30 days'",
+        odd="""
+            UPDATE {t} SET payload = ('{{"do": "' || $2::text || '"}}')::json, last_error = $2::text
+            WHERE id = $1::text::bigint
+        """,
+        unique=None,
+        idle_s=3,
+    )
+
+
+def _by_hand(name: str) -> System:
+    """A system whose library cannot be had here: tables and worker are tests/adapters/drivers/by_hand.py."""
+    table = "river_job" if name == "river" else "oban_jobs"
+    ended = "finalized_at" if name == "river" else "discarded_at"
+    created = "created_at" if name == "river" else "inserted_at"
+    return System(
+        name=name,
+        adapter=name.removesuffix("-elixir"),
+        command=_python(name),
+        table=f"public.{table}",
+        settings=_BIGINT,
+        failed="{row}.state = 'discarded'",
+        released=f"state = 'available', max_attempts = max_attempts + 1, {ended} = NULL",
+        cancelled=f"state = 'cancelled', {'finalized_at' if name == 'river' else 'cancelled_at'} = now()",
+        fill=f"""
+            INSERT INTO {{t}} (state, {"kind" if name == "river" else "worker"}, queue, args, attempt, max_attempts,
+                               errors, attempted_at, {ended})
+            SELECT state, {"kind" if name == "river" else "worker"}, queue, args, attempt, max_attempts,
+                   errors, attempted_at, {ended}
+            FROM {{t}}, generate_series(1, $1) WHERE id = $2::text::bigint
+        """,
+        aged=f"{created} = now() - interval '30 days', {ended} = now() - interval '30 days'",
+        odd="""
+            UPDATE {t} SET
+                args = jsonb_build_object('do', $2::text),
+                errors = errors || jsonb_build_object('error', $2::text)
+            WHERE id = $1::text::bigint
+        """,
+        unique="unique_key = 'one at a time', unique_states = B'11110101'" if name == "river" else None,
         idle_s=3,
     )
 
@@ -99,6 +174,10 @@ def _systems() -> dict[str, System]:
                 FROM {t} AS j, generate_series(1, $1) WHERE j.id = $2::text::uuid
             """,
             aged="enqueued_at = now() - interval '30 days', finished_at = now() - interval '30 days'",
+            odd="""
+                UPDATE {t} SET args_kwargs = jsonb_build_object('args', $2::text), traceback = $2::text
+                WHERE id = $1::text::uuid
+            """,
             unique=None,
             idle_s=3,
         ),
@@ -117,11 +196,72 @@ def _systems() -> dict[str, System]:
                 FROM {t} AS j, generate_series(1, $1) WHERE j.id = $2::text::uuid
             """,
             aged="created_at = now() - interval '30 days', completed_at = now() - interval '30 days'",
+            odd="""
+                UPDATE {t} SET
+                    kwargs = jsonb_build_object('do', $2::text),
+                    errors = jsonb_build_array(jsonb_build_object('traceback', $2::text))
+                WHERE id = $1::text::uuid
+            """,
             unique="unique_key = 'one at a time'",
             idle_s=3,
         ),
+        System(
+            name="procrastinate",
+            adapter="procrastinate",
+            command=_python("procrastinate"),
+            table="public.procrastinate_jobs",
+            settings=_BIGINT,
+            failed="{row}.status = 'failed'",
+            released="status = 'todo', attempts = attempts + 1",
+            cancelled="status = 'cancelled'",
+            fill="""
+                WITH added AS (
+                    INSERT INTO {t} (queue_name, task_name, args, status, attempts)
+                    SELECT queue_name, task_name, args, status, attempts FROM {t}, generate_series(1, $1)
+                    WHERE id = $2::text::bigint
+                    RETURNING id
+                )
+                INSERT INTO public.procrastinate_events (job_id, type, at)
+                SELECT added.id, e.type, e.at FROM added, public.procrastinate_events AS e
+                WHERE e.job_id = $2::text::bigint
+            """,
+            aged="scheduled_at = now() - interval '30 days'",
+            aged_too="UPDATE public.procrastinate_events SET at = at - interval '30 days'",
+            odd="UPDATE {t} SET args = jsonb_build_object('do', $2::text) WHERE id = $1::text::bigint",
+            unique="queueing_lock = 'one at a time'",
+            idle_s=3,
+        ),
+        System(
+            name="pgqueuer",
+            adapter="pgqueuer",
+            command=_python("pgqueuer"),
+            table="public.pgqueuer",
+            settings=_BIGINT,
+            project="'p1'",
+            failed="{row}.status = 'failed'",
+            released="status = 'queued', execute_after = now(), updated = now(), attempts = 0",
+            cancelled=None,
+            deletes_successes=True,
+            fill="""
+                INSERT INTO {t} (priority, status, entrypoint, payload)
+                SELECT priority, status, entrypoint, payload FROM {t}, generate_series(1, $1)
+                WHERE id = $2::text::bigint
+            """,
+            aged="created = now() - interval '30 days', updated = now() - interval '30 days'",
+            odd="""
+                WITH logged AS (
+                    UPDATE public.pgqueuer_log SET traceback = jsonb_build_object('exception_message', $2::text)
+                    WHERE job_id = $1::text::bigint
+                )
+                UPDATE {t} SET payload = decode('00ff80', 'hex') || convert_to($2::text, 'UTF8')
+                WHERE id = $1::text::bigint
+            """,
+            unique="dedupe_key = 'one at a time'",
+            idle_s=3,
+        ),
+        *(_by_hand(name) for name in ("oban", "oban-elixir", "river")),
     ]
-    npm = [_pg_boss("10"), _pg_boss("12")] if os.environ.get("REDRIVE_ADAPTERS_NPM") else []
+    npm = [_pg_boss("10"), _pg_boss("12"), _graphile_worker()] if os.environ.get("REDRIVE_ADAPTERS_NPM") else []
     return {system.name: system for system in (*python, *npm)}
 
 

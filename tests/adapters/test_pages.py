@@ -32,7 +32,7 @@ def commands_for(rig: Rig, api_ops: int, worker_ops: int) -> str:
         "redrive api &": f"REDRIVE_OPS_PORT={api_ops} redrive api &",
         "redrive worker &": f"REDRIVE_OPS_PORT={worker_ops} redrive worker &",
         "localhost:9090": f"127.0.0.1:{api_ops}",
-        "--project QUEUE": f"--project {QUEUE}",
+        "--project QUEUE" if "--project QUEUE" in script else "--project p1": f"--project {QUEUE}",
         "retry ID": f"retry {rig.failed[0]}",
     }
     for place, mine in places.items():
