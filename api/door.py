@@ -187,23 +187,17 @@ class Door:
             request_id = request_id_of(request)
             passage = request[PASSAGE] = Passage(request_id)
             try:
-                preflight = self._admit(request, passage)
-                answer = await handler(request) if preflight is None else preflight
-            except DatabaseUnavailable as error:
-                self._log_once(error)
-                answer = problem_answer(error, request_id)
-            except RedriveError as error:
-                answer = problem_answer(error, request_id)
-                if answer.status == 500:
-                    log.exception("request failed", request_id=request_id, method=request.method)
-            except web.HTTPException as refusal:
-                answer = problem_answer(_error_of(refusal), request_id)
-            except Exception:
-                log.exception("request failed", request_id=request_id, method=request.method)
-                answer = problem_answer(RedriveError(), request_id)
-            if not answer.prepared:  # only a stream has been: it sends its headers itself
+                answer = self._answer_for_origin(request, passage) if self.origins.any else None
+                if answer is None:
+                    self.charge_address(request)
+                    if hdrs.TRANSFER_ENCODING in request.headers and request.method in _BODILESS:
+                        raise LengthRequired
+                    answer = await handler(request)
+            except Exception as error:  # noqa: BLE001 - `_problem_of` logs what is not meant for the client
                 _abort_if_begun(request)
-                if answer.__class__ is Answer and answer.body is not None and len(answer.body) >= LEAST_BYTES:
+                answer = self._problem_of(error, request)
+            if answer.__class__ is Answer or not answer.prepared:  # a stream has been: it sends its headers itself
+                if answer.__class__ is Answer and (body := answer.body) is not None and len(body) >= LEAST_BYTES:
                     await self._compressor.compress(answer, request.headers)
                 passage.complete(answer.headers)
                 if self.closing:
@@ -213,6 +207,18 @@ class Door:
 
         return door
 
+    def _problem_of(self, error: Exception, request: web.Request) -> Answer:
+        """The answer to an error of a handler or of a step before it; what is this program's fault is logged."""
+        request_id = request[PASSAGE].request_id
+        if isinstance(error, DatabaseUnavailable):
+            self._log_once(error)
+        elif isinstance(error, web.HTTPException):
+            error = _error_of(error)
+        answer = problem_answer(error if isinstance(error, RedriveError) else RedriveError(), request_id)
+        if answer.status == 500:
+            log.error("request failed", request_id=request_id, method=request.method, exc_info=error)
+        return answer
+
     def _log_once(self, error: DatabaseUnavailable) -> None:
         """Log once a second, not once a request, that the database is away."""
         now = time.monotonic()
@@ -220,23 +226,18 @@ class Door:
             self._noted_at = now
             log.warning("database unavailable", error=str(error))
 
-    def _preflight_answer(self, request: web.Request) -> web.StreamResponse:
-        """The answer to a preflight; no limit is charged. Raises aiohttp's HTTPNotFound."""
+    def _answer_for_origin(self, request: web.Request, passage: Passage) -> web.StreamResponse | None:
+        """The answer to a preflight, for which no limit is charged; None for another request.
+
+        Raises aiohttp's HTTPNotFound.
+        """
+        passage.cross_origin = self.origins.headers_of(request)
+        if not is_preflight(request):
+            return None
         refusal = request.match_info.http_exception
         if isinstance(refusal, web.HTTPMethodNotAllowed):
             return self.origins.preflight_answer(request, refusal.allowed_methods)
         raise refusal or web.HTTPNotFound
-
-    def _admit(self, request: web.Request, passage: Passage) -> web.StreamResponse | None:
-        """Take the steps before the path. Returns the answer to a preflight; None for other requests."""
-        if self.origins.any:
-            passage.cross_origin = self.origins.headers_of(request)
-            if is_preflight(request):
-                return self._preflight_answer(request)
-        self.charge_address(request)
-        if hdrs.TRANSFER_ENCODING in request.headers and request.method in _BODILESS:
-            raise LengthRequired
-        return None
 
     def charge_address(self, request: web.BaseRequest) -> None:
         """Charge a request to its client's address. Raises RateLimited."""
@@ -266,6 +267,8 @@ class Door:
             _require_scope(principal, access, query)
             if closed:
                 raise ReadOnly
+            if not query:
+                return await handler(Call(request, principal, principal.project_id, {}))
             parameters = _parameters_of(query, access.parameters)
             return await handler(Call(request, principal, _project_of(principal, parameters), parameters))
 
@@ -286,7 +289,9 @@ def _require_scope(principal: Principal, access: Access, query: "MultiMapping[st
         principal.require(access.scope)
     if access.permit is not None:
         access.permit(principal, query)
-    if any(named != principal.project_id for named in query.getall("project_id", ())) and (
+    if "project_id" not in query:
+        return
+    if any(named != principal.project_id for named in query.getall("project_id")) and (
         Scope.ADMIN not in principal.scopes or principal.jobs is not None
     ):
         raise InsufficientScope

@@ -130,26 +130,33 @@ class Reader(Generic[K, V]):
 
         The rest of a value is not read for a client that has the value. Raises what `get` raises.
         """
-        known = condition_of(call.request.headers)
-        value, waited_s = await self._read(call, key, known)
+        asked = call.request.headers
+        known = condition_of(asked)
+        wait_s = wait_of(field_of(asked, _PREFER))
+        if wait_s is None:
+            value, waited_s = await self._get(key), None
+        else:
+            value, waited_s = await self._read_patiently(call, key, known, min(wait_s, self._max_wait_s))
         rendered = self._render(value)
-        if self._rest_of is None or matches(known, rendered.etag) or (rest := self._rest_of(key, value)) is None:
-            return self._answer_with(rendered, known, waited_s)
-        async with rest as whole:
-            # Not remembered: it may be large.
-            etag = self._view.etag(whole)
-            return self._answer_with(_Rendered(whole, etag, self._headers_of(whole, etag)), known, waited_s)
+        # After a wait, it may have been rendered a minute ago: Retry-After is to be computed now.
+        headers = rendered.headers if waited_s is None else self._headers_of(value, rendered.etag, waited_s)
+        if matches(known, rendered.etag):
+            return Answer(None, status=304, headers=headers)
+        if self._rest_of is not None and (rest := self._rest_of(key, value)) is not None:
+            async with rest as whole:
+                return self._answer_with_whole(whole, known, waited_s)
+        if rendered.body is None:
+            rendered.body = self._view.body(value)
+        return Answer(rendered.body, headers=headers)
 
-    async def _read(self, call: "Call", key: K, known: str | None) -> tuple[V, int | None]:
-        """The value, at once or after a wait, and the seconds of the client's `wait` if it was met."""
+    async def _read_patiently(self, call: "Call", key: K, known: str | None, wait_s: int) -> tuple[V, int | None]:
+        """The value once it is news to the client or `wait_s` is over, and the wait that it was granted."""
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         value = await self._get(key)
-        read_s = loop.time() - began_at
-        wait_s = wait_of(field_of(call.request.headers, _PREFER))
-        if wait_s is None or self._watch.full:  # too many waiters: ignore Prefer, and send no Preference-Applied
+        if self._watch.full:  # too many waiters: ignore Prefer, and send no Preference-Applied
             return value, None
-        wait_s = min(wait_s, self._max_wait_s)
+        read_s = loop.time() - began_at
         return await self._wait_for_news(call, key, value, known, wait_s, read_s=read_s), wait_s
 
     async def _wait_for_news(
@@ -178,17 +185,15 @@ class Reader(Generic[K, V]):
                 return await self._get(key)
         return seen
 
-    def _answer_with(self, rendered: "_Rendered[V]", known: str | None, waited_s: int | None) -> Answer:
-        headers = rendered.headers
-        if waited_s is not None:
-            # The value may have been read and rendered a minute ago: Retry-After is to be computed now.
-            fresh = self._headers_of(rendered.value, rendered.etag)
-            headers = {**fresh, "Preference-Applied": f"wait={waited_s}"}
-        if matches(known, rendered.etag):
-            return Answer(None, status=304, headers=headers)
-        if rendered.body is None:
-            rendered.body = self._view.body(rendered.value)
-        return Answer(rendered.body, headers=headers)
+    def _answer_with_whole(self, whole: V, known: str | None, waited_s: int | None) -> Answer:
+        """The answer with a value that is not remembered, because it may be large."""
+        etag = self._view.etag(whole)
+        headers = self._headers_of(whole, etag, waited_s)
+        return (
+            Answer(None, status=304, headers=headers)
+            if matches(known, etag)
+            else Answer(self._view.body(whole), headers=headers)
+        )
 
     def _render(self, value: V) -> "_Rendered[V]":
         """The value rendered, once for all clients that are answered from one look.
@@ -201,8 +206,10 @@ class Reader(Generic[K, V]):
             rendered = self._last = _Rendered(value, etag, self._headers_of(value, etag))
         return rendered
 
-    def _headers_of(self, value: V, etag: str) -> dict[str, str]:
+    def _headers_of(self, value: V, etag: str, waited_s: int | None = None) -> dict[str, str]:
         headers: dict[str, str] = {hdrs.ETAG: etag}
         if (retry_after_s := self._view.retry_after(value, datetime.now(UTC))) is not None:
             headers[hdrs.RETRY_AFTER] = str(retry_after_s)
+        if waited_s is not None:
+            headers["Preference-Applied"] = f"wait={waited_s}"
         return headers

@@ -46,15 +46,10 @@ class Bucket(AsyncLimiter):
             raise RateLimited(self._next_in_s(units))
         self._level += units
 
-    @property
-    def remaining(self) -> int:
-        """How many more requests there was room for at the last charge."""
-        return int(self.max_rate - self._level)
-
-    @property
-    def full_again_s(self) -> int:
-        """Whole seconds until everything has leaked, at least 1."""
-        return max(1, math.ceil(self._level * self.time_period / self.max_rate))
+    def state(self) -> str:
+        """What there was at the last charge: room for `r` more requests, and all of it again in `t` seconds."""
+        full_again_s = max(1, math.ceil(self._level * self.time_period / self.max_rate))
+        return f"r={int(self.max_rate - self._level)};t={full_again_s}"
 
     def _next_in_s(self, units: int) -> int:
         """Whole seconds until there is room for `units`, at least 1."""
@@ -100,7 +95,7 @@ class RateLimit:
 
     def ratelimit_header(self, bucket: Bucket) -> str:
         """The `RateLimit` header's value after a charge."""
-        return f'"{self._name}";r={bucket.remaining};t={bucket.full_again_s}'
+        return f'"{self._name}";{bucket.state()}'
 
 
 class ClientAddresses:

@@ -139,13 +139,9 @@ class _Protocol(Connection):
             error = limited
         return _plain(request, error, self._door.origins)
 
-    async def finish_response(
-        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
-    ) -> tuple[web.StreamResponse, bool]:
-        """Send an answer. Here an exception of aiohttp's is always a refused `Expect`."""
-        if resp.__class__ is not Answer and isinstance(resp, web.HTTPException):
-            resp = self._refusal(request, ExpectationFailed())
-        return await super().finish_response(request, resp, start_time)
+    def refusal_of(self, request: web.BaseRequest, _refused: web.HTTPException) -> web.StreamResponse:
+        """Our answer to what aiohttp refuses: past the door, that is always an `Expect`."""
+        return self._refusal(request, ExpectationFailed())
 
 
 def _bound_in_kernel(transport: asyncio.Transport) -> None:

@@ -84,6 +84,12 @@ class _Callers(NamedTuple, Generic[V]):
     since: float
     futures: "list[asyncio.Future[V | None]]"
 
+    def fail(self, error: BaseException) -> None:
+        """Raise the error to each: a copy, as raising adds to an exception's traceback, and hundreds may raise this."""
+        for future in self.futures:
+            if not future.done():
+                future.set_exception(type(error)(*error.args) if isinstance(error, RedriveError) else error)
+
 
 class Coalescer(Generic[K, V]):
     """Gathers keys into batches for `load`.
@@ -177,20 +183,20 @@ class Coalescer(Generic[K, V]):
             self._scheduled.cancel()
             self._scheduled = None
         self._schedule(task.get_loop())
-        failure = None if task.cancelled() else task.exception()
-        for key, callers in batch.items():
-            value = task.result().get(key) if failure is None and not task.cancelled() else None
-            error = value if isinstance(value, RedriveError) else failure
-            for future in callers.futures:
-                if future.done():
-                    continue  # its caller was cancelled
-                if task.cancelled():
+        if task.cancelled():
+            for callers in batch.values():
+                for future in callers.futures:
                     future.cancel()
-                elif isinstance(error, RedriveError):
-                    # A copy for each caller: raising an exception adds to its traceback, and hundreds may raise this
-                    # one.
-                    future.set_exception(type(error)(*error.args))
-                elif error is not None:
-                    future.set_exception(error)
-                elif not isinstance(value, RedriveError):
-                    future.set_result(value)
+            return
+        failure = task.exception()
+        values = {} if failure is not None else task.result()
+        for key, callers in batch.items():
+            value = values.get(key)
+            if failure is not None:
+                callers.fail(failure)
+            elif isinstance(value, RedriveError):
+                callers.fail(value)
+            else:
+                for future in callers.futures:
+                    if not future.done():  # done: its caller was cancelled
+                        future.set_result(value)

@@ -125,7 +125,7 @@ def _time_of(wire: tuple[int]) -> datetime:
     asyncpg raises for such a time, or drops its time zone: one odd row would fail a query for many others.
     """
     try:
-        return _EPOCH + timedelta(microseconds=wire[0])
+        return _EPOCH + timedelta(0, 0, wire[0])  # by name, it would take half as long again
     except OverflowError:
         return _FIRST if wire[0] < 0 else _LAST
 
