@@ -2,15 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-import aiohttp
-from aiohttp import web
+from aiohttp import ClientTimeout, TCPConnector
+from aiohttp.test_utils import TestClient, TestServer
 from multidict import CIMultiDict, CIMultiDictProxy
 from prometheus_client import CollectorRegistry
+from pytest_aiohttp import AiohttpClient
 from yarl import URL
 
 from api.app import Api as Parts
@@ -59,11 +59,19 @@ class Reply:
 class Api:
     """An api that runs, as a client sees it. Requests carry a good token of project p1 unless they are given one."""
 
-    def __init__(self, parts: Parts, registry: CollectorRegistry, port: int, session: aiohttp.ClientSession) -> None:
+    def __init__(self, parts: Parts, registry: CollectorRegistry, client: TestClient[Any, Any]) -> None:
         self.parts = parts
-        self.port = port
+        self.client = client
         self._registry = registry
-        self._session = session
+
+    @property
+    def port(self) -> int:
+        assert self.client.port is not None
+        return self.client.port
+
+    async def close(self) -> None:
+        """Stop serving now, not at the end of the test."""
+        await self.client.close()
 
     async def call(
         self,
@@ -83,8 +91,8 @@ class Api:
             body = _encoded(json)
         if body is not None:
             given.setdefault("Content-Type", "application/json")
-        url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
-        async with self._session.request(method, url, headers=given, data=body, allow_redirects=False) as answer:
+        url = URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)  # the test client's own would be normalized
+        async with self.client.session.request(method, url, headers=given, data=body, allow_redirects=False) as answer:
             return Reply(answer.status, answer.headers, await answer.read())
 
     async def get(self, path: str, *, token: str | None = None, headers: Mapping[str, str] | None = None) -> Reply:
@@ -125,9 +133,27 @@ def _encoded(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
-@asynccontextmanager
-async def serving(database_url: str, **known: object) -> AsyncIterator[Api]:
-    """Serve on a free port until the block ends; without limits unless `known` sets some."""
+class _Server(TestServer):
+    """A test server that has the api's own runner, which no argument of a fixture can name."""
+
+    def __init__(self, parts: Parts, settings: ApiSettings) -> None:
+        super().__init__(parts.app)
+        self._door = parts.door
+        self._keepalive_timeout_s = settings.keepalive_timeout
+
+    async def _make_runner(self, **_options: object) -> Runner:
+        keepalive_timeout_s = self._keepalive_timeout_s
+        return Runner(
+            self.app, self._door, keepalive_timeout_s=keepalive_timeout_s, shutdown_timeout_s=1, lingering_s=0.2
+        )
+
+
+Serve = Callable[..., Awaitable[Api]]
+"""The fixture `serve`: `start_api` with the fixture's own client."""
+
+
+async def start_api(client: AiohttpClient, database_url: str, **known: object) -> Api:
+    """Serve on a free port until the fixture `client` ends; without limits unless `known` sets some."""
     given = {
         "database_url": database_url, "jwt_secret": SECRET,
         "limit_ip": None, "limit_read": None, "limit_retry": None, "limit_bulk": None, **known,
@@ -135,14 +161,5 @@ async def serving(database_url: str, **known: object) -> AsyncIterator[Api]:
     registry = CollectorRegistry()
     settings = read(ApiSettings, **given)
     parts = create_app(settings, registry)
-    runner = Runner(
-        parts.app, parts.door, keepalive_timeout_s=settings.keepalive_timeout, shutdown_timeout_s=1, lingering_s=0.2
-    )
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
-        connector = aiohttp.TCPConnector(limit=200)
-        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=20)) as session:
-            yield Api(parts, registry, runner.addresses[0][1], session)
-    finally:
-        await runner.cleanup()
+    connector, timeout = TCPConnector(limit=200), ClientTimeout(total=20)
+    return Api(parts, registry, await client(_Server(parts, settings), connector=connector, timeout=timeout))

@@ -1,11 +1,17 @@
 """Servers for whichever test asks for one, by the fixture's name."""
 
+import inspect
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import pytest
+import pytest_asyncio
+from aiohttp.test_utils import TestClient
+from pytest_aiohttp import AiohttpClient, plugin
 
+from tests.api_server import Serve, start_api
 from tests.servers.postgres import Postgres, PrivatePostgres
 from tests.servers.postgres import private_postgres as new_private_postgres
 from tests.servers.processes import ServerFailed, run_apart
@@ -82,6 +88,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("what was broken, and what came of it")
         for tally in tallies:
             terminalreporter.line(tally)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_client() -> AsyncIterator[AiohttpClient]:
+    """pytest-aiohttp's `aiohttp_client`, which is of one test and its loop, for tests that share an api and a loop."""
+    async for made in inspect.unwrap(plugin.aiohttp_client)(TestClient):
+        yield made
+
+
+@pytest.fixture
+def serve(aiohttp_client: AiohttpClient) -> Serve:
+    """Starts apis in this process, which stop at the end of the test."""
+    return partial(start_api, aiohttp_client)
 
 
 @pytest.fixture(scope="session")

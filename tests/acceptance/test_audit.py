@@ -1,16 +1,16 @@
-"""What is installed: pinned with hashes, and looked up among known vulnerabilities wherever somebody can be asked."""
+"""What is installed: pinned with hashes, and looked up among known vulnerabilities where those can be reached."""
 
-import json
+import asyncio
 import os
 import subprocess
 import sys
-import threading
 import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from functools import partial
 
 import pytest
+from aiohttp import web
+from pytest_aiohttp import AiohttpRawServer
+from yarl import URL
 
 from tests.compose import ROOT
 from tests.servers.processes import free_port
@@ -22,57 +22,39 @@ KNOWN = {
 }  # fmt: skip
 
 
-def audited(advisories: str) -> subprocess.CompletedProcess[str]:
+async def audited(advisories: object) -> subprocess.CompletedProcess[str]:
     proxies = {"HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"}
     env = {name: value for name, value in os.environ.items() if name.upper() not in proxies}
     command = [sys.executable, str(ROOT / ".ci" / "audit")]
-    return subprocess.run(
-        command, env=env | {"REDRIVE_ADVISORIES_URL": advisories}, capture_output=True, text=True, check=False
-    )
+    run = partial(subprocess.run, env=env | {"REDRIVE_ADVISORIES_URL": str(advisories)}, capture_output=True, text=True)
+    return await asyncio.to_thread(run, command, check=False)
 
 
-@contextmanager
-def advising(status: int, vulnerable: str = "") -> Iterator[str]:
-    """Somebody who knows of one vulnerable package, or who answers with that status only."""
+async def advisor(start: AiohttpRawServer, status: int, vulnerable: str = "") -> URL:
+    """The address of a server that knows of one vulnerable package, or that answers with that status only."""
 
-    class Advisor(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]["name"]
-            body = json.dumps({"vulns": [KNOWN]} if asked == vulnerable else {}).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    async def answer(request: web.BaseRequest) -> web.Response:
+        asked = (await request.json())["package"]["name"]
+        return web.json_response({"vulns": [KNOWN]} if asked == vulnerable else {}, status=status)
 
-        def log_message(self, *_: object) -> None:
-            """Keep quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Advisor)
-    serving = threading.Thread(target=server.serve_forever)
-    serving.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/v1/query"
-    finally:
-        server.shutdown()
-        serving.join()
-        server.server_close()
+    return (await start(answer)).make_url("/v1/query")
 
 
-def test_a_known_vulnerability_fails_the_audit() -> None:
-    with advising(200, vulnerable="aiohttp") as advisories:
-        done = audited(advisories)
+async def test_a_known_vulnerability_fails_the_audit(aiohttp_raw_server: AiohttpRawServer) -> None:
+    done = await audited(await advisor(aiohttp_raw_server, 200, vulnerable="aiohttp"))
 
     assert done.returncode == 1
     assert "OSV-0-0, fixed in 999.0" in done.stderr
 
 
-@pytest.mark.parametrize("answers", [False, True], ids=["nobody there", "somebody who is broken"])
-def test_where_nobody_can_be_asked_the_audit_says_so_in_one_line_and_fails_nothing(*, answers: bool) -> None:
+@pytest.mark.parametrize("answers", [False, True], ids=["no server", "a broken server"])
+async def test_where_no_advisory_can_be_had_the_audit_says_so_in_one_line_and_fails_nothing(
+    aiohttp_raw_server: AiohttpRawServer, *, answers: bool
+) -> None:
     if answers:
-        with advising(500) as advisories:
-            done = audited(advisories)
+        done = await audited(await advisor(aiohttp_raw_server, 500))
     else:
-        done = audited(f"http://127.0.0.1:{free_port()}/v1/query")
+        done = await audited(f"http://127.0.0.1:{free_port()}/v1/query")
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("advisories not reached (")

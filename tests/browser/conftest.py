@@ -12,11 +12,14 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser, async_playwright
 
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.browser.console import Console
+from tests.integration.api.conftest import serve
 from tests.jobs import JobMaker
 from tests.servers.postgres import Postgres
 from tests.servers.rabbitmq import Rabbitmq
+
+__all__ = ["serve"]
 
 module_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
 
@@ -67,9 +70,8 @@ async def jobs(database_url: str) -> AsyncIterator[JobMaker]:
 
 
 @module_fixture
-async def api(database_url: str, amqp_url: str) -> AsyncIterator[Api]:
-    async with serving(database_url, amqp_url=amqp_url, console="on", watch_interval=0.1) as running:
-        yield running
+async def api(database_url: str, amqp_url: str, serve: Serve) -> Api:
+    return await serve(database_url, amqp_url=amqp_url, console="on", watch_interval=0.1)
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker
 from tests.lateness import lateness
@@ -23,9 +23,8 @@ async def proxy(database_url: str) -> AsyncIterator[Proxy]:
 
 
 @pytest.fixture
-async def api(database_url: str, proxy: Proxy) -> AsyncIterator[Api]:
-    async with serving(proxy.url_of(database_url)) as running:
-        yield running
+async def api(database_url: str, proxy: Proxy, serve: Serve) -> Api:
+    return await serve(proxy.url_of(database_url))
 
 
 @asynccontextmanager
@@ -125,14 +124,16 @@ async def test_a_request_that_was_not_answered_in_time_can_be_sent_again(api: Ap
     assert await jobs.queued() == 1
 
 
-async def test_a_database_that_comes_later_is_found(database_url: str, jobs: JobMaker, proxy: Proxy) -> None:
+async def test_a_database_that_comes_later_is_found(
+    database_url: str, jobs: JobMaker, proxy: Proxy, serve: Serve
+) -> None:
     job = await jobs.failed()
     await proxy.refuse()
 
-    async with serving(proxy.url_of(database_url)) as api:
-        assert (await api.get(f"/api/jobs/{job.id}")).status == 503
-        await proxy.heal()
-        assert (await api.get(f"/api/jobs/{job.id}")).status == 200
+    api = await serve(proxy.url_of(database_url))
+    assert (await api.get(f"/api/jobs/{job.id}")).status == 503
+    await proxy.heal()
+    assert (await api.get(f"/api/jobs/{job.id}")).status == 200
 
 
 async def test_clients_that_give_up_do_not_hold_the_database(api: Api, jobs: JobMaker, proxy: Proxy) -> None:

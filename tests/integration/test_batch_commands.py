@@ -1,11 +1,10 @@
 """`redrive batches`, as processes against the real api: a bulk retry is looked at, and taken back."""
 
 import re
-from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.commands import Done, commanded
 from tests.jobs import JobMaker
 from tests.tokens import token
@@ -13,9 +12,8 @@ from tests.workers import a_worker
 
 
 @pytest.fixture
-async def api(database_url: str) -> AsyncIterator[Api]:
-    async with serving(database_url) as running:
-        yield running
+async def api(database_url: str, serve: Serve) -> Api:
+    return await serve(database_url)
 
 
 async def redrive(api: Api, *args: str) -> Done:

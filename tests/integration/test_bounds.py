@@ -11,7 +11,7 @@ from api.pages import MAX_PAGE_BYTES
 from shared.database import Database, Row
 from shared.jobs import Jobs
 from shared.models import MAX_ERROR, MAX_LISTED_ERROR, Job, JobKey
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker
 from tests.tokens import token
@@ -37,6 +37,7 @@ async def test_an_error_is_cut_in_the_database_and_the_answer_says_so(  # noqa: 
     single: tuple[int, bool],
     listed: tuple[int, bool],
     monkeypatch: pytest.MonkeyPatch,
+    serve: Serve,
 ) -> None:
     longest = 0
     fetch = Database.fetch
@@ -49,16 +50,16 @@ async def test_an_error_is_cut_in_the_database_and_the_answer_says_so(  # noqa: 
 
     job = await jobs.failed(last_error=error)
     monkeypatch.setattr(Database, "fetch", measured)
-    async with serving(database_url) as api:
-        one = await api.get(f"/api/jobs/{job.id}")
-        again = await api.get(f"/api/jobs/{job.id}", headers={"If-None-Match": one.headers["ETag"]})
-        waited = await api.get(f"/api/jobs/{job.id}", headers={"Prefer": "wait=5"})
-        streamed = (await api.get(f"/api/jobs/{job.id}/events")).body
-        lists = [
-            await api.get("/api/jobs"),
-            await api.get(f"/api/jobs?ids={job.id}"),
-            await api.get("/api/jobs?status=failed"),
-        ]
+    api = await serve(database_url)
+    one = await api.get(f"/api/jobs/{job.id}")
+    again = await api.get(f"/api/jobs/{job.id}", headers={"If-None-Match": one.headers["ETag"]})
+    waited = await api.get(f"/api/jobs/{job.id}", headers={"Prefer": "wait=5"})
+    streamed = (await api.get(f"/api/jobs/{job.id}/events")).body
+    lists = [
+        await api.get("/api/jobs"),
+        await api.get(f"/api/jobs?ids={job.id}"),
+        await api.get("/api/jobs?status=failed"),
+    ]
 
     event = json.loads(streamed.partition(b"data: ")[2])
     for shown in (one.data, waited.data, event):
@@ -71,7 +72,7 @@ async def test_an_error_is_cut_in_the_database_and_the_answer_says_so(  # noqa: 
     assert longest <= MAX_ERROR + 1
 
 
-async def test_a_page_is_bounded_whatever_its_texts_are(database_url: str, jobs: JobMaker) -> None:
+async def test_a_page_is_bounded_whatever_its_texts_are(database_url: str, jobs: JobMaker, serve: Serve) -> None:
     await jobs.pool.execute("ALTER TABLE control_plane.jobs DROP CONSTRAINT jobs_status_check")
     await jobs.pool.execute(
         """
@@ -79,10 +80,10 @@ async def test_a_page_is_bounded_whatever_its_texts_are(database_url: str, jobs:
         SELECT 'p1', repeat(chr(1), 100000), repeat(chr(2), 100000), repeat(chr(3), 100000) FROM generate_series(1, 200)
         """
     )
-    async with serving(database_url) as api:
-        page = await api.get("/api/jobs?limit=200")
-        ids = ",".join(row["id"] for row in page.data[:100])
-        these = await api.get(f"/api/jobs?ids={ids}")
+    api = await serve(database_url)
+    page = await api.get("/api/jobs?limit=200")
+    ids = ",".join(row["id"] for row in page.data[:100])
+    these = await api.get(f"/api/jobs?ids={ids}")
 
     assert (len(page.data), len(these.data)) == (200, 100)
     assert len(page.body) < MAX_PAGE_BYTES
@@ -90,28 +91,28 @@ async def test_a_page_is_bounded_whatever_its_texts_are(database_url: str, jobs:
 
 
 async def test_a_page_that_would_be_too_large_ends_early_and_the_next_one_goes_on(
-    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
     monkeypatch.setattr("api.pages.MAX_PAGE_BYTES", 20_000)
     made = await jobs.make(30, status="failed", last_error="x" * 1_500)
-    async with serving(database_url) as api:
-        seen: list[str] = []
-        path: str | None = "/api/jobs?limit=25"
-        sizes = []
-        while path is not None:
-            page = await api.get(path)
-            sizes.append(len(page.data))
-            assert len(page.body) < 20_000
-            seen += [row["id"] for row in page.data]
-            path = None if page.json["next_cursor"] is None else f"/api/jobs?limit=25&cursor={page.json['next_cursor']}"
-            assert ("Link" in page.headers) == (path is not None)
+    api = await serve(database_url)
+    seen: list[str] = []
+    path: str | None = "/api/jobs?limit=25"
+    sizes = []
+    while path is not None:
+        page = await api.get(path)
+        sizes.append(len(page.data))
+        assert len(page.body) < 20_000
+        seen += [row["id"] for row in page.data]
+        path = None if page.json["next_cursor"] is None else f"/api/jobs?limit=25&cursor={page.json['next_cursor']}"
+        assert ("Link" in page.headers) == (path is not None)
 
     assert sorted(seen) == sorted(str(job.id) for job in made)
     assert max(sizes) < 15
 
 
 async def test_the_tag_of_a_payload_is_a_hash_of_it_and_what_the_client_has_is_not_read(
-    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
     read: list[int] = []
     load = Jobs._find_whole_with_payload
@@ -122,10 +123,10 @@ async def test_the_tag_of_a_payload_is_a_hash_of_it_and_what_the_client_has_is_n
 
     monkeypatch.setattr(Jobs, "_find_whole_with_payload", counted)
     one, other = [(await jobs.make(1, status="failed", payload=f'{{"n": {n}}}'))[0] for n in (1, 2)]
-    async with serving(database_url) as api:
-        tags = [(await api.get(f"/api/jobs/{job.id}?include=payload")).headers["ETag"] for job in (one, one, other)]
-        known = await api.get(f"/api/jobs/{one.id}?include=payload", headers={"If-None-Match": tags[0]})
-        retried = await api.post(f"/api/jobs/{one.id}/retry", headers={"If-Match": tags[0]})
+    api = await serve(database_url)
+    tags = [(await api.get(f"/api/jobs/{job.id}?include=payload")).headers["ETag"] for job in (one, one, other)]
+    known = await api.get(f"/api/jobs/{one.id}?include=payload", headers={"If-None-Match": tags[0]})
+    retried = await api.post(f"/api/jobs/{one.id}/retry", headers={"If-Match": tags[0]})
 
     hashes = [tag.strip('"').partition("+")[2] for tag in tags]
     assert tags[0] == tags[1]
@@ -136,21 +137,21 @@ async def test_the_tag_of_a_payload_is_a_hash_of_it_and_what_the_client_has_is_n
     assert retried.status == 202
 
 
-async def test_whoever_waits_holds_neither_the_payload_nor_a_long_error(database_url: str, jobs: JobMaker) -> None:
+async def test_whoever_waits_holds_neither_the_payload_nor_a_long_error(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     (job,) = await jobs.make(1, status="running", last_error="e" * 100_000, payload=json.dumps({"n": "x" * 100_000}))
-    async with serving(database_url, watch_interval=0.05) as api:
-        wait = asyncio.create_task(
-            api.get(
-                f"/api/jobs/{job.id}?include=payload", headers={"Prefer": "wait=20"}, token=token(exp=4_000_000_000)
-            )
-        )
-        watched = api.parts.watches.jobs._watched
-        await eventually(lambda: watched)
-        (held,) = [each.seen for each in watched.values()]
-        await jobs.pool.execute(
-            "UPDATE control_plane.jobs SET status = 'completed', payload = '{\"n\": 7}' WHERE id = $1", job.id
-        )
-        answer = await wait
+    api = await serve(database_url, watch_interval=0.05)
+    wait = asyncio.create_task(
+        api.get(f"/api/jobs/{job.id}?include=payload", headers={"Prefer": "wait=20"}, token=token(exp=4_000_000_000))
+    )
+    watched = api.parts.watches.jobs._watched
+    await eventually(lambda: watched)
+    (held,) = [each.seen.value for each in watched.values() if each.seen is not None]
+    await jobs.pool.execute(
+        "UPDATE control_plane.jobs SET status = 'completed', payload = '{\"n\": 7}' WHERE id = $1", job.id
+    )
+    answer = await wait
 
     assert isinstance(held, Job)
     assert held.payload is not None
@@ -161,7 +162,7 @@ async def test_whoever_waits_holds_neither_the_payload_nor_a_long_error(database
 
 
 async def test_no_more_bytes_of_payloads_are_in_hand_than_may_be(
-    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
     in_hand, most = 0, 0
     whole = Jobs._get_whole
@@ -178,8 +179,8 @@ async def test_no_more_bytes_of_payloads_are_in_hand_than_may_be(
     monkeypatch.setattr(Jobs, "_get_whole", counted)
     monkeypatch.setattr(shared.jobs, "IN_HAND_BYTES", 500_000)
     made = await jobs.make(20, status="failed", payload=json.dumps("x" * 100_000))
-    async with serving(database_url) as api:
-        answers = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}?include=payload") for job in made))
+    api = await serve(database_url)
+    answers = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}?include=payload") for job in made))
 
     assert {answer.status for answer in answers} == {200}
     assert 1 < most <= 3

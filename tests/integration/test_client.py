@@ -23,7 +23,7 @@ from redrive_client import (
     Unauthenticated,
     WaitTimeout,
 )
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.tokens import token
@@ -33,9 +33,8 @@ ALL = "jobs:read jobs:payload jobs:retry jobs:retry:bulk jobs:retry:extend"
 
 
 @pytest.fixture
-async def api(database_url: str) -> AsyncIterator[Api]:
-    async with serving(database_url, watch_interval=0.05) as running:
-        yield running
+async def api(database_url: str, serve: Serve) -> Api:
+    return await serve(database_url, watch_interval=0.05)
 
 
 @pytest.fixture

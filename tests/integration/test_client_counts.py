@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from redrive_client import BadRequest, FailedFilter, JobStatus, Redrive, RetriedFewerThan
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.jobs import JobMaker
 from tests.tokens import token
 
@@ -16,11 +16,9 @@ SCOPES = "jobs:read jobs:retry jobs:retry:bulk"
 
 
 @pytest.fixture
-async def redrive(database_url: str) -> AsyncIterator[Redrive]:
-    async with (
-        serving(database_url, watch_interval=0.05) as api,
-        Redrive(f"http://127.0.0.1:{api.port}", token=token(scope=SCOPES)) as client,
-    ):
+async def redrive(database_url: str, serve: Serve) -> AsyncIterator[Redrive]:
+    api = await serve(database_url, watch_interval=0.05)
+    async with Redrive(f"http://127.0.0.1:{api.port}", token=token(scope=SCOPES)) as client:
         yield client
 
 

@@ -14,7 +14,7 @@ import pytest
 from cli.local.demo import PROJECT, Demo
 from redrive_client import Redrive
 from shared.database import Database
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.tokens import token
 from tests.workers import a_worker
 
@@ -24,14 +24,15 @@ ALL = "jobs:read jobs:payload jobs:retry jobs:retry:bulk jobs:retry:extend"
 
 @pytest.fixture
 async def up(
-    database_url: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> AsyncIterator[None]:
     """The demo's jobs and the stand-in that runs them, an api and a worker, and the variables that lead there."""
     demo, stop = Demo(database), asyncio.Event()
     await demo.seed()
     header = tmp_path / "auth"
     header.write_text(f"Authorization: Bearer {token(project_id=PROJECT, sub='you', scope=ALL)}\n")
-    async with serving(database_url) as api, a_worker(database_url), asyncio.TaskGroup() as tasks:
+    api = await serve(database_url)
+    async with a_worker(database_url), asyncio.TaskGroup() as tasks:
         monkeypatch.setenv("REDRIVE_URL", f"http://127.0.0.1:{api.port}")
         monkeypatch.setenv("REDRIVE_TOKEN_FILE", str(header))
         tasks.create_task(demo.run_jobs(stop=stop))

@@ -14,7 +14,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from shared import topology
 from shared.migrations import migrate
-from tests.api_server import serving
+from tests.api_server import Api, Serve
 from tests.commands import commanded
 from tests.compose import ROOT
 from tests.eventually import eventually
@@ -213,21 +213,18 @@ async def test_a_stranger_may_not_even_connect(users: Users, logins: Logins) -> 
         await asyncpg.connect(parts._replace(netloc=f"{stranger}:x@{parts.hostname}:{parts.port}").geturl())
 
 
-async def test_both_programs_work_under_their_own_users(users: Users) -> None:
-    async with JobMaker.on(users.admin) as jobs, serving(users.api) as api, a_worker(users.worker):
-        await exercised(jobs, api)
+async def test_both_programs_work_under_their_own_users(users: Users, serve: Serve) -> None:
+    async with JobMaker.on(users.admin) as jobs, a_worker(users.worker):
+        await exercised(jobs, await serve(users.api))
 
 
 @pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
 async def test_what_the_worker_lacks_the_rights_for_waits_until_it_has_them(
-    users: Users, amqp_url: str, dispatch: str
+    users: Users, amqp_url: str, dispatch: str, serve: Serve
 ) -> None:
     broker = amqp_url if dispatch == "rabbitmq" else None
-    async with (
-        JobMaker.on(users.admin) as jobs,
-        serving(users.api, amqp_url=broker) as api,
-        a_worker(users.worker, broker) as worker,
-    ):
+    api = await serve(users.api, amqp_url=broker)
+    async with JobMaker.on(users.admin) as jobs, a_worker(users.worker, broker) as worker:
         await jobs.pool.execute("REVOKE UPDATE ON control_plane.jobs FROM redrive_worker")
         failed = await jobs.many_failed(10)
         for job in failed:
@@ -252,7 +249,7 @@ RESET ROLE;
 
 
 async def test_beside_a_table_of_somebody_else_the_documented_grants_are_enough(
-    empty_database_url: str, logins: Logins
+    empty_database_url: str, logins: Logins, serve: Serve
 ) -> None:
     users = logins.urls(empty_database_url)
     text = (ROOT / "docs" / "deploying.md").read_text("utf-8")
@@ -266,8 +263,8 @@ async def test_beside_a_table_of_somebody_else_the_documented_grants_are_enough(
 
     await asyncio.to_thread(migrate, users.owner)
 
-    async with JobMaker.on(users.admin) as jobs, serving(users.api) as api, a_worker(users.worker):
-        await exercised(jobs, api)
+    async with JobMaker.on(users.admin) as jobs, a_worker(users.worker):
+        await exercised(jobs, await serve(users.api))
     assert await denied(users.owner, ["SELECT * FROM control_plane.jobs", "DELETE FROM control_plane.jobs"]) == {}
 
 
@@ -278,7 +275,7 @@ WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role) \\gexec
 """
 
 
-async def exercised(jobs: JobMaker, api: Any) -> None:  # noqa: ANN401 - tests.api_server.Api
+async def exercised(jobs: JobMaker, api: Api) -> None:
     """Use every route once, and see what was asked for done."""
     single, exhausted, *many = [
         await jobs.failed(),
@@ -380,13 +377,11 @@ async def test_check_is_content_with_these_rights(program: str, users: Users, br
     assert f"ok       broker: answers, and this user may {can}\n" in done.out
 
 
-async def test_retries_travel_through_the_broker_with_these_rights(users: Users, broker: BrokerUsers) -> None:
-    async with (
-        JobMaker.on(users.admin) as jobs,
-        serving(users.api, amqp_url=broker.api) as api,
-        a_worker(users.worker, broker.worker),
-    ):
-        await exercised(jobs, api)
+async def test_retries_travel_through_the_broker_with_these_rights(
+    users: Users, broker: BrokerUsers, serve: Serve
+) -> None:
+    async with JobMaker.on(users.admin) as jobs, a_worker(users.worker, broker.worker):
+        await exercised(jobs, await serve(users.api, amqp_url=broker.api))
 
 
 async def test_the_worker_puts_dead_letters_aside_with_these_rights(

@@ -12,7 +12,7 @@ import pytest
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.secret import FileSecret
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker
 from tests.servers.postgres import LocalPostgres
@@ -191,17 +191,14 @@ async def test_nothing_is_sent_at_the_start_or_kept_prepared_for_a_pooler(pair: 
     assert (inside, jit, bounded, prepared) == ("pooled", "off", "1800ms", 0)
 
 
-async def test_a_cursor_of_one_process_and_login_continues_with_another(pair: Pair) -> None:
+async def test_a_cursor_of_one_process_and_login_continues_with_another(pair: Pair, serve: Serve) -> None:
     parts = urlsplit(pair.writer)
     admin = await asyncpg.connect(pair.writer)
     try:
         await admin.execute("CREATE ROLE another_pod LOGIN IN ROLE redrive_api")
         other = parts._replace(netloc=f"another_pod@127.0.0.1:{parts.port}").geturl()
-        async with (
-            JobMaker.on(pair.writer) as jobs,
-            serving(pair.writer) as one,
-            serving(other, jwt_secret="x" * 40) as two,
-        ):
+        one, two = await serve(pair.writer), await serve(other, jwt_secret="x" * 40)
+        async with JobMaker.on(pair.writer) as jobs:
             for _ in range(3):
                 await jobs.failed()
             page = await one.get("/api/jobs?limit=2")
@@ -214,7 +211,7 @@ async def test_a_cursor_of_one_process_and_login_continues_with_another(pair: Pa
 
 
 async def test_a_replica_that_is_behind_shows_no_waiter_the_failure_from_before(
-    servers: tuple[LocalPostgres, LocalPostgres], pair: Pair
+    servers: tuple[LocalPostgres, LocalPostgres], pair: Pair, serve: Serve
 ) -> None:
     late = LocalPostgres(follows=servers[0], behind_s=3600)
     try:
@@ -222,12 +219,12 @@ async def test_a_replica_that_is_behind_shows_no_waiter_the_failure_from_before(
             job = await jobs.failed()
             await asyncio.to_thread(run_apart, late.start())
             behind = late.postgres.url_of(urlsplit(pair.writer).path[1:])
-            async with serving(pair.writer, database_read_url=behind, watch_interval=0.05) as api:
-                await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", job.id)
+            api = await serve(pair.writer, database_read_url=behind, watch_interval=0.05)
+            await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", job.id)
 
-                assert (await api.get(f"/api/jobs/{job.id}")).data["status"] == "failed"
-                assert (await api.get(f"/api/jobs/{job.id}?fresh=true")).data["status"] == "completed"
-                waited = await api.get(f"/api/jobs/{job.id}", headers={"Prefer": "wait=5"})
-                assert waited.data["status"] == "completed"
+            assert (await api.get(f"/api/jobs/{job.id}")).data["status"] == "failed"
+            assert (await api.get(f"/api/jobs/{job.id}?fresh=true")).data["status"] == "completed"
+            waited = await api.get(f"/api/jobs/{job.id}", headers={"Prefer": "wait=5"})
+            assert waited.data["status"] == "completed"
     finally:
         await asyncio.to_thread(run_apart, late.close())

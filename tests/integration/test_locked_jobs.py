@@ -10,7 +10,7 @@ import pytest
 from shared.errors import StatementRefused
 from shared.models import Outcome
 from shared.sql import statements
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
 from tests.ledger import Ledger
@@ -34,11 +34,12 @@ async def locking(database_url: str, jobs: Sequence[MadeJob]) -> AsyncIterator[N
 
 @pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
 async def test_a_locked_job_delays_its_own_retry_and_no_other(
-    database_url: str, amqp_url: str, jobs: JobMaker, dispatch: str
+    database_url: str, amqp_url: str, jobs: JobMaker, dispatch: str, serve: Serve
 ) -> None:
     broker = amqp_url if dispatch == "rabbitmq" else None
     locked, *others = await jobs.many_failed(30)
-    async with serving(database_url, amqp_url=broker) as api, a_worker(database_url, broker) as worker:
+    api = await serve(database_url, amqp_url=broker)
+    async with a_worker(database_url, broker) as worker:
 
         async def the_others_are_applied() -> bool:
             return await jobs.effects(others) == [1] * len(others)
@@ -112,12 +113,13 @@ async def test_another_program_s_message_for_a_locked_job_waits_for_it(
 
 
 async def test_another_program_s_message_for_a_job_that_is_locked_for_long_delays_no_other(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, serve: Serve
 ) -> None:
     locked, *others = await jobs.many_failed(30)
     theirs = a_message_for(locked)
 
-    async with serving(database_url, amqp_url=amqp_url), a_worker(database_url, amqp_url, db_timeout=0.3):
+    await serve(database_url, amqp_url=amqp_url)
+    async with a_worker(database_url, amqp_url, db_timeout=0.3):
 
         async def the_others_are_applied() -> bool:
             return await jobs.effects(others) == [1] * len(others)

@@ -6,14 +6,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-import aiohttp
 import asyncpg
 import pytest
 
 from shared import migrations
 from shared.jobs import Jobs
 from shared.models import Job, JobKey, UnreadableJob
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.eventually import eventually
 from tests.integration.reading.test_events import Stream
 from tests.integration.reading.test_job_streams import stream_of
@@ -142,19 +141,21 @@ async def expect_alone(api: Api, good: list[UUID], bad: UUID) -> None:
 
 
 @pytest.mark.parametrize(("prepare", "spoil"), UNREADABLE.values(), ids=UNREADABLE)
-async def test_a_row_that_cannot_be_shown_fails_alone(database_url: str, prepare: str, spoil: str) -> None:
+async def test_a_row_that_cannot_be_shown_fails_alone(
+    database_url: str, prepare: str, spoil: str, serve: Serve
+) -> None:
     async with connected(database_url) as connection:
         good = await insert(connection, 5)
         (bad,) = await insert(connection, created_at="'2026-11-23 11:57:30+00'")
         await connection.execute(prepare)
         await connection.execute(spoil, bad)
-        async with serving(database_url) as api:
-            await expect_alone(api, good, bad)
+        api = await serve(database_url)
+        await expect_alone(api, good, bad)
 
 
 @pytest.mark.parametrize("deleted", [[3], [0, 1], [0, 1, 2, 3]])
 async def test_a_list_with_a_bad_row_goes_on_though_rows_are_deleted_while_it_is_read(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, deleted: list[int]
+    database_url: str, monkeypatch: pytest.MonkeyPatch, deleted: list[int], serve: Serve
 ) -> None:
     prepare, spoil = UNREADABLE["a view that casts"]
     find_listed = Jobs._find_listed
@@ -169,25 +170,25 @@ async def test_a_list_with_a_bad_row_goes_on_though_rows_are_deleted_while_it_is
             return await find_listed(self, keys)
 
         monkeypatch.setattr(Jobs, "_find_listed", delete_and_find)
-        async with serving(database_url) as api:
-            rows = await all_listed(api, "limit=4")
+        api = await serve(database_url)
+        rows = await all_listed(api, "limit=4")
 
     assert [row["id"] for row in rows] == [str(job_id) for job_id in jobs if job_id not in gone]
 
 
 @pytest.mark.parametrize(("prepare", "spoil"), UNREADABLE.values(), ids=UNREADABLE)
 async def test_a_bulk_retry_leaves_out_a_row_that_cannot_be_read_and_takes_the_others(
-    database_url: str, prepare: str, spoil: str
+    database_url: str, prepare: str, spoil: str, serve: Serve
 ) -> None:
     async with connected(database_url) as connection:
         jobs = await insert(connection, 6)
         bad, good = jobs[2], [*jobs[:2], *jobs[3:]]
         await connection.execute(prepare)
         await connection.execute(spoil, bad)
-        async with serving(database_url) as api:
-            wanted = {"ids": [str(job_id) for job_id in jobs]}
-            dry = await api.post("/api/jobs/retry?dry_run=true", wanted, token=READER)
-            done = await api.post("/api/jobs/retry", wanted, token=READER)
+        api = await serve(database_url)
+        wanted = {"ids": [str(job_id) for job_id in jobs]}
+        dry = await api.post("/api/jobs/retry?dry_run=true", wanted, token=READER)
+        done = await api.post("/api/jobs/retry", wanted, token=READER)
         queued = await connection.fetch("SELECT job_id FROM redrive.retry_requests WHERE state = 'queued'")
 
     assert (dry.status, dry.data["retryable"], dry.data["skipped"]["job_unreadable"]) == (200, 5, 1)
@@ -196,7 +197,7 @@ async def test_a_bulk_retry_leaves_out_a_row_that_cannot_be_read_and_takes_the_o
     assert {row["job_id"] for row in queued} == set(good)
 
 
-async def test_a_value_that_is_gone_from_the_disk_fails_alone(database_url: str) -> None:
+async def test_a_value_that_is_gone_from_the_disk_fails_alone(database_url: str, serve: Serve) -> None:
     async with connected(database_url) as connection:
         good = await insert(connection, 5)
         await connection.execute("ALTER TABLE control_plane.jobs ALTER last_error SET STORAGE EXTERNAL")
@@ -205,12 +206,12 @@ async def test_a_value_that_is_gone_from_the_disk_fails_alone(database_url: str)
             "SELECT reltoastrelid FROM pg_class WHERE oid = 'control_plane.jobs'::regclass"
         )
         await connection.execute("DELETE FROM pg_class WHERE oid = $1", toast)
-        async with serving(database_url) as api:
-            await expect_alone(api, good, bad)
+        api = await serve(database_url)
+        await expect_alone(api, good, bad)
 
 
 @pytest.mark.parametrize("column", ["type", "status", "last_error"])
-async def test_bytes_that_are_no_text_fail_alone(postgres: Postgres, column: str) -> None:
+async def test_bytes_that_are_no_text_fail_alone(postgres: Postgres, column: str, serve: Serve) -> None:
     async with postgres.database(migrated=False, encoding="SQL_ASCII") as database_url:
         await asyncio.to_thread(migrations.migrate, database_url)
         async with connected(database_url) as connection:
@@ -220,14 +221,17 @@ async def test_bytes_that_are_no_text_fail_alone(postgres: Postgres, column: str
             await connection.execute(
                 rf"UPDATE control_plane.jobs SET {column} = convert_from('\xfffe', 'SQL_ASCII') WHERE id = $1", bad
             )
-            async with serving(database_url) as api:
-                await expect_alone(api, good, bad)
+            api = await serve(database_url)
+            await expect_alone(api, good, bad)
 
 
-async def test_a_filter_that_the_database_s_encoding_cannot_hold_matches_nothing(postgres: Postgres) -> None:
+async def test_a_filter_that_the_database_s_encoding_cannot_hold_matches_nothing(
+    postgres: Postgres, serve: Serve
+) -> None:
     async with postgres.database(migrated=False, encoding="LATIN1") as database_url:
         await asyncio.to_thread(migrations.migrate, database_url)
-        async with connected(database_url) as connection, serving(database_url) as api:
+        async with connected(database_url) as connection:
+            api = await serve(database_url)
             await insert(connection, 2, type="'café'")
             for query in ("type=%E6%97%A5%E6%9C%AC", "status=%F0%9F%92%A9", "status=failed&type=%E6%97%A5"):
                 assert (await api.get(f"/api/jobs?{query}", token=READER)).json == {"data": [], "next_cursor": None}
@@ -237,13 +241,14 @@ async def test_a_filter_that_the_database_s_encoding_cannot_hold_matches_nothing
 
 
 async def test_a_text_that_the_database_s_encoding_cannot_hold_is_refused_where_it_would_be_written(
-    postgres: Postgres,
+    postgres: Postgres, serve: Serve
 ) -> None:
     text, query = "\u65e5\u672c", "%E6%97%A5%E6%9C%AC"
     theirs = token(scope="jobs:read jobs:retry jobs:retry:bulk", sub=text)
     async with postgres.database(migrated=False, encoding="LATIN1") as database_url:
         await asyncio.to_thread(migrations.migrate, database_url)
-        async with connected(database_url) as connection, serving(database_url) as api:
+        async with connected(database_url) as connection:
+            api = await serve(database_url)
             jobs = await insert(connection, 3)
             one, bulk = f"/api/jobs/{jobs[0]}/retry", "/api/jobs/retry"
             for path, body, pointer in (
@@ -279,17 +284,19 @@ async def test_a_text_that_the_database_s_encoding_cannot_hold_is_refused_where_
             assert (await api.get(f"/api/jobs/{jobs[0]}", token=theirs)).status == 200
 
 
-async def test_a_status_that_is_null_is_unreadable_to_a_single_retry_and_to_a_bulk_retry(database_url: str) -> None:
+async def test_a_status_that_is_null_is_unreadable_to_a_single_retry_and_to_a_bulk_retry(
+    database_url: str, serve: Serve
+) -> None:
     async with connected(database_url) as connection:
         (good,) = await insert(connection)
         (odd,) = await insert(connection)
         await connection.execute(FREE)
         await connection.execute("UPDATE control_plane.jobs SET status = NULL WHERE id = $1", odd)
-        async with serving(database_url) as api:
-            body = {"ids": [str(odd), str(good)]}
-            dry = await api.post("/api/jobs/retry?dry_run=true", body, token=READER)
-            bulk = await api.post("/api/jobs/retry", body, token=READER)
-            single = await api.post(f"/api/jobs/{odd}/retry", token=READER)
+        api = await serve(database_url)
+        body = {"ids": [str(odd), str(good)]}
+        dry = await api.post("/api/jobs/retry?dry_run=true", body, token=READER)
+        bulk = await api.post("/api/jobs/retry", body, token=READER)
+        single = await api.post(f"/api/jobs/{odd}/retry", token=READER)
 
     assert (dry.data["matched"], dry.data["retryable"], dry.data["skipped"]["job_unreadable"]) == (2, 1, 1)
     assert (bulk.status, bulk.data["accepted"]) == (202, 1)
@@ -326,20 +333,18 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
-async def test_columns_of_other_types_are_read_as_the_contract_s(database_url: str, change: str) -> None:
+async def test_columns_of_other_types_are_read_as_the_contract_s(database_url: str, change: str, serve: Serve) -> None:
     async with connected(database_url) as connection:
         await connection.execute("SET timezone = 'UTC'")
         (job_id,) = await insert(connection, started_at="'2026-11-23 11:00+00'", last_error="'broken'")
-        async with serving(database_url) as api:
-            before = (await api.get(f"/api/jobs/{job_id}", token=READER)).data
+        api = await serve(database_url)
+        before = (await api.get(f"/api/jobs/{job_id}", token=READER)).data
         await connection.execute(change)
-        async with serving(database_url) as api:
-            after = await api.get(f"/api/jobs/{job_id}", token=READER)
-            listed = await api.get(
-                "/api/jobs?status=failed&type=email&created_after=2026-11-01T00:00:00Z", token=READER
-            )
-            none = await api.get("/api/jobs?status=nothing", token=READER)
-            stats = await api.get("/api/jobs/stats?type=email", token=READER)
+        api = await serve(database_url)
+        after = await api.get(f"/api/jobs/{job_id}", token=READER)
+        listed = await api.get("/api/jobs?status=failed&type=email&created_after=2026-11-01T00:00:00Z", token=READER)
+        none = await api.get("/api/jobs?status=nothing", token=READER)
+        stats = await api.get("/api/jobs/stats?type=email", token=READER)
 
     error = json.dumps("broken") if "jsonb" in change else "broken"
     assert after.data == {**before, "last_error": error}
@@ -368,16 +373,18 @@ PAYLOADS = [
 
 
 @pytest.mark.parametrize(("kind", "stored", "shown"), PAYLOADS)
-async def test_a_payload_is_sound_json_or_refused(database_url: str, kind: str, stored: str, shown: str | None) -> None:
+async def test_a_payload_is_sound_json_or_refused(
+    database_url: str, kind: str, stored: str, shown: str | None, serve: Serve
+) -> None:
     async with connected(database_url) as connection:
         await connection.execute(
             f"ALTER TABLE control_plane.jobs DROP payload; ALTER TABLE control_plane.jobs ADD payload {kind}"
         )
         (job_id,) = await insert(connection, payload=stored)
         (other,) = await insert(connection, payload="NULL")
-        async with serving(database_url) as api:
-            paths = [f"/api/jobs/{job_id}?include=payload", f"/api/jobs/{other}?include=payload", f"/api/jobs/{job_id}"]
-            answer, neighbour, without = await asyncio.gather(*(api.get(path, token=READER) for path in paths))
+        api = await serve(database_url)
+        paths = [f"/api/jobs/{job_id}?include=payload", f"/api/jobs/{other}?include=payload", f"/api/jobs/{job_id}"]
+        answer, neighbour, without = await asyncio.gather(*(api.get(path, token=READER) for path in paths))
 
     assert (neighbour.status, neighbour.data["payload"]) == (200, {})
     assert without.status == 200
@@ -387,7 +394,7 @@ async def test_a_payload_is_sound_json_or_refused(database_url: str, kind: str, 
         assert json.dumps(answer.data["payload"]) == json.dumps(json.loads(shown))
 
 
-async def test_a_list_goes_over_every_time_that_there_is_and_over_none(database_url: str) -> None:
+async def test_a_list_goes_over_every_time_that_there_is_and_over_none(database_url: str, serve: Serve) -> None:
     times = [
         "'infinity'", "'infinity'", "'294276-12-31'", "'10000-01-01'", "'2026-11-23'", "'0001-01-01'",
         "'0044-03-15 BC'", "'4713-01-01 BC'", "'4713-01-01 BC'", "'-infinity'", "'-infinity'", "NULL", "NULL", "NULL",
@@ -399,45 +406,45 @@ async def test_a_list_goes_over_every_time_that_there_is_and_over_none(database_
             sorted(id_ for id_, at in zip(made, times, strict=True) if at == time) for time in dict.fromkeys(times)
         ]
         newest_first = [str(id_) for group in groups for id_ in reversed(group)]
-        async with serving(database_url) as api:
-            for limit in (1, 2, 3, 13, 14, 200):
-                assert [row["id"] for row in await all_listed(api, f"limit={limit}")] == newest_first
-                assert [row["id"] for row in await all_listed(api, f"limit={limit}&status=failed")] == newest_first
-            after = await all_listed(api, "limit=2&created_after=2026-11-22T00:00:00Z")
-            before = await all_listed(api, "limit=2&created_before=2026-11-23T00:00:00Z")
-            single = await asyncio.gather(*(api.get(f"/api/jobs/{id_}", token=READER) for id_ in newest_first))
+        api = await serve(database_url)
+        for limit in (1, 2, 3, 13, 14, 200):
+            assert [row["id"] for row in await all_listed(api, f"limit={limit}")] == newest_first
+            assert [row["id"] for row in await all_listed(api, f"limit={limit}&status=failed")] == newest_first
+        after = await all_listed(api, "limit=2&created_after=2026-11-22T00:00:00Z")
+        before = await all_listed(api, "limit=2&created_before=2026-11-23T00:00:00Z")
+        single = await asyncio.gather(*(api.get(f"/api/jobs/{id_}", token=READER) for id_ in newest_first))
 
     assert [row["id"] for row in after] == newest_first[:5]
     assert [row["id"] for row in before] == newest_first[5:11]
     assert [answer.status for answer in single] == [200] * 11 + [409] * 3
 
 
-async def test_a_statement_that_is_unfit_is_503_for_all_and_not_taken_apart(database_url: str) -> None:
+async def test_a_statement_that_is_unfit_is_503_for_all_and_not_taken_apart(database_url: str, serve: Serve) -> None:
     async with connected(database_url) as connection:
         jobs = await insert(connection, 20)
         await connection.execute("ALTER TABLE control_plane.jobs DROP last_error")
-        async with serving(database_url) as api:
-            with statements_sent() as sent:
-                answers = await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in jobs))
-                listed = await api.get("/api/jobs", token=READER)
+        api = await serve(database_url)
+        with statements_sent() as sent:
+            answers = await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in jobs))
+            listed = await api.get("/api/jobs", token=READER)
 
     assert {(answer.status, answer.code) for answer in [*answers, listed]} == {(503, "unavailable")}
     assert sent["jobs.find"] < len(jobs)
 
 
-async def test_a_bad_row_costs_its_neighbours_one_query(database_url: str) -> None:
+async def test_a_bad_row_costs_its_neighbours_one_query(database_url: str, serve: Serve) -> None:
     prepare, spoil = UNREADABLE["a view that casts"]
     async with connected(database_url) as connection:
         jobs = await insert(connection, 30)
         await connection.execute(prepare)
         await connection.execute(spoil, jobs[7])
-        async with serving(database_url) as api:
-            await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in jobs))
-            with statements_sent() as sent:
-                good = [job_id for job_id in jobs if job_id != jobs[7]]
-                answers = await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in good))
-                first = sent["jobs.find"]
-                bad = await api.get(f"/api/jobs/{jobs[7]}", token=READER)
+        api = await serve(database_url)
+        await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in jobs))
+        with statements_sent() as sent:
+            good = [job_id for job_id in jobs if job_id != jobs[7]]
+            answers = await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in good))
+            first = sent["jobs.find"]
+            bad = await api.get(f"/api/jobs/{jobs[7]}", token=READER)
 
     assert {answer.status for answer in answers} == {200}
     assert (bad.status, sent["jobs.find"] - first) == (
@@ -447,39 +454,41 @@ async def test_a_bad_row_costs_its_neighbours_one_query(database_url: str) -> No
     assert first <= 4
 
 
-async def test_rows_with_numbers_that_no_integer_holds_cost_no_query_more(database_url: str) -> None:
+async def test_rows_with_numbers_that_no_integer_holds_cost_no_query_more(database_url: str, serve: Serve) -> None:
     prepare, spoil = UNREADABLE["attempts that are no number"]
     async with connected(database_url) as connection:
         jobs = await insert(connection, 30)
         await connection.execute(prepare)
         for job_id in jobs[::2]:
             await connection.execute(spoil, job_id)
-        async with serving(database_url) as api:
-            with statements_sent() as sent:
-                answers = await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in jobs))
-                assert sent["jobs.find"] <= 3
-                listed = await api.get("/api/jobs?limit=200", token=READER)
+        api = await serve(database_url)
+        with statements_sent() as sent:
+            answers = await asyncio.gather(*(api.get(f"/api/jobs/{job_id}", token=READER) for job_id in jobs))
+            assert sent["jobs.find"] <= 3
+            listed = await api.get("/api/jobs?limit=200", token=READER)
 
     assert [answer.status for answer in answers] == [409, 200] * 15
     assert ["status" in row for row in listed.data] == [False, True] * 15
     assert (sent["jobs.page"], sent["jobs.positions"]) == (1, 0)
 
 
-async def test_a_job_that_becomes_unreadable_while_it_is_waited_for_ends_that_wait_alone(database_url: str) -> None:
+async def test_a_job_that_becomes_unreadable_while_it_is_waited_for_ends_that_wait_alone(
+    database_url: str, serve: Serve
+) -> None:
     prepare, spoil = UNREADABLE["attempts that are no number"]
     async with connected(database_url) as connection:
         bad, good = await insert(connection, 2, status="'running'")
         await connection.execute(prepare)
-        async with serving(database_url, watch_interval=0.05) as api:
-            waits = [
-                asyncio.create_task(api.get(f"/api/jobs/{id_}", token=READER, headers={"Prefer": "wait=20"}))
-                for id_ in (bad, good)
-            ]
-            await eventually(lambda: len(api.parts.watches.jobs._watched) == 2)
-            await connection.execute(spoil, bad)
-            ended = await waits[0]
-            await connection.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", good)
-            done = await waits[1]
+        api = await serve(database_url, watch_interval=0.05)
+        waits = [
+            asyncio.create_task(api.get(f"/api/jobs/{id_}", token=READER, headers={"Prefer": "wait=20"}))
+            for id_ in (bad, good)
+        ]
+        await eventually(lambda: len(api.parts.watches.jobs._watched) == 2)
+        await connection.execute(spoil, bad)
+        ended = await waits[0]
+        await connection.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1", good)
+        done = await waits[1]
 
     assert (ended.status, ended.code) == (409, "job-unreadable")
     assert (done.status, done.data["status"]) == (200, "completed")
@@ -487,16 +496,16 @@ async def test_a_job_that_becomes_unreadable_while_it_is_waited_for_ends_that_wa
 
 async def test_a_job_that_becomes_unreadable_is_told_as_that_in_a_stream_and_the_others_go_on(
     database_url: str,
+    serve: Serve,
 ) -> None:
     prepare, spoil = UNREADABLE["attempts that are no number"]
     async with connected(database_url) as connection:
         bad, good = await insert(connection, 2, status="'running'")
         await connection.execute(prepare)
+        api = await serve(database_url, watch_interval=0.05)
         async with (
-            serving(database_url, watch_interval=0.05) as api,
             stream_of(api, [bad, good]) as both,
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {READER}"}) as session,
-            session.get(f"http://127.0.0.1:{api.port}/api/jobs/{bad}/events") as alone,
+            api.client.get(f"/api/jobs/{bad}/events", headers={"Authorization": f"Bearer {READER}"}) as alone,
         ):
             stream = Stream(alone)
             await stream.news()
@@ -520,20 +529,21 @@ async def test_a_job_that_becomes_unreadable_is_told_as_that_in_a_stream_and_the
 
 async def test_a_status_of_the_owner_s_own_is_filtered_by_counted_and_final_where_the_settings_say_so(
     database_url: str,
+    serve: Serve,
 ) -> None:
     async with connected(database_url) as connection:
         await connection.execute(FREE)
         (cancelled,) = await insert(connection, status="'cancelled'")
         (expired,) = await insert(connection, status="'timed out'", created_at="'2026-11-01 00:00+00'")
         await insert(connection, 3)
-        async with serving(database_url) as api:
-            by_default = [(await api.get(f"/api/jobs/{id_}", token=READER)).data for id_ in (cancelled, expired)]
-            listed = await api.get("/api/jobs?status=timed%20out", token=READER)
-            stats = (await api.get("/api/jobs/stats", token=READER)).data
-            wait = await api.get(f"/api/jobs/{cancelled}", token=READER, headers={"Prefer": "wait=20"})
-            refused = await api.post(f"/api/jobs/{cancelled}/retry", token=READER)
-        async with serving(database_url, final_statuses="timed out, skipped") as api:
-            as_set = [(await api.get(f"/api/jobs/{id_}", token=READER)).data for id_ in (cancelled, expired)]
+        api = await serve(database_url)
+        by_default = [(await api.get(f"/api/jobs/{id_}", token=READER)).data for id_ in (cancelled, expired)]
+        listed = await api.get("/api/jobs?status=timed%20out", token=READER)
+        stats = (await api.get("/api/jobs/stats", token=READER)).data
+        wait = await api.get(f"/api/jobs/{cancelled}", token=READER, headers={"Prefer": "wait=20"})
+        refused = await api.post(f"/api/jobs/{cancelled}/retry", token=READER)
+        api = await serve(database_url, final_statuses="timed out, skipped")
+        as_set = [(await api.get(f"/api/jobs/{id_}", token=READER)).data for id_ in (cancelled, expired)]
 
     assert [(job["status"], job["done"], job["retry_blocked_by"]) for job in by_default] == [
         ("cancelled", True, "not_failed"), ("timed out", False, "not_failed"),

@@ -9,7 +9,7 @@ import pytest
 from shared.database import Database
 from shared.pruning import Pruned, Pruning
 from shared.sql import statements
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_retry_of
 from tests.ledger import Ledger
@@ -68,14 +68,14 @@ async def test_what_is_queued_stays_however_old_it_is(pruning: Pruning, jobs: Jo
     assert await left(jobs) == {queued}
 
 
-async def test_a_message_that_outlives_its_request_retries_nothing(
-    database_url: str, amqp_url: str, pruning: Pruning, jobs: JobMaker, queues: Queues
+async def test_a_message_that_outlives_its_request_retries_nothing(  # noqa: PLR0917 - fixtures
+    database_url: str, amqp_url: str, pruning: Pruning, jobs: JobMaker, queues: Queues, serve: Serve
 ) -> None:
     job = await jobs.failed()
-    async with serving(database_url, amqp_url=amqp_url) as api:
-        answer = await api.post(f"/api/jobs/{job.id}/retry")
-        await eventually(queues.waiting)
-        assert (await api.call("DELETE", answer.headers["Location"])).status == 200
+    api = await serve(database_url, amqp_url=amqp_url)
+    answer = await api.post(f"/api/jobs/{job.id}/retry")
+    await eventually(queues.waiting)
+    assert (await api.call("DELETE", answer.headers["Location"])).status == 200
     await aged(jobs, uuid.UUID(answer.data["id"]), days=91)
     assert await pruning.prune(NINETY_DAYS) == Pruned(1, 0, 0)
 

@@ -15,7 +15,7 @@ from api.relay import Relay
 from shared import topology
 from shared.database import Database
 from shared.models import RetryId
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, a_retry_of
 from tests.ledger import Ledger
@@ -105,15 +105,15 @@ async def test_what_is_accepted_is_published_once_and_marked(
 
 
 async def test_a_message_holds_the_contract_s_fields_and_the_trace(
-    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, serve: Serve
 ) -> None:
     job = await jobs.failed()
-    async with serving(database_url, amqp_url=amqp_url) as api:
-        answer = await api.post(
-            f"/api/jobs/{job.id}/retry", {"reason": "why", "extra_attempts": 2}, headers={"traceparent": TRACE}
-        )
-        await eventually(lambda: all_published(jobs))
-        (letter,) = await queues.peek(topology.RETRIES)
+    api = await serve(database_url, amqp_url=amqp_url)
+    answer = await api.post(
+        f"/api/jobs/{job.id}/retry", {"reason": "why", "extra_attempts": 2}, headers={"traceparent": TRACE}
+    )
+    await eventually(lambda: all_published(jobs))
+    (letter,) = await queues.peek(topology.RETRIES)
 
     (message,) = letter.requests
     assert (str(message.request_id), message.job_id) == (answer.data["id"], job.id)
@@ -123,15 +123,15 @@ async def test_a_message_holds_the_contract_s_fields_and_the_trace(
 
 
 async def test_a_poke_is_faster_than_the_next_look(
-    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, serve: Serve
 ) -> None:
-    async with serving(database_url, amqp_url=amqp_url) as api:
-        took_s = []
-        for number in range(6):
-            started_at = time.monotonic()
-            await api.post(f"/api/jobs/{(await jobs.failed()).id}/retry")
-            await eventually(partial(holding, queues, number + 1), every_s=0.005)
-            took_s.append(time.monotonic() - started_at)
+    api = await serve(database_url, amqp_url=amqp_url)
+    took_s = []
+    for number in range(6):
+        started_at = time.monotonic()
+        await api.post(f"/api/jobs/{(await jobs.failed()).id}/retry")
+        await eventually(partial(holding, queues, number + 1), every_s=0.005)
+        took_s.append(time.monotonic() - started_at)
 
     assert min(took_s) < 0.5
 
@@ -311,23 +311,23 @@ async def retry_each(api: Api, jobs: JobMaker, count: int) -> list[UUID]:
 @pytest.mark.parametrize("trouble", ["blocked", "frozen"])
 async def test_a_broker_in_trouble_never_fails_a_request_and_gets_them_all_later(  # noqa: PLR0917 - fixtures
     database_url: str, jobs: JobMaker, private_rabbitmq: PrivateRabbitmq, own_queue: str,
-    monkeypatch: pytest.MonkeyPatch, trouble: str,
+    monkeypatch: pytest.MonkeyPatch, trouble: str, serve: Serve,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("api.relay.PUBLISH_TIMEOUT_S", 2.0)
-    async with serving(database_url, amqp_url=f"{own_queue}?heartbeat=2") as api:
-        ids = await retry_each(api, jobs, 5)
-        await eventually(lambda: all_published(jobs))
+    api = await serve(database_url, amqp_url=f"{own_queue}?heartbeat=2")
+    ids = await retry_each(api, jobs, 5)
+    await eventually(lambda: all_published(jobs))
 
-        await (private_rabbitmq.block() if trouble == "blocked" else private_rabbitmq.freeze())
-        started_at = time.monotonic()
-        ids += await retry_each(api, jobs, 50)
-        assert time.monotonic() - started_at < 60  # waiting for confirms would be 50 times two seconds
-        await eventually(lambda: api.counted("redrive_relay_connected") == 0, within_s=15)
-        ids += await retry_each(api, jobs, 5)
-        assert await unpublished(jobs) >= 5
+    await (private_rabbitmq.block() if trouble == "blocked" else private_rabbitmq.freeze())
+    started_at = time.monotonic()
+    ids += await retry_each(api, jobs, 50)
+    assert time.monotonic() - started_at < 60  # waiting for confirms would be 50 times two seconds
+    await eventually(lambda: api.counted("redrive_relay_connected") == 0, within_s=15)
+    ids += await retry_each(api, jobs, 5)
+    assert await unpublished(jobs) >= 5
 
-        await private_rabbitmq.recover()
-        await eventually(lambda: all_published(jobs), within_s=30)
+    await private_rabbitmq.recover()
+    await eventually(lambda: all_published(jobs), within_s=30)
 
     async with Queues.on(own_queue) as queues:
         assert set(await ids_in(queues)) == set(ids)

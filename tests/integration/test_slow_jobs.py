@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_retry_of
 from tests.ledger import Ledger
@@ -25,10 +25,17 @@ _TIMEOUT_S = 1
 """As little as the slow ones need to be slow, and as much as other statements need on a busy machine."""
 
 
+@pytest.fixture(params=["rabbitmq", "ledger"])
+def broker(request: pytest.FixtureRequest, amqp_url: str) -> str | None:
+    """Where retries travel: through this broker, or through the ledger alone."""
+    return amqp_url if request.param == "rabbitmq" else None
+
+
 @asynccontextmanager
-async def _working(database_url: str, broker: str | None) -> AsyncIterator[RunningWorker]:
+async def _working(serve: Serve, database_url: str, broker: str | None) -> AsyncIterator[RunningWorker]:
     """An api, whose relay brings again what is held, and a worker with little patience."""
-    async with serving(database_url, amqp_url=broker), a_worker(database_url, broker, db_timeout=_TIMEOUT_S) as worker:
+    await serve(database_url, amqp_url=broker)
+    async with a_worker(database_url, broker, db_timeout=_TIMEOUT_S) as worker:
         yield worker
 
 
@@ -40,15 +47,14 @@ async def _all_put_back(jobs: JobMaker, failed: Sequence[MadeJob]) -> bool:
     return await jobs.effects(failed) == [1] * len(failed)
 
 
-@pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
 async def test_a_job_that_takes_too_long_delays_its_own_retry_and_no_other(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, dispatch: str
+    database_url: str, broker: str | None, jobs: JobMaker, ledger: Ledger, serve: Serve
 ) -> None:
     await jobs.pool.execute(_SLOW)
     slow, others = await jobs.failed(kind="slow"), await jobs.many_failed(30)
     await _accepted(ledger, [slow, *others])  # the slow one is the oldest
 
-    async with _working(database_url, amqp_url if dispatch == "rabbitmq" else None) as worker:
+    async with _working(serve, database_url, broker) as worker:
         await eventually(lambda: _all_put_back(jobs, others), within_s=60)
         assert (await jobs.queued(), await jobs.effects_of(slow)) == (1, 0)
         await jobs.pool.execute("DROP TRIGGER dawdle ON control_plane.jobs")
@@ -58,14 +64,13 @@ async def test_a_job_that_takes_too_long_delays_its_own_retry_and_no_other(
     assert await _all_put_back(jobs, [slow, *others])
 
 
-@pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
 async def test_a_batch_that_takes_too_long_goes_through_in_parts(
-    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, dispatch: str
+    database_url: str, broker: str | None, jobs: JobMaker, ledger: Ledger, serve: Serve
 ) -> None:
     await jobs.pool.execute(_SLOW)
     failed = await jobs.make(60, status="failed", kind="slowish", last_error="it broke")
     await _accepted(ledger, failed)  # all of them take twice the time that there is
 
-    async with _working(database_url, amqp_url if dispatch == "rabbitmq" else None):
+    async with _working(serve, database_url, broker):
         await eventually(lambda: _all_put_back(jobs, failed), within_s=60)
         assert await jobs.queued() == 0

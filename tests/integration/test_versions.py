@@ -10,7 +10,7 @@ import pytest
 
 from shared.models import Outcome
 from shared.sql import statements
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.eventually import eventually
 from tests.jobs import VERSION_SQL, JobMaker, MadeJob, a_message_for, a_retry_of
 from tests.ledger import Ledger
@@ -51,9 +51,8 @@ CREATE TRIGGER undo AFTER UPDATE ON control_plane.jobs FOR EACH ROW
 
 
 @pytest.fixture
-async def api(database_url: str) -> AsyncIterator[Api]:
-    async with serving(database_url, watch_interval=TICK_S) as running:
-        yield running
+async def api(database_url: str, serve: Serve) -> Api:
+    return await serve(database_url, watch_interval=TICK_S)
 
 
 async def tag_of(api: Api, job: MadeJob, query: str = "") -> str:
@@ -61,7 +60,7 @@ async def tag_of(api: Api, job: MadeJob, query: str = "") -> str:
 
 
 @asynccontextmanager
-async def held(api: Api, path: str, etag: str) -> "AsyncIterator[asyncio.Task[Reply]]":
+async def held(api: Api, path: str, etag: str) -> AsyncIterator["asyncio.Task[Reply]"]:
     """A client that has the job as `etag` says and waits for news, while the block lasts."""
     before = api.counted("redrive_waiters")
     task = asyncio.create_task(api.get(path, headers={"Prefer": "wait=60", "If-None-Match": etag}))
@@ -188,7 +187,7 @@ async def test_a_row_that_is_the_same_is_not_hashed_again(api: Api, jobs: JobMak
 
 
 async def test_a_restore_and_a_rewrite_of_the_table_supersede_no_request(
-    api: Api, postgres: Postgres, jobs: JobMaker, ledger: Ledger
+    api: Api, postgres: Postgres, jobs: JobMaker, ledger: Ledger, serve: Serve
 ) -> None:
     job = await jobs.failed()
     tag = await tag_of(api, job)
@@ -203,7 +202,8 @@ async def test_a_restore_and_a_rewrite_of_the_table_supersede_no_request(
         await connection.copy_to_table("jobs", schema_name="control_plane", source=dump)
 
     assert (await tag_of(api, job)).startswith(tag[:-1])
-    async with postgres.database() as elsewhere, JobMaker.on(elsewhere) as copies, serving(elsewhere) as there:
+    async with postgres.database() as elsewhere, JobMaker.on(elsewhere) as copies:
+        there = await serve(elsewhere)
         async with copies.pool.acquire() as connection:
             dump.seek(0)
             await connection.copy_to_table("jobs", schema_name="control_plane", source=dump)
@@ -211,7 +211,7 @@ async def test_a_restore_and_a_rewrite_of_the_table_supersede_no_request(
     assert (await ledger.settlement.apply_queued(1))[retry.id].outcome is Outcome.APPLIED
 
 
-async def test_a_logical_replica_has_the_same_tags(private_postgres: PrivatePostgres) -> None:
+async def test_a_logical_replica_has_the_same_tags(private_postgres: PrivatePostgres, serve: Serve) -> None:
     server = private_postgres.postgres
     async with (
         server.database() as here,
@@ -232,12 +232,12 @@ async def test_a_logical_replica_has_the_same_tags(private_postgres: PrivatePost
                 " PUBLICATION jobs WITH (create_slot = false, slot_name = 'versions')"
             )
             await eventually(lambda: copies.pool.fetchval("SELECT count(*) FROM control_plane.jobs"), what="copied")
-            async with serving(here) as primary, serving(there) as replica:
-                tag = await tag_of(primary, job)
-                assert await tag_of(replica, job) == tag
-                again = await jobs.fail_again(job)
-                await eventually(lambda: _is_tagged(replica, job, f'"{again.version}"'))
-                assert await tag_of(primary, job) == f'"{again.version}"' != tag
+            primary, replica = await serve(here), await serve(there)
+            tag = await tag_of(primary, job)
+            assert await tag_of(replica, job) == tag
+            again = await jobs.fail_again(job)
+            await eventually(lambda: _is_tagged(replica, job, f'"{again.version}"'))
+            assert await tag_of(primary, job) == f'"{again.version}"' != tag
         finally:
             await copies.pool.execute("DROP SUBSCRIPTION IF EXISTS jobs")
 

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from aiohttp import web
 from jsonschema import Draft7Validator
+from pytest_aiohttp import AiohttpServer
 
 from shared import topology
 from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read, variables
@@ -303,7 +304,7 @@ def test_the_image_stops_and_starts_as_the_programs_expect() -> None:
 
 
 @pytest.mark.parametrize(("path", "code"), [("/livez", 0), ("/readyz", 1), ("/nowhere", 1)])
-async def test_the_health_check_believes_a_200_only(path: str, code: int) -> None:
+async def test_the_health_check_believes_a_200_only(path: str, code: int, aiohttp_server: AiohttpServer) -> None:
     async def livez(_request: web.Request) -> web.Response:
         return web.Response(text="ok")
 
@@ -312,20 +313,15 @@ async def test_the_health_check_believes_a_200_only(path: str, code: int) -> Non
 
     app = web.Application()
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz)])
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        assert await health_of(runner.addresses[0][1], path) == code
-    finally:
-        await runner.cleanup()
+    server = await aiohttp_server(app)
+    assert await health_of(server.port, path) == code
 
 
 async def test_the_health_check_fails_where_nobody_listens() -> None:
     assert await health_of(free_port(), "/livez") == 1
 
 
-async def health_of(port: int, path: str) -> int:
+async def health_of(port: int | None, path: str) -> int:
     """The exit status of the image's health check, run as the image runs it."""
     command = [sys.executable, "-I", "-S", str(ROOT / "deploy" / "health"), path]
     process = await asyncio.create_subprocess_exec(

@@ -17,11 +17,11 @@ from typing import Any, Final
 import jwt
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import RawTestServer, TestServer
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
 from cryptography.x509.oid import NameOID
+from pytest_aiohttp import AiohttpRawServer
 
 import api.jwks
 import api.keys
@@ -70,20 +70,17 @@ class Issuer:
         self.headers: dict[str, str] = {}
         self.url = ""
 
-    async def answer_to(self, _request: web.Request) -> web.Response:
+    async def answer_to(self, _request: web.BaseRequest) -> web.Response:
         self.asked += 1
         body = self.document if isinstance(self.document, bytes) else json.dumps(self.document).encode()
         return web.Response(body=body, status=self.status, headers=self.headers)
 
 
 @pytest.fixture
-async def issuer() -> AsyncIterator[Issuer]:
+async def issuer(aiohttp_raw_server: AiohttpRawServer) -> Issuer:
     ours = Issuer()
-    app = web.Application()
-    app.router.add_get("/keys", ours.answer_to)
-    async with TestServer(app) as server:
-        ours.url = str(server.make_url("/keys"))
-        yield ours
+    ours.url = str((await aiohttp_raw_server(ours.answer_to)).make_url("/keys"))
+    return ours
 
 
 @pytest.fixture
@@ -525,26 +522,20 @@ async def test_a_server_without_tls_is_named(issuer: Issuer) -> None:
 
 
 async def test_a_private_authority_is_trusted_once_the_environment_names_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, aiohttp_raw_server: AiohttpRawServer
 ) -> None:
     authority, context = _authority_and_server()
     (tmp_path / "ca.pem").write_bytes(authority)
-    issuer, app = Issuer(), web.Application()
+    issuer = Issuer()
     issuer.document = GOOD_DOCUMENT
-    app.router.add_get("/keys", issuer.answer_to)
-    server = TestServer(app, scheme="https")
-    await server.start_server(ssl=context)
-    async with server:
-        url = str(server.make_url("/keys"))
+    url = str((await aiohttp_raw_server(issuer.answer_to, ssl=context)).make_url("/keys"))
 
-        with pytest.raises(
-            KeysNotFetched, match=r"certificate of 127\.0\.0\.1:\d+ is not trusted \(.+\); SSL_CERT_FILE"
-        ):
-            await fetch_once(url)
-        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-        assert (await fetch_once(url)).usable == 1
-        with pytest.raises(KeysNotFetched, match=r"is not trusted \(Hostname mismatch"):
-            await fetch_once(url.replace("127.0.0.1", "localhost"))
+    with pytest.raises(KeysNotFetched, match=r"certificate of 127\.0\.0\.1:\d+ is not trusted \(.+\); SSL_CERT_FILE"):
+        await fetch_once(url)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    assert (await fetch_once(url)).usable == 1
+    with pytest.raises(KeysNotFetched, match=r"is not trusted \(Hostname mismatch"):
+        await fetch_once(url.replace("127.0.0.1", "localhost"))
 
 
 _SIGNS = x509.KeyUsage(
@@ -611,7 +602,7 @@ class Proxy:
     def __init__(self) -> None:
         self.asked: list[tuple[str, str | None]] = []
         self.authorizations: list[str | None] = []
-        self.port = 0
+        self.port: int | None = None
 
     async def answer_to(self, request: web.BaseRequest) -> web.StreamResponse:
         self.authorizations.append(request.headers.get("Authorization"))
@@ -620,18 +611,17 @@ class Proxy:
 
 
 @pytest.fixture
-async def proxy(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Proxy]:
+async def proxy(monkeypatch: pytest.MonkeyPatch, aiohttp_raw_server: AiohttpRawServer) -> Proxy:
     """A proxy that the environment names for http and https."""
     ours = Proxy()
     for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
-    async with RawTestServer(ours.answer_to) as server:
-        assert server.port is not None
-        ours.port = server.port
-        for name in ("HTTP_PROXY", "HTTPS_PROXY"):
-            monkeypatch.setenv(name, f"http://user:canary@127.0.0.1:{server.port}")
-        yield ours
+    server = await aiohttp_raw_server(ours.answer_to)
+    ours.port = server.port
+    for name in ("HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, f"http://user:canary@127.0.0.1:{server.port}")
+    return ours
 
 
 async def test_keys_are_fetched_through_the_environment_s_proxy(proxy: Proxy) -> None:
@@ -674,7 +664,7 @@ NETRC: Final = "default login reader password netrc-canary"
 
 @pytest.mark.parametrize("found_by", ["NETRC", "HOME"])
 async def test_credentials_of_a_netrc_file_reach_neither_the_issuer_nor_the_proxy(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found_by: str
+    proxy: Proxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found_by: str, aiohttp_raw_server: AiohttpRawServer
 ) -> None:
     (tmp_path / ".netrc").write_text(NETRC)
     monkeypatch.delenv("NETRC", raising=False)
@@ -688,8 +678,7 @@ async def test_credentials_of_a_netrc_file_reach_neither_the_issuer_nor_the_prox
 
     await fetch_once("http://idp.corp.invalid/jwks")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    async with RawTestServer(answer_to) as server:
-        await fetch_once(f"http://127.0.0.1:{server.port}/jwks")
+    await fetch_once(str((await aiohttp_raw_server(answer_to)).make_url("/jwks")))
 
     assert proxy.asked == [("GET http://idp.corp.invalid/jwks", None)]
     assert proxy.authorizations == [None]

@@ -94,6 +94,7 @@ def api() -> Iterator[Api]:
         def log_message(self, *_: object) -> None:
             pass
 
+    # In a thread: a command blocks the test's own, in whose loop pytest-aiohttp's servers would not answer meanwhile.
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

@@ -3,12 +3,11 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
 from aiohttp import web
+from pytest_aiohttp import AiohttpRawServer
 
 from tests.compose import ROOT
 from tests.servers.processes import free_port
@@ -22,12 +21,11 @@ class Engine:
     asked: list[str]
 
 
-@asynccontextmanager
-async def an_engine(images: set[str], *, pulls: bool) -> AsyncIterator[Engine]:
+async def an_engine(start: AiohttpRawServer, images: set[str], *, pulls: bool) -> Engine:
     """A Docker engine that has some images, and may or may not be able to pull others."""
     asked: list[str] = []
 
-    async def answer(request: web.Request) -> web.Response:
+    async def answer(request: web.BaseRequest) -> web.Response:
         asked.append(request.path)
         route = request.path.removeprefix("/v1.44")
         if route == "/_ping":
@@ -44,15 +42,8 @@ async def an_engine(images: set[str], *, pulls: bool) -> AsyncIterator[Engine]:
             return web.json_response({"Id": "sha256:0", "RepoTags": [name]})
         return web.json_response({"message": f"No such image: {name}"}, status=404)
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield Engine(f"tcp://127.0.0.1:{runner.addresses[0][1]}", asked)
-    finally:
-        await runner.cleanup()
+    server = await start(answer)
+    return Engine(f"tcp://127.0.0.1:{server.port}", asked)
 
 
 async def choice_of(docker_host: str, said: str = "") -> tuple[str, list[str]]:
@@ -75,25 +66,25 @@ except ServerFailed as error:
 
 
 @pytest.mark.parametrize("said", ["", "docker"])
-async def test_an_engine_that_has_the_images_is_used(said: str) -> None:
-    async with an_engine(set(_IMAGES), pulls=False) as engine:
-        assert await choice_of(engine.url, said) == ("True", [])
+async def test_an_engine_that_has_the_images_is_used(said: str, aiohttp_raw_server: AiohttpRawServer) -> None:
+    engine = await an_engine(aiohttp_raw_server, set(_IMAGES), pulls=False)
+    assert await choice_of(engine.url, said) == ("True", [])
 
 
-async def test_missing_images_are_pulled() -> None:
+async def test_missing_images_are_pulled(aiohttp_raw_server: AiohttpRawServer) -> None:
     images: set[str] = set()
-    async with an_engine(images, pulls=True) as engine:
-        assert await choice_of(engine.url) == ("True", [])
+    engine = await an_engine(aiohttp_raw_server, images, pulls=True)
+    assert await choice_of(engine.url) == ("True", [])
 
     assert images == _IMAGES
 
 
 @pytest.mark.parametrize("images", [set(), {"postgres:18"}])
 async def test_an_engine_that_cannot_pull_leaves_it_to_the_local_servers_and_says_why_in_one_line(
-    images: set[str],
+    images: set[str], aiohttp_raw_server: AiohttpRawServer
 ) -> None:
-    async with an_engine(images, pulls=False) as engine:
-        used, lines = await choice_of(engine.url)
+    engine = await an_engine(aiohttp_raw_server, images, pulls=False)
+    used, lines = await choice_of(engine.url)
 
     assert used == "False"
     (line,) = lines
@@ -105,9 +96,9 @@ async def test_where_no_engine_answers_the_local_servers_are_used_without_a_word
     assert await choice_of(f"tcp://127.0.0.1:{free_port()}") == ("False", [])
 
 
-async def test_local_does_not_ask_the_engine() -> None:
-    async with an_engine(set(_IMAGES), pulls=True) as engine:
-        assert await choice_of(engine.url, "local") == ("False", [])
+async def test_local_does_not_ask_the_engine(aiohttp_raw_server: AiohttpRawServer) -> None:
+    engine = await an_engine(aiohttp_raw_server, set(_IMAGES), pulls=True)
+    assert await choice_of(engine.url, "local") == ("False", [])
 
     assert engine.asked == []
 
@@ -118,18 +109,18 @@ async def test_docker_fails_where_no_engine_answers() -> None:
     assert problem == "REDRIVE_TEST_SERVERS=docker, but no Docker engine answers"
 
 
-async def test_docker_fails_where_the_engine_cannot_pull() -> None:
-    async with an_engine(set(), pulls=False) as engine:
-        problem, _ = await choice_of(engine.url, "docker")
+async def test_docker_fails_where_the_engine_cannot_pull(aiohttp_raw_server: AiohttpRawServer) -> None:
+    engine = await an_engine(aiohttp_raw_server, set(), pulls=False)
+    problem, _ = await choice_of(engine.url, "docker")
 
     assert problem.startswith(
         "REDRIVE_TEST_SERVERS=docker, but the Docker engine has no postgres:18 and cannot pull it"
     )
 
 
-async def test_any_other_choice_is_a_mistake() -> None:
-    async with an_engine(set(_IMAGES), pulls=True) as engine:
-        problem, _ = await choice_of(engine.url, "podman")
+async def test_any_other_choice_is_a_mistake(aiohttp_raw_server: AiohttpRawServer) -> None:
+    engine = await an_engine(aiohttp_raw_server, set(_IMAGES), pulls=True)
+    problem, _ = await choice_of(engine.url, "podman")
 
     assert problem == "REDRIVE_TEST_SERVERS=podman is neither docker nor local"
     assert engine.asked == []

@@ -35,7 +35,7 @@ from tests.acceptance.chaos.attacks import (
     unvarying,
 )  # fmt: skip
 from tests.acceptance.chaos.tally import scaled
-from tests.api_server import Reply, serving
+from tests.api_server import Reply, Serve
 from tests.clocks import Clock
 from tests.eventually import eventually
 from tests.hostile import BEARER, CANARY, HOSTILE_IDS, Damage, answers_to, corpus, faults_of
@@ -295,9 +295,8 @@ def _raw(id_: bytes, bearer: str) -> bytes:
 # -- P14
 
 
-@behind_the_door
 async def test_p14_limits_come_before_authentication(
-    door: Door, record_property: Record, monkeypatch: pytest.MonkeyPatch
+    door: Door, record_property: Record, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
     """In this process, where it can be seen whether a signature is looked at."""
     verified: Counter[str] = Counter()
@@ -314,15 +313,15 @@ async def test_p14_limits_come_before_authentication(
     codes: Counter[str] = Counter()
     what = "bad tokens over the limit of their address: refused with no signature verified"
     with attack("P14 limits come before authentication", what, record_property) as attacked:
-        async with serving(door.database_url, limit_ip=f"{room}/86400") as api:
+        api = await serve(door.database_url, limit_ip=f"{room}/86400")
 
-            def see(_: str, answer: bytes) -> None:
-                reply = Reply.parsed(answer)
-                codes[reply.code] += 1
-                if reply.status != 401:
-                    attacked.mind(reply.status == 429 and int(reply.headers["Retry-After"]) >= 1, answer)
+        def see(_: str, answer: bytes) -> None:
+            reply = Reply.parsed(answer)
+            codes[reply.code] += 1
+            if reply.status != 401:
+                attacked.mind(reply.status == 429 and int(reply.headers["Retry-After"]) >= 1, answer)
 
-            await ask_all(api.port, bad, see)
+        await ask_all(api.port, bad, see)
         assert codes == {"invalid-token": room, "rate-limited": tries}
         assert verified["signatures"] == room
 

@@ -2,22 +2,20 @@
 
 import json
 from base64 import urlsafe_b64decode
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from functools import partial
 from random import Random
 from typing import Final
 from uuid import uuid4
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from pytest_aiohttp import AiohttpRawServer
 
 import api.keys
 from tests.acceptance.chaos.attacks import GROUP, Attack, Record, ask_all, attack, target
 from tests.acceptance.chaos.tally import scaled
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.eventually import eventually
 from tests.tokens import SECRET, claims, forged, segment, token
 from tests.unit import test_auth
@@ -158,47 +156,43 @@ KEYS: Final[list[tuple[str, test_auth.PrivateKey]]] = [
 ]  # fmt: skip
 
 
-@asynccontextmanager
-async def publishing() -> AsyncIterator[Issuer]:
-    """Somebody who publishes keys."""
-    issuer, app = Issuer(), web.Application()
-    app.router.add_get("/keys", issuer.answer_to)
-    async with TestServer(app) as server:
-        issuer.url = str(server.make_url("/keys"))
-        yield issuer
-
-
 async def test_p17_forged_tokens_never_pass_while_keys_change_and_their_issuer_is_down(
-    database_url: str, record_property: Record, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
+    record_property: Record,
+    monkeypatch: pytest.MonkeyPatch,
+    aiohttp_raw_server: AiohttpRawServer,
+    serve: Serve,
 ) -> None:
     """In this process, where the half minute between two fetches passes faster."""
     monkeypatch.setattr(api.keys, "JWKS_REFETCH_S", 0.05)
     monkeypatch.setattr(api.keys, "JWKS_RETRY_S", 0.02)
     monkeypatch.setattr(api.keys, "JWKS_FIRST_RETRY_S", 0.02)
     what = "forged tokens while keys are published, replaced and unreachable: only tokens of the last good keys pass"
-    async with publishing() as issuer, serving(database_url, jwt_secret=None, jwks_url=issuer.url) as served:
-        with attack("P17 keys that change", what, record_property, random=True) as attacked:
-            before: list[str] = []
-            for number in range(scaled(len(KEYS), full=30)):
-                alg, key = KEYS[number % len(KEYS)]
-                kid, stranger = f"key {number}", _new_key(key)
-                issuer.status, issuer.document = 200, {"keys": [jwk(key, kid=kid)]}
-                now = [token(key=key, alg=alg, header={"kid": kid}, sub=f"user {n}", exp=FAR) for n in range(5)]
-                await eventually(partial(_lets_in, served, now[0]), what="a new key lets in")
-                guesses = [test_auth.pem(key), test_auth.pem(key).strip(), json.dumps(jwk(key)), "", "secret"]
-                forger = Forger(attacked.rng, now, guesses)
-                others = [token(key=stranger, alg=alg, header={"kid": id_}, exp=FAR) for id_ in (kid, "another", "")]
-                count = scaled(150, full=500)
+    issuer = Issuer()
+    issuer.url = str((await aiohttp_raw_server(issuer.answer_to)).make_url("/keys"))
+    served = await serve(database_url, jwt_secret=None, jwks_url=issuer.url)
+    with attack("P17 keys that change", what, record_property, random=True) as attacked:
+        before: list[str] = []
+        for number in range(scaled(len(KEYS), full=30)):
+            alg, key = KEYS[number % len(KEYS)]
+            kid, stranger = f"key {number}", _new_key(key)
+            issuer.status, issuer.document = 200, {"keys": [jwk(key, kid=kid)]}
+            now = [token(key=key, alg=alg, header={"kid": kid}, sub=f"user {n}", exp=FAR) for n in range(5)]
+            await eventually(partial(_lets_in, served, now[0]), what="a new key lets in")
+            guesses = [test_auth.pem(key), test_auth.pem(key).strip(), json.dumps(jwk(key)), "", "secret"]
+            forger = Forger(attacked.rng, now, guesses)
+            others = [token(key=stranger, alg=alg, header={"kid": id_}, exp=FAR) for id_ in (kid, "another", "")]
+            count = scaled(150, full=500)
 
-                await refused(attacked, served.port, iter([*before, *others, token(exp=FAR)]))
-                await refused(attacked, served.port, forger.tokens(count))
-                issuer.status, asked = number % 2 * 303 + 200, issuer.asked  # it is down, or has no key any more
-                issuer.document = {"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": kid}]}
-                await eventually(partial(_asks_again, served, issuer, asked, others[1]), what="the issuer is asked")
-                await refused(attacked, served.port, iter([*before, *others, *forger.tokens(count)]))
-                for bearer in now:
-                    attacked.mind(await _lets_in(served, bearer), "a good token was refused while the issuer was down")
-                before = [*before[-20:], *now]
+            await refused(attacked, served.port, iter([*before, *others, token(exp=FAR)]))
+            await refused(attacked, served.port, forger.tokens(count))
+            issuer.status, asked = number % 2 * 303 + 200, issuer.asked  # it is down, or has no key any more
+            issuer.document = {"keys": [{"kty": "oct", "k": "c2VjcmV0", "kid": kid}]}
+            await eventually(partial(_asks_again, served, issuer, asked, others[1]), what="the issuer is asked")
+            await refused(attacked, served.port, iter([*before, *others, *forger.tokens(count)]))
+            for bearer in now:
+                attacked.mind(await _lets_in(served, bearer), "a good token was refused while the issuer was down")
+            before = [*before[-20:], *now]
 
 
 async def _asks_again(served: Api, issuer: Issuer, asked: int, unknown: str) -> bool:

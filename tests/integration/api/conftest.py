@@ -4,10 +4,13 @@ They run in the module's loop, too: `pytestmark = pytest.mark.asyncio(loop_scope
 """
 
 from collections.abc import AsyncIterator
+from functools import partial
 
+import pytest
 import pytest_asyncio
+from pytest_aiohttp import AiohttpClient
 
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve, start_api
 from tests.jobs import JobMaker
 from tests.servers.postgres import Postgres
 from tests.servers.proxy import Proxy
@@ -39,8 +42,13 @@ async def proxied_url(database_url: str, database_proxy: Proxy) -> str:
     return database_proxy.url_of(database_url)
 
 
+@pytest.fixture(scope="module")
+def serve(module_client: AiohttpClient) -> Serve:
+    """Starts apis in this process, which stop at the end of the module."""
+    return partial(start_api, module_client)
+
+
 @module_fixture
-async def api(proxied_url: str) -> AsyncIterator[Api]:
+async def api(proxied_url: str, serve: Serve) -> Api:
     """Serving, without limits and without a broker."""
-    async with serving(proxied_url) as running:
-        yield running
+    return await serve(proxied_url)

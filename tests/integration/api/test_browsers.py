@@ -1,10 +1,10 @@
 """What pages of browsers may do: those of listed origins call, those of other sites change nothing."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 
 import pytest
 
-from tests.api_server import NO_TOKEN, Api, serving
+from tests.api_server import NO_TOKEN, Api, Serve
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker
 
@@ -18,10 +18,9 @@ RETRY = "/api/jobs/6ba7b810-9dad-41d1-80b4-00c04fd430c8/retry"
 
 
 @module_fixture
-async def listing(database_url: str) -> AsyncIterator[Api]:
+async def listing(database_url: str, serve: Serve) -> Api:
     """An api that lists two origins, and lets an address make a few requests only."""
-    async with serving(database_url, cors_origins=(APP, LOCAL)) as running:
-        yield running
+    return await serve(database_url, cors_origins=(APP, LOCAL))
 
 
 def allowed(headers: Mapping[str, str]) -> dict[str, str]:
@@ -57,11 +56,13 @@ async def test_a_page_of_another_origin_is_told_nothing(listing: Api, origin: st
     assert (answer.status, allowed(answer.headers)) == (200, {})
 
 
-async def test_a_preflight_is_charged_to_nothing_and_needs_a_path_that_is_there(database_url: str) -> None:
-    async with serving(database_url, cors_origins=(APP,), limit_ip="1/3600") as api:
-        answers = [await api.call("OPTIONS", RETRY, token=NO_TOKEN, headers={"Origin": APP, **ASKED}) for _ in range(5)]
-        unknown = await api.call("OPTIONS", "/api/nowhere", token=NO_TOKEN, headers={"Origin": APP, **ASKED})
-        charged = [await api.get("/api/me", headers={"Origin": APP}) for _ in range(2)]
+async def test_a_preflight_is_charged_to_nothing_and_needs_a_path_that_is_there(
+    database_url: str, serve: Serve
+) -> None:
+    api = await serve(database_url, cors_origins=(APP,), limit_ip="1/3600")
+    answers = [await api.call("OPTIONS", RETRY, token=NO_TOKEN, headers={"Origin": APP, **ASKED}) for _ in range(5)]
+    unknown = await api.call("OPTIONS", "/api/nowhere", token=NO_TOKEN, headers={"Origin": APP, **ASKED})
+    charged = [await api.get("/api/me", headers={"Origin": APP}) for _ in range(2)]
 
     assert {answer.status for answer in answers} == {204}
     assert (unknown.status, unknown.code, unknown.headers["Access-Control-Allow-Origin"]) == (404, "not-found", APP)
@@ -160,8 +161,8 @@ async def test_a_change_from_another_site_is_refused_before_its_token_is_looked_
     assert (await api.post("/api/me", token=NO_TOKEN, headers=headers)).code == "method-not-allowed"
 
 
-async def test_what_cannot_be_parsed_is_answered_behind_a_proxy_too(database_url: str) -> None:
-    async with serving(database_url, cors_origins=(APP,), trusted_proxies="127.0.0.1", limit_ip="100/60") as api:
-        answer = await api.raw(b"GET / HTTP/1.1\r\nHost: a\r\nX-A: \x00\r\n\r\n")
+async def test_what_cannot_be_parsed_is_answered_behind_a_proxy_too(database_url: str, serve: Serve) -> None:
+    api = await serve(database_url, cors_origins=(APP,), trusted_proxies="127.0.0.1", limit_ip="100/60")
+    answer = await api.raw(b"GET / HTTP/1.1\r\nHost: a\r\nX-A: \x00\r\n\r\n")
 
     assert answer.startswith(b"HTTP/1.0 400 ")

@@ -2,12 +2,11 @@
 
 import gzip
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from tests.api_server import NO_TOKEN, Api, Reply, serving
+from tests.api_server import NO_TOKEN, Api, Reply, Serve
 from tests.integration.api.conftest import module_fixture
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,9 +20,8 @@ POLICY = (
 
 
 @module_fixture
-async def serving_console(database_url: str) -> AsyncIterator[Api]:
-    async with serving(database_url, console="on") as running:
-        yield running
+async def serving_console(database_url: str, serve: Serve) -> Api:
+    return await serve(database_url, console="on")
 
 
 async def get(api: Api, path: str, **headers: str) -> Reply:
@@ -63,10 +61,9 @@ async def test_every_file_is_served_with_the_headers_of_a_page_that_holds_tokens
 
 async def test_a_file_has_a_tag_in_either_coding_and_is_not_sent_twice(serving_console: Api) -> None:
     plain = await get(serving_console, "/console/main.mjs")
-    async with serving_console._session.get(
-        f"http://127.0.0.1:{serving_console.port}/console/main.mjs",
-        headers={"Accept-Encoding": "gzip"}, auto_decompress=False,
-    ) as answer:  # fmt: skip
+    async with serving_console.client.get(
+        "/console/main.mjs", headers={"Accept-Encoding": "gzip"}, auto_decompress=False
+    ) as answer:
         compressed, headers = await answer.read(), answer.headers
 
     assert headers["Content-Encoding"] == "gzip"
@@ -108,9 +105,9 @@ async def test_a_console_that_is_off_is_the_404_of_any_unknown_path(api: Api) ->
         assert answer.without_date == unknown.without_date
 
 
-async def test_files_are_charged_to_the_address_alone(database_url: str) -> None:
-    async with serving(database_url, console="on", limit_ip="3/60", limit_read="1/60") as api:
-        statuses = [(await get(api, "/console/")).status for _ in range(4)]
+async def test_files_are_charged_to_the_address_alone(database_url: str, serve: Serve) -> None:
+    api = await serve(database_url, console="on", limit_ip="3/60", limit_read="1/60")
+    statuses = [(await get(api, "/console/")).status for _ in range(4)]
 
     assert statuses == [200, 200, 200, 429]
 

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import jwt
 import pytest
 
-from tests.api_server import NO_TOKEN, Api, Reply, serving
+from tests.api_server import NO_TOKEN, Api, Reply, Serve
 from tests.hostile import HOSTILE_IDS
 from tests.jobs import JobMaker
 from tests.servers.proxy import Proxy
@@ -64,27 +64,28 @@ async def test_an_id_that_is_not_one_is_replaced(api: Api, given: str) -> None:
 # -- the order
 
 
-async def test_each_step_comes_before_the_next(api: Api, database_proxy: Proxy, proxied_url: str) -> None:
+async def test_each_step_comes_before_the_next(api: Api, database_proxy: Proxy, proxied_url: str, serve: Serve) -> None:
     bad_id, wrong, none = "/api/jobs/not-an-id", "?colour=blue", token(scope="other")
-    async with serving(proxied_url, limit_read="2/3600") as limited, serving(proxied_url, limit_ip="1/3600") as full:
-        await full.get("/nowhere")
-        passed = database_proxy.bytes_to_server
-        steps = [
-            await full.get(f"{bad_id}{wrong}", token=BAD_TOKEN),
-            await limited.get(f"{bad_id}{wrong}", token=NO_TOKEN),
-            await limited.get(f"{bad_id}{wrong}", token=BAD_TOKEN),
-            await limited.get(f"{bad_id}{wrong}", token=none),
-            await limited.get(f"{bad_id}{wrong}"),
-            await limited.get(f"{bad_id}{wrong}", token=none),
-            await api.get(f"{bad_id}{wrong}"),
-            await api.get(bad_id),
-            await api.post(f"{bad_id}/retry", body=b"not json"),
-        ]
-        assert [step.code for step in steps] == [
-            "rate-limited", "authentication-required", "invalid-token", "insufficient-scope", "invalid-parameter",
-            "rate-limited", "invalid-parameter", "invalid-job-id", "invalid-job-id",
-        ]  # fmt: skip
-        assert database_proxy.bytes_to_server == passed
+    limited = await serve(proxied_url, limit_read="2/3600")
+    full = await serve(proxied_url, limit_ip="1/3600")
+    await full.get("/nowhere")
+    passed = database_proxy.bytes_to_server
+    steps = [
+        await full.get(f"{bad_id}{wrong}", token=BAD_TOKEN),
+        await limited.get(f"{bad_id}{wrong}", token=NO_TOKEN),
+        await limited.get(f"{bad_id}{wrong}", token=BAD_TOKEN),
+        await limited.get(f"{bad_id}{wrong}", token=none),
+        await limited.get(f"{bad_id}{wrong}"),
+        await limited.get(f"{bad_id}{wrong}", token=none),
+        await api.get(f"{bad_id}{wrong}"),
+        await api.get(bad_id),
+        await api.post(f"{bad_id}/retry", body=b"not json"),
+    ]
+    assert [step.code for step in steps] == [
+        "rate-limited", "authentication-required", "invalid-token", "insufficient-scope", "invalid-parameter",
+        "rate-limited", "invalid-parameter", "invalid-job-id", "invalid-job-id",
+    ]  # fmt: skip
+    assert database_proxy.bytes_to_server == passed
 
 
 NARROWED: dict[str, Any] = {"jobs": [str(UUID(int=1, version=4))]}
@@ -132,21 +133,21 @@ async def test_parameters_are_looked_at_where_the_token_may_ask(api: Api, claims
     assert (answer.status, answer.code) == (400, "invalid-parameter")
 
 
-async def test_whose_project_a_token_may_change_is_decided_before_read_only(database_url: str) -> None:
+async def test_whose_project_a_token_may_change_is_decided_before_read_only(database_url: str, serve: Serve) -> None:
     path = f"/api/jobs/{uuid4()}/retry?project_id=p2"
-    async with serving(database_url, read_only=True) as api:
-        answers = [await api.post(path, token=token(scope=f"jobs:retry{more}")) for more in ("", " jobs:admin")]
+    api = await serve(database_url, read_only=True)
+    answers = [await api.post(path, token=token(scope=f"jobs:retry{more}")) for more in ("", " jobs:admin")]
 
     assert [answer.code for answer in answers] == ["insufficient-scope", "read-only"]
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/api/jobs/x", "/api/jobs/stats"])
 async def test_chunks_where_no_body_is_taken_are_refused_after_the_address_and_before_the_path(
-    database_url: str, path: str
+    database_url: str, path: str, serve: Serve
 ) -> None:
     request = f"DELETE {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode()
-    async with serving(database_url, limit_ip="1/3600") as api:
-        answers = [Reply.parsed(await api.raw(request)) for _ in range(2)]
+    api = await serve(database_url, limit_ip="1/3600")
+    answers = [Reply.parsed(await api.raw(request)) for _ in range(2)]
 
     assert [(answer.status, answer.code) for answer in answers] == [(411, "length-required"), (429, "rate-limited")]
 
@@ -217,13 +218,11 @@ async def test_a_word_is_never_an_id(api: Api, word: str) -> None:
 
 
 async def test_over_the_limit_of_an_address_no_signature_is_looked_at(
-    database_proxy: Proxy, proxied_url: str, signatures: Signatures
+    database_proxy: Proxy, proxied_url: str, signatures: Signatures, serve: Serve
 ) -> None:
     passed = database_proxy.bytes_to_server
-    async with serving(proxied_url, limit_ip="5/3600") as api:
-        answers = await asyncio.gather(
-            *(api.get(f"/api/jobs/{uuid4()}", token=token(key=f"{n:040}")) for n in range(200))
-        )
+    api = await serve(proxied_url, limit_ip="5/3600")
+    answers = await asyncio.gather(*(api.get(f"/api/jobs/{uuid4()}", token=token(key=f"{n:040}")) for n in range(200)))
 
     codes = [answer.code for answer in answers]
     assert (codes.count("invalid-token"), codes.count("rate-limited")) == (5, 195)
@@ -231,40 +230,42 @@ async def test_over_the_limit_of_an_address_no_signature_is_looked_at(
     assert database_proxy.bytes_to_server == passed
 
 
-async def test_over_a_limit_says_when_to_come_back(database_url: str) -> None:
-    async with serving(database_url, limit_ip="2/60") as api:
-        *_, refused = await answers_to(api, 3, "/nowhere")
+async def test_over_a_limit_says_when_to_come_back(database_url: str, serve: Serve) -> None:
+    api = await serve(database_url, limit_ip="2/60")
+    *_, refused = await answers_to(api, 3, "/nowhere")
 
     assert (refused.status, refused.code, refused.json["retryable"]) == (429, "rate-limited", True)
     assert refused.headers["Retry-After"] == "30"
     assert "RateLimit" not in refused.headers
 
 
-async def test_every_request_is_charged_to_its_address_even_a_wrong_one(database_url: str) -> None:
-    async with serving(database_url, limit_ip="4/3600") as api:
-        for method, path in (("GET", "/nowhere"), ("PUT", "/api/jobs"), ("GET", "/api/jobs"), ("GET", "/api/jobs/x")):
-            assert (await api.call(method, path, token=BAD_TOKEN)).status in {404, 405, 401}
+async def test_every_request_is_charged_to_its_address_even_a_wrong_one(database_url: str, serve: Serve) -> None:
+    api = await serve(database_url, limit_ip="4/3600")
+    for method, path in (("GET", "/nowhere"), ("PUT", "/api/jobs"), ("GET", "/api/jobs"), ("GET", "/api/jobs/x")):
+        assert (await api.call(method, path, token=BAD_TOKEN)).status in {404, 405, 401}
 
-        assert (await api.get("/nowhere")).code == "rate-limited"
+    assert (await api.get("/nowhere")).code == "rate-limited"
 
 
-async def test_what_cannot_be_read_as_http_is_charged_to_its_address_too(database_url: str) -> None:
-    async with serving(database_url, limit_ip="2/3600") as api:
-        unreadable = [Reply.parsed(await api.raw(b"GET / HTTP/1.1\r\n: a\r\n\r\n")).code for _ in range(3)]
-        readable = (await api.get("/nowhere")).code
-    async with serving(database_url, limit_ip="1/3600") as api:
-        head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: a miracle\r\n\r\n"
-        unmet = [Reply.parsed(await api.raw(head)).code for _ in range(2)]
+async def test_what_cannot_be_read_as_http_is_charged_to_its_address_too(database_url: str, serve: Serve) -> None:
+    api = await serve(database_url, limit_ip="2/3600")
+    unreadable = [Reply.parsed(await api.raw(b"GET / HTTP/1.1\r\n: a\r\n\r\n")).code for _ in range(3)]
+    readable = (await api.get("/nowhere")).code
+    api = await serve(database_url, limit_ip="1/3600")
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nExpect: a miracle\r\n\r\n"
+    unmet = [Reply.parsed(await api.raw(head)).code for _ in range(2)]
 
     assert (unreadable, readable) == (["bad-request", "bad-request", "rate-limited"], "rate-limited")
     assert unmet == ["expectation-failed", "rate-limited"]
 
 
-async def test_authenticated_answers_have_the_ratelimit_headers_refused_ones_too(database_url: str) -> None:
-    async with serving(database_url, limit_read="3/60") as api:
-        answers = await answers_to(api, 4, f"/api/jobs/{uuid4()}")
-        other = await api.get(f"/api/jobs/{uuid4()}", token=token(project_id="p2"))
-        stranger = await api.get(f"/api/jobs/{uuid4()}", token=BAD_TOKEN)
+async def test_authenticated_answers_have_the_ratelimit_headers_refused_ones_too(
+    database_url: str, serve: Serve
+) -> None:
+    api = await serve(database_url, limit_read="3/60")
+    answers = await answers_to(api, 4, f"/api/jobs/{uuid4()}")
+    other = await api.get(f"/api/jobs/{uuid4()}", token=token(project_id="p2"))
+    stranger = await api.get(f"/api/jobs/{uuid4()}", token=BAD_TOKEN)
 
     assert [answer.status for answer in answers] == [404, 404, 404, 429]
     assert {answer.headers["RateLimit-Policy"] for answer in answers} == {'"read";q=3;w=60'}
@@ -276,12 +277,12 @@ async def test_authenticated_answers_have_the_ratelimit_headers_refused_ones_too
     assert "RateLimit" not in stranger.headers
 
 
-async def test_reading_and_retrying_are_charged_apart(database_url: str) -> None:
-    async with serving(database_url, limit_read="1/60", limit_retry="1/60", limit_bulk="1/60") as api:
-        path = f"/api/jobs/{uuid4()}"
-        calls = [("GET", path), ("POST", f"{path}/retry"), ("POST", "/api/jobs/retry")]
-        first = [await api.call(method, where) for method, where in calls]
-        second = [await api.call(method, where) for method, where in calls]
+async def test_reading_and_retrying_are_charged_apart(database_url: str, serve: Serve) -> None:
+    api = await serve(database_url, limit_read="1/60", limit_retry="1/60", limit_bulk="1/60")
+    path = f"/api/jobs/{uuid4()}"
+    calls = [("GET", path), ("POST", f"{path}/retry"), ("POST", "/api/jobs/retry")]
+    first = [await api.call(method, where) for method, where in calls]
+    second = [await api.call(method, where) for method, where in calls]
 
     assert [answer.headers["RateLimit-Policy"] for answer in first] == [
         f'"{name}";q=1;w=60' for name in ("read", "retry", "bulk")
@@ -291,12 +292,12 @@ async def test_reading_and_retrying_are_charged_apart(database_url: str) -> None
 
 @pytest.mark.parametrize(("trusted", "charged_apart"), [("127.0.0.0/8", True), ("10.0.0.0/8", False), ("", False)])
 async def test_a_forwarded_address_counts_only_from_a_trusted_proxy(
-    database_url: str, trusted: str, charged_apart: bool  # noqa: FBT001 - a table
+    database_url: str, trusted: str, charged_apart: bool, serve: Serve  # noqa: FBT001 - a table
 ) -> None:  # fmt: skip
-    async with serving(database_url, limit_ip="1/3600", trusted_proxies=trusted) as api:
-        answers = [
-            await api.get("/nowhere", headers={"X-Forwarded-For": f"198.51.100.{n}, 203.0.113.{n}"}) for n in range(3)
-        ]
+    api = await serve(database_url, limit_ip="1/3600", trusted_proxies=trusted)
+    answers = [
+        await api.get("/nowhere", headers={"X-Forwarded-For": f"198.51.100.{n}, 203.0.113.{n}"}) for n in range(3)
+    ]
 
     assert [answer.status for answer in answers] == ([404] * 3 if charged_apart else [404, 429, 429])
 
@@ -407,23 +408,25 @@ async def test_tokens_without_scopes_may_not_retry_in_bulk(api: Api) -> None:
     assert (await api.post("/api/jobs/retry", {"ids": [str(uuid4())]})).code == "insufficient-scope"
 
 
-async def test_where_scopes_are_required_a_token_without_them_may_do_nothing(database_url: str, jobs: JobMaker) -> None:
+async def test_where_scopes_are_required_a_token_without_them_may_do_nothing(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     job = await jobs.failed()
 
-    async with serving(database_url, require_scopes=True) as api:
-        assert (await api.get(f"/api/jobs/{job.id}")).code == "insufficient-scope"
-        assert (await api.post(f"/api/jobs/{job.id}/retry")).code == "insufficient-scope"
-        assert (await api.get(f"/api/jobs/{job.id}", token=token(scope="jobs:read"))).status == 200
+    api = await serve(database_url, require_scopes=True)
+    assert (await api.get(f"/api/jobs/{job.id}")).code == "insufficient-scope"
+    assert (await api.post(f"/api/jobs/{job.id}/retry")).code == "insufficient-scope"
+    assert (await api.get(f"/api/jobs/{job.id}", token=token(scope="jobs:read"))).status == 200
 
 
-async def test_a_read_only_deployment_reads(database_url: str, jobs: JobMaker) -> None:
+async def test_a_read_only_deployment_reads(database_url: str, jobs: JobMaker, serve: Serve) -> None:
     job = await jobs.failed()
 
-    async with serving(database_url, read_only=True) as api:
-        assert (await api.get(f"/api/jobs/{job.id}")).status == 200
-        for method, path in (("POST", f"/api/jobs/{job.id}/retry"), ("DELETE", f"/api/retries/{uuid4()}")):
-            answer = await api.call(method, path)
-            assert (answer.status, answer.code) == (403, "read-only")
+    api = await serve(database_url, read_only=True)
+    assert (await api.get(f"/api/jobs/{job.id}")).status == 200
+    for method, path in (("POST", f"/api/jobs/{job.id}/retry"), ("DELETE", f"/api/retries/{uuid4()}")):
+        answer = await api.call(method, path)
+        assert (answer.status, answer.code) == (403, "read-only")
     assert await jobs.pool.fetchval("SELECT count(*) FROM redrive.retry_requests WHERE job_id = $1", job.id) == 0
 
 

@@ -9,14 +9,14 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from functools import partial
 from random import Random
 from typing import Final
 
 import pytest
 
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.eventually import eventually
 from tests.hostile import BEARER, Damage, answers_to, corpus, faults_of, good
 from tests.integration.api.conftest import module_fixture
@@ -31,10 +31,9 @@ AT_ONCE: Final = 32
 
 
 @module_fixture
-async def fuzzed(database_url: str) -> AsyncIterator[Api]:
+async def fuzzed(database_url: str, serve: Serve) -> Api:
     """An api without waiting, so that `Prefer: wait=60` takes no time."""
-    async with serving(database_url, max_waiters=0) as running:
-        yield running
+    return await serve(database_url, max_waiters=0)
 
 
 @module_fixture

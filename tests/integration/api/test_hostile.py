@@ -14,7 +14,7 @@ import pytest
 
 from api import bodies, server
 from api.unread import Unread
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker
 from tests.logs import Log
@@ -300,23 +300,23 @@ SLOW: Final = {
 
 @pytest.mark.parametrize(("begin", "go_on"), SLOW.values(), ids=SLOW.keys())
 async def test_a_slow_client_is_hung_up_on_though_it_goes_on(
-    database_url: str, begin: bytes, go_on: bytes, monkeypatch: pytest.MonkeyPatch
+    database_url: str, begin: bytes, go_on: bytes, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
     monkeypatch.setattr(bodies, "READ_TIMEOUT_S", 0.3)
-    async with serving(database_url, keepalive_timeout=0.3) as impatient:
-        reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
-        writer.write(begin)
+    impatient = await serve(database_url, keepalive_timeout=0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", impatient.port)
+    writer.write(begin)
 
-        async def hung_up() -> bool:
-            writer.write(go_on)
-            return reader.at_eof() or reader.exception() is not None
+    async def hung_up() -> bool:
+        writer.write(go_on)
+        return reader.at_eof() or reader.exception() is not None
 
-        draining = asyncio.create_task(_drained(reader))
-        try:
-            await eventually(hung_up, every_s=0.05)
-        finally:
-            writer.transport.abort()
-            await draining
+    draining = asyncio.create_task(_drained(reader))
+    try:
+        await eventually(hung_up, every_s=0.05)
+    finally:
+        writer.transport.abort()
+        await draining
 
 
 async def _drained(reader: asyncio.StreamReader) -> None:
@@ -354,7 +354,7 @@ async def test_a_client_that_does_not_read_its_answers_is_cut_off(
 
 
 async def test_what_many_clients_do_not_read_is_bounded(
-    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
     monkeypatch.setattr(server, "UNREAD_BYTES", 3_000_000)
     held: list[int] = []
@@ -367,7 +367,8 @@ async def test_what_many_clients_do_not_read_is_bounded(
     monkeypatch.setattr(Unread, "add", seen)
     (large,) = await jobs.make(1, status="completed", payload='{"x":"%s"}' % ("x" * 1_000_000))
     request = f"GET /api/jobs/{large.id}?include=payload HTTP/1.1\r\n".encode() + BEARER + b"Host: a\r\n\r\n"
-    async with serving(database_url) as api, AsyncExitStack() as crowd:
+    api = await serve(database_url)
+    async with AsyncExitStack() as crowd:
         for _ in range(30):
             sock = crowd.enter_context(socket.socket())
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -1,18 +1,17 @@
 """The api with an issuer's keys: before there are any, once they were fetched, and while the issuer is away."""
 
-from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
-from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import RawTestServer
 from cryptography.hazmat.primitives.asymmetric import ec
+from pytest_aiohttp import AiohttpClient
 
 import api.keys
 from api.serving import readiness
 from shared.ops import Status
-from tests.api_server import NO_TOKEN, Api, serving
+from tests.api_server import NO_TOKEN, Api, Serve
 from tests.eventually import eventually
 from tests.tokens import token
 from tests.unit.test_keys import Issuer, jwk
@@ -25,21 +24,18 @@ PATH = f"/api/jobs/{uuid4()}"
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def issuer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Issuer]:
+async def issuer(monkeypatch: pytest.MonkeyPatch, module_client: AiohttpClient) -> Issuer:
     """An issuer that is asked again soon; it has no key yet."""
     monkeypatch.setattr(api.keys, "JWKS_RETRY_S", 0.02)
     monkeypatch.setattr(api.keys, "JWKS_FIRST_RETRY_S", 0.02)
-    ours, app = Issuer(), web.Application()
-    app.router.add_get("/keys", ours.answer_to)
-    async with TestServer(app) as server:
-        ours.url = str(server.make_url("/keys"))
-        yield ours
+    ours = Issuer()
+    ours.url = str((await module_client(RawTestServer(ours.answer_to))).make_url("/keys"))
+    return ours
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def served(issuer: Issuer, database_url: str) -> AsyncIterator[Api]:
-    async with serving(database_url, jwt_secret=None, jwks_url=issuer.url) as running:
-        yield running
+async def served(issuer: Issuer, database_url: str, serve: Serve) -> Api:
+    return await serve(database_url, jwt_secret=None, jwks_url=issuer.url)
 
 
 def keys_of(served: Api) -> api.keys.KeySet:
@@ -82,18 +78,18 @@ async def test_once_there_were_keys_the_api_stays_ready(issuer: Issuer, served: 
     assert (await readiness(served.parts)).status is Status.OK
 
 
-async def test_without_an_issuer_nothing_is_said_of_its_keys(database_url: str) -> None:
-    async with serving(database_url) as running:
-        assert (await readiness(running.parts)).checks == {"database": Status.OK}
-        assert running.counted("redrive_jwks_age_seconds") == 0.0
+async def test_without_an_issuer_nothing_is_said_of_its_keys(database_url: str, serve: Serve) -> None:
+    running = await serve(database_url)
+    assert (await readiness(running.parts)).checks == {"database": Status.OK}
+    assert running.counted("redrive_jwks_age_seconds") == 0.0
 
 
 @pytest.mark.parametrize(("size", "status", "code"), [(8_000, 404, "job-not-found"), (8_001, 401, "invalid-token")])
-async def test_a_token_may_have_8000_bytes(database_url: str, size: int, status: int, code: str) -> None:
+async def test_a_token_may_have_8000_bytes(database_url: str, size: int, status: int, code: str, serve: Serve) -> None:
     made = next(made for pad in range(5_600, 6_100) if len(made := _of_size(pad, size)) == size)
 
-    async with serving(database_url) as running:
-        answer = await running.get(PATH, token=made)
+    running = await serve(database_url)
+    answer = await running.get(PATH, token=made)
 
     assert (answer.status, answer.code) == (status, code)
 

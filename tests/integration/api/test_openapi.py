@@ -5,7 +5,7 @@ answer must be of the documented schema, carry the headers that are always there
 know; and each header that is sometimes there must have been there once.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import uuid4
@@ -15,7 +15,7 @@ import pytest
 from api import door
 from shared.database import Database, Row, Session
 from shared.errors import StatementRefused
-from tests.api_server import NO_TOKEN, Api, Reply, serving
+from tests.api_server import NO_TOKEN, Api, Reply, Serve
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker, MadeJob
 from tests.openapi import DOCUMENT, ELSEWHERE, OPERATIONS, Documented, Operation, check, check_header, check_problem
@@ -109,20 +109,16 @@ class World:
 
 
 @module_fixture
-async def world(proxied_url: str, database_proxy: Proxy, jobs: JobMaker) -> AsyncIterator[World]:
+async def world(proxied_url: str, database_proxy: Proxy, jobs: JobMaker, serve: Serve) -> World:
     far: dict[str, object] = {f"limit_{name}": "100000/60" for name in ("ip", "read", "retry", "bulk")}
     near: dict[str, object] = {f"limit_{name}": "1/3600" for name in ("read", "retry", "bulk")}
-    async with (
-        serving(proxied_url, **far) as api,
-        serving(proxied_url, **far, read_only=True) as read_only,
-        serving(proxied_url, **near) as near_project,
-        serving(proxied_url, limit_ip="1/3600") as near_address,
-    ):
-        apis = {
-            "limited far": api, "read only": read_only,
-            "project's limit": near_project, "address's limit": near_address,
-        }  # fmt: skip
-        yield World(apis, jobs, database_proxy)
+    apis = {
+        "limited far": await serve(proxied_url, **far),
+        "read only": await serve(proxied_url, **far, read_only=True),
+        "project's limit": await serve(proxied_url, **near),
+        "address's limit": await serve(proxied_url, limit_ip="1/3600"),
+    }
+    return World(apis, jobs, database_proxy)
 
 
 Provoking = Callable[[World, Operation, pytest.MonkeyPatch], Awaitable[list[Reply]]]

@@ -10,7 +10,7 @@ import pytest
 from shared.errors import RedriveError
 from shared.jobs import WHOLE_AT_ONCE, Jobs
 from shared.models import MAX_LISTED_ERROR, Job, JobKey
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.jobs import JobMaker, MadeJob
 from tests.tokens import token
 
@@ -124,7 +124,7 @@ async def test_the_payload_has_a_scope_of_its_own(api: Api, jobs: JobMaker) -> N
 
 
 async def test_no_query_reads_more_than_one_payload(
-    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+    database_url: str, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
     read_at_once: list[tuple[int, bool]] = []
     load = Jobs._find_with_payload
@@ -137,8 +137,8 @@ async def test_no_query_reads_more_than_one_payload(
 
     monkeypatch.setattr(Jobs, "_find_with_payload", counted)
     made = await jobs.make(50, status="pending", attempts=0)
-    async with serving(database_url) as api:
-        answers = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}?include=payload") for job in made))
+    api = await serve(database_url)
+    answers = await asyncio.gather(*(api.get(f"/api/jobs/{job.id}?include=payload") for job in made))
 
     assert {answer.status for answer in answers} == {200}
     assert sum(keys for keys, whole in read_at_once if whole) == 50
@@ -316,10 +316,10 @@ async def test_times_that_no_calendar_holds_are_the_nearest_that_one_does(api: A
     assert answer.headers["Retry-After"] == "300"
 
 
-async def test_reading_goes_to_the_replica_where_there_is_one(database_url: str, jobs: JobMaker) -> None:
+async def test_reading_goes_to_the_replica_where_there_is_one(database_url: str, jobs: JobMaker, serve: Serve) -> None:
     job = await jobs.failed()
     nowhere = "postgresql://postgres@127.0.0.1:9/none"
 
-    async with serving(nowhere, database_read_url=database_url) as api:
-        assert (await api.get(f"/api/jobs/{job.id}")).status == 200
-        assert (await api.post(f"/api/jobs/{job.id}/retry")).status == 503
+    api = await serve(nowhere, database_read_url=database_url)
+    assert (await api.get(f"/api/jobs/{job.id}")).status == 200
+    assert (await api.post(f"/api/jobs/{job.id}/retry")).status == 503

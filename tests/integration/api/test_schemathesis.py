@@ -7,7 +7,6 @@ for more of each than the few of `make test`. The same requests every time, but 
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from copy import deepcopy
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker
 from tests.openapi import DOCUMENT, OPERATIONS, Operation, check_problem
@@ -42,10 +41,9 @@ CHECKS: Final = [
 
 
 @module_fixture
-async def impatient(database_url: str) -> AsyncIterator[Api]:
+async def impatient(database_url: str, serve: Serve) -> Api:
     """An api without waiting: `Prefer: wait=60` is a request like any other."""
-    async with serving(database_url, max_waiters=0) as running:
-        yield running
+    return await serve(database_url, max_waiters=0)
 
 
 async def id_of(operation: Operation, api: Api, jobs: JobMaker, project_id: str, bearer: str) -> str:

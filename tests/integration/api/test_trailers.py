@@ -8,8 +8,10 @@ from typing import Final
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from aiohttp.test_utils import RawTestServer
+from pytest_aiohttp import AiohttpClient
 
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker, MadeJob
 from tests.servers.reusing import REUSING, Reusing, message_of
@@ -26,7 +28,7 @@ CHUNKS: Final = b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX-Request-Id
 NEXT: Final = f"GET {NOWHERE} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
 
 
-async def test_aiohttp_has_not_mended_it_yet() -> None:
+async def test_aiohttp_has_not_mended_it_yet(module_client: AiohttpClient) -> None:
     """Once this fails, shared/trailers.py and the close that it brings can go, with what the contract says."""
     seen: list[str | None] = []
 
@@ -35,13 +37,13 @@ async def test_aiohttp_has_not_mended_it_yet() -> None:
         seen.append(request.headers.get("X-Request-Id"))
         return web.Response()
 
-    server = await asyncio.get_running_loop().create_server(web.Server(handle, access_log=None), "127.0.0.1", 0)
-    async with server:
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n" + CHUNKS + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        for _ in range(2):
-            await message_of(reader)
-        writer.close()
+    server = RawTestServer(handle)
+    await module_client(server)
+    reader, writer = await asyncio.open_connection(server.host, server.port)
+    writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n" + CHUNKS + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    for _ in range(2):
+        await message_of(reader)
+    writer.close()
 
     assert seen == [None, "leaked"], "aiohttp keeps trailers apart now: remove shared/trailers.py"
 
@@ -131,13 +133,13 @@ async def test_a_body_that_is_not_read_ends_its_connection_too(
     assert b"leaked" not in answer
 
 
-async def test_over_a_limit_chunks_end_their_connection_too(database_url: str) -> None:
-    async with serving(database_url, limit_ip="1/3600") as api:
-        await api.get("/nowhere")
-        answers = [
-            await answers_on(api, with_trailer(NOWHERE, "X-Request-Id", bearer=ALICE, method=method) + NEXT)
-            for method in ("GET", "POST")
-        ]
+async def test_over_a_limit_chunks_end_their_connection_too(database_url: str, serve: Serve) -> None:
+    api = await serve(database_url, limit_ip="1/3600")
+    await api.get("/nowhere")
+    answers = [
+        await answers_on(api, with_trailer(NOWHERE, "X-Request-Id", bearer=ALICE, method=method) + NEXT)
+        for method in ("GET", "POST")
+    ]
 
     assert [[Reply.parsed(each).status for each in answer] for answer in answers] == [[429], [429]]
 
@@ -180,13 +182,11 @@ async def done(jobs: JobMaker) -> MadeJob:
 
 
 @pytest_asyncio.fixture(params=REUSING.values(), ids=REUSING.keys(), scope="module", loop_scope="module")
-async def shared_port(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[int]:
+async def shared_port(request: pytest.FixtureRequest, database_url: str, serve: Serve) -> AsyncIterator[int]:
     """A proxy before an api that trusts it."""
     start: Reusing = request.param
-    async with (
-        serving(database_url, trusted_proxies="127.0.0.1", keepalive_timeout=75) as behind,
-        start(behind.port) as port,
-    ):
+    behind = await serve(database_url, trusted_proxies="127.0.0.1", keepalive_timeout=75)
+    async with start(behind.port) as port:
         yield port
 
 

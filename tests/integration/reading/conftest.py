@@ -3,19 +3,18 @@
 from collections.abc import AsyncIterator
 
 from shared.database import Database
-from tests.api_server import Api, serving
-from tests.integration.api.conftest import database_url, jobs, module_fixture
+from tests.api_server import Api, Serve
+from tests.integration.api.conftest import database_url, jobs, module_fixture, serve
 from tests.ledger import Ledger
 
-__all__ = ["api", "database", "database_url", "jobs", "ledger"]
+__all__ = ["api", "database", "database_url", "jobs", "ledger", "serve"]
 
 TICK_S = 0.05
 
 
 @module_fixture
-async def api(database_url: str) -> AsyncIterator[Api]:
-    async with serving(database_url, watch_interval=TICK_S) as running:
-        yield running
+async def api(database_url: str, serve: Serve) -> Api:
+    return await serve(database_url, watch_interval=TICK_S)
 
 
 @module_fixture

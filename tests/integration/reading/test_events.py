@@ -19,7 +19,7 @@ from api.watch import StatusWatch
 from shared.errors import DatabaseUnavailable, JobNotFound
 from shared.jobs import Jobs
 from shared.models import Job
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.ledger import Ledger
@@ -83,8 +83,7 @@ def path_of(job: MadeJob) -> str:
 @asynccontextmanager
 async def stream_of(running: Api, job: MadeJob, *, bearer: str | None = None) -> AsyncIterator[Stream]:
     headers = {"Authorization": f"Bearer {bearer or token()}"}
-    url = f"http://127.0.0.1:{running.port}{path_of(job)}"
-    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
+    async with running.client.get(path_of(job), headers=headers) as answer:
         yield Stream(answer)
 
 
@@ -209,9 +208,10 @@ async def test_a_stream_ends_when_its_token_does(api: Api, jobs: JobMaker) -> No
     assert -0.1 < time.time() - expires_at < SOON_S
 
 
-async def test_a_stream_ends_when_the_api_stops(database_url: str, jobs: JobMaker) -> None:
+async def test_a_stream_ends_when_the_api_stops(database_url: str, jobs: JobMaker, serve: Serve) -> None:
     job = await jobs.pending()
-    async with serving(database_url) as running, stream_of(running, job) as stream:
+    running = await serve(database_url)
+    async with stream_of(running, job) as stream:
         await stream.news()
         await eventually(lambda: running.counted("redrive_waiters") == 1)
         began = time.monotonic()
@@ -242,9 +242,12 @@ async def test_a_client_that_leaves_its_stream_is_forgotten(api: Api, jobs: JobM
     await eventually(lambda: api.counted("redrive_waiters") == 0)
 
 
-async def test_beyond_the_most_that_may_wait_a_stream_is_one_event(database_url: str, jobs: JobMaker) -> None:
+async def test_beyond_the_most_that_may_wait_a_stream_is_one_event(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     first, second = await jobs.pending(), await jobs.pending()
-    async with serving(database_url, max_waiters=1) as running, stream_of(running, first) as one:
+    running = await serve(database_url, max_waiters=1)
+    async with stream_of(running, first) as one:
         await one.news()
         await eventually(lambda: running.counted("redrive_waiters") == 1)
         async with stream_of(running, second) as two:

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
-import aiohttp
 import msgspec
 import pytest
 
@@ -17,7 +16,7 @@ from shared.errors import JobNotFound, JobUnreadable
 from shared.job_ids import UuidIds
 from shared.jobs import Jobs
 from shared.models import Job, JobKey
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.integration.reading.test_events import Event, Stream, set_status
 from tests.jobs import JobMaker
@@ -32,8 +31,7 @@ IDS = [str(UUID(int=number, version=4)) for number in range(101)]
 @asynccontextmanager
 async def stream_of(running: Api, ids: Sequence[UUID | str], *, bearer: str | None = None) -> AsyncIterator[Stream]:
     headers = {"Authorization": f"Bearer {bearer or token()}"}
-    url = f"http://127.0.0.1:{running.port}/api/jobs/events?ids={','.join(map(str, ids))}"
-    async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as answer:
+    async with running.client.get(f"/api/jobs/events?ids={','.join(map(str, ids))}", headers=headers) as answer:
         yield Stream(answer)
 
 
@@ -115,14 +113,16 @@ async def test_a_job_that_is_deleted_is_gone_and_the_others_go_on(api: Api, jobs
     assert told(last) == ("job", (str(stays.id), "completed"))
 
 
-async def test_a_stream_of_many_has_one_place_and_gives_it_back(database_url: str, jobs: JobMaker) -> None:
+async def test_a_stream_of_many_has_one_place_and_gives_it_back(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     made = [await jobs.pending() for _ in range(5)]
-    async with serving(database_url, max_waiters=1, watch_interval=0.05) as running:
-        async with stream_of(running, [job.id for job in made]) as stream:
-            begin = [await stream.news() for _ in made]
-            async with stream_of(running, [job.id for job in made]) as refused:
-                events = await rest_of(refused)
-        await eventually(lambda: running.counted("redrive_waiters") == 0)
+    running = await serve(database_url, max_waiters=1, watch_interval=0.05)
+    async with stream_of(running, [job.id for job in made]) as stream:
+        begin = [await stream.news() for _ in made]
+        async with stream_of(running, [job.id for job in made]) as refused:
+            events = await rest_of(refused)
+    await eventually(lambda: running.counted("redrive_waiters") == 0)
 
     assert "retry" not in begin[0].fields
     assert events[0].fields["retry"] == "10000"
@@ -143,10 +143,13 @@ async def test_a_silent_stream_of_many_is_kept_alive(api: Api, jobs: JobMaker, m
     assert told(event) == ("job", (str(made[0].id), "completed"))
 
 
-async def test_a_stream_of_many_takes_as_many_tasks_as_a_stream_of_one(database_url: str, jobs: JobMaker) -> None:
+async def test_a_stream_of_many_takes_as_many_tasks_as_a_stream_of_one(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     made = await jobs.make(52, status="pending")
     tasks: list[int] = []
-    async with serving(database_url) as running, AsyncExitStack() as streams:
+    running = await serve(database_url)
+    async with AsyncExitStack() as streams:
         watched = 0
         for some in (made[:1], made[1:2], made[2:]):
             stream = await streams.enter_async_context(stream_of(running, [job.id for job in some]))
@@ -211,9 +214,10 @@ async def test_a_job_that_was_read_whole_at_its_end_is_not_sent_again(
     assert [told(event) for event in events] == [("job", (str(job.id), "completed"))]
 
 
-async def test_a_stream_of_many_ends_when_the_api_stops(database_url: str, jobs: JobMaker) -> None:
+async def test_a_stream_of_many_ends_when_the_api_stops(database_url: str, jobs: JobMaker, serve: Serve) -> None:
     job = await jobs.pending()
-    async with serving(database_url, watch_interval=0.05) as running, stream_of(running, [job.id]) as stream:
+    running = await serve(database_url, watch_interval=0.05)
+    async with stream_of(running, [job.id]) as stream:
         await stream.news()
         await running.parts.app.shutdown()
         assert await stream.next() is None
@@ -317,13 +321,15 @@ async def test_a_claim_of_jobs_that_is_none_is_a_bad_token(api: Api, claim: obje
     assert (await api.get("/api/me", token=token(jobs=claim))).code == "invalid-token"
 
 
-async def test_what_a_narrowed_token_reads_is_charged_to_its_holder(database_url: str, jobs: JobMaker) -> None:
+async def test_what_a_narrowed_token_reads_is_charged_to_its_holder(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     job = await jobs.completed()
-    async with serving(database_url, limit_read="2/3600") as running:
-        narrowed = [token(sub=sub, jobs=[str(job.id)]) for sub in ("ann", "bob")]
-        path = f"/api/jobs/{job.id}"
-        answers = [(await running.get(path, token=bearer)).status for bearer in narrowed for _ in range(3)]
-        of_project = [(await running.get(path)).status for _ in range(3)]
+    running = await serve(database_url, limit_read="2/3600")
+    narrowed = [token(sub=sub, jobs=[str(job.id)]) for sub in ("ann", "bob")]
+    path = f"/api/jobs/{job.id}"
+    answers = [(await running.get(path, token=bearer)).status for bearer in narrowed for _ in range(3)]
+    of_project = [(await running.get(path)).status for _ in range(3)]
 
     assert answers == [200, 200, 429, 200, 200, 429]
     assert of_project == [200, 200, 429]

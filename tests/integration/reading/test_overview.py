@@ -10,7 +10,7 @@ import pytest
 from shared import overview
 from shared.database import Database, Row
 from shared.errors import StatementTimeout
-from tests.api_server import NO_TOKEN, Api, serving
+from tests.api_server import NO_TOKEN, Api, Serve
 from tests.jobs import JobMaker
 from tests.openapi import DOCUMENT
 from tests.statements import NAMES, statements_sent
@@ -121,11 +121,11 @@ async def test_a_count_that_fails_is_not_kept(api: Api, jobs: JobMaker, monkeypa
     assert (await api.get("/api/failures", token=own)).data[0]["jobs"] == 2
 
 
-async def test_what_is_counted_is_charged_as_five_reads(database_url: str) -> None:
-    async with serving(database_url, limit_read="12/3600") as api:
-        left = [(await api.get(path)).headers["RateLimit"] for path in ("/api/jobs/stats", "/api/jobs/types")]
-        refused = [await api.get(path) for path in ("/api/jobs/series", "/api/failures", "/api/jobs/stats")]
-        single = await api.get("/api/me")
+async def test_what_is_counted_is_charged_as_five_reads(database_url: str, serve: Serve) -> None:
+    api = await serve(database_url, limit_read="12/3600")
+    left = [(await api.get(path)).headers["RateLimit"] for path in ("/api/jobs/stats", "/api/jobs/types")]
+    refused = [await api.get(path) for path in ("/api/jobs/series", "/api/failures", "/api/jobs/stats")]
+    single = await api.get("/api/me")
 
     assert [each.split(";")[1] for each in left] == ["r=7", "r=2"]
     assert {each.code for each in refused} == {"rate-limited"}

@@ -6,7 +6,7 @@ import pytest
 
 from api.serving import readiness
 from shared.ops import Status
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker, MadeJob
 from tests.servers.postgres import Postgres
@@ -30,9 +30,8 @@ async def replica(replica_url: str) -> AsyncIterator[JobMaker]:
 
 
 @module_fixture
-async def api(database_url: str, replica_url: str) -> AsyncIterator[Api]:
-    async with serving(database_url, database_read_url=replica_url, watch_interval=0.05) as running:
-        yield running
+async def api(database_url: str, replica_url: str, serve: Serve) -> Api:
+    return await serve(database_url, database_read_url=replica_url, watch_interval=0.05)
 
 
 async def test_what_is_read_comes_from_the_replica(api: Api, jobs: JobMaker, replica: JobMaker) -> None:
@@ -101,12 +100,9 @@ async def test_what_is_decided_is_decided_on_the_primary(api: Api, jobs: JobMake
 
 
 @pytest.mark.parametrize("away", ["database", "replica"])
-async def test_an_api_is_ready_while_both_answer(database_url: str, replica_url: str, away: str) -> None:
-    async with (
-        Proxy.to(database_url) as database,
-        Proxy.to(replica_url) as replica,
-        serving(database.url_of(database_url), database_read_url=replica.url_of(replica_url)) as running,
-    ):
+async def test_an_api_is_ready_while_both_answer(database_url: str, replica_url: str, away: str, serve: Serve) -> None:
+    async with Proxy.to(database_url) as database, Proxy.to(replica_url) as replica:
+        running = await serve(database.url_of(database_url), database_read_url=replica.url_of(replica_url))
         before = await readiness(running.parts)
         lost = {"database": database, "replica": replica}[away]
         await lost.refuse()
@@ -120,6 +116,6 @@ async def test_an_api_is_ready_while_both_answer(database_url: str, replica_url:
     assert [each.status for each in (before, meanwhile, after)] == [Status.OK, Status.UNAVAILABLE, Status.OK]
 
 
-async def test_without_a_replica_there_is_no_check_of_one(database_url: str) -> None:
-    async with serving(database_url) as running:
-        assert (await readiness(running.parts)).checks == {"database": Status.OK}
+async def test_without_a_replica_there_is_no_check_of_one(database_url: str, serve: Serve) -> None:
+    running = await serve(database_url)
+    assert (await readiness(running.parts)).checks == {"database": Status.OK}

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from api.serving import run
 from shared.settings import ApiSettings, read
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.ledger import Ledger
@@ -203,18 +203,20 @@ async def test_a_wish_that_makes_no_sense_is_ignored(api: Api, jobs: JobMaker, h
     assert (answer.status, answer.headers.get("Preference-Applied")) == (200, None)
 
 
-async def test_beyond_the_most_that_may_wait_the_answer_is_immediate(database_url: str, jobs: JobMaker) -> None:
+async def test_beyond_the_most_that_may_wait_the_answer_is_immediate(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     first, second = await jobs.pending(), await jobs.pending()
-    async with serving(database_url, max_waiters=1, watch_interval=0.05) as api:
-        known = (await api.get(path_of(second))).headers["ETag"]
-        async with waiting(api, path_of(first)):
-            async with asyncio.timeout(SOON_S):
-                answers = [await waited_for(api, path_of(second)), await waited_for(api, path_of(second), known=known)]
-            await complete(jobs, first)
-        assert [answer.status for answer in answers] == [200, 304]
-        assert all("Preference-Applied" not in answer.headers for answer in answers)
-        async with waiting(api, path_of(second)):  # there is room again
-            await complete(jobs, second)
+    api = await serve(database_url, max_waiters=1, watch_interval=0.05)
+    known = (await api.get(path_of(second))).headers["ETag"]
+    async with waiting(api, path_of(first)):
+        async with asyncio.timeout(SOON_S):
+            answers = [await waited_for(api, path_of(second)), await waited_for(api, path_of(second), known=known)]
+        await complete(jobs, first)
+    assert [answer.status for answer in answers] == [200, 304]
+    assert all("Preference-Applied" not in answer.headers for answer in answers)
+    async with waiting(api, path_of(second)):  # there is room again
+        await complete(jobs, second)
 
 
 async def test_waiting_ends_when_the_token_does(api: Api, jobs: JobMaker) -> None:
@@ -271,21 +273,21 @@ async def test_a_job_that_is_given_to_another_project_is_gone(api: Api, jobs: Jo
 
 
 async def test_a_change_is_heard_though_a_client_that_knows_it_begins_to_wait(
-    database_url: str, jobs: JobMaker
+    database_url: str, jobs: JobMaker, serve: Serve
 ) -> None:
     job = await jobs.pending()
-    async with serving(database_url, watch_interval=1) as api:
-        old = (await api.get(path_of(job))).headers["ETag"]
-        async with waiting(api, path_of(job), known=old) as answer:
-            await run_job(jobs, job)
-            new = (await api.get(path_of(job))).headers["ETag"]
-            async with waiting(api, path_of(job), known=new, others=1) as late:
-                async with asyncio.timeout(SOON_S):
-                    assert (await answer).headers["ETag"] == new
-                assert not late.done()
-                await complete(jobs, job)
+    api = await serve(database_url, watch_interval=1)
+    old = (await api.get(path_of(job))).headers["ETag"]
+    async with waiting(api, path_of(job), known=old) as answer:
+        await run_job(jobs, job)
+        new = (await api.get(path_of(job))).headers["ETag"]
+        async with waiting(api, path_of(job), known=new, others=1) as late:
+            async with asyncio.timeout(SOON_S):
+                assert (await answer).headers["ETag"] == new
+            assert not late.done()
+            await complete(jobs, job)
 
-        assert late.result().data["status"] == "completed"
+    assert late.result().data["status"] == "completed"
 
 
 async def test_all_who_wait_for_a_job_hear_of_its_change(api: Api, jobs: JobMaker) -> None:
@@ -332,25 +334,27 @@ async def test_who_waits_when_the_api_is_told_to_stop_is_answered_at_once(databa
     assert answered_after_s <= stopped_after_s < SOON_S
 
 
-async def test_no_client_waits_at_an_api_that_is_stopping(database_url: str, jobs: JobMaker) -> None:
+async def test_no_client_waits_at_an_api_that_is_stopping(database_url: str, jobs: JobMaker, serve: Serve) -> None:
     job = await jobs.pending()
-    async with serving(database_url) as api:
-        api.parts.watches.close()
-        async with asyncio.timeout(SOON_S):
-            assert (await waited_for(api, path_of(job))).status == 200
+    api = await serve(database_url)
+    api.parts.watches.close()
+    async with asyncio.timeout(SOON_S):
+        assert (await waited_for(api, path_of(job))).status == 200
 
 
-async def test_a_database_that_is_away_for_a_moment_does_not_end_the_waiting(database_url: str, jobs: JobMaker) -> None:
+async def test_a_database_that_is_away_for_a_moment_does_not_end_the_waiting(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     job = await jobs.pending()
-    async with serving(database_url, watch_interval=0.05, db_timeout=0.3) as api:
-        async with waiting(api, path_of(job)) as answer:
-            async with jobs.locked():
-                await eventually(jobs.lock_is_waited_for, what="a look is stuck")
-                with pytest.raises(TimeoutError):
-                    async with asyncio.timeout(1):
-                        await asyncio.shield(answer)
-            await complete(jobs, job)
-        assert answer.result().data["status"] == "completed"
+    api = await serve(database_url, watch_interval=0.05, db_timeout=0.3)
+    async with waiting(api, path_of(job)) as answer:
+        async with jobs.locked():
+            await eventually(jobs.lock_is_waited_for, what="a look is stuck")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await asyncio.shield(answer)
+        await complete(jobs, job)
+    assert answer.result().data["status"] == "completed"
 
 
 async def test_who_has_just_connected_when_the_api_stops_listening_is_heard_out(database_url: str) -> None:

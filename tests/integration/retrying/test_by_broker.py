@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.acceptance.programs import Deployment
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.eventually import eventually
 from tests.integration.api.conftest import module_fixture
 from tests.integration.retrying.operators import done_with, operator, path_of
@@ -39,25 +39,25 @@ async def queues(amqp_url: str) -> AsyncIterator[Queues]:
 
 
 async def test_a_message_for_a_request_that_was_taken_back_does_nothing(
-    database_url: str, amqp_url: str, queues: Queues, jobs: JobMaker
+    database_url: str, amqp_url: str, queues: Queues, jobs: JobMaker, serve: Serve
 ) -> None:
     kept, taken_back = await jobs.many_failed(2)
-    async with serving(database_url, amqp_url=amqp_url) as api:
-        accepted = [await api.post(path_of(job)) for job in (taken_back, kept)]
+    api = await serve(database_url, amqp_url=amqp_url)
+    accepted = [await api.post(path_of(job)) for job in (taken_back, kept)]
 
-        async def both_wait() -> bool:
-            return await queues.waiting() == 2
+    async def both_wait() -> bool:
+        return await queues.waiting() == 2
 
-        await eventually(both_wait, within_s=20)
-        assert (await api.call("DELETE", accepted[0].headers["Location"])).status == 200
-        async with a_worker(database_url, amqp_url):
+    await eventually(both_wait, within_s=20)
+    assert (await api.call("DELETE", accepted[0].headers["Location"])).status == 200
+    async with a_worker(database_url, amqp_url):
 
-            async def other_is_applied() -> bool:
-                return bool((await done_with(api, accepted[1]))["done"])
+        async def other_is_applied() -> bool:
+            return bool((await done_with(api, accepted[1]))["done"])
 
-            await eventually(queues.drained)
-            await eventually(other_is_applied)
-        states = [(await done_with(api, answer))["state"] for answer in accepted]
+        await eventually(queues.drained)
+        await eventually(other_is_applied)
+    states = [(await done_with(api, answer))["state"] for answer in accepted]
 
     assert states == ["cancelled", "applied"]
     assert await jobs.effects([taken_back, kept]) == [0, 1]

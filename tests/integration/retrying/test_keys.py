@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.api_server import Api, Reply, serving
+from tests.api_server import Api, Reply, Serve
 from tests.integration.retrying.operators import bulk, operator, path_of, rows_for, settle
 from tests.jobs import JobMaker
 from tests.ledger import Ledger
@@ -62,17 +62,17 @@ async def test_many_keys_for_one_job_at_once_are_one_row(api: Api, jobs: JobMake
     assert await rows_for(jobs, job) == 1
 
 
-async def test_two_servers_at_once_claim_a_key_once(api: Api, jobs: JobMaker, database_url: str) -> None:
+async def test_two_servers_at_once_claim_a_key_once(api: Api, jobs: JobMaker, database_url: str, serve: Serve) -> None:
     made = await jobs.many_failed(10)
-    async with serving(database_url) as other:
+    other = await serve(database_url)
 
-        async def ask(number: int) -> Reply:
-            job = made[number % 10]
-            return await (api, other)[number // 10 % 2].post(
-                path_of(job), {"reason": "r"}, headers={"Idempotency-Key": f"two-servers-{job.id}"}
-            )
+    async def ask(number: int) -> Reply:
+        job = made[number % 10]
+        return await (api, other)[number // 10 % 2].post(
+            path_of(job), {"reason": "r"}, headers={"Idempotency-Key": f"two-servers-{job.id}"}
+        )
 
-        answers = await asyncio.gather(*map(ask, range(80)))
+    answers = await asyncio.gather(*map(ask, range(80)))
 
     assert {answer.status for answer in answers} == {202}
     for number in range(10):

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from api.auth import MAX_ACTOR
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.integration.retrying.operators import RETRY_FIELDS, bulk, done_with, operator, path_of, rows_for, settle
 from tests.jobs import JobMaker
 from tests.ledger import Ledger
@@ -291,22 +291,24 @@ async def test_a_walk_through_a_job_s_trail_sees_each_request_once(api: Api, job
     assert seen == asked[::-1]
 
 
-async def test_a_read_only_deployment_answers_and_changes_nothing(api: Api, database_url: str, jobs: JobMaker) -> None:
+async def test_a_read_only_deployment_answers_and_changes_nothing(
+    api: Api, database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
     job, other = await jobs.many_failed(2)
     accepted = await api.post(path_of(job))
-    async with serving(database_url, read_only=True) as read_only:
-        for answer in (
-            await read_only.post(path_of(other)),
-            await read_only.post(f"{path_of(other)}?dry_run=true"),
-            await read_only.call("DELETE", accepted.headers["Location"]),
-            await bulk(read_only, {"ids": [str(other.id)]}),
-            await bulk(read_only, {"filter": {}, "max": 1, "reason": "r"}),
-            await read_only.post("/api/jobs/not-an-id/retry"),
-        ):
-            assert (answer.status, answer.code) == (403, "read-only")
-        assert (await read_only.get(f"/api/jobs/{job.id}")).status == 200
-        assert (await done_with(read_only, accepted))["state"] == "queued"
-        assert (await read_only.get("/api/retries")).status == 200
+    read_only = await serve(database_url, read_only=True)
+    for answer in (
+        await read_only.post(path_of(other)),
+        await read_only.post(f"{path_of(other)}?dry_run=true"),
+        await read_only.call("DELETE", accepted.headers["Location"]),
+        await bulk(read_only, {"ids": [str(other.id)]}),
+        await bulk(read_only, {"filter": {}, "max": 1, "reason": "r"}),
+        await read_only.post("/api/jobs/not-an-id/retry"),
+    ):
+        assert (answer.status, answer.code) == (403, "read-only")
+    assert (await read_only.get(f"/api/jobs/{job.id}")).status == 200
+    assert (await done_with(read_only, accepted))["state"] == "queued"
+    assert (await read_only.get("/api/retries")).status == 200
     assert await rows_for(jobs, other) == 0
 
 
