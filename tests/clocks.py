@@ -2,7 +2,7 @@
 
 
 class Clock:
-    """The event loop's time, for whoever asks the running loop for it."""
+    """The event loop's time, for all that ask the running loop for it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

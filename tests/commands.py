@@ -28,7 +28,7 @@ class Done:
 
 
 async def commanded(*args: str, **settings: str) -> Done:
-    """Run a command with exactly these settings, nobody at the keyboard."""
+    """Run a command with exactly these settings, without a terminal."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REDRIVE_")}
     process = await asyncio.create_subprocess_exec(
         str(COMMAND),

@@ -224,7 +224,7 @@ class JobMaker:
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
-        """Let nobody else read or write the jobs table, as a migration of its owner's may."""
+        """Let no other session read or write the jobs table, as a migration of its owner's may."""
         connection = await asyncpg.connect(self._database_url)
         try:
             await connection.execute("BEGIN; LOCK TABLE control_plane.jobs")

@@ -22,8 +22,8 @@ class Log:
     lines: list[EventDict] = field(default_factory=list)
 
     @contextmanager
-    def kept(self) -> Iterator["Log"]:
-        """Keep what is logged while the block runs; it is printed all the same, for whoever reads of a failure."""
+    def recording(self) -> Iterator["Log"]:
+        """Keep what is logged while the block runs; it is printed all the same, for the report of a failure."""
         processors = structlog.get_config()["processors"]  # the very list that every logger goes by
         processors.insert(0, self._keep)
         try:

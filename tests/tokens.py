@@ -1,4 +1,4 @@
-"""Bearer tokens for tests: good ones, and those that somebody forges by hand."""
+"""Bearer tokens for tests: good ones, and those that are forged by hand."""
 
 import hashlib
 import hmac

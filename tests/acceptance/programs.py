@@ -82,7 +82,7 @@ class Program:
             raise
 
     async def readiness(self) -> int:
-        """The status of `/readyz`; 0 while nobody listens."""
+        """The status of `/readyz`; 0 while no program listens."""
         try:
             async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
                 return answer.status
@@ -178,7 +178,7 @@ class Deployment:
             return answer.status
 
     async def retry_all(self, job_ids: "list[object]", *, at_once: int = 20) -> Answers:
-        """Ask for all of them, so many at a time; whoever is told that the connection ends asks no more."""
+        """Ask for all of them, so many at a time; a client whose connection ends sends no more."""
         answers, left = Answers(), iter(job_ids)
 
         async def ask() -> None:

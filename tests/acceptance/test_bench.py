@@ -19,7 +19,7 @@ LEFT_OUT = ["celery", "fastapi", "wrk"]
 
 
 async def run_bench(*arguments: str) -> str:
-    """Run it as somebody does who types it; answers what it says on both outputs. Nothing of it stays behind."""
+    """Run it as typed at a terminal; return what it says on both outputs. Nothing of it stays behind."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "bench", *arguments),
         cwd=ROOT,
@@ -45,7 +45,7 @@ async def test_its_short_form_fills_in_every_figure(tmp_path: Path) -> None:
     assert set(results.runs) == {"reading", "waiting", "growth", "retrying", "memory"}
     assert all(run.smoke and run.without == LEFT_OUT for run in results.runs.values())
     every_request_was_answered_well(results)
-    everybody_took_part(results)
+    all_took_part(results)
     left_out = [target.what for target in targets_of(results) if target.measured is None]
     assert len(left_out) == 3  # FastAPI's two, and Celery's
 
@@ -68,7 +68,7 @@ def every_request_was_answered_well(results: Results) -> None:
         assert (waits.not_accepted, waits.not_applied) == (0, 0)
 
 
-def everybody_took_part(results: Results) -> None:
+def all_took_part(results: Results) -> None:
     assert results.reading is not None
     assert results.retrying is not None
     assert results.growth is not None

@@ -29,7 +29,7 @@ async def users(empty_database_url: str) -> AsyncIterator[Users]:
 
 @pytest.fixture
 async def on_broker(amqp_url: str, rabbitmq: Rabbitmq) -> AsyncIterator[BrokerUsers]:
-    """The users of a virtual host; where tests cannot make any, whoever the tests' own URL names."""
+    """The users of a virtual host; where tests cannot make any, the user of the tests' own URL."""
     if rabbitmq.management_url is None:
         yield BrokerUsers(amqp_url, amqp_url)
         return
@@ -158,7 +158,7 @@ async def _unready(program: Program) -> bool:
     return await program.readiness() == 503
 
 
-async def test_stopping_under_load_cuts_nobody_off_and_loses_nothing(
+async def test_stopping_under_load_cuts_no_client_off_and_loses_nothing(
     users: Users, on_broker: BrokerUsers, jobs: JobMaker
 ) -> None:
     made = await jobs.many_failed(3000)

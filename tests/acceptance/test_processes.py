@@ -17,7 +17,7 @@ from tests.tokens import SECRET, token
 
 
 class Several:
-    """Two api processes, and whoever looks after them."""
+    """Two api processes, and what supervises them."""
 
     def __init__(self, program: Program, port: int) -> None:
         self.program = program

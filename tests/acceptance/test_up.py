@@ -1,4 +1,4 @@
-"""`redrive up`: the whole on one machine, as somebody who has just installed it meets it."""
+"""`redrive up`: the whole on one machine, just installed."""
 
 import asyncio
 import importlib.util

@@ -19,8 +19,8 @@ from tests.servers.rabbitmq import Rabbitmq
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[Log]:
     """What is logged while the test runs."""
-    with Log(caplog).kept() as kept:
-        yield kept
+    with Log(caplog).recording() as recorded:
+        yield recorded
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ async def api(database_url: str, proxy: Proxy, serve: Serve) -> Api:
 
 @asynccontextmanager
 async def locked(jobs: JobMaker, table: str, mode: str = "ACCESS EXCLUSIVE") -> AsyncIterator[None]:
-    """A table that somebody else holds."""
+    """A table that another session has locked."""
     async with jobs.pool.acquire() as connection, connection.transaction():
         await connection.execute(f"LOCK TABLE {table} IN {mode} MODE")
         yield

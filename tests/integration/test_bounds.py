@@ -137,7 +137,7 @@ async def test_the_tag_of_a_payload_is_a_hash_of_it_and_what_the_client_has_is_n
     assert retried.status == 202
 
 
-async def test_whoever_waits_holds_neither_the_payload_nor_a_long_error(
+async def test_a_wait_holds_neither_the_payload_nor_a_long_error(
     database_url: str, jobs: JobMaker, serve: Serve
 ) -> None:
     (job,) = await jobs.make(1, status="running", last_error="e" * 100_000, payload=json.dumps({"n": "x" * 100_000}))

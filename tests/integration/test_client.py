@@ -83,9 +83,9 @@ async def test_refusals_are_told_apart(redrive: Redrive, api: Api, jobs: JobMake
     with pytest.raises(Conflict) as caught:
         await redrive.retry(exhausted.id)
     assert caught.value.code == "attempts-exhausted"
-    for nobodys in (foreign.id, uuid.uuid4()):
+    for unknown in (foreign.id, uuid.uuid4()):
         with pytest.raises(NotFound):
-            await redrive.get(nobodys)
+            await redrive.get(unknown)
     with pytest.raises(BadRequest):
         await redrive.get("not-an-id")
     with pytest.raises(InvalidBody) as invalid:

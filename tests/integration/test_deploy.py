@@ -112,7 +112,7 @@ _NEW_KEY = (
 )
 
 # What none of the programs may do, whatever is sent to it.
-_NOBODY = [
+_NO_ROLE_MAY = [
     _NEW_JOB,
     *(f"UPDATE control_plane.jobs SET {name} = {value}" for name, value in _OWNERS_ALONE.items()),
     "DELETE FROM control_plane.jobs",
@@ -185,12 +185,12 @@ _WORKER = {
 
 async def test_the_api_may_do_what_it_needs_and_nothing_else(users: Users) -> None:
     assert await allowed(users.api, _API["may"]) == {}
-    assert await denied(users.api, _NOBODY + _API["may not"]) == {}
+    assert await denied(users.api, _NO_ROLE_MAY + _API["may not"]) == {}
 
 
 async def test_the_worker_may_do_what_it_needs_and_nothing_else(users: Users) -> None:
     assert await allowed(users.worker, _WORKER["may"]) == {}
-    assert await denied(users.worker, _NOBODY + _WORKER["may not"]) == {}
+    assert await denied(users.worker, _NO_ROLE_MAY + _WORKER["may not"]) == {}
 
 
 async def test_the_owner_of_the_database_is_no_superuser(users: Users) -> None:
@@ -248,7 +248,7 @@ RESET ROLE;
 """
 
 
-async def test_beside_a_table_of_somebody_else_the_documented_grants_are_enough(
+async def test_beside_a_table_of_another_owner_the_documented_grants_are_enough(
     empty_database_url: str, logins: Logins, serve: Serve
 ) -> None:
     users = logins.urls(empty_database_url)
@@ -332,7 +332,7 @@ async def test_the_definitions_and_the_programs_declare_the_same(amqp_url: str, 
 
 
 @pytest.mark.parametrize("user", ["api", "worker"])
-async def test_nobody_may_declare_delete_or_bind(broker: BrokerUsers, user: str) -> None:
+async def test_no_program_may_declare_delete_or_bind(broker: BrokerUsers, user: str) -> None:
     async def refused(attempt: Any) -> bool:  # noqa: ANN401 - a coroutine function of a channel
         connection = await aio_pika.connect(getattr(broker, user), timeout=60)
         async with connection:

@@ -169,7 +169,7 @@ async def test_a_server_that_refuses_is_told_in_its_own_words(pair: Pair) -> Non
     parts = urlsplit(pair.writer)
     told = {
         parts._replace(path="/nowhere").geturl(): 'database "nowhere" does not exist',
-        parts._replace(netloc=f"nobody_here@127.0.0.1:{parts.port}").geturl(): 'role "nobody_here" does not exist',
+        parts._replace(netloc=f"unknown_role@127.0.0.1:{parts.port}").geturl(): 'role "unknown_role" does not exist',
         parts._replace(netloc=f"postgres@127.0.0.1:{free_port()}").geturl(): "connection refused",
         f"{pair.writer}?sslmode=require": "the server does not speak TLS",
     }

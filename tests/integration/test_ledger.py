@@ -337,7 +337,7 @@ async def test_a_lease_ends_and_can_be_given_back_and_a_published_row_stays_publ
 ) -> None:
     await ledger.retries.accept(a_retry_of(await jobs.failed()))
     (first,) = await ledger.outbox.lease(10, lease_s=-1, bulk=False)
-    (second,) = await ledger.outbox.lease(10, lease_s=30, bulk=False)  # the lease is over: whoever held it may be dead
+    (second,) = await ledger.outbox.lease(10, lease_s=30, bulk=False)  # the lease is over: its holder may be dead
     await ledger.outbox.give_back([first.lease])  # too late: it is on another lease by now
     assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
     await ledger.outbox.give_back([second.lease])

@@ -146,7 +146,7 @@ class LedgerMachine(RuleBasedStateMachine):
         key = list(self.keys)[which % len(self.keys)]
         number, first = self.keys[key]
         again = self.ask(number, key)
-        assert first in {None, again}  # None: nobody was told, or the request was refused
+        assert first in {None, again}  # None: no client was told, or the request was refused
         self.keys[key] = (number, again)
 
     @precondition(lambda self: self.acked)

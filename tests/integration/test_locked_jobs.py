@@ -1,4 +1,4 @@
-"""Jobs that somebody keeps locked, as a long transaction of their owner's may: nobody else waits for them."""
+"""Jobs that another session keeps locked, as a long transaction of their owner's may: no other job waits for them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

@@ -1,4 +1,4 @@
-"""Jobs that a trigger of their owner's makes slow to update, slower than a worker waits: nobody else waits for them."""
+"""Jobs that a trigger of their owner's makes slow to update, slower than a worker waits: no other job waits."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence

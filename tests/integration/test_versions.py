@@ -172,7 +172,7 @@ async def test_a_row_that_is_the_same_is_not_hashed_again(api: Api, jobs: JobMak
     tag = await tag_of(api, job)
     async with held(api, f"/api/jobs/{job.id}", tag) as waiting:
         await looks(api, 2)
-        await jobs.pool.execute(  # from now on, whoever calls it is refused
+        await jobs.pool.execute(  # from now on, each call is refused
             """
             CREATE OR REPLACE FUNCTION redrive.job_version(
                 type text, status text, attempts bigint, max_attempts bigint, last_error text, scheduled_at timestamptz,

@@ -35,14 +35,14 @@ MISSING = (
 )
 _TEST_SETTINGS = {"max_connections": "200", "shared_buffers": "64MB", "max_wal_size": "256MB"}
 _DURABLE = {"wal_level": "logical"}
-_THROWAWAY = {"fsync": "off", "full_page_writes": "off"}  # nobody restarts the shared server to look for its data
+_THROWAWAY = {"fsync": "off", "full_page_writes": "off"}  # the shared server is never restarted to look for its data
 
 
 @dataclass(frozen=True, slots=True)
 class Postgres:
     """A server on which tests make databases of their own.
 
-    `url` names a superuser, or at least somebody who may create databases and roles, and a database to connect to
+    `url` names a superuser, or at least a role that may create databases and roles, and a database to connect to
     meanwhile. `template` is the name of the migrated database that others are copied from; see `prepare`.
     """
 
@@ -75,7 +75,7 @@ class Postgres:
 
     @asynccontextmanager
     async def database(self, *, migrated: bool = True, encoding: str | None = None) -> AsyncIterator[str]:
-        """Give a fresh database's URL; drop the database afterwards, whoever is still connected.
+        """Give a fresh database's URL; drop the database afterwards, though sessions are still connected.
 
         One with an `encoding` of its own is empty.
         """

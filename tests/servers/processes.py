@@ -57,7 +57,7 @@ def free_port() -> int:
 
     It lies below the range from which the kernel takes ports of its own choice, so it is still free when a server that
     was stopped for a while wants it back. Each process has a part of that range, by its place among those that run
-    tests: what one has given away and nobody listens on yet, another would take for free.
+    tests: a port that one has given away, on which nothing listens yet, another would take for free.
     """
     while True:
         port = next(_PORTS)
@@ -86,7 +86,7 @@ def make_folder(name: str) -> Path:
     """Make a folder for one server; it is removed when its owner is done, or dead."""
     folder = Path(tempfile.mkdtemp(prefix=f"redrive-{name}-")).resolve()
     reaper().tell("adopt", folder, "folder")
-    folder.chmod(0o711)  # mkdtemp lets nobody else in, the server's account included
+    folder.chmod(0o711)  # mkdtemp lets no other account in, the server's account included
     return folder
 
 

@@ -103,7 +103,7 @@ class Proxy:
 
     def _forget(self, client: socket.socket, link: "asyncio.Task[None]") -> None:
         if not self._links.pop(link):
-            client.close()  # cancelled before anybody had taken it
+            client.close()  # cancelled before any call had taken it
         self._damaged.discard(link)
 
     async def _link(self, client: socket.socket) -> None:

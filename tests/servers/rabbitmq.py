@@ -56,7 +56,7 @@ class Rabbitmq:
 
     @classmethod
     async def at(cls, url: str) -> "Rabbitmq":
-        """Return a broker that somebody else runs, with its management API where the usual port has one."""
+        """Return a broker that these tests do not run, with its management API where the usual port has one."""
         guess = cls(url, f"http://{urlsplit(url).hostname}:15672")
         with suppress(aiohttp.ClientError, AMQPError, OSError):
             async with guess.vhost() as proof:  # what answers there may manage another broker of that host

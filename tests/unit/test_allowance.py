@@ -1,4 +1,4 @@
-"""So much in hand at a time: nobody is starved, and who leaves the line holds nothing."""
+"""So much in hand at a time: no waiter is starved, and one that leaves the line holds nothing."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -53,7 +53,7 @@ async def test_one_that_is_larger_than_all_there_is_is_alone() -> None:
     await asyncio.wait_for(small, 1)
 
 
-async def test_whoever_leaves_the_line_lets_the_next_one_in() -> None:
+async def test_a_waiter_that_leaves_the_line_lets_the_next_one_in() -> None:
     allowance = Allowance(10)
     first, large, small = [await held(allowance, amount) for amount in (5, 8, 5)]
 
@@ -66,7 +66,7 @@ async def test_whoever_leaves_the_line_lets_the_next_one_in() -> None:
 
 
 @pytest.mark.parametrize("turns", range(4))
-async def test_whoever_leaves_as_its_turn_comes_holds_nothing(turns: int) -> None:
+async def test_a_waiter_that_leaves_as_its_turn_comes_holds_nothing(turns: int) -> None:
     allowance = Allowance(10)
     first, second = [await held(allowance, 10) for _ in range(2)]
     await first.result().aclose()

@@ -41,7 +41,7 @@ async def test_a_broker_that_hangs_up_at_once_is_away(monkeypatch: pytest.Monkey
 
     async def too_late(*args: object, **kwargs: object) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer = await connect(*args, **kwargs)  # type: ignore[arg-type]
-        await reader.read()  # the end has come before anybody looked
+        await reader.read()  # the end comes before the first read
         return reader, writer
 
     monkeypatch.setattr(asyncio, "open_connection", too_late)

@@ -39,7 +39,7 @@ from redrive_client import (
 
 JOB_ID = "8386e689-d8b4-4ed4-91aa-7511b7751106"
 RETRY_ID = "01a20749-906d-7433-a393-3683f379119b"
-TOKEN = "a-token-that-nobody-may-see"
+TOKEN = "a-token-that-no-output-may-show"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -345,8 +345,8 @@ async def test_two_retries_have_two_keys_and_a_given_key_is_kept(connect: Connec
 
 
 async def test_a_dry_run_carries_no_key(connect: Connect) -> None:
-    forecast = answer({"data": {"would_retry": False, "blocked_by": "not_failed"}})
-    server, redrive = await connect(forecast)
+    dry_run = answer({"data": {"would_retry": False, "blocked_by": "not_failed"}})
+    server, redrive = await connect(dry_run)
     told = await redrive.retry(JOB_ID, dry_run=True)
 
     assert (told.would_retry, told.blocked_by) == (False, "not_failed")

@@ -1,4 +1,4 @@
-"""Many calls, one load: who is in it, what each gets, and that nobody waits for ever."""
+"""Many calls, one load: who is in it, what each gets, and that no call waits for ever."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ async def test_a_key_that_is_missing_from_the_answer_is_none(loads: Loads) -> No
     assert await asyncio.gather(*calls) == [None, 0]
 
 
-async def test_nobody_gets_an_answer_from_a_load_that_began_before_it_asked(loads: Loads) -> None:
+async def test_no_call_gets_an_answer_from_a_load_that_began_before_it(loads: Loads) -> None:
     coalescer = Coalescer(loads.load)
     early = await many(coalescer, "a")
     await loads.begun(1)
@@ -225,7 +225,7 @@ async def test_the_deadline_counts_the_time_in_line(loads: Loads) -> None:
     assert loop.time() - started_at < 1.9 + late.seconds  # one after the other would be 2
 
 
-async def test_a_line_that_never_ends_makes_nobody_late(loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_line_that_never_ends_makes_no_call_late(loads: Loads, monkeypatch: pytest.MonkeyPatch) -> None:
     loop = asyncio.get_running_loop()
     time, passed_s = loop.time, 0.0
     monkeypatch.setattr(loop, "time", lambda: time() + passed_s)
@@ -250,7 +250,7 @@ async def test_a_line_that_never_ends_makes_nobody_late(loads: Loads, monkeypatc
     st.integers(1, 4),
     st.sampled_from([0.0, 0.0001, 1.0]),
 )
-def test_whoever_asks_whenever_gets_what_was_true_after_asking(
+def test_each_call_gets_what_was_true_after_it_began(
     turns: list[list[int]], max_in_flight: int, max_batch: int, late_s: float
 ) -> None:
     async def run() -> None:

@@ -317,7 +317,7 @@ async def test_the_health_check_believes_a_200_only(path: str, code: int, aiohtt
     assert await health_of(server.port, path) == code
 
 
-async def test_the_health_check_fails_where_nobody_listens() -> None:
+async def test_the_health_check_fails_where_no_program_listens() -> None:
     assert await health_of(free_port(), "/livez") == 1
 
 

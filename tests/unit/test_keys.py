@@ -261,7 +261,7 @@ async def test_a_mistake_of_ours_ends_one_fetch_and_no_other(
     issuer.document = {"keys": [jwk(EC_KEY, kid="a")]}
     await eventually(lambda: keys.find("a"))
     issuer.document = {"keys": [jwk(EC_KEY, kid="b")]}
-    with monkeypatch.context() as patched, Log(caplog).kept() as log:
+    with monkeypatch.context() as patched, Log(caplog).recording() as log:
         patched.setattr(api.keys, "fetch_once", mistaken)
         keys._fetched_at -= JWKS_REFETCH_S
         keys.find("unknown")
@@ -581,7 +581,7 @@ async def test_what_is_wrong_with_the_issuer_is_in_the_log(
     issuer: Issuer, keys: KeySet, caplog: pytest.LogCaptureFixture
 ) -> None:
     issuer.document = {"keys": [{"kty": "oct", "k": "canary"}]}
-    with Log(caplog).kept() as log:
+    with Log(caplog).recording() as log:
         await eventually(lambda: log.lines)
         issuer.document = {"keys": [jwk(EC_KEY), {"kty": "oct", "k": "canary"}]}
         await eventually(lambda: keys.ready)

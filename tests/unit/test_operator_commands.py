@@ -634,7 +634,7 @@ def test_bulk_retries_are_listed_page_after_page(api: Api, redrive: Redrive) -> 
     ]
 
 
-# -- whoever asks, and how
+# -- who asks, and how
 
 
 def test_the_token_comes_from_a_file_as_up_leaves_it_or_bare(api: Api, redrive: Redrive, tmp_path: Path) -> None:
@@ -811,7 +811,7 @@ def test_a_token_file_without_a_token_is_named_with_what_to_type(
         ["prune", "--older-than", "forever"],
     ],
 )
-def test_wrong_usage_is_status_2_and_asks_nobody(api: Api, redrive: Redrive, args: list[str]) -> None:
+def test_wrong_usage_is_status_2_and_sends_no_request(api: Api, redrive: Redrive, args: list[str]) -> None:
     answer = redrive(*args)
     assert answer.status == 2
     assert api.asked == []

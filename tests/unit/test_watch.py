@@ -71,7 +71,7 @@ async def test_a_look_that_fails_is_told_of_once_and_followed_by_another(caplog:
 
     watch = StatusWatch(changed=changed, load=values.load, interval_s=0.01, waiters=Waiters(1))
     values.now = 2
-    with Log(caplog).kept() as log:
+    with Log(caplog).recording() as log:
         held = watch.wait_for_change(1, 1, until=loop.time() + 10, enough=lambda value: value == 2, alive=lambda: True)
         assert await held == 2
 
@@ -121,7 +121,7 @@ async def test_keys_that_cannot_be_looked_at_do_not_keep_the_others_from_their_w
         return await values.changed(seen)
 
     watch = StatusWatch(changed=changed, load=values.load, interval_s=0, waiters=Waiters(1))
-    with Log(caplog).kept() as log, watch.waiter(lambda: True) as waiter:
+    with Log(caplog).recording() as log, watch.waiter(lambda: True) as waiter:
         for key in range(LOOKED_AT_ONCE + 1):
             watch.add(waiter, key, 1)
         news = await watch.news(waiter, until=in_time())

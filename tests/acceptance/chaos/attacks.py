@@ -1,6 +1,6 @@
 """What the tests of hostile clients share: the api they attack, many requests on few connections, and the count.
 
-They break no server, so they do without the stand: one api process, on the servers that the whole run shares.
+They break no server, so they do without the rig: one api process, on the servers that the whole run shares.
 """
 
 import asyncio

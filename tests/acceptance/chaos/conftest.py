@@ -1,7 +1,7 @@
-"""One stand for all of these tests: starting servers and six processes takes longer than most of them.
+"""One rig for all of these tests: starting servers and six processes takes longer than most of them.
 
 In `make test` one worker of pytest-xdist has them all, together with the other tests on private servers. At length they
-are shared among several workers, each with a stand of its own: most of the time goes by in waiting for servers to come
+are shared among several workers, each with a rig of its own: most of the time goes by in waiting for servers to come
 back. Those that take longest begin first, so that the workers end at about the same time.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import pytest_asyncio
 
-from tests.acceptance.chaos.stand import Stand
+from tests.acceptance.chaos.rig import Rig
 from tests.acceptance.chaos.tally import SCALE
 from tests.servers.postgres import PrivatePostgres
 from tests.servers.rabbitmq import PrivateRabbitmq, RabbitmqCluster
 
-_STANDS = frozenset({"stand", "stand_of_nodes"})
+_RIGS = frozenset({"rig", "rig_of_nodes"})
 _LONGEST_FIRST = (
     "test_p20_",
     "test_p21_",
@@ -30,7 +30,7 @@ _LONGEST_FIRST = (
 
 @pytest.hookimpl(tryfirst=True)  # pytest-xdist looks at the groups in its own turn
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    mine = [item for item in items if _STANDS & set(getattr(item, "fixturenames", ()))]
+    mine = [item for item in items if _RIGS & set(getattr(item, "fixturenames", ()))]
     for item in mine:
         name = _group_of(item) if SCALE == 1 else item.name.partition("[")[0]
         item.add_marker(pytest.mark.xdist_group(name))
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _group_of(item: pytest.Item) -> str:
     """The worker of pytest-xdist for it: three nodes take so long to start that they are another's."""
-    return "private servers" if "stand" in getattr(item, "fixturenames", ()) else "three nodes"
+    return "private servers" if "rig" in getattr(item, "fixturenames", ()) else "three nodes"
 
 
 def _rank(item: pytest.Item) -> int:
@@ -49,30 +49,30 @@ def _rank(item: pytest.Item) -> int:
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def _one_stand(
+async def _one_rig(
     _one_private_postgres: PrivatePostgres, _one_private_rabbitmq: PrivateRabbitmq
-) -> AsyncIterator[Stand]:
-    async with Stand.built(_one_private_postgres, _one_private_rabbitmq) as built:
+) -> AsyncIterator[Rig]:
+    async with Rig.built(_one_private_postgres, _one_private_rabbitmq) as built:
         yield built
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def _one_stand_of_nodes(
+async def _one_rig_of_nodes(
     _one_private_postgres: PrivatePostgres, _one_rabbitmq_cluster: RabbitmqCluster
-) -> AsyncIterator[Stand]:
-    async with Stand.built(_one_private_postgres, _one_rabbitmq_cluster) as built:
+) -> AsyncIterator[Rig]:
+    async with Rig.built(_one_private_postgres, _one_rabbitmq_cluster) as built:
         yield built
 
 
 @pytest.fixture
-def stand_of_nodes(_one_stand_of_nodes: Stand, record_property: Callable[[str, object], None]) -> Stand:
-    """A stand on three nodes of RabbitMQ."""
-    _one_stand_of_nodes.tell = lambda tally: record_property("tally", str(tally))
-    return _one_stand_of_nodes
+def rig_of_nodes(_one_rig_of_nodes: Rig, record_property: Callable[[str, object], None]) -> Rig:
+    """A rig on three nodes of RabbitMQ."""
+    _one_rig_of_nodes.tell = lambda tally: record_property("tally", str(tally))
+    return _one_rig_of_nodes
 
 
 @pytest.fixture
-def stand(_one_stand: Stand, record_property: Callable[[str, object], None]) -> Stand:
-    """The stand, which hands tallies to whoever prints the run's summary."""
-    _one_stand.tell = lambda tally: record_property("tally", str(tally))
-    return _one_stand
+def rig(_one_rig: Rig, record_property: Callable[[str, object], None]) -> Rig:
+    """The rig, which hands tallies to the summary of the run."""
+    _one_rig.tell = lambda tally: record_property("tally", str(tally))
+    return _one_rig

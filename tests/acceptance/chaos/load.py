@@ -19,7 +19,7 @@ from tests.tokens import token
 ANSWER_S = 10.0
 IDLE_S = 0.1
 """Connections that have been idle for longer are not used again. An api that is told to stop closes those that it could
-not tell within half a second; whoever sends on one just then gets no answer (RFC 9112, section 9.5)."""
+not tell within half a second; a client that sends on one just then gets no answer (RFC 9112, section 9.5)."""
 PATIENCE_S = 120.0
 REPEATED = 0.05
 BULK = 0.1
@@ -62,9 +62,9 @@ class Load:
     """Asks for each job of `jobs` once, at `rate` a second, at whichever of `urls` comes first.
 
     A share of them, `bulk`, is asked for as a batch of one. A request that was not answered 202 is in doubt, and is
-    repeated with its key; some that were are repeated as well. With `reads`, somebody reads jobs, so many times a
+    repeated with its key; some that were are repeated as well. With `reads`, a client reads jobs, so many times a
     second. `acked` has what was accepted, by the id that the answer gave: a request's, or a batch's. Whatever a client
-    must never see is in `wrong`: another request for the same key, a status that nobody expects. So is a load that has
+    must never see is in `wrong`: another request for the same key, an unexpected status. So is a load that has
     come to its end while it was still needed, unless that is the test (`finite`).
     """
 
@@ -163,7 +163,7 @@ class Load:
     def _take_down(self, key: str, accepted_id: UUID, job: MadeJob) -> None:
         self.acked[accepted_id] = job
         if self._by_key.setdefault(key, accepted_id) != accepted_id:
-            self.wrong.append(f"a key stands for {accepted_id} and {self._by_key[key]}")
+            self.wrong.append(f"a key is of {accepted_id} and {self._by_key[key]}")
 
     async def _accepted(self, path: str, key: str, asked: object = None) -> dict[str, Any] | None:
         """The data of the 202; None where something else was answered, or nothing."""

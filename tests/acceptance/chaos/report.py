@@ -5,7 +5,7 @@ A result is a line of JSON. `kind` says to which table it belongs:
     {"kind": "faults", …}    what a Tally holds
     {"kind": "door", "promise": "P13 …", "what": "ids sent", "tried": 100, "wrong": 0, "bound": 0.03, "seed": 7, …}
 
-Both have `scale` and `seconds`; a `seed` that is missing or null was none. Only what stands between the two markers is
+Both have `scale` and `seconds`; a `seed` that is missing or null was none. Only what is between the two markers is
 replaced. A run in which anything failed, or is missing, writes no table: see `make chaos`.
 """
 

@@ -9,7 +9,7 @@ import pytest
 
 from shared import topology
 from shared.messages import MAX_BYTES, RetryMessage
-from tests.acceptance.chaos.stand import RATE, Stand, Trial
+from tests.acceptance.chaos.rig import RATE, Rig, Trial
 from tests.acceptance.chaos.tally import scaled
 from tests.eventually import eventually
 from tests.jobs import a_message_for
@@ -30,29 +30,29 @@ POISONS = [
 ]
 
 
-async def test_p3_doubled_messages_have_one_effect(stand: Stand) -> None:
+async def test_p3_doubled_messages_have_one_effect(rig: Rig) -> None:
     count = scaled(50, full=2_000)
-    async with stand.trial("P3 every message ten times") as trial:
+    async with rig.trial("P3 every message ten times") as trial:
         load = await trial.finite_load(count=count, rate=200)
-        for worker in stand.workers:
+        for worker in rig.workers:
             worker.pause()
         async with load.flowing():
             await eventually(lambda: len(load.acked) == count, within_s=30 + count / 40)
-        jobs = await stand.jobs.many_failed(count)
-        # Half of them are of any version: there nothing but the ledger stands against a second effect.
+        jobs = await rig.jobs.many_failed(count)
+        # Half of them are of any version: there only the ledger prevents a second effect.
         others = [a_message_for(job, any_version=number % 2 == 0) for number, job in enumerate(jobs)]
         trial.published |= {message.id: job for message, job in zip(others, jobs, strict=True)}
         messages = others + [a_message_for(job, request_id=id_) for id_, job in load.acked.items()]
         copies = messages * COPIES
         trial.rng.shuffle(copies)
-        async with stand.queues() as queues:
+        async with rig.queues() as queues:
             half = len(copies) // 2
             await publish(queues, copies[:half])
-            for worker in stand.workers:
+            for worker in rig.workers:
                 worker.go_on()
             await publish(queues, copies[half:])
             await eventually(lambda: _settled(trial), within_s=30 + count / 40, every_s=0.1)
-            await stand.jobs.fail_all_again()
+            await rig.jobs.fail_all_again()
             await publish(queues, messages)  # once more, now that all have had their effect, and a second is possible
         trial.broken(len(copies))
 
@@ -68,9 +68,9 @@ async def publish(queues: Queues, messages: "Iterable[RetryMessage | bytes]") ->
     await asyncio.gather(*(some() for _ in range(100)))
 
 
-async def test_p4_one_idempotency_key_has_one_effect(stand: Stand) -> None:
+async def test_p4_one_idempotency_key_has_one_effect(rig: Rig) -> None:
     keys = scaled(4, full=100)
-    async with stand.trial("P4 many posts with the same key") as trial:
+    async with rig.trial("P4 many posts with the same key") as trial:
         load = await trial.finite_load(count=keys, rate=RATE)
         async with load.opened():
             for number, job in enumerate(load.jobs):
@@ -78,26 +78,26 @@ async def test_p4_one_idempotency_key_has_one_effect(stand: Stand) -> None:
                 posts = [post(job, f"key-of-{job.id}") for _ in range(POSTS)]
                 soon = POSTS // 2 if number % 3 else 1
                 await asyncio.gather(*posts[:soon])
-                await eventually(partial(stand.jobs.effects_of, job), within_s=30)
-                await stand.jobs.fail_all_again()  # a second effect is possible now
+                await eventually(partial(rig.jobs.effects_of, job), within_s=30)
+                await rig.jobs.fail_all_again()  # a second effect is possible now
                 await asyncio.gather(*posts[soon:])
         trial.broken(keys * (POSTS - 1))
         assert len(load.acked) == keys
-        # On a machine that stands still for a while some are told to come again, and do.
+        # On a machine that stops for a while some are told to come again, and do.
         assert {call.status for call in load.calls} <= {202, 503}
 
 
-async def test_p9_one_bad_message_spoils_nothing(stand: Stand) -> None:
+async def test_p9_one_bad_message_spoils_nothing(rig: Rig) -> None:
     thousands = scaled(1, full=20)
-    async with stand.trial("P9 one poison in a thousand") as trial:
-        jobs = await stand.jobs.many_failed(999 * thousands)
+    async with rig.trial("P9 one poison in a thousand") as trial:
+        jobs = await rig.jobs.many_failed(999 * thousands)
         good = [a_message_for(job) for job in jobs]
         trial.published |= {message.id: job for message, job in zip(good, jobs, strict=True)}
         poisons = [POISONS[number % len(POISONS)] for number in range(max(thousands, len(POISONS)))]
         trial.rng.shuffle(poisons)
         messages: list[RetryMessage | bytes] = [*good, *(body for body, _ in poisons)]
         trial.rng.shuffle(messages)
-        async with stand.queues() as queues:
+        async with rig.queues() as queues:
             await queues.take_dead()
             await publish(queues, messages)
             trial.broken(len(poisons))

@@ -8,9 +8,9 @@ import pytest
 
 from api.serving import DRAIN_S
 from shared.failpoints import Failpoint
-from tests.acceptance.chaos.fleet import Member
 from tests.acceptance.chaos.load import IDLE_S
-from tests.acceptance.chaos.stand import Stand, Trial
+from tests.acceptance.chaos.processes import Member
+from tests.acceptance.chaos.rig import Rig, Trial
 from tests.acceptance.chaos.tally import SCALE, scaled
 from tests.eventually import eventually
 
@@ -29,13 +29,13 @@ OF_APIS = [Failpoint.AFTER_INSERT, Failpoint.AFTER_CONFIRM]
 GRACE_S = 10.0
 
 
-async def test_p2_a_202_takes_effect_once_though_workers_die_at_every_failpoint(stand: Stand) -> None:
+async def test_p2_a_202_takes_effect_once_though_workers_die_at_every_failpoint(rig: Rig) -> None:
     each = scaled(1, full=50)
-    async with stand.trial("P2 worker killed at each failpoint") as trial:
+    async with rig.trial("P2 worker killed at each failpoint") as trial:
         points = [str(point) for point in OF_WORKERS for _ in range(each)]
         trial.rng.shuffle(points)
         load = await trial.load(count=100 * len(points) + 1200)
-        doomed = stand.workers[1:]  # one lives on, and settles what the others leave behind
+        doomed = rig.workers[1:]  # one lives on, and settles what the others leave behind
         async with load.flowing():
             for number, worker in enumerate(doomed):
                 worker.fail_at(points[number :: len(doomed)])
@@ -45,22 +45,22 @@ async def test_p2_a_202_takes_effect_once_though_workers_die_at_every_failpoint(
         assert trial.failed_at() == dict.fromkeys(map(str, OF_WORKERS), each)
 
 
-async def test_p2_a_202_takes_effect_once_though_workers_die_at_random(stand: Stand) -> None:
+async def test_p2_a_202_takes_effect_once_though_workers_die_at_random(rig: Rig) -> None:
     kills = scaled(4, full=100)
-    async with stand.trial("P2 worker killed at random") as trial:
+    async with rig.trial("P2 worker killed at random") as trial:
         load = await trial.load(count=200 * kills + 400)
         async with load.flowing():
             for _ in range(kills):
                 await trial.pause(0.1, 0.8)
-                worker = trial.rng.choice(stand.workers)
+                worker = trial.rng.choice(rig.workers)
                 await eventually(worker.ready, within_s=30, every_s=0.1)
                 await worker.replaced(signal.SIGKILL)
         assert sum(end.killed for end in trial.ends()) == kills
 
 
-async def test_p2_a_202_takes_effect_once_though_apis_die_at_every_failpoint(stand: Stand) -> None:
+async def test_p2_a_202_takes_effect_once_though_apis_die_at_every_failpoint(rig: Rig) -> None:
     each = scaled(1, full=50)
-    async with stand.trial("P2 api killed at each failpoint") as trial:
+    async with rig.trial("P2 api killed at each failpoint") as trial:
         # What an api has leased when it dies before publishing waits for half a minute: too long for `make test`, where
         # P20 does it.
         kinds = [str(point) for point in [*OF_APIS, *([Failpoint.BEFORE_PUBLISH] if SCALE > 1 else [])]]
@@ -68,21 +68,21 @@ async def test_p2_a_202_takes_effect_once_though_apis_die_at_every_failpoint(sta
         trial.rng.shuffle(points)
         load = await trial.load(count=300 * len(points) + 800)
         async with load.flowing(), asyncio.TaskGroup() as failing:
-            for number, api in enumerate(stand.apis):
-                failing.create_task(_fail(api, points[number :: len(stand.apis)]))
+            for number, api in enumerate(rig.apis):
+                failing.create_task(_fail(api, points[number :: len(rig.apis)]))
         assert trial.failed_at() == dict.fromkeys(kinds, each)
 
 
-async def test_p2_a_202_takes_effect_once_though_workers_of_the_ledger_die(stand: Stand) -> None:
+async def test_p2_a_202_takes_effect_once_though_workers_of_the_ledger_die(rig: Rig) -> None:
     each = scaled(2, full=50)
-    async with stand.workers_of_the_ledger(2) as workers:
-        await stand.all_well()
-        async with stand.trial("P2 worker killed, no broker") as trial:
+    async with rig.workers_of_the_ledger(2) as workers:
+        await rig.all_well()
+        async with rig.trial("P2 worker killed, no broker") as trial:
             points = [str(point) for point in OF_THE_LEDGER for _ in range(each)]
             trial.rng.shuffle(points)
             load = await trial.load(count=100 * len(points) + 1200)
-            await stand.broker.refuse()
-            await stand.broker.reset()
+            await rig.broker.refuse()
+            await rig.broker.reset()
             async with load.flowing():
                 for number, worker in enumerate(workers):
                     worker.fail_at(points[number :: len(workers)])
@@ -111,30 +111,30 @@ def _ended(member: Member, times: int) -> bool:
     return len(member.ends) >= times
 
 
-async def test_p10_a_crash_loop_loses_nothing(stand: Stand) -> None:
+async def test_p10_a_crash_loop_loses_nothing(rig: Rig) -> None:
     kills = scaled(8, full=60)
-    async with stand.trial("P10 crash loop on the same messages", parks=True) as trial:
+    async with rig.trial("P10 crash loop on the same messages", parks=True) as trial:
         load = await trial.finite_load(count=200, rate=200)
-        for number, worker in enumerate(stand.workers):
-            worker.fail_at([str(trial.rng.choice(BEFORE_COMMIT)) for _ in range(number, kills, len(stand.workers))])
+        for number, worker in enumerate(rig.workers):
+            worker.fail_at([str(trial.rng.choice(BEFORE_COMMIT)) for _ in range(number, kills, len(rig.workers))])
         async with load.flowing():
             await eventually(lambda: len(load.acked) == 200, within_s=30)
 
-        # None of them can commit anything. Whoever is given nothing any more, because RabbitMQ has given up on what is
+        # None of them can commit anything. One that is given nothing any more, because RabbitMQ has given up on what is
         # left, would wait for ever.
         async def over() -> bool:
-            return not any(worker.failing for worker in stand.workers) or await trial.unsettled() == 0
+            return not any(worker.failing for worker in rig.workers) or await trial.unsettled() == 0
 
         await eventually(over, within_s=30 + 8 * kills, every_s=0.2)
     assert trial.failed_at().total() >= kills / 2 or trial.tally.parked
     assert trial.tally.applied + trial.tally.parked == 200
 
 
-async def test_p11_stopping_is_graceful(stand: Stand) -> None:
+async def test_p11_stopping_is_graceful(rig: Rig) -> None:
     stops = scaled(3, full=50)
-    async with stand.trial("P11 api and worker told to stop") as trial:
+    async with rig.trial("P11 api and worker told to stop") as trial:
         load = await trial.load(count=400 * stops + 400, reads=40)
-        members = [stand.apis[0], stand.workers[0], stand.apis[1]]
+        members = [rig.apis[0], rig.workers[0], rig.apis[1]]
         async with load.flowing():
             for number in range(stops):
                 member = members[number % 3]
@@ -146,7 +146,7 @@ async def test_p11_stopping_is_graceful(stand: Stand) -> None:
         trial.tally.notes |= {"slowest_stop_s": round(slowest_s, 1), "lag_s": round(load.lag_s, 2)}
         # A connection that is refused is no answer that was cut off: there, the next one is asked.
         cut_off = [call for call in load.calls if call.status == 0 and call.error != "ClientConnectorError"]
-        # Nor is one that stands in the port's queue when that is closed: the kernel resets it, and we never saw it.
+        # Nor is one in the listen backlog when that is closed: the kernel resets it, and we never saw it.
         at_the_door = [call for call in cut_off if call.error == "ClientOSError" and not call.reused]
         # And who sleeps through the time in which he is asked to leave may come too late.
         asleep = load.lag_s > DRAIN_S - 2 * IDLE_S

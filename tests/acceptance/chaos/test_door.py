@@ -63,7 +63,7 @@ ID_RESOURCES: Final = [
 
 @pytest.fixture(autouse=True)
 def _told() -> None:
-    """Nothing here needs the stand."""
+    """Nothing here needs the rig."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ async def _requested(door: Door, jobs: list[MadeJob]) -> dict[str, list[str]]:
 
 
 async def _versions(door: Door) -> list[tuple[object, ...]]:
-    """Every row of a job or of a retry, as it stands."""
+    """Every row of a job or of a retry, as it is."""
     jobs = await door.jobs.pool.fetch("SELECT id, xmin::text FROM control_plane.jobs ORDER BY id")
     retries = await door.jobs.pool.fetch("SELECT id, xmin::text FROM redrive.retry_requests ORDER BY id")
     return [tuple(row) for row in [*jobs, *retries]]
@@ -344,7 +344,7 @@ def test_p14_limits_are_exact_within_their_formula(clock: Clock, record_property
 
 
 def _run_into(limit: Limit, clock: Clock, rng: Random, attacked: Attack) -> None:
-    rate, bucket = limit.requests / limit.seconds, RateLimit("ip", limit).bucket_of("somebody")
+    rate, bucket = limit.requests / limit.seconds, RateLimit("ip", limit).bucket_of("one client")
     passed, emptiest = 0, 0.0
     for _ in range(1_000):
         clock.now += rng.expovariate(1.5 * rate) if rng.random() < 0.9 else rng.random() * limit.seconds
@@ -382,7 +382,7 @@ def test_p14_a_million_peers_find_bounded_memory(clock: Clock, record_property: 
             if number == 60_000:
                 full = resident_kib()
             attacked.tried += 1
-        with pytest.raises(RateLimited):  # only now: whoever is looked at is not the one unused for longest
+        with pytest.raises(RateLimited):  # only now: a bucket that is looked at is not the one unused for longest
             limit.bucket_of("203.0.113.9").charge()
         grown_kib = resident_kib() - full
         attacked.mind(len(limit._buckets) <= 50_000, f"{len(limit._buckets)} buckets")
@@ -481,7 +481,7 @@ async def test_p18_least_privilege_holds(users: Users, record_property: Record) 
     with attack("P18 least privilege holds", what, record_property) as attacked:
         for url, rights in ((users.api, test_deploy._API), (users.worker, test_deploy._WORKER)):
             assert await test_deploy.allowed(url, rights["may"]) == {}
-            forbidden = [*test_deploy._NOBODY, *rights["may not"]]
+            forbidden = [*test_deploy._NO_ROLE_MAY, *rights["may not"]]
             ran = await test_deploy.denied(url, forbidden)
             for statement in forbidden:
                 attacked.mind(statement not in ran, (statement, ran.get(statement)))

@@ -1,4 +1,4 @@
-"""Slow clients: P16. Thousands hold on to their connections; whoever behaves is answered as if they were not there."""
+"""Slow clients: P16. Thousands hold on to their connections; other clients are answered as if these were not there."""
 
 import asyncio
 import itertools
@@ -38,7 +38,7 @@ _SPARE_DESCRIPTORS: Final = 12
 
 @pytest.fixture(autouse=True)
 def _told() -> None:
-    """Nothing here needs the stand."""
+    """Nothing here needs the rig."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def kinds(job: MadeJob, watched: MadeJob, large: MadeJob, soon: int) -> list[Kin
         Kind("slow headers, after an answer", b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nX-A: ", b"a"),
         Kind("slow body", post + b"Content-Length: 4000\r\n\r\n", b" "),
         Kind("slow chunks", post + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
-        Kind("slow body that nobody reads", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n", b" "),
+        Kind("slow body that is not read", b"GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 4000\r\n\r\n", b" "),
         Kind("answers that are never read", large_job * 40, most=MOST_UNREAD),
         Kind("events that are never read", stream + listener + b"\r\n", most=MOST_UNREAD),
     ]  # fmt: skip
@@ -102,7 +102,7 @@ class Crowd:
                 sock.close()
 
     async def go_on(self, until: Callable[[], bool]) -> None:
-        """Send what each sends, about once a second, to whoever still listens."""
+        """Send what each sends, about once a second, while the connection lasts."""
         while not until():
             round_began_at = time.monotonic()
             for number, (kind, sock) in enumerate(self.clients):
@@ -159,7 +159,7 @@ class GoodClient:
         return sorted(self.seconds)[int(len(self.seconds) * 0.99)]
 
 
-async def test_p16_slow_clients_starve_nobody(database_url: str, record_property: Record) -> None:
+async def test_p16_slow_clients_starve_no_other(database_url: str, record_property: Record) -> None:
     count, seconds = scaled(400, full=6_000), scaled(4, full=60)
     what = (
         f"connections that are silent, trickle or never read, for {seconds} s: others are answered, memory is bounded"
@@ -168,7 +168,7 @@ async def test_p16_slow_clients_starve_nobody(database_url: str, record_property
         async with JobMaker.on(database_url) as jobs, target(database_url) as api:
             asked_for, watched = await jobs.failed(), await jobs.pending()
             (large,) = await jobs.make(1, status="failed", payload=f'"{"x" * LARGE}"')
-            with attack("P16 slow clients starve nobody", what, record_property) as attacked:
+            with attack("P16 slow clients starve no other", what, record_property) as attacked:
                 attacked.tried = count
                 among = kinds(asked_for, watched, large, soon=int(time.time()) + seconds)
                 await _starve(attacked, api, jobs, among, watched, seconds)
@@ -200,7 +200,7 @@ async def _starve(  # noqa: PLR0917 - what one test hands to its own end
         attacked.mind(
             good.p99_s < P99_S, f"99 of 100 were answered in {good.p99_s:.3f} s, alone in {alone_p99_s:.3f} s"
         )
-        attacked.mind(max(good.seconds) < LONGEST_S, f"somebody waited {max(good.seconds):.3f} s")
+        attacked.mind(max(good.seconds) < LONGEST_S, f"a client waited {max(good.seconds):.3f} s")
         bound_kib = KIB_BESIDES + KIB_EACH * len(crowd.clients)
         attacked.mind(grown_kib < bound_kib, f"{grown_kib} KiB for {len(crowd.clients)} clients, over {bound_kib}")
         attacked.what += (

@@ -49,7 +49,7 @@ async def test_p25_answers_are_bounded_in_bytes(database_url: str, record_proper
                 attacked.mind(len(json.loads(page)["data"]) == PAGE, "the page ends early")
                 grown_kib, longest_s = await _read_by_none(attacked, api, session, jobs, failed, running)
             attacked.mind(grown_kib < MOST_KIB, f"{grown_kib} KiB for {count} readers, over {MOST_KIB}")
-            attacked.mind(longest_s < LONGEST_S, f"somebody waited {longest_s:.3f} s")
+            attacked.mind(longest_s < LONGEST_S, f"a client waited {longest_s:.3f} s")
             attacked.what += f" ({grown_kib / 1024:.0f} MB, the slowest answer {longest_s * 1000:.0f} ms)"
 
 

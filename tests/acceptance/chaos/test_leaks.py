@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.acceptance.chaos.fleet import Member
-from tests.acceptance.chaos.stand import RATE, Stand, Trial
+from tests.acceptance.chaos.processes import Member
+from tests.acceptance.chaos.rig import RATE, Rig, Trial
 from tests.acceptance.chaos.tally import SCALE, scaled
 from tests.eventually import eventually
 from tests.jobs import MadeJob
@@ -126,73 +126,73 @@ class Visitors:
         await writer.wait_closed()
 
 
-async def test_p19_nothing_leaks_over_time(stand: Stand) -> None:
+async def test_p19_nothing_leaks_over_time(rig: Rig) -> None:
     rounds = scaled(3, full=56)
     warm = max(1, rounds // 5)
-    async with stand.trial("P19 nothing leaks over time") as trial:
-        unfinished = await stand.jobs.make(100, status="running")
-        processes = [member.program for member in stand.members]
+    async with rig.trial("P19 nothing leaks over time") as trial:
+        unfinished = await rig.jobs.make(100, status="running")
+        processes = [member.program for member in rig.members]
         early: list[Held] = []
         for number in range(rounds):
             load = await trial.load(count=int(RATE * ROUND_S * 3), reads=30)
-            visitors = Visitors(stand.urls, unfinished, random.Random(trial.rng.random()))
+            visitors = Visitors(rig.urls, unfinished, random.Random(trial.rng.random()))
             async with load.flowing(), visitors.coming_and_going():
-                await eventually(lambda: _somebody_waits(stand), within_s=10, every_s=0.05)
-                await _break_something(stand, trial, number)
+                await eventually(lambda: _a_client_waits(rig), within_s=10, every_s=0.05)
+                await _break_something(rig, trial, number)
             if number + 1 == warm:
-                early = await _quiet(stand, trial)
+                early = await _quiet(rig, trial)
 
         async def flat() -> list[Held]:
-            late = await _quiet(stand, trial)
-            for member, before, after in zip(stand.members, early, late, strict=True):
+            late = await _quiet(rig, trial)
+            for member, before, after in zip(rig.members, early, late, strict=True):
                 assert not after.grown_from(before), f"{member.command}: {after - before}, {before} before"
             return late
 
         late = await eventually(flat, within_s=40, every_s=1)
-        assert processes == [member.program for member in stand.members]
-        for member, before, after in zip(stand.members, early, late, strict=True):
-            if member in {stand.apis[0], stand.workers[0]}:
+        assert processes == [member.program for member in rig.members]
+        for member, before, after in zip(rig.members, early, late, strict=True):
+            if member in {rig.apis[0], rig.workers[0]}:
                 trial.tally.notes[member.command] = f"({after - before})"
 
 
-async def _break_something(stand: Stand, trial: Trial, number: int) -> None:
+async def _break_something(rig: Rig, trial: Trial, number: int) -> None:
     """Let clients have their way, then something break for a moment, then clients again."""
     await trial.pause(0.4 * ROUND_S, 0.5 * ROUND_S)
     trouble = ["database cut", "broker cut", "database stalled", "jobs locked", "broker refused"][number % 5]
     match trouble:
         case "database cut" | "broker cut":
-            cut = await (stand.database if trouble == "database cut" else stand.broker).reset()
+            cut = await (rig.database if trouble == "database cut" else rig.broker).reset()
             assert cut, "there was nothing to cut"
         case "database stalled":
-            await stand.database.stall()
+            await rig.database.stall()
         case "jobs locked":
-            async with stand.jobs.locked():
+            async with rig.jobs.locked():
                 await trial.pause(0.3, 0.6)
         case _:
-            await stand.broker.refuse()
-            await stand.broker.reset()
+            await rig.broker.refuse()
+            await rig.broker.reset()
     trial.broken()
     await trial.pause(0.3, 0.6)
-    await stand.database.heal()
-    await stand.broker.heal()
+    await rig.database.heal()
+    await rig.broker.heal()
     await trial.pause(0.4 * ROUND_S, 0.5 * ROUND_S)
 
 
-async def _somebody_waits(stand: Stand) -> bool:
+async def _a_client_waits(rig: Rig) -> bool:
     """Whether clients are held, by the apis' own word."""
-    for api in stand.apis:
+    for api in rig.apis:
         assert api.program is not None
         if re.search(r"^redrive_waiters [1-9]", await api.program.metrics(), re.MULTILINE):
             return True
     return False
 
 
-async def _quiet(stand: Stand, trial: Trial) -> list[Held]:
-    """What each process holds once everything is settled, and everybody has left."""
+async def _quiet(rig: Rig, trial: Trial) -> list[Held]:
+    """What each process holds once everything is settled, and all clients have left."""
 
     async def held() -> list[Held]:
         assert await trial.unsettled() == 0
-        return [await Held.by(member) for member in stand.members]
+        return [await Held.by(member) for member in rig.members]
 
-    await stand.all_well()
+    await rig.all_well()
     return await eventually(held, within_s=30, every_s=0.1)

@@ -11,7 +11,7 @@ import pytest
 
 from shared import topology
 from tests.acceptance.chaos.load import Call
-from tests.acceptance.chaos.stand import WORKERS, Stand, Trial
+from tests.acceptance.chaos.rig import WORKERS, Rig, Trial
 from tests.acceptance.chaos.tally import SCALE, scaled
 from tests.eventually import eventually
 from tests.jobs import a_message_for
@@ -32,90 +32,90 @@ def enough(seconds: float, rate: float = 40.0) -> int:
     return int(seconds * rate)
 
 
-async def test_p1_a_202_is_never_lost_though_the_broker_is_killed(stand: Stand) -> None:
+async def test_p1_a_202_is_never_lost_though_the_broker_is_killed(rig: Rig) -> None:
     kills = scaled(1, full=50)  # half of P6's broker restarts are kills, too
-    async with stand.trial("P1 broker killed") as trial:
+    async with rig.trial("P1 broker killed") as trial:
         load = await trial.load(count=enough(30 * kills))
         async with load.flowing():
             for _ in range(kills):
                 await trial.pause(0.5, 2)
-                await stand.kill_broker()
+                await rig.kill_broker()
                 trial.broken()
                 await trial.pause(0, 1)
-                await stand.rabbitmq.start()
-                await eventually(lambda: _consuming(stand), within_s=40, every_s=0.2)
+                await rig.rabbitmq.start()
+                await eventually(lambda: _consuming(rig), within_s=40, every_s=0.2)
 
 
-async def test_p1_a_202_is_never_lost_though_the_database_crashes(stand: Stand) -> None:
+async def test_p1_a_202_is_never_lost_though_the_database_crashes(rig: Rig) -> None:
     kills = scaled(3, full=100)
-    async with stand.trial("P1 database stopped at once") as trial:
+    async with rig.trial("P1 database stopped at once") as trial:
         load = await trial.load(count=enough(6 * kills))
         async with load.flowing():
             for _ in range(kills):
                 await trial.pause(0.5, 1.5)
-                await stand.postgres.stop_immediate()
+                await rig.postgres.stop_immediate()
                 trial.broken()
                 await trial.pause(0, 0.5)
-                await stand.postgres.start()
+                await rig.postgres.start()
 
 
-async def _consuming(stand: Stand) -> bool:
-    return all([await worker.ready() for worker in stand.workers])
+async def _consuming(rig: Rig) -> bool:
+    return all([await worker.ready() for worker in rig.workers])
 
 
 @pytest.mark.parametrize("trouble", ["port closed", "swallowed", "frozen", "blocked", "unbound", "forbidden"])
-async def test_p5_a_broker_in_trouble_fails_no_request_and_gets_them_all_later(stand: Stand, trouble: str) -> None:
+async def test_p5_a_broker_in_trouble_fails_no_request_and_gets_them_all_later(rig: Rig, trouble: str) -> None:
     rounds = scaled(1, full=5)
-    async with stand.trial(f"P5 broker {trouble}") as trial:
+    async with rig.trial(f"P5 broker {trouble}") as trial:
         load = await trial.load(count=enough(60 * rounds), reads=20)
         async with load.flowing():
             for _ in range(rounds):
                 await trial.pause(0.2, 0.5)
-                async with _trouble(stand, trouble):
+                async with _trouble(rig, trouble):
                     await trial.pause(1, 2 if SCALE < 10 else 20)
                     waiting = await trial.unsettled()
                 assert waiting, "nothing was held up: the broker was in no trouble"
                 trial.broken()
-                await stand.all_well()
+                await rig.all_well()
         assert {(call.method, call.status) for call in load.calls} == {("GET", 200), ("POST", 202)}
         assert max(call.took_s for call in load.calls) < IN_TIME_S + 2 * load.lag_s
 
 
 @asynccontextmanager
-async def _trouble(stand: Stand, trouble: str) -> AsyncIterator[None]:
+async def _trouble(rig: Rig, trouble: str) -> AsyncIterator[None]:
     match trouble:
         case "port closed":
-            await stand.broker.refuse()
-            await stand.broker.reset()
+            await rig.broker.refuse()
+            await rig.broker.reset()
             yield
-            await stand.broker.heal()
+            await rig.broker.heal()
         case "swallowed":
-            await stand.broker.black_hole()
+            await rig.broker.black_hole()
             yield
-            await stand.broker.heal()
+            await rig.broker.heal()
         case "frozen":
-            await stand.rabbitmq.freeze()
+            await rig.rabbitmq.freeze()
             yield
-            await stand.rabbitmq.thaw()
+            await rig.rabbitmq.thaw()
         case "blocked":
-            await stand.rabbitmq.block()
+            await rig.rabbitmq.block()
             yield
-            await stand.rabbitmq.unblock()
+            await rig.rabbitmq.unblock()
         case "unbound":
-            async with stand.queues() as queues:
+            async with rig.queues() as queues:
                 await queues.unbind(topology.RETRIES, topology.KEY_RETRY)
             yield
-            await stand.rebind()
+            await rig.rebind()
         case _:
-            async with stand.forbidden():
-                await stand.broker.reset()  # who is connected keeps the rights that he had
+            async with rig.forbidden():
+                await rig.broker.reset()  # who is connected keeps the rights that he had
                 yield
 
 
-async def test_p6_cut_connections_and_restarts_heal_by_themselves(stand: Stand) -> None:
+async def test_p6_cut_connections_and_restarts_heal_by_themselves(rig: Rig) -> None:
     cuts, databases = scaled(20, full=200), scaled(1, full=50)
     brokers = 0 if SCALE == 1 else scaled(1, full=100)  # the broker's comeback is seen in P1
-    async with stand.trial("P6 connections cut, servers restarted") as trial:
+    async with rig.trial("P6 connections cut, servers restarted") as trial:
         faults = ["database"] * databases + trial.rng.choices(["database cut", "broker cut"], k=cuts)
         trial.rng.shuffle(faults)
         restarts = [number % 2 == 0 for number in range(brokers)]
@@ -125,29 +125,29 @@ async def test_p6_cut_connections_and_restarts_heal_by_themselves(stand: Stand) 
             for number, in_order in enumerate(restarts or [None]):
                 # A broker takes ten seconds to come back: the rest goes wrong meanwhile.
                 async with asyncio.TaskGroup() as breaking:
-                    breaking.create_task(_break_each(stand, trial, faults[number :: max(1, brokers)]))
+                    breaking.create_task(_break_each(rig, trial, faults[number :: max(1, brokers)]))
                     if in_order is not None:
-                        breaking.create_task(_restart_broker(stand, trial, in_order=in_order))
-                await stand.all_well()
-                await eventually(lambda: _consumers(stand), within_s=30, every_s=0.2)
+                        breaking.create_task(_restart_broker(rig, trial, in_order=in_order))
+                await rig.all_well()
+                await eventually(lambda: _consumers(rig), within_s=30, every_s=0.2)
 
 
-async def _break_each(stand: Stand, trial: Trial, faults: list[str]) -> None:
+async def _break_each(rig: Rig, trial: Trial, faults: list[str]) -> None:
     for fault in faults:
         if fault == "database":
-            await stand.postgres.stop()
+            await rig.postgres.stop()
             trial.broken()
-            await stand.postgres.start()
+            await rig.postgres.start()
         else:
-            proxy = stand.database if fault == "database cut" else stand.broker
+            proxy = rig.database if fault == "database cut" else rig.broker
             await eventually(partial(_connected, proxy), within_s=60, what="there is something to cut")
             trial.broken(1 if await proxy.reset() else 0)
         await trial.pause(0.05, 0.3)
 
 
-async def _consumers(stand: Stand) -> bool:
-    """Whether, by the broker's word, every worker has its consumers, and nobody else has any."""
-    async with stand.queues() as queues:
+async def _consumers(rig: Rig) -> bool:
+    """Whether, by the broker's word, every worker has its consumers, and there are no others."""
+    async with rig.queues() as queues:
         found = [await queues.consumers(queue) for queue in (topology.RETRIES, topology.RETRIES_BULK)]
     assert found == [WORKERS, WORKERS], f"{found} consumers"
     return True
@@ -157,36 +157,36 @@ def _connected(proxy: Proxy) -> bool:
     return proxy.connections > 0
 
 
-async def _restart_broker(stand: Stand, trial: Trial, *, in_order: bool) -> None:
-    await (stand.rabbitmq.stop() if in_order else stand.kill_broker())
+async def _restart_broker(rig: Rig, trial: Trial, *, in_order: bool) -> None:
+    await (rig.rabbitmq.stop() if in_order else rig.kill_broker())
     trial.broken()
-    await stand.rabbitmq.start()
+    await rig.rabbitmq.start()
 
 
-async def test_p7_nothing_is_acknowledged_before_it_is_committed(stand: Stand) -> None:
+async def test_p7_nothing_is_acknowledged_before_it_is_committed(rig: Rig) -> None:
     rounds = scaled(2, full=50)
-    async with stand.trial("P7 database lost in mid-batch") as trial:
+    async with rig.trial("P7 database lost in mid-batch") as trial:
         load = await trial.load(count=enough(12 * rounds))
         async with load.flowing():
             for number in range(rounds):
-                jobs = await stand.jobs.many_failed(40)
+                jobs = await rig.jobs.many_failed(40)
                 messages = [a_message_for(job) for job in jobs]
                 trial.published |= {message.id: job for message, job in zip(messages, jobs, strict=True)}
-                async with stand.jobs.locked():
-                    async with stand.queues() as queues:
+                async with rig.jobs.locked():
+                    async with rig.queues() as queues:
                         await queues.publish_all(messages)
-                    await eventually(lambda: _batch_in_hand(stand), within_s=20, what="a worker waits in mid-batch")
-                    await (stand.postgres.kill() if number % 2 else stand.postgres.freeze())
+                    await eventually(lambda: _batch_in_hand(rig), within_s=20, what="a worker waits in mid-batch")
+                    await (rig.postgres.kill() if number % 2 else rig.postgres.freeze())
                 trial.broken()
-                if number % 4 == 0:  # nobody is left who could remember what was in hand
-                    await asyncio.gather(*(worker.replaced(signal.SIGKILL) for worker in stand.workers))
+                if number % 4 == 0:  # no process is left that could remember what was in hand
+                    await asyncio.gather(*(worker.replaced(signal.SIGKILL) for worker in rig.workers))
                 await trial.pause(0.1, 3)  # workers wait for 2 s at most
-                await stand.postgres.recover()
+                await rig.postgres.recover()
                 await trial.pause(0.2, 1)
 
 
-async def _batch_in_hand(stand: Stand) -> bool:
-    rows = await stand.rows(
+async def _batch_in_hand(rig: Rig) -> bool:
+    rows = await rig.rows(
         """
         SELECT FROM pg_locks JOIN pg_stat_activity USING (pid)
         WHERE relation = 'control_plane.jobs'::regclass AND NOT granted AND application_name = 'redrive worker'
@@ -195,9 +195,9 @@ async def _batch_in_hand(stand: Stand) -> bool:
     return bool(rows)
 
 
-async def test_p8_a_database_in_trouble_is_told_in_time_and_the_throughput_comes_back(stand: Stand) -> None:
+async def test_p8_a_database_in_trouble_is_told_in_time_and_the_throughput_comes_back(rig: Rig) -> None:
     rounds = scaled(1, full=30)
-    async with stand.trial("P8 database frozen, jobs locked, pool exhausted") as trial:
+    async with rig.trial("P8 database frozen, jobs locked, pool exhausted") as trial:
         troubles = [trial.rng.choice(["frozen", "jobs", "ledger"])] if rounds == 1 else ["frozen", "jobs", "ledger"]
         load = await trial.load(count=enough(40 * rounds, 10), rate=10, reads=40)
         back_after: list[float] = []
@@ -208,7 +208,7 @@ async def test_p8_a_database_in_trouble_is_told_in_time_and_the_throughput_comes
                 good_before = _good(load.since(before_at)) / 1.5
                 assert good_before > 0.25 * (load.rate + load.reads), "there is no load worth measuring"
                 began_at = time.monotonic()
-                await _trouble_for(stand, troubles[number % len(troubles)], 4)
+                await _trouble_for(rig, troubles[number % len(troubles)], 4)
                 healed_at = time.monotonic()
                 assert 503 in {call.status for call in load.since(began_at)}, "the database was in no trouble"
                 trial.broken()
@@ -229,18 +229,18 @@ async def test_p8_a_database_in_trouble_is_told_in_time_and_the_throughput_comes
         assert max(call.took_s for call in load.calls) < IN_TIME_S + 2 * load.lag_s
 
 
-async def test_p8_a_crowd_that_asks_again_and_again_is_answered_once_the_database_is_back(stand: Stand) -> None:
-    """Whoever was told 503 asks anew, and so do hundreds beside him: that must not keep the api from working."""
+async def test_p8_a_crowd_that_asks_again_and_again_is_answered_once_the_database_is_back(rig: Rig) -> None:
+    """A client that was told 503 asks again, and hundreds do so at once: that must not keep the api from working."""
     rounds, seconds = scaled(1, full=5), 3 if SCALE < 10 else 20
-    async with stand.trial("P8 a crowd that asks again and again") as trial:
+    async with rig.trial("P8 a crowd that asks again and again") as trial:
         answered_after: list[float] = []
         for _ in range(rounds):
             load = await trial.load(count=enough(seconds + 30, CROWD), rate=CROWD)
             async with load.flowing():
                 await asyncio.sleep(1)
-                await stand.postgres.freeze()
+                await rig.postgres.freeze()
                 await asyncio.sleep(seconds)
-                await stand.postgres.thaw()
+                await rig.postgres.thaw()
                 thawed_at = time.monotonic()
                 assert 503 in {call.status for call in load.calls}, "the database was in no trouble"
                 trial.broken()
@@ -253,13 +253,13 @@ def _good(calls: list[Call]) -> int:
     return sum(call.status in {200, 202} for call in calls)
 
 
-async def _trouble_for(stand: Stand, trouble: str, seconds: float) -> None:
+async def _trouble_for(rig: Rig, trouble: str, seconds: float) -> None:
     if trouble == "frozen":
-        await stand.postgres.freeze()
+        await rig.postgres.freeze()
         await asyncio.sleep(seconds)
-        await stand.postgres.thaw()
+        await rig.postgres.thaw()
         return
-    async with stand.jobs.pool.acquire() as connection, connection.transaction():
+    async with rig.jobs.pool.acquire() as connection, connection.transaction():
         await connection.execute(
             f"LOCK TABLE {'control_plane.jobs' if trouble == 'jobs' else 'redrive.retry_requests'}"
         )

@@ -28,7 +28,7 @@ _VARYING: Final = re.compile(rb"\r\n(?:Date|Connection): [^\r]*", re.IGNORECASE)
 
 @pytest.fixture(autouse=True)
 def _told() -> None:
-    """Nothing here needs the stand."""
+    """Nothing here needs the rig."""
 
 
 async def test_p23_nothing_of_one_request_reaches_another(database_url: str, record_property: Record) -> None:
@@ -42,7 +42,7 @@ async def test_p23_nothing_of_one_request_reaches_another(database_url: str, rec
                     await _attack(attacked, port, made, done, rounds // len(REUSING))
             await _pipeline(attacked, api.port, made, rounds // 10)
             stolen = "SELECT count(*) FROM redrive.retry_requests WHERE actor <> 'alice' OR idempotency_key IS NOT NULL"
-            attacked.mind(await jobs.pool.fetchval(stolen) == 0, "a retry that nobody asked for")
+            attacked.mind(await jobs.pool.fetchval(stolen) == 0, "a retry that no client asked for")
 
 
 def _victims(made: MadeJob, done: MadeJob) -> list[bytes]:
@@ -95,7 +95,7 @@ async def _attack(attacked: Attack, port: int, made: MadeJob, done: MadeJob, rou
 
 
 async def _pipeline(attacked: Attack, port: int, made: MadeJob, rounds: int) -> None:
-    """What stands behind chunks on one connection is not answered, however it is cut."""
+    """What follows chunks on one connection is not answered, however it is cut."""
     rng, behind = attacked.rng, f"GET /api/jobs/{made.id} HTTP/1.1\r\nHost: a\r\n\r\n".encode()
     for _ in range(rounds):
         sent = _attack_of(rng) + behind

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from shared.topology import RETRIES, RETRIES_BULK, RETRIES_DEAD
-from tests.acceptance.chaos.stand import Stand
+from tests.acceptance.chaos.rig import Rig
 from tests.acceptance.chaos.tally import SCALE, scaled
 from tests.eventually import eventually
 from tests.servers.rabbitmq import KILLABLE_AFTER_S, LocalRabbitmq, RabbitmqCluster
@@ -33,14 +33,14 @@ SELECT coalesce(max(gap), 0)::float8 FROM (
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-async def test_p21_the_loss_of_one_node_costs_seconds(stand_of_nodes: Stand, loss: str) -> None:
-    cluster = stand_of_nodes.rabbitmq
+async def test_p21_the_loss_of_one_node_costs_seconds(rig_of_nodes: Rig, loss: str) -> None:
+    cluster = rig_of_nodes.rabbitmq
     assert isinstance(cluster, RabbitmqCluster)
     each = scaled(1, full=20 if loss == "killed" else 5)
     # A single URL would name the first node: at length every node is lost.
     nodes = cluster.nodes if SCALE > 1 else cluster.nodes[:1]
     await asyncio.sleep(KILLABLE_AFTER_S)
-    async with stand_of_nodes.trial(f"P21 a node of three {loss}") as trial:
+    async with rig_of_nodes.trial(f"P21 a node of three {loss}") as trial:
         pauses: list[float] = []
         for node in trial.rng.sample([*nodes] * each, each * len(nodes)):
             lose, bring_back = _faults_of(cluster.nodes, node)[loss]
@@ -51,9 +51,9 @@ async def test_p21_the_loss_of_one_node_costs_seconds(stand_of_nodes: Stand, los
                 await lose()
                 trial.broken()
                 await asyncio.sleep(AWAY_S)
-                pauses.append(await _longest_pause(stand_of_nodes, time.monotonic() - began_at))
+                pauses.append(await _longest_pause(rig_of_nodes, time.monotonic() - began_at))
             await bring_back()
-            await eventually(partial(_is_whole, stand_of_nodes, cluster), within_s=BACK_WITHIN_S, every_s=0.5)
+            await eventually(partial(_is_whole, rig_of_nodes, cluster), within_s=BACK_WITHIN_S, every_s=0.5)
         trial.tally.notes["longest_pause_s"] = round(max(pauses), 1)
     assert max(pauses) <= PAUSE_S, pauses
 
@@ -70,14 +70,14 @@ def _faults_of(
     }
 
 
-async def _longest_pause(stand: Stand, within_s: float) -> float:
+async def _longest_pause(rig: Rig, within_s: float) -> float:
     """The longest time in which no job was put back, though a load flowed."""
-    ((pause_s,),) = await stand.rows(_LONGEST_PAUSE, within_s)
+    ((pause_s,),) = await rig.rows(_LONGEST_PAUSE, within_s)
     return float(pause_s)
 
 
-async def _is_whole(stand: Stand, cluster: RabbitmqCluster) -> bool:
+async def _is_whole(rig: Rig, cluster: RabbitmqCluster) -> bool:
     """Whether every queue has all of its members online."""
-    vhost = urlsplit(stand.amqp_url).path[1:]
+    vhost = urlsplit(rig.amqp_url).path[1:]
     online = [await cluster.members_online(vhost, queue) for queue in (RETRIES, RETRIES_BULK, RETRIES_DEAD)]
     return online == [len(cluster.nodes)] * 3

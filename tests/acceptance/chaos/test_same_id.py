@@ -10,7 +10,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 
-from tests.acceptance.chaos.stand import RATE, Stand, Trial
+from tests.acceptance.chaos.rig import RATE, Rig, Trial
 from tests.acceptance.chaos.tally import scaled
 from tests.acceptance.chaos.test_copies import publish
 from tests.eventually import eventually
@@ -24,22 +24,22 @@ SCOPES = "jobs:read jobs:retry jobs:retry:bulk"
 
 
 @asynccontextmanager
-async def keyed_by_project(stand: Stand) -> AsyncIterator[None]:
+async def keyed_by_project(rig: Rig) -> AsyncIterator[None]:
     """Let `id` alone name no job while the block runs, as in a table that is partitioned by project."""
     table = "ALTER TABLE control_plane.jobs DROP CONSTRAINT jobs_pkey"
-    await stand.jobs.pool.execute(f"{table}, ADD PRIMARY KEY (project_id, id)")
+    await rig.jobs.pool.execute(f"{table}, ADD PRIMARY KEY (project_id, id)")
     try:
         yield
     finally:
-        await stand.jobs.pool.execute("DELETE FROM control_plane.jobs WHERE project_id <> 'p1'")
-        await stand.jobs.pool.execute(f"{table}, ADD PRIMARY KEY (id)")
+        await rig.jobs.pool.execute("DELETE FROM control_plane.jobs WHERE project_id <> 'p1'")
+        await rig.jobs.pool.execute(f"{table}, ADD PRIMARY KEY (id)")
 
 
-async def twins_of(stand: Stand, jobs: Sequence[MadeJob], *, project_id: str, status: str) -> list[MadeJob]:
+async def twins_of(rig: Rig, jobs: Sequence[MadeJob], *, project_id: str, status: str) -> list[MadeJob]:
     """A job of the same id in another project for each of these."""
     made = []
     for job in jobs:
-        made += await stand.jobs.make(
+        made += await rig.jobs.make(
             1,
             status=status,
             project_id=project_id,
@@ -49,11 +49,11 @@ async def twins_of(stand: Stand, jobs: Sequence[MadeJob], *, project_id: str, st
     return made
 
 
-async def take_back(stand: Stand, trial: Trial, jobs: Sequence[MadeJob], *, project_id: str) -> None:
+async def take_back(rig: Rig, trial: Trial, jobs: Sequence[MadeJob], *, project_id: str) -> None:
     """Ask for retries of these, singly and as one batch, and take them back before any worker has them."""
     headers = {"Authorization": f"Bearer {token(project_id=project_id, scope=SCOPES)}"}
     half = len(jobs) // 2
-    async with aiohttp.ClientSession(stand.urls[0], headers=headers) as client:
+    async with aiohttp.ClientSession(rig.urls[0], headers=headers) as client:
         for job in jobs[:half]:
             async with client.post(f"/api/jobs/{job.id}/retry") as answer:
                 retry = (await answer.json())["data"]
@@ -68,22 +68,22 @@ async def take_back(stand: Stand, trial: Trial, jobs: Sequence[MadeJob], *, proj
                 assert (await answer.json())["data"]["cancelled"] == 1
 
 
-async def test_p24_a_retry_touches_the_job_that_was_named_and_no_other(stand: Stand) -> None:
+async def test_p24_a_retry_touches_the_job_that_was_named_and_no_other(rig: Rig) -> None:
     count = scaled(60, full=2_000)
     async with (
-        keyed_by_project(stand),
-        stand.trial("P24 the same id in four projects", parks=True) as trial,
+        keyed_by_project(rig),
+        rig.trial("P24 the same id in four projects", parks=True) as trial,
     ):
         load = await trial.finite_load(count=count, rate=RATE)
-        asked_by_message = await twins_of(stand, load.jobs, project_id="p2", status="failed")
-        taken_back = await twins_of(stand, load.jobs[: count // 2], project_id="p3", status="failed")
-        bystanders = await twins_of(stand, load.jobs, project_id="p4", status="running")
-        bystanders += await twins_of(stand, load.jobs, project_id="p5", status="failed")
-        before = [await stand.jobs.row(job) for job in bystanders]
-        for worker in stand.workers:
+        asked_by_message = await twins_of(rig, load.jobs, project_id="p2", status="failed")
+        taken_back = await twins_of(rig, load.jobs[: count // 2], project_id="p3", status="failed")
+        bystanders = await twins_of(rig, load.jobs, project_id="p4", status="running")
+        bystanders += await twins_of(rig, load.jobs, project_id="p5", status="failed")
+        before = [await rig.jobs.row(job) for job in bystanders]
+        for worker in rig.workers:
             worker.pause()
         async with load.flowing():
-            await take_back(stand, trial, taken_back, project_id="p3")
+            await take_back(rig, trial, taken_back, project_id="p3")
             await eventually(lambda: len(load.acked) == count, within_s=30 + count / 10)
         others = [a_message_for(job, any_version=number % 2 == 0) for number, job in enumerate(asked_by_message)]
         trial.published |= {message.id: job for message, job in zip(others, asked_by_message, strict=True)}
@@ -91,17 +91,17 @@ async def test_p24_a_retry_touches_the_job_that_was_named_and_no_other(stand: St
         forged = [a_message_for(job, request_id=id_, project_id="p5") for id_, job in load.acked.items()]
         messages = (others + forged) * COPIES
         trial.rng.shuffle(messages)
-        async with stand.queues() as queues:
+        async with rig.queues() as queues:
             await publish(queues, messages)
-        for worker in stand.workers:
+        for worker in rig.workers:
             worker.go_on()
-        for worker in stand.workers[1:]:
+        for worker in rig.workers[1:]:
             await trial.pause(0.05, 0.3)
             await worker.replaced(signal.SIGKILL)
         await eventually(partial(_settled, trial), within_s=60 + count / 20, every_s=0.1)
         trial.broken(len(messages))
-        assert [await stand.jobs.row(job) for job in bystanders] == before
-        assert await stand.jobs.effects(taken_back) == [0] * len(taken_back)
+        assert [await rig.jobs.row(job) for job in bystanders] == before
+        assert await rig.jobs.effects(taken_back) == [0] * len(taken_back)
     assert trial.tally.parked == len(taken_back)
 
 

@@ -1,4 +1,4 @@
-"""Forged tokens: P17. Whoever has good tokens and all public keys still makes no other token that is good."""
+"""Forged tokens: P17. From good tokens and all public keys, no other good token can be made."""
 
 import json
 from base64 import urlsafe_b64decode
@@ -46,7 +46,7 @@ HEADERS: Final[list[tuple[str, object]]] = [
 
 @pytest.fixture(autouse=True)
 def _told() -> None:
-    """Nothing here needs the stand."""
+    """Nothing here needs the rig."""
 
 
 class Forger:
@@ -140,7 +140,7 @@ async def test_p17_forged_tokens_never_pass(database_url: str, record_property: 
     what = "forged tokens, by damage, splicing, other claims, other algorithms and guessed keys: refused, one answer"
     async with target(database_url) as api:
         with attack("P17 forged tokens never pass", what, record_property, random=True) as attacked:
-            # The key with something behind or before it, its hash's usual stand-ins, and what is in many a manual.
+            # The key with something behind or before it, its hash's usual substitutes, and what is in many a manual.
             guesses = [SECRET[:-1], SECRET + "\n", SECRET.upper(), "", "secret", "a" * 32, "\x00" * 32, PATH]
             await refused(attacked, api.port, iter(corpus))
             await refused(attacked, api.port, Forger(attacked.rng, good, guesses).tokens(scaled(2_000, full=100_000)))

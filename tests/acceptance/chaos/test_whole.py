@@ -11,8 +11,8 @@ import pytest
 
 from shared import topology
 from shared.failpoints import Failpoint
-from tests.acceptance.chaos.fleet import Member
-from tests.acceptance.chaos.stand import RATE, Stand, Trial
+from tests.acceptance.chaos.processes import Member
+from tests.acceptance.chaos.rig import RATE, Rig, Trial
 from tests.acceptance.chaos.tally import SCALE, scaled
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -25,22 +25,22 @@ Fault = Callable[[], Awaitable[object]]
 class Faults:
     """What may go wrong; each fault ends what it has begun. `happened` counts what befell servers and the network.
 
-    How processes died is seen by whoever keeps them going, and counted by the trial.
+    What keeps the processes going sees how they died; the trial counts it.
     """
 
-    def __init__(self, stand: Stand, trial: Trial) -> None:
-        self._stand = stand
+    def __init__(self, rig: Rig, trial: Trial) -> None:
+        self._rig = rig
         self._trial = trial
         self._rng = trial.rng
         self.happened: Counter[str] = Counter()
 
     def choices(self) -> dict[str, tuple[int, Fault]]:
         """Faults by name, with their weights: a broker takes ten seconds to come back."""
-        stand = self._stand
+        rig = self._rig
         return {
-            "worker killed": (4, partial(self._killed, stand.workers)),
+            "worker killed": (4, partial(self._killed, rig.workers)),
             "worker killed at failpoint": (4, self._worker_failed),
-            "api killed": (2, partial(self._killed, stand.apis)),
+            "api killed": (2, partial(self._killed, rig.apis)),
             "api killed at failpoint": (2, self._api_failed),
             "broker killed": (1, self._broker_killed),
             "broker frozen": (2, self._broker_frozen),
@@ -64,25 +64,25 @@ class Faults:
     async def _worker_failed(self) -> None:
         points = [Failpoint.AFTER_RECEIVE, Failpoint.IN_TRANSACTION, Failpoint.BEFORE_COMMIT, Failpoint.AFTER_COMMIT,
                   Failpoint.BEFORE_ACK]  # fmt: skip
-        self._rng.choice(self._stand.workers).fail_at([self._rng.choice(points)])
+        self._rng.choice(self._rig.workers).fail_at([self._rng.choice(points)])
 
     async def _api_failed(self) -> None:
         points = [Failpoint.AFTER_INSERT, Failpoint.BEFORE_PUBLISH, Failpoint.AFTER_CONFIRM]
-        self._rng.choice(self._stand.apis).fail_at([self._rng.choice(points)])
+        self._rng.choice(self._rig.apis).fail_at([self._rng.choice(points)])
 
     async def _broker_killed(self) -> None:
-        await self._stand.kill_broker()
+        await self._rig.kill_broker()
         self._happened("broker killed")
-        await self._stand.rabbitmq.start()
+        await self._rig.rabbitmq.start()
 
     async def _broker_frozen(self) -> None:
-        await self._stand.rabbitmq.freeze()
+        await self._rig.rabbitmq.freeze()
         self._happened("broker frozen")
         await self._trial.pause(0.5, 4)
-        await self._stand.rabbitmq.thaw()
+        await self._rig.rabbitmq.thaw()
 
     async def _cut(self, which: str) -> None:
-        proxy = self._stand.broker if which == "broker" else self._stand.database
+        proxy = self._rig.broker if which == "broker" else self._rig.database
         match self._rng.randrange(4):
             case 0:
                 if await proxy.reset():
@@ -100,41 +100,41 @@ class Faults:
         await proxy.heal()
 
     async def _database_crashed(self) -> None:
-        await (self._stand.postgres.kill() if self._rng.random() < 0.5 else self._stand.postgres.stop_immediate())
+        await (self._rig.postgres.kill() if self._rng.random() < 0.5 else self._rig.postgres.stop_immediate())
         self._happened("database crashed")
         await self._trial.pause(0, 1)
-        await self._stand.postgres.start()
+        await self._rig.postgres.start()
 
     async def _database_frozen(self) -> None:
-        await self._stand.postgres.freeze()
+        await self._rig.postgres.freeze()
         self._happened("database frozen")
         await self._trial.pause(0.5, 3)
-        await self._stand.postgres.thaw()
+        await self._rig.postgres.thaw()
 
     async def _jobs_locked(self) -> None:
-        async with self._stand.jobs.locked():
+        async with self._rig.jobs.locked():
             self._happened("jobs locked")
             await self._trial.pause(0.5, 3)
 
     async def _unbound(self) -> None:
-        async with self._stand.queues() as queues:
+        async with self._rig.queues() as queues:
             await queues.unbind(topology.RETRIES, topology.KEY_RETRY)
         self._happened("queue unbound")
         await self._trial.pause(0.5, 4)
-        await self._stand.rebind()
+        await self._rig.rebind()
 
 
-async def test_p20_the_whole_under_random_faults(stand: Stand) -> None:
+async def test_p20_the_whole_under_random_faults(rig: Rig) -> None:
     seconds = scaled(20, full=1_800)
-    async with stand.trial("P20 one random fault after another", seed=SEED) as trial:
-        faults = Faults(stand, trial)
+    async with rig.trial("P20 one random fault after another", seed=SEED) as trial:
+        faults = Faults(rig, trial)
         choices = faults.choices()
         weights = [weight for weight, _ in choices.values()]
         load = await trial.load(count=int((seconds + 60) * RATE), reads=20)
         async with load.flowing():
             until = time.monotonic() + seconds
-            # First what takes longest to heal: a lease that nobody ends has to run out.
-            stand.apis[0].fail_at([Failpoint.BEFORE_PUBLISH])
+            # First what takes longest to heal: a lease that no process ends has to run out.
+            rig.apis[0].fail_at([Failpoint.BEFORE_PUBLISH])
             while (began_at := time.monotonic()) < until:
                 (name,) = trial.rng.choices(list(choices), weights)
                 await choices[name][1]()

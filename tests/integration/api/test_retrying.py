@@ -256,12 +256,12 @@ async def test_a_retry_takes_no_other_parameters(api: Api, jobs: JobMaker, query
 async def test_a_rehearsal_says_what_would_happen_and_writes_nothing(api: Api, jobs: JobMaker) -> None:
     fresh, used_up, done = await jobs.failed(), await jobs.failed(attempts=3), await jobs.completed()
 
-    async def forecast(job: MadeJob) -> object:
+    async def dry_run(job: MadeJob) -> object:
         return (await api.post(f"{path_of(job)}?dry_run=true")).data
 
-    assert await forecast(fresh) == {"would_retry": True, "blocked_by": None}
-    assert await forecast(used_up) == {"would_retry": False, "blocked_by": "attempts_exhausted"}
-    assert await forecast(done) == {"would_retry": False, "blocked_by": "not_failed"}
+    assert await dry_run(fresh) == {"would_retry": True, "blocked_by": None}
+    assert await dry_run(used_up) == {"would_retry": False, "blocked_by": "attempts_exhausted"}
+    assert await dry_run(done) == {"would_retry": False, "blocked_by": "not_failed"}
     assert await rows_for(jobs, fresh) == 0
 
 

@@ -117,12 +117,12 @@ async def test_a_rehearsal_names_what_stands_against_it(api: Api, jobs: JobMaker
     queued, spent, foreign = await jobs.failed(), await jobs.failed(attempts=3), await jobs.failed(project_id="p2")
     await api.post(path_of(queued))
 
-    async def forecast(path: str, order: object = ...) -> object:
+    async def dry_run(path: str, order: object = ...) -> object:
         return (await api.post(f"{path}?dry_run=true", order)).data
 
-    assert await forecast(path_of(queued)) == {"would_retry": False, "blocked_by": "retry_queued"}
-    assert await forecast(path_of(spent)) == {"would_retry": False, "blocked_by": "attempts_exhausted"}
-    assert await forecast(path_of(spent), {"extra_attempts": 1}) == {"would_retry": True, "blocked_by": None}
+    assert await dry_run(path_of(queued)) == {"would_retry": False, "blocked_by": "retry_queued"}
+    assert await dry_run(path_of(spent)) == {"would_retry": False, "blocked_by": "attempts_exhausted"}
+    assert await dry_run(path_of(spent), {"extra_attempts": 1}) == {"would_retry": True, "blocked_by": None}
     assert (await api.post(f"{path_of(foreign)}?dry_run=true")).code == "job-not-found"
     assert await rows_for(jobs, spent, foreign) == 0
 

@@ -11,7 +11,7 @@ from typing import Final, Self
 
 import pytest
 
-from tests.acceptance.chaos.nursery import Forked, Nursery
+from tests.acceptance.chaos.forkserver import Forked, Forkserver
 from tests.eventually import eventually
 
 _KILLED = -signal.SIGKILL
@@ -33,14 +33,14 @@ class End:
 
 
 class Member:
-    """One place in the fleet: a process, and the next one when a test has ended it.
+    """One place among the processes: a process, and the next one when a test has ended it.
 
     A process that ends without having been told to, other than at a failpoint, stays ended, and is in `deaths`: nothing
     is restarted by hand but what the test itself has killed.
     """
 
-    def __init__(self, nursery: Nursery, command: str, settings: dict[str, str]) -> None:
-        self._nursery = nursery
+    def __init__(self, forkserver: Forkserver, command: str, settings: dict[str, str]) -> None:
+        self._forkserver = forkserver
         self.command = command
         self.settings = settings
         self._failpoints: deque[str] = deque()
@@ -55,9 +55,9 @@ class Member:
 
     @classmethod
     @asynccontextmanager
-    async def kept(cls, nursery: Nursery, command: str, settings: dict[str, str]) -> AsyncIterator[Self]:
+    async def supervised(cls, forkserver: Forkserver, command: str, settings: dict[str, str]) -> AsyncIterator[Self]:
         """Keep one going while the block runs."""
-        member = cls(nursery, command, settings)
+        member = cls(forkserver, command, settings)
         member._keeping = asyncio.create_task(member._keep())
         try:
             yield member
@@ -84,7 +84,7 @@ class Member:
         told: list[signal.Signals] = []
         self._told = told
         extra = {} if failing is None else {"FAILPOINT": failing}
-        async with self._nursery.started(self.command, self.settings | extra) as program:
+        async with self._forkserver.started(self.command, self.settings | extra) as program:
             self.program = program
             status = await program.ended(within_s=_FOREVER_S)
             self.logs.append(program.err)
@@ -127,7 +127,7 @@ class Member:
             self.program.send(number)
 
     def pause(self) -> None:
-        """Let it stand still, in whatever it is doing."""
+        """Freeze it, in whatever it is doing."""
         if self.program is not None:
             self.program.send(signal.SIGSTOP)
 

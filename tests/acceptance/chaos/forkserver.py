@@ -30,7 +30,7 @@ _LOOK_EVERY_S = 0.01
 
 
 class Forked(Program):
-    """A process from the nursery."""
+    """A process from the forkserver."""
 
     def __init__(self, pid: int, log: Path, status: "asyncio.Future[int]", ops_port: int) -> None:
         self._pid = pid
@@ -60,7 +60,7 @@ class Forked(Program):
             return await asyncio.shield(self._status)
 
 
-class Nursery:
+class Forkserver:
     """The tests' end of it."""
 
     def __init__(self, process: asyncio.subprocess.Process, folder: Path) -> None:
@@ -75,7 +75,7 @@ class Nursery:
     @asynccontextmanager
     async def opened(cls) -> AsyncIterator[Self]:
         """Load Redrive, and make processes of it until the block ends, when all of them are killed."""
-        with tempfile.TemporaryDirectory(prefix="redrive-nursery-") as folder:
+        with tempfile.TemporaryDirectory(prefix="redrive-forkserver-") as folder:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", __name__),
                 env=environment(),
@@ -83,10 +83,10 @@ class Nursery:
                 stdout=asyncio.subprocess.PIPE,
             )
             reaper().tell("adopt", process.pid)
-            nursery = cls(process, Path(folder))
-            listening = asyncio.create_task(nursery._listen())
+            forkserver = cls(process, Path(folder))
+            listening = asyncio.create_task(forkserver._listen())
             try:
-                yield nursery
+                yield forkserver
             finally:
                 assert process.stdin is not None
                 process.stdin.close()
@@ -128,7 +128,7 @@ class Nursery:
             reaper().tell("release", pid)
 
 
-# -- the nursery's own process
+# -- the forkserver's own process
 
 
 def _run(command: str, env: Mapping[str, str], log: str) -> NoReturn:
@@ -161,7 +161,7 @@ def _tell(fact: Mapping[str, int]) -> None:
 
 def _serve() -> None:
     for module in ("api.serving", "cli.ports", "cli.signals", "worker.app"):
-        importlib.import_module(module)  # loaded before anybody is forked
+        importlib.import_module(module)  # loaded before the first fork
     children: set[int] = set()
     unread = b""
     while True:

@@ -26,9 +26,8 @@ import asyncpg
 
 from shared import topology
 from shared.models import JobId
-from tests.acceptance.chaos.fleet import End, Member
 from tests.acceptance.chaos.load import BULK, Load
-from tests.acceptance.chaos.nursery import Nursery
+from tests.acceptance.chaos.processes import End, Member
 from tests.acceptance.chaos.tally import SCALE, Tally
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
@@ -52,7 +51,7 @@ _LOST_CONNECTION = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asy
 
 
 @dataclass(slots=True)
-class Stand:
+class Rig:
     """Servers, programs and jobs."""
 
     postgres: PrivatePostgres
@@ -65,7 +64,7 @@ class Stand:
     workers: list[Member] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
     tell: Callable[[Tally], None] = print
-    _nursery: Nursery | None = None
+    _forkserver: Forkserver | None = None
     _effects: int | None = None
     _declared_at: float = 0.0
 
@@ -88,9 +87,9 @@ class Stand:
             jobs = await stack.enter_async_context(JobMaker.on(database_url))
             database = await stack.enter_async_context(Proxy.to(database_url))
             broker = await stack.enter_async_context(Proxy.to(amqp_url))
-            stand = cls(postgres, rabbitmq, database, broker, amqp_url, jobs)
+            rig = cls(postgres, rabbitmq, database, broker, amqp_url, jobs)
             url_of = rabbitmq.urls_of if isinstance(rabbitmq, RabbitmqCluster) else broker.url_of
-            nursery = stand._nursery = await stack.enter_async_context(Nursery.opened())
+            forkserver = rig._forkserver = await stack.enter_async_context(Forkserver.opened())
             of_api = {
                 "DATABASE_URL": database.url_of(users.api), "AMQP_URL": url_of(broker_logins.api),
                 "JWT_SECRET": SECRET, "LIMIT_IP": "off", "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off",
@@ -101,15 +100,15 @@ class Stand:
             }  # fmt: skip
             for _ in range(APIS):
                 port = free_port()
-                stand.urls.append(f"http://127.0.0.1:{port}")
-                stand.apis.append(
-                    await stack.enter_async_context(Member.kept(nursery, "api", {**of_api, "PORT": str(port)}))
+                rig.urls.append(f"http://127.0.0.1:{port}")
+                rig.apis.append(
+                    await stack.enter_async_context(Member.supervised(forkserver, "api", {**of_api, "PORT": str(port)}))
                 )
             for _ in range(WORKERS):
-                stand.workers.append(await stack.enter_async_context(Member.kept(nursery, "worker", of_worker)))
-            await stand.all_well(within_s=STARTED_WITHIN_S)
-            stand._declared_at = time.monotonic()
-            yield stand
+                rig.workers.append(await stack.enter_async_context(Member.supervised(forkserver, "worker", of_worker)))
+            await rig.all_well(within_s=STARTED_WITHIN_S)
+            rig._declared_at = time.monotonic()
+            yield rig
             await postgres.recover()  # what follows drops the database and the virtual host
             await rabbitmq.recover()
 
@@ -120,11 +119,12 @@ class Stand:
     @asynccontextmanager
     async def workers_of_the_ledger(self, count: int) -> AsyncIterator[list[Member]]:
         """More workers while the block runs, which take requests from the ledger, as if there were no broker."""
-        assert self._nursery is not None
+        assert self._forkserver is not None
         settings = {name: value for name, value in self.workers[0].settings.items() if name != "AMQP_URL"}
         async with AsyncExitStack() as stack:
             more = [
-                await stack.enter_async_context(Member.kept(self._nursery, "worker", settings)) for _ in range(count)
+                await stack.enter_async_context(Member.supervised(self._forkserver, "worker", settings))
+                for _ in range(count)
             ]
             self.workers += more
             try:
@@ -223,7 +223,7 @@ class Stand:
             yield Queues(connection, await channel.get_exchange(topology.EXCHANGE, ensure=False))
 
     async def rebind(self) -> None:
-        """Bind the queue that a test has unbound, as whoever runs RabbitMQ would: the programs may not."""
+        """Bind the queue that a test has unbound, as an operator of RabbitMQ would: the programs may not."""
         async with self.queues() as queues:
             await queues.bind(topology.RETRIES, topology.KEY_RETRY)
 
@@ -254,7 +254,7 @@ class Stand:
 class Trial:
     """One test's loads, random choices and counts."""
 
-    stand: Stand
+    rig: Rig
     tally: Tally
     rng: random.Random
     bystanders: Sequence[MadeJob]
@@ -266,11 +266,11 @@ class Trial:
 
     def begin(self) -> None:
         """Leave out of the count how processes have ended until now."""
-        self._ended_before = {member: len(member.ends) for member in self.stand.members}
+        self._ended_before = {member: len(member.ends) for member in self.rig.members}
 
     def ends(self, members: Sequence[Member] | None = None) -> list[End]:
         """How processes have ended in this trial."""
-        chosen = self.stand.members if members is None else members
+        chosen = self.rig.members if members is None else members
         return [end for member in chosen for end in member.ends[self._ended_before[member] :]]
 
     def failed_at(self) -> Counter[str]:
@@ -281,7 +281,7 @@ class Trial:
         """Let jobs that were put back fail again, twice a second, until cancelled."""
         while True:
             with suppress(TimeoutError, *_LOST_CONNECTION):
-                await self.stand.jobs.fail_all_again()
+                await self.rig.jobs.fail_all_again()
             await asyncio.sleep(FAIL_AGAIN_EVERY_S)
 
     async def load(self, *, count: int, rate: float = RATE, reads: float = 0.0) -> Load:
@@ -293,8 +293,8 @@ class Trial:
         return await self._load(count, rate, 0.0, bulk=0.0, finite=True)
 
     async def _load(self, count: int, rate: float, reads: float, *, bulk: float, finite: bool) -> Load:
-        jobs = await self.stand.jobs.many_failed(count)
-        load = Load(self.stand.urls, jobs, random.Random(self.rng.random()), rate, reads, bulk=bulk, finite=finite)
+        jobs = await self.rig.jobs.many_failed(count)
+        load = Load(self.rig.urls, jobs, random.Random(self.rng.random()), rate, reads, bulk=bulk, finite=finite)
         self._loads.append(load)
         return load
 
@@ -321,7 +321,7 @@ class Trial:
 
     async def unsettled(self) -> int:
         """How many accepted requests the ledger has not settled, or does not know yet."""
-        (row,) = await self.stand.rows(
+        (row,) = await self.rig.rows(
             """
             SELECT count(*) FILTER (WHERE coalesce(single.state, of_batch.state, 'queued') = 'queued')
             FROM unnest($1::uuid[]) AS acked (id)
@@ -336,32 +336,32 @@ class Trial:
         """End all faults, wait until everything is well and settled, and count."""
         self._count_deaths()
         healed_at = time.monotonic()
-        await self.stand.heal()
+        await self.rig.heal()
 
         async def settled() -> bool:
             if unsettled := await self.unsettled():
                 raise AssertionError(f"{unsettled} of {len(self.acked)} accepted requests are not settled")
-            async with self.stand.queues() as queues:
+            async with self.rig.queues() as queues:
                 return await queues.drained()
 
         try:
             await eventually(settled, within_s=SETTLED_WITHIN_S, every_s=0.1)
-            await self.stand.all_well()
+            await self.rig.all_well()
         finally:
             self.tally.notes["healed_after_s"] = round(time.monotonic() - healed_at, 1)
             await self._count()
-        self.stand._effects = self.tally.effects
+        self.rig._effects = self.tally.effects
 
     async def _count(self) -> None:
         acked = self.acked
-        rows = await self.stand.rows(
+        rows = await self.rig.rows(
             """
             SELECT coalesce(batch_id, id) AS id, project_id, job_id, state FROM redrive.retry_requests
             WHERE job_id = ANY ($1::uuid[])
             """,
             [job.id for load in self._loads for job in load.jobs] + [job.id for job in self.published.values()],
         )
-        happened_to = await self.stand.rows("SELECT project_id, job_id FROM public.test_effects")
+        happened_to = await self.rig.rows("SELECT project_id, job_id FROM public.test_effects")
         effects = Counter((row["project_id"], JobId(str(row["job_id"]))) for row in happened_to)
         asked = Counter((job.project_id, job.id) for job in acked.values())
         parked = Counter(
@@ -369,7 +369,7 @@ class Trial:
             for row in rows
             if row["id"] in acked and row["state"] not in {"applied", "queued"}
         )
-        self.wrong += [f"written down, and nobody was told: {dict(row)}" for row in rows if row["id"] not in acked]
+        self.wrong += [f"written down, and no client was told: {dict(row)}" for row in rows if row["id"] not in acked]
         tally = self.tally
         tally.effects = effects.total()
         tally.acked = len(acked)
@@ -385,5 +385,5 @@ class Trial:
                 tally.unexpected += beyond
         for load in self._loads:
             self.wrong += load.wrong
-        for member in self.stand.members:
+        for member in self.rig.members:
             self.wrong += member.deaths
