@@ -178,6 +178,28 @@ CROSS JOIN LATERAL (
         ('completed', counted.completed), ('other', counted.other)
 ) AS found (status, jobs);
 
+-- fragment: groups
+-- The wanted ones of `failed` in groups of one type and one error, the largest first.
+SELECT
+    f.type, f.error, count(*) AS jobs, count(*) FILTER (WHERE queued.id IS NOT NULL) AS queued,
+    count(*) FILTER (WHERE queued.id IS NULL AND f.used_up) AS exhausted,
+    min(f.created_at) AS first_at, max(f.created_at) AS last_at,
+    (array_agg(redrive.job_uuid(f.id) ORDER BY f.created_at DESC, f.id DESC))[1:$7::int] AS sample
+FROM failed AS f
+LEFT JOIN LATERAL (
+    SELECT r.id FROM redrive.retry_requests AS r
+    WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(f.id) AND r.state = 'queued'
+    LIMIT 1
+) AS queued ON true
+WHERE f.wanted
+GROUP BY f.type, f.error
+ORDER BY jobs DESC, last_at DESC, f.type, f.error
+LIMIT $6::int
+
+-- fragment: group_columns
+looked.sampled, looked.truncated, redrive.fingerprint(g.type, g.error) AS fingerprint, left(g.type, 1000) AS type,
+g.error, g.jobs, g.jobs - g.exhausted - g.queued AS retryable, g.exhausted, g.queued, g.first_at, g.last_at, g.sample
+
 -- name: failures
 -- The newest failed jobs in groups of one type and one error, the largest first. One row at least: without groups, its
 -- columns but the first two are NULL. A job that cannot be shown is in no group.
@@ -199,25 +221,10 @@ WITH failed AS MATERIALIZED (
     LIMIT $5::int
 ),
 grouped AS (
-    SELECT
-        f.type, f.error, count(*) AS jobs, count(*) FILTER (WHERE queued.id IS NOT NULL) AS queued,
-        count(*) FILTER (WHERE queued.id IS NULL AND f.used_up) AS exhausted,
-        min(f.created_at) AS first_at, max(f.created_at) AS last_at,
-        (array_agg(redrive.job_uuid(f.id) ORDER BY f.created_at DESC, f.id DESC))[1:$7::int] AS sample
-    FROM failed AS f
-    LEFT JOIN LATERAL (
-        SELECT r.id FROM redrive.retry_requests AS r
-        WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(f.id) AND r.state = 'queued'
-        LIMIT 1
-    ) AS queued ON true
-    WHERE f.wanted
-    GROUP BY f.type, f.error
-    ORDER BY jobs DESC, last_at DESC, f.type, f.error
-    LIMIT $6::int
+    {groups}
 )
 SELECT
-    looked.sampled, looked.truncated, redrive.fingerprint(g.type, g.error) AS fingerprint, left(g.type, 1000) AS type,
-    g.error, g.jobs, g.jobs - g.exhausted - g.queued AS retryable, g.exhausted, g.queued, g.first_at, g.last_at, g.sample
+    {group_columns}
 FROM (
     SELECT
         (SELECT count(*) FROM failed) AS sampled,
@@ -265,25 +272,10 @@ failed AS MATERIALIZED (
     ) AS j
 ),
 grouped AS (
-    SELECT
-        f.type, f.error, count(*) AS jobs, count(*) FILTER (WHERE queued.id IS NOT NULL) AS queued,
-        count(*) FILTER (WHERE queued.id IS NULL AND f.used_up) AS exhausted,
-        min(f.created_at) AS first_at, max(f.created_at) AS last_at,
-        (array_agg(redrive.job_uuid(f.id) ORDER BY f.created_at DESC, f.id DESC))[1:$7::int] AS sample
-    FROM failed AS f
-    LEFT JOIN LATERAL (
-        SELECT r.id FROM redrive.retry_requests AS r
-        WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(f.id) AND r.state = 'queued'
-        LIMIT 1
-    ) AS queued ON true
-    WHERE f.wanted
-    GROUP BY f.type, f.error
-    ORDER BY jobs DESC, last_at DESC, f.type, f.error
-    LIMIT $6::int
+    {groups}
 )
 SELECT
-    looked.sampled, looked.truncated, redrive.fingerprint(g.type, g.error) AS fingerprint, left(g.type, 1000) AS type,
-    g.error, g.jobs, g.jobs - g.exhausted - g.queued AS retryable, g.exhausted, g.queued, g.first_at, g.last_at, g.sample
+    {group_columns}
 FROM (
     SELECT
         (SELECT count(*) FROM failed) AS sampled,
