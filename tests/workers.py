@@ -3,46 +3,30 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
-import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared import settings
 from tests.eventually import eventually
+from tests.ops_port import OpsPort
 from tests.servers.processes import free_port
 from worker.app import run
 
 
-class RunningWorker:
+class RunningWorker(OpsPort):
     """What can be seen of a worker from outside, and the event that stops it."""
 
     def __init__(self, ops_port: int, stop: asyncio.Event, task: "asyncio.Task[None]") -> None:
-        self._ops = f"http://127.0.0.1:{ops_port}"
+        super().__init__(ops_port)
         self._stop = stop
         self._task = task
 
     async def ready(self) -> bool:
         return await self.readiness() == 200
 
-    async def readiness(self) -> int:
-        """The status of `/readyz`; 0 while no worker listens."""
-        try:
-            async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
-                return answer.status
-        except aiohttp.ClientConnectionError:
-            return 0
-
-    async def health(self) -> tuple[int, Any]:
-        """The status of `/readyz`, and what it says."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
-            return answer.status, await answer.json()
-
     async def metric(self, name: str, **labels: str) -> float:
         """The value of one sample; 0 for one that is not there."""
-        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/metrics") as answer:
-            text = await answer.text()
-        for family in text_string_to_metric_families(text):
+        for family in text_string_to_metric_families(await self.metrics()):
             for sample in family.samples:
                 if sample.name == name and sample.labels == labels:
                     return float(sample.value)

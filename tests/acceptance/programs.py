@@ -15,17 +15,18 @@ from tests.acceptance.up import COMMAND, environment
 from tests.eventually import eventually
 from tests.logins import BrokerUsers, Users
 from tests.namesakes import folder_of_namesakes
+from tests.ops_port import OpsPort
 from tests.servers.processes import free_port
 from tests.servers.reaper import reaper
 from tests.tokens import SECRET, token
 
 
-class Program:
+class Program(OpsPort):
     """One that was started. `err` is what it has logged."""
 
     def __init__(self, process: asyncio.subprocess.Process, ops_port: int) -> None:
+        super().__init__(ops_port)
         self._process = process
-        self._ops = f"http://127.0.0.1:{ops_port}"
         self._err: list[bytes] = []
         self._reading = asyncio.create_task(self._read())
 
@@ -80,23 +81,6 @@ class Program:
         except AssertionError as error:
             error.add_note(self.err)
             raise
-
-    async def readiness(self) -> int:
-        """The status of `/readyz`; 0 while no program listens."""
-        try:
-            async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
-                return answer.status
-        except aiohttp.ClientConnectionError:
-            return 0
-
-    async def health(self) -> dict[str, Any]:
-        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
-            found: dict[str, Any] = await answer.json()
-            return found
-
-    async def metrics(self) -> str:
-        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/metrics") as answer:
-            return await answer.text()
 
     def send(self, number: signal.Signals) -> None:
         if self._process.returncode is None:

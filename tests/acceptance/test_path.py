@@ -96,7 +96,7 @@ async def test_a_client_polls_asks_for_a_retry_and_sees_it_through(
             await redrive.api.metrics()
         )
         for program in (redrive.api, *redrive.workers):
-            assert (await program.health())["status"] == "ok"
+            assert (await program.health())[1]["status"] == "ok"
             program.send(signal.SIGTERM)
         for program in (redrive.api, *redrive.workers):
             assert await program.ended() == 0
@@ -151,7 +151,7 @@ async def test_a_broker_that_goes_and_comes_back_costs_nothing_and_stops_no_requ
 
 
 async def _degraded(program: Program) -> bool:
-    return bool((await program.health())["status"] == "degraded")
+    return bool((await program.health())[1]["status"] == "degraded")
 
 
 async def _unready(program: Program) -> bool:

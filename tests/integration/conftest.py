@@ -11,6 +11,7 @@ from shared.database import Database
 from shared.migrations import migrate
 from tests.jobs import BIGINT_JOBS, JobMaker
 from tests.ledger import Ledger
+from tests.logins import Logins, Users
 from tests.logs import Log
 from tests.queues import Queues
 from tests.servers.rabbitmq import Rabbitmq
@@ -33,6 +34,14 @@ async def bigint_database_url(empty_database_url: str) -> str:
         await connection.close()
     await asyncio.to_thread(migrate, empty_database_url)
     return empty_database_url
+
+
+async def users(empty_database_url: str) -> AsyncIterator[Users]:
+    """Users with exactly the rights that docs/deploying.md gives, on a database that is migrated."""
+    async with Logins.on(empty_database_url) as logins:
+        found = await logins.made(empty_database_url)
+        await asyncio.to_thread(migrate, found.owner)
+        yield found
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """`redrive check` in a database: it fails for each thing that a program lacks there, and names it."""
 
-import asyncio
-from collections.abc import AsyncIterator
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -11,10 +9,9 @@ import pytest
 from cli.checking.database import UPDATED, database_findings, statements_of
 from cli.checking.findings import Finding, Verdict, wrapped
 from shared.database import open_database
-from shared.migrations import migrate
 from shared.sql import statements
 from tests.commands import commanded
-from tests.logins import Logins, Users
+from tests.logins import Users
 
 _COLUMNS: Final = (
     *("id", "project_id", "type", "payload", "status", "attempts", "max_attempts", "last_error"),
@@ -32,15 +29,6 @@ _OF_LEDGER: Final[dict[str, list[tuple[str, tuple[str, ...]]]]] = {
     ],
     "worker": [("redrive.retry_requests", ("SELECT", "INSERT", "UPDATE"))],
 }
-
-
-@pytest.fixture
-async def users(empty_database_url: str) -> AsyncIterator[Users]:
-    """Users with exactly the rights that docs/deploying.md gives, on a database that is migrated."""
-    async with Logins.on(empty_database_url) as logins:
-        found = await logins.made(empty_database_url)
-        await asyncio.to_thread(migrate, found.owner)
-        yield found
 
 
 async def run(url: str, sql: str) -> None:

@@ -7,20 +7,11 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from shared.migrations import migrate
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for
-from tests.logins import Logins, Users
+from tests.logins import Users
 from tests.logs import Log
 from tests.workers import a_worker
-
-
-@pytest.fixture
-async def users(empty_database_url: str) -> AsyncIterator[Users]:
-    async with Logins.on(empty_database_url) as logins:
-        found = await logins.made(empty_database_url)
-        await asyncio.to_thread(migrate, found.owner)
-        yield found
 
 
 def reasons(log: Log, event: str) -> list[str]:

@@ -41,44 +41,38 @@ async def users(empty_database_url: str, logins: Logins) -> Users:
     return found
 
 
-async def denied(url: str, statements: Iterable[str]) -> dict[str, str]:
-    """Statements that the user may run, though he should not, with what came of them; each is rolled back."""
+async def outcomes(url: str, statements: Iterable[str]) -> dict[str, str | asyncpg.PostgresError]:
+    """What comes of each statement; each is rolled back."""
     connection = await asyncpg.connect(url)
-    wrong = {}
+    found: dict[str, str | asyncpg.PostgresError] = {}
     try:
         for statement in statements:
             transaction = connection.transaction()
             await transaction.start()
             try:
-                wrong[statement] = await connection.execute(statement)
-            except asyncpg.InsufficientPrivilegeError:
-                pass
+                found[statement] = await connection.execute(statement)
             except asyncpg.PostgresError as error:
-                wrong[statement] = f"{type(error).__name__}: {error}"  # refused for another reason proves nothing
+                found[statement] = error
             finally:
                 await transaction.rollback()
     finally:
         await connection.close()
-    return wrong
+    return found
+
+
+async def denied(url: str, statements: Iterable[str]) -> dict[str, str]:
+    """Statements that the user may run, though he should not, with what came of them."""
+    found = await outcomes(url, statements)
+    # Refused for another reason proves nothing.
+    return {
+        each: repr(came) for each, came in found.items() if not isinstance(came, asyncpg.InsufficientPrivilegeError)
+    }
 
 
 async def allowed(url: str, statements: Iterable[str]) -> dict[str, str]:
-    """Statements that the user may not run, though he needs to; each is rolled back."""
-    connection = await asyncpg.connect(url)
-    wrong = {}
-    try:
-        for statement in statements:
-            transaction = connection.transaction()
-            await transaction.start()
-            try:
-                await connection.execute(statement)
-            except asyncpg.PostgresError as error:
-                wrong[statement] = f"{type(error).__name__}: {error}"
-            finally:
-                await transaction.rollback()
-    finally:
-        await connection.close()
-    return wrong
+    """Statements that the user may not run, though he needs to."""
+    found = await outcomes(url, statements)
+    return {each: repr(came) for each, came in found.items() if isinstance(came, asyncpg.PostgresError)}
 
 
 _RETRIED = {

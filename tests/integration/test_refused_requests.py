@@ -1,18 +1,16 @@
 """Requests whose end the database does not let be written as it should be: each ends all the same, or waits."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from functools import partial
 
 import pytest
 
 from shared.messages import RetryMessage
-from shared.migrations import migrate
 from shared.models import Outcome
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for
 from tests.ledger import Ledger
-from tests.logins import Logins, Users
+from tests.logins import Users
 from tests.logs import Log
 from tests.queues import Queues
 from tests.workers import a_worker
@@ -125,14 +123,6 @@ async def test_requests_whose_end_cannot_be_written_at_all_are_tried_again_with_
 
 
 # -- what another program asks for, of a job that this role sees and may not update
-
-
-@pytest.fixture
-async def users(empty_database_url: str) -> AsyncIterator[Users]:
-    async with Logins.on(empty_database_url) as logins:
-        found = await logins.made(empty_database_url)
-        await asyncio.to_thread(migrate, found.owner)
-        yield found
 
 
 async def test_another_program_s_request_for_a_job_that_may_not_be_updated_is_queued_and_applied_once_it_may(

@@ -37,6 +37,25 @@ Reusing = Callable[[int], AbstractAsyncContextManager[int]]
 """Starts a proxy to a port of 127.0.0.1; gives the proxy's own port."""
 
 
+async def answers_over(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *pieces: bytes) -> list[bytes]:
+    """What is answered to all pieces until the server ends the connection, one answer each."""
+    answers: list[bytes] = []
+    try:
+        async with asyncio.timeout(10):
+            with suppress(ConnectionError):  # the server may have ended it
+                for piece in pieces:
+                    writer.write(piece)
+                    await writer.drain()
+            while not reader.at_eof():
+                try:
+                    answers.append(await message_of(reader))
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    break
+    finally:
+        writer.close()
+    return answers
+
+
 async def message_of(reader: asyncio.StreamReader, *, bodiless: bool = False) -> bytes:
     """One HTTP message as it came, trailer fields included; `bodiless` is an answer to HEAD. Raises as `readuntil`."""
     head = await reader.readuntil(b"\r\n\r\n")

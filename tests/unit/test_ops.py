@@ -2,16 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from shared.ops import Readiness, Status, serve_ops
-from tests.servers.reusing import message_of
+from tests.servers.reusing import answers_over
 from tests.trailers import FIELDS, LEAKED, with_trailer
 
-SOON_S = 10
 NEXT = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
@@ -31,23 +29,7 @@ async def ops(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def answers_to(ops: str, *pieces: bytes) -> list[bytes]:
-    """What is answered on one connection until the server ends it."""
-    reader, writer = await asyncio.open_unix_connection(ops)
-    answers: list[bytes] = []
-    try:
-        async with asyncio.timeout(SOON_S):
-            with suppress(ConnectionError):  # the server may have ended it
-                for piece in pieces:
-                    writer.write(piece)
-                    await writer.drain()
-            while not reader.at_eof():
-                try:
-                    answers.append(await message_of(reader))
-                except (asyncio.IncompleteReadError, ConnectionError):
-                    break
-    finally:
-        writer.close()
-    return answers
+    return await answers_over(*await asyncio.open_unix_connection(ops), *pieces)
 
 
 @pytest.mark.parametrize(

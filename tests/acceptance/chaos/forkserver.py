@@ -23,6 +23,7 @@ from typing import NoReturn, Self
 
 from tests.acceptance.programs import Program
 from tests.acceptance.up import environment
+from tests.ops_port import OpsPort
 from tests.servers.processes import free_port
 from tests.servers.reaper import reaper
 
@@ -33,10 +34,10 @@ class Forked(Program):
     """A process from the forkserver."""
 
     def __init__(self, pid: int, log: Path, status: "asyncio.Future[int]", ops_port: int) -> None:
+        OpsPort.__init__(self, ops_port)  # not Program's: what runs here is no subprocess of asyncio's
         self._pid = pid
         self._log_file = log
         self._status = status
-        self._ops = f"http://127.0.0.1:{ops_port}"
 
     @property
     def pid(self) -> int:

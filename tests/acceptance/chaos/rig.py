@@ -151,7 +151,7 @@ class Rig:
                 assert not member.failing
             for api in self.apis:
                 assert api.program is not None
-                assert (await api.program.health())["status"] == "ok"
+                assert (await api.program.health())[1]["status"] == "ok"
             return True
 
         await eventually(well, within_s=within_s, every_s=0.1)

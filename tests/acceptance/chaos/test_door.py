@@ -89,7 +89,7 @@ class Door:
         """Wait until the relay is connected and has nothing left to send."""
 
         async def quiet() -> bool:
-            assert (await self.api.program.health())["status"] == "ok"
+            assert (await self.api.program.health())[1]["status"] == "ok"
             unpublished = "SELECT count(*) FROM redrive.retry_requests WHERE state = 'queued' AND published_at IS NULL"
             return bool(await self.jobs.pool.fetchval(unpublished) == 0)
 

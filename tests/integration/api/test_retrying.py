@@ -8,21 +8,12 @@ import pytest
 
 from tests.api_server import Api, Reply
 from tests.eventually import eventually
+from tests.integration.retrying.operators import RETRY_FIELDS, path_of
 from tests.jobs import JobMaker, MadeJob
 from tests.logs import Log
 from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-FIELDS = {
-    "id", "job_id", "batch_id", "state", "outcome", "actor", "cancelled_by", "redriven_by", "redriven_at", "reason",
-    "delay_seconds", "extra_attempts", "requested_at", "processed_at", "attempts_before", "max_attempts_before",
-    "started_at_before", "completed_at_before", "error_before", "error_before_truncated", "done", "links",
-}  # fmt: skip
-
-
-def path_of(job: MadeJob) -> str:
-    return f"/api/jobs/{job.id}/retry"
 
 
 async def rows_for(jobs: JobMaker, job: MadeJob) -> int:
@@ -40,10 +31,10 @@ async def test_an_accepted_retry_is_answered_with_the_fields_of_the_contract(api
     assert answer.json.keys() == {"data", "deduplicated"}
     assert answer.json["deduplicated"] is False
     data = answer.data
-    assert data.keys() == FIELDS
+    assert data.keys() == RETRY_FIELDS
     assert UUID(data["id"]).version == 7
     assert answer.headers["Location"] == f"/api/retries/{data['id']}"
-    assert {name: data[name] for name in FIELDS - {"id", "requested_at"}} == {
+    assert {name: data[name] for name in RETRY_FIELDS - {"id", "requested_at"}} == {
         "job_id": str(job.id), "batch_id": None, "state": "queued", "outcome": None, "actor": "alice",
         "cancelled_by": None, "redriven_by": None, "redriven_at": None,
         "reason": "smtp is back — endlich", "delay_seconds": 60, "extra_attempts": 2, "processed_at": None,

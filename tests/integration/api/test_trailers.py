@@ -14,7 +14,7 @@ from pytest_aiohttp import AiohttpClient
 from tests.api_server import Api, Reply, Serve
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker, MadeJob
-from tests.servers.reusing import REUSING, Reusing, message_of
+from tests.servers.reusing import REUSING, Reusing, answers_over, message_of
 from tests.tokens import token
 from tests.trailers import FIELDS, LEAKED, with_trailer
 
@@ -52,22 +52,7 @@ async def test_aiohttp_has_not_mended_it_yet(module_client: AiohttpClient) -> No
 
 
 async def answers_on(api: Api, *pieces: bytes) -> list[bytes]:
-    """What is answered until the server ends the connection, one answer each; a piece is sent once another was."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
-    answers = []
-    try:
-        for piece in pieces:
-            writer.write(piece)
-            await writer.drain()
-        async with asyncio.timeout(10):
-            while not reader.at_eof():
-                try:
-                    answers.append(await message_of(reader))
-                except (asyncio.IncompleteReadError, ConnectionError):
-                    break
-    finally:
-        writer.close()
-    return answers
+    return await answers_over(*await asyncio.open_connection("127.0.0.1", api.port), *pieces)
 
 
 ROUTES: Final = {
