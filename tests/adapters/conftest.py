@@ -7,7 +7,7 @@ import pytest
 
 from tests.adapters.rig import Prepared, Rig, discard, prepare
 from tests.adapters.systems import SYSTEMS, System
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.servers.postgres import Postgres
 from tests.servers.processes import run_apart
 
@@ -31,7 +31,6 @@ async def rig(prepared: Prepared) -> AsyncIterator[Rig]:
 
 
 @pytest.fixture
-async def api(rig: Rig) -> AsyncIterator[Api]:
+async def api(rig: Rig, serve: Serve) -> Api:
     """The api, under its own login."""
-    async with serving(rig.api_url, watch_interval=0.05, **rig.system.settings) as running:
-        yield running
+    return await serve(rig.api_url, watch_interval=0.05, **rig.system.settings)

