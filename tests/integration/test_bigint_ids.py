@@ -15,7 +15,7 @@ from shared import topology
 from shared.job_ids import BigintIds
 from shared.migrations import migrate
 from shared.models import JobId
-from tests.api_server import NO_TOKEN, Api, Reply, serving
+from tests.api_server import NO_TOKEN, Api, Reply, Serve
 from tests.commands import Done, commanded
 from tests.eventually import eventually
 from tests.jobs import JobMaker, a_message_for
@@ -39,9 +39,8 @@ async def jobs(bigint_database_url: str) -> AsyncIterator[JobMaker]:
 
 
 @pytest.fixture
-async def api(bigint_database_url: str) -> AsyncIterator[Api]:
-    async with serving(bigint_database_url, job_id="bigint") as running:
-        yield running
+async def api(bigint_database_url: str, serve: Serve) -> Api:
+    return await serve(bigint_database_url, job_id="bigint")
 
 
 async def read(api: Api, path: str, *, bearer: str | None = None, headers: Mapping[str, str] | None = None) -> Reply:
@@ -247,37 +246,37 @@ async def test_a_token_may_be_narrowed_to_numbers(api: Api, jobs: JobMaker) -> N
 
 
 async def test_messages_name_jobs_by_number(
-    bigint_database_url: str, amqp_url: str, queues: Queues, jobs: JobMaker
+    bigint_database_url: str, amqp_url: str, queues: Queues, jobs: JobMaker, serve: Serve
 ) -> None:
     ours, theirs = await jobs.failed(job_id=42), await jobs.failed(job_id=43)
-    async with serving(bigint_database_url, amqp_url=amqp_url, job_id="bigint") as api:
-        accepted = await sent(api, "/api/jobs/42/retry")
+    api = await serve(bigint_database_url, amqp_url=amqp_url, job_id="bigint")
+    accepted = await sent(api, "/api/jobs/42/retry")
 
-        async def published() -> bool:
-            return await queues.waiting() == 1
+    async def published() -> bool:
+        return await queues.waiting() == 1
 
-        await eventually(published, within_s=20)
-        (letter,) = await queues.peek(topology.RETRIES)
-        message = json.loads(letter.body)
-        assert (message["request_id"], message["job_id"]) == (accepted.data["id"], "42")
-        assert OF_LEDGER.encode() not in letter.body
+    await eventually(published, within_s=20)
+    (letter,) = await queues.peek(topology.RETRIES)
+    message = json.loads(letter.body)
+    assert (message["request_id"], message["job_id"]) == (accepted.data["id"], "42")
+    assert OF_LEDGER.encode() not in letter.body
 
-        own = a_message_for(theirs)
-        bad = ["0", "-1", "044", "44 ", str(MOST + 1), "00000000-0000-8000-82c0-626967696e74", 44]
-        await queues.publish(own)
-        for number, job_id in enumerate(bad):
-            fields = {"v": 1, "request_id": f"0193c9a8-0000-7000-8000-00000000000{number}", "project_id": "p1"}
-            await queues.publish(json.dumps({**fields, "job_id": job_id}).encode())
-        async with a_worker(bigint_database_url, amqp_url, job_id="bigint"):
-            settled = await read(api, accepted.headers["Location"], headers={"Prefer": "wait=20"})
-            assert settled.data["outcome"] == "applied"
-            await eventually(queues.drained)
+    own = a_message_for(theirs)
+    bad = ["0", "-1", "044", "44 ", str(MOST + 1), "00000000-0000-8000-82c0-626967696e74", 44]
+    await queues.publish(own)
+    for number, job_id in enumerate(bad):
+        fields = {"v": 1, "request_id": f"0193c9a8-0000-7000-8000-00000000000{number}", "project_id": "p1"}
+        await queues.publish(json.dumps({**fields, "job_id": job_id}).encode())
+    async with a_worker(bigint_database_url, amqp_url, job_id="bigint"):
+        settled = await read(api, accepted.headers["Location"], headers={"Prefer": "wait=20"})
+        assert settled.data["outcome"] == "applied"
+        await eventually(queues.drained)
 
-            async def adopted() -> bool:
-                return await jobs.outcome_of(own.id) == "applied"
+        async def adopted() -> bool:
+            return await jobs.outcome_of(own.id) == "applied"
 
-            await eventually(adopted)
-            letters = await queues.peek(topology.RETRIES_DEAD)
+        await eventually(adopted)
+        letters = await queues.peek(topology.RETRIES_DEAD)
 
     assert len(letters) == len(bad)
     assert all("(at job_id)" in str(letter.reason) for letter in letters)
@@ -456,7 +455,9 @@ FOR EACH ROW EXECUTE FUNCTION control_plane.jobs_retry();
 """
 
 
-async def test_a_view_over_a_table_of_numbers_serves_as_the_table(empty_database_url: str, amqp_url: str) -> None:
+async def test_a_view_over_a_table_of_numbers_serves_as_the_table(
+    empty_database_url: str, amqp_url: str, serve: Serve
+) -> None:
     connection = await asyncpg.connect(empty_database_url)
     try:
         await connection.execute(VIEW)
@@ -466,10 +467,8 @@ async def test_a_view_over_a_table_of_numbers_serves_as_the_table(empty_database
             "SELECT n, 'p1', CASE WHEN n <= 60 THEN 'dead' ELSE 'done' END, 1, 'it broke' "
             "FROM generate_series(1, 80) AS n"
         )
-        async with (
-            serving(empty_database_url, amqp_url=amqp_url, job_id="bigint") as api,
-            a_worker(empty_database_url, amqp_url, job_id="bigint", ready=False),
-        ):
+        api = await serve(empty_database_url, amqp_url=amqp_url, job_id="bigint")
+        async with a_worker(empty_database_url, amqp_url, job_id="bigint", ready=False):
             one = await sent(api, "/api/jobs/60/retry")
             many = await sent(api, "/api/jobs/retry", {"ids": [str(n) for n in range(1, 51)]})
             settled = await read(api, one.headers["Location"], headers={"Prefer": "wait=20"})
@@ -484,15 +483,15 @@ async def test_a_view_over_a_table_of_numbers_serves_as_the_table(empty_database
 
 
 async def test_with_the_other_setting_nothing_is_shown_and_check_says_why(
-    bigint_database_url: str, database_url: str
+    bigint_database_url: str, database_url: str, serve: Serve
 ) -> None:
     async with JobMaker.on(bigint_database_url, "bigint") as jobs:
         await jobs.failed(job_id=42)
     cases = ((bigint_database_url, "uuid", "bigint"), (database_url, "bigint", "uuid"))
     for url, job_id, column in cases:
-        async with serving(url, job_id=job_id) as api:
-            path = "/api/jobs/6ba7b810-9dad-41d1-80b4-00c04fd430c8" if job_id == "uuid" else "/api/jobs/42"
-            answers = [await api.get(each) for each in (path, "/api/jobs", "/api/jobs?status=failed&retryable=true")]
+        api = await serve(url, job_id=job_id)
+        path = "/api/jobs/6ba7b810-9dad-41d1-80b4-00c04fd430c8" if job_id == "uuid" else "/api/jobs/42"
+        answers = [await api.get(each) for each in (path, "/api/jobs", "/api/jobs?status=failed&retryable=true")]
         assert [answer.status for answer in answers] == [503] * len(answers)
         check = await commanded("check", "worker", DATABASE_URL=url, JOB_ID=job_id)
         assert check.status == 1
@@ -501,7 +500,7 @@ async def test_with_the_other_setting_nothing_is_shown_and_check_says_why(
         assert (await commanded("check", "worker", DATABASE_URL=url, JOB_ID=column)).status == 0
 
 
-async def test_the_document_that_is_served_says_which_ids_are_taken(api: Api, database_url: str) -> None:
+async def test_the_document_that_is_served_says_which_ids_are_taken(api: Api, database_url: str, serve: Serve) -> None:
     document = (await api.get("/api/openapi.json", token=NO_TOKEN)).json
 
     OpenAPIV31SpecValidator(document).validate()
@@ -515,8 +514,8 @@ async def test_the_document_that_is_served_says_which_ids_are_taken(api: Api, da
     assert document["components"]["examples"]["invalid-job-id"]["value"]["detail"] == refusal.json["detail"]
 
     for versions, good, bad in (("4,7", VERSION_7, VERSION_1), ("any", VERSION_1, "42")):
-        async with serving(database_url, job_id_versions=versions) as other:
-            served = (await other.get("/api/openapi.json", token=NO_TOKEN)).json["components"]["schemas"]["JobId"]
-            assert (await other.get(f"/api/jobs/{good}")).code == "job-not-found"
+        other = await serve(database_url, job_id_versions=versions)
+        served = (await other.get("/api/openapi.json", token=NO_TOKEN)).json["components"]["schemas"]["JobId"]
+        assert (await other.get(f"/api/jobs/{good}")).code == "job-not-found"
         assert re.match(served["pattern"], good)
         assert not re.match(served["pattern"], bad)

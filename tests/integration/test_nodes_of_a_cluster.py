@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from shared import topology
-from tests.api_server import serving
+from tests.api_server import Serve
 from tests.commands import commanded
 from tests.eventually import eventually
 from tests.jobs import JobMaker
@@ -26,11 +26,12 @@ def _with_nowhere(url: str) -> str:
 
 
 async def test_retries_go_by_the_node_that_is_there(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, serve: Serve
 ) -> None:
     urls = _with_nowhere(amqp_url)
     failed = await jobs.many_failed(20)
-    async with serving(database_url, amqp_url=urls) as api, a_worker(database_url, urls) as worker:
+    api = await serve(database_url, amqp_url=urls)
+    async with a_worker(database_url, urls) as worker:
         for job in failed:
             assert (await api.post(f"/api/jobs/{job.id}/retry")).status == 202
         await queues.publish(b"poison")
@@ -47,12 +48,13 @@ async def test_retries_go_by_the_node_that_is_there(
 
 @pytest.mark.parametrize("fault", ["refuse", "black_hole"])
 async def test_a_node_that_is_lost_in_mid_work_is_followed_by_the_next(
-    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, *, fault: str
+    database_url: str, amqp_url: str, jobs: JobMaker, queues: Queues, serve: Serve, *, fault: str
 ) -> None:
     """Closed, or silent without being closed."""
     async with Proxy.to(amqp_url) as one, Proxy.to(amqp_url) as two:
         urls = f"{one.url_of(amqp_url)},{two.url_of(amqp_url)}"
-        async with serving(database_url, amqp_url=urls) as api, a_worker(database_url, urls):
+        api = await serve(database_url, amqp_url=urls)
+        async with a_worker(database_url, urls):
             for lost, other in ((one, two), (two, one)):
                 await other.heal()
                 if fault == "refuse":

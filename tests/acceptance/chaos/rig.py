@@ -26,6 +26,7 @@ import asyncpg
 
 from shared import topology
 from shared.models import JobId
+from tests.acceptance.chaos.forkserver import Forkserver
 from tests.acceptance.chaos.load import BULK, Load
 from tests.acceptance.chaos.processes import End, Member
 from tests.acceptance.chaos.tally import SCALE, Tally
