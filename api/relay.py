@@ -3,7 +3,9 @@
 1. A retry is accepted when its row is in the ledger. The API then wakes the relay, which also looks once a second.
 2. A session leases a batch of unpublished rows. The relays of other processes lease other rows; when a relay dies, its
    leases end, and another relay publishes the rows. The worker ignores the second copy that this may cost.
-3. The session publishes the batch, and waits until RabbitMQ confirms each message; three batches may be under way.
+3. The session publishes the batch, packed into messages, and waits until RabbitMQ confirms each. As long as batches
+   are full, three may be under way. Otherwise the next one is leased when the last has ended: what is accepted
+   meanwhile, in some milliseconds, travels together.
 4. It gives back the rows that were not confirmed, and ends with that failure. After a pause the next session begins.
 5. It marks confirmed rows as published a second later, if they are still queued. Most are settled by then, and settling
    marks them too: that saves a write, and the worker, which has the message at once, never waits for our commit.
@@ -40,13 +42,14 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger(__name__)
 
-BATCH: Final = 256
-"""Messages that are published together; bounded, because a `multiple` confirm walks all unconfirmed messages."""
+BATCH: Final = 300
+"""Requests that are published together, as three messages, or as so many where they must travel alone; bounded,
+because a `multiple` confirm walks all unconfirmed messages."""
 BATCHES: Final = 3
-"""Batches under way at once: while one waits for its confirms, the next is leased, and the one before is marked."""
+"""Full ones under way at once: while one waits for its confirms, the next is leased, and the one before is marked."""
 LEASE_S: Final = 30.0
 PUBLISH_TIMEOUT_S: Final = 10.0
-NODE_TIMEOUT_S: Final = 4.0
+NODE_TIMEOUT_S: Final = 3.0
 """The same, where another node can be asked."""
 POLL_S: Final = 1.0
 MARK_AFTER_S: Final = 1.0
@@ -129,6 +132,7 @@ class _Lane:
         self._outage = Outage()
         self._topology_missing = False
         self._under_way = 0  # batches
+        self._waiting = False  # for these to end; what is accepted meanwhile travels together
         self._failure: BaseException | None = None
         self._confirmed: list[Lease] = []
         self._mark_at = 0.0
@@ -237,7 +241,9 @@ class _Lane:
             if not self._under_way and loop.time() >= healthy_at:
                 self._note_success()
             await self._keep_books()
-            await self._start_batches(exchange, publishing, room)
+            self._waiting = bool(self._under_way) and not stop.is_set()
+            if not self._waiting:
+                await self._start_batches(exchange, publishing, room)
             if stop.is_set():
                 return
             await wait_for_any(self._woken, timeout_s=POLL_S)
@@ -287,6 +293,8 @@ class _Lane:
         finally:
             self._under_way -= 1
             room.release()
+            if self._waiting and not self._under_way:
+                self.wake()
 
     async def _keep_books(self) -> None:
         """Mark what was confirmed once a second, and once a minute publish again what must have been lost."""

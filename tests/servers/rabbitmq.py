@@ -249,18 +249,16 @@ class LocalRabbitmq(PrivateRabbitmq):
             await asyncio.to_thread(self._control, *command)
 
     async def part_from(self, others: "Sequence[LocalRabbitmq]") -> None:
-        """Take no connection of these nodes, and give them none: a partition of the network between them."""
-        await self._set_cookies(others, "another")
-        for other in others:
-            await asyncio.to_thread(self._control, "eval", f"erlang:disconnect_node('{other.node}').")
+        """Take no connection of these nodes, and give them none, from one moment on: a partition of the network."""
+        names = [f"'{other.node}'" for other in others]
+        steps = [f"erlang:set_cookie({name}, another)" for name in names]
+        steps += [f"erlang:disconnect_node({name})" for name in names]
+        await asyncio.to_thread(self._control, "eval", f"{', '.join(steps)}.")
 
     async def meet(self, others: "Sequence[LocalRabbitmq]") -> None:
         """End the partition."""
-        await self._set_cookies(others, self._cookie)
-
-    async def _set_cookies(self, others: "Sequence[LocalRabbitmq]", cookie: str) -> None:
-        for other in others:
-            await asyncio.to_thread(self._control, "eval", f"erlang:set_cookie('{other.node}', '{cookie}').")
+        steps = [f"erlang:set_cookie('{other.node}', '{self._cookie}')" for other in others]
+        await asyncio.to_thread(self._control, "eval", f"{', '.join(steps)}.")
 
     def _start_epmd(self) -> None:
         """Start the port mapper ourselves: the one that a node starts for want of one would stay for ever."""
