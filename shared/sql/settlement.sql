@@ -81,7 +81,7 @@ job AS MATERIALIZED (
         FOR NO KEY UPDATE SKIP LOCKED
     ) AS j
 ),
-checked AS (
+checked AS MATERIALIZED ( -- computed once: each reference to an outcome would compute it again
     SELECT
         request.id, request.project_id, request.job_id, request.run_at, request.delay_seconds, request.extra_attempts,
         job.id AS row_id, job.attempts, job.max_attempts, job.last_error, job.started_at, job.completed_at, job.version,
@@ -141,7 +141,7 @@ put_back AS (
     WHERE j.project_id = verdict.project_id AND j.id = verdict.row_id AND verdict.final_outcome = 'applied'
     RETURNING j.project_id, j.id
 ),
-done AS ( -- a trigger of the table's owner may veto an update without an error: then it answers no row
+done AS MATERIALIZED ( -- a trigger of the table's owner may veto an update without an error: then it answers no row
     SELECT
         verdict.*,
         CASE
