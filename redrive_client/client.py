@@ -117,7 +117,8 @@ class Redrive:
     async def wait(self, job_id: JobId, *, timeout_s: float) -> Job:
         """The job once it is done: completed, failed with no retry queued, or in a status that is final there.
 
-        Raises WaitTimeout, with the job as it was last seen; a server that is away meanwhile is waited for, too.
+        Raises WaitTimeout, with the job as it was last seen, and NotFound once its row is deleted. A server that is
+        away meanwhile is waited for, too.
         """
         return await wait_until_done(self._transport, job_at(job_id), timeout_s=timeout_s)
 
@@ -125,7 +126,7 @@ class Redrive:
         """Yield the job as it is, then at each change, until it is done. A stream that breaks is taken up again.
 
         A change that another follows at once may be left out. A server where too many wait already ends the stream at
-        once, and is asked again after the time that it names.
+        once, and is asked again after the time that it names. Raises NotFound once the job's row is deleted.
         """
         seen = None
         async for event in self._events(Request("GET", f"{job_at(job_id).path}/events")):

@@ -151,3 +151,108 @@ WHERE
     i.indrelid = to_regclass('control_plane.jobs') AND i.indisvalid AND i.indpred IS NULL
     AND place <= i.indnkeyatts
 GROUP BY i.indexrelid, i.indrelid;
+
+-- name: view_triggers
+-- The INSTEAD OF UPDATE triggers of a view: whether they fire, and with whose rights.
+-- $1 oid of the view
+SELECT
+    t.tgname::text AS name, t.tgenabled IN ('O', 'A') AS enabled, p.prosecdef AS as_owner,
+    format('%I.%I()', n.nspname, p.proname) AS function,
+    coalesce(p.proconfig::text LIKE '%search\_path=%', false) AS has_path,
+    format('ALTER FUNCTION %I.%I() SET search_path = pg_catalog, pg_temp;', n.nspname, p.proname) AS remedy
+FROM pg_trigger AS t
+JOIN pg_proc AS p ON p.oid = t.tgfoid
+JOIN pg_namespace AS n ON n.oid = p.pronamespace
+WHERE t.tgrelid = $1::oid AND NOT t.tgisinternal AND t.tgtype & 80 = 80 -- INSTEAD, UPDATE
+ORDER BY t.tgname;
+
+-- name: fixed_columns
+-- Which of these columns of a view cannot be updated without a trigger.
+-- $1 oid of the view, $2 text[] columns
+SELECT a.attname::text AS name
+FROM pg_attribute AS a
+WHERE
+    a.attrelid = $1::oid AND a.attname = ANY ($2::text[]) AND NOT pg_column_is_updatable(a.attrelid, a.attnum, false)
+ORDER BY a.attnum;
+
+-- name: tables_behind
+-- The tables that a view reads, through other views, too: who reads each, whether row-level security counts for it, how
+-- many policies let it see rows, and whether one lets it see all. `parts`: its partitions.
+-- $1 oid of the view
+WITH RECURSIVE behind (oid, reader) AS (
+    SELECT $1::oid, r.oid FROM pg_roles AS r WHERE r.rolname = current_user
+    UNION
+    SELECT
+        d.refobjid,
+        CASE
+            WHEN EXISTS (
+                SELECT FROM pg_options_to_table(v.reloptions) AS o
+                WHERE o.option_name = 'security_invoker' AND o.option_value::bool
+            ) THEN behind.reader
+            ELSE v.relowner
+        END
+    FROM behind
+    JOIN pg_class AS v ON v.oid = behind.oid AND v.relkind = 'v'
+    JOIN pg_rewrite AS w ON w.ev_class = v.oid AND w.ev_type = '1'
+    JOIN pg_depend AS d
+        ON d.classid = 'pg_rewrite'::regclass AND d.objid = w.oid AND d.refclassid = 'pg_class'::regclass
+        AND d.refobjid <> v.oid
+)
+SELECT DISTINCT
+    t.oid, format('%s.%s', n.nspname, t.relname) AS name, r.rolname::text AS reader, t.reltuples::bigint AS rows,
+    ARRAY(
+        SELECT format('%s.%s', pn.nspname, p.relname)
+        FROM pg_partition_tree(t.oid) AS tree
+        JOIN pg_class AS p ON p.oid = tree.relid
+        JOIN pg_namespace AS pn ON pn.oid = p.relnamespace
+    ) AS parts,
+    t.relrowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls
+    AND (t.relforcerowsecurity OR NOT pg_has_role(r.oid, t.relowner, 'USAGE')) AS row_security,
+    policies.permissive AS policies, policies.lets_all
+FROM behind
+JOIN pg_class AS t ON t.oid = behind.oid AND t.relkind IN ('r', 'p')
+JOIN pg_namespace AS n ON n.oid = t.relnamespace
+JOIN pg_roles AS r ON r.oid = behind.reader
+CROSS JOIN LATERAL (
+    SELECT
+        count(*) FILTER (WHERE p.polpermissive) AS permissive,
+        coalesce(bool_or(p.polpermissive AND p.shown = 'true') AND bool_and(p.polpermissive OR p.shown = 'true'), false)
+            AS lets_all
+    FROM (
+        SELECT polpermissive, polroles, coalesce(pg_get_expr(polqual, polrelid), 'true') AS shown
+        FROM pg_policy
+        WHERE polrelid = t.oid AND polcmd IN ('r', '*')
+    ) AS p
+    WHERE EXISTS (
+        SELECT FROM unnest(p.polroles) AS u (id)
+        WHERE CASE WHEN u.id = 0 THEN true ELSE pg_has_role(r.oid, u.id, 'USAGE') END
+    )
+) AS policies
+ORDER BY name;
+
+-- name: indexes_behind
+-- What each index of some tables, and of their partitions, begins with: a column or an expression.
+-- $1 oid[] of the tables
+SELECT c.relname::text AS name, pg_get_indexdef(i.indexrelid, 1, true) AS first
+FROM unnest($1::oid[]) AS t (oid)
+CROSS JOIN LATERAL (
+    SELECT t.oid AS part
+    UNION
+    SELECT tree.relid FROM pg_partition_tree(t.oid) AS tree
+) AS parts
+JOIN pg_index AS i ON i.indrelid = parts.part
+JOIN pg_class AS c ON c.oid = i.indexrelid;
+
+-- name: adapter
+-- A view's comment, in which an adapter says what it is, and whether the adapter's function for the version is there.
+-- $1 oid of the view
+SELECT
+    obj_description($1::oid, 'pg_class') AS comment,
+    EXISTS (
+        SELECT FROM pg_proc AS p
+        JOIN pg_namespace AS n ON n.oid = p.pronamespace
+        WHERE n.nspname = 'control_plane' AND p.proname = 'schema_version' AND p.pronargs = 0
+    ) AS has_version;
+
+-- name: schema_version
+SELECT control_plane.schema_version()::bigint AS version;

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cli.checking.findings import Finding, Verdict
+from cli.checking.views import UPDATED, look_at_view
 from shared import migrations
 from shared.connections import words_of
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused, StatementTimeout
@@ -36,8 +37,6 @@ _COLUMNS: Final[dict[str, tuple[str, frozenset[str]]]] = {
 }
 # With REDRIVE_JOB_ID=bigint. The index on a narrower integer serves look-ups by a bigint, too.
 _NUMBERED: Final = {**_COLUMNS, "id": ("bigint", _COUNT)}
-UPDATED: Final = ("status", "last_error", "started_at", "completed_at", "scheduled_at", "max_attempts")
-"""The columns that a retry changes."""
 _CLEARED: Final = frozenset({"last_error", "started_at", "completed_at"})
 _NEW_KEY: Final = (
     "INSERT INTO redrive.cursor_key (key) VALUES "
@@ -173,10 +172,20 @@ async def _of_relation(place: _Place, relation: "Row") -> Looks:
     if relation["kind"] in "rp":
         for text in _keys(await place.ask("unique_keys", relation["oid"])):
             yield Verdict.FAILED, text
+    elif relation["kind"] == "v":
+        async for look in look_at_view(
+            place.database,
+            relation,
+            place.programs,
+            job_id=place.job_id,
+            updates=place.updates_jobs,
+            many=MANY_JOBS,
+        ):
+            yield look
     else:
-        yield Verdict.NOTE, f"{JOBS} is no table: row-level security, keys and indexes behind it were not looked at"
+        yield Verdict.NOTE, f"{JOBS} is no table or view: row-level security, keys and indexes were not looked at"
         if place.updates_jobs and not relation["is_updatable"]:
-            yield Verdict.FAILED, f"{JOBS} cannot be updated: a view needs an INSTEAD OF UPDATE trigger"
+            yield Verdict.FAILED, f"{JOBS} cannot be updated"
     commands = ["SELECT", "UPDATE"] if place.updates_jobs else ["SELECT"]
     async for verdict, text in _row_security(place, relation, JOBS, commands):
         yield verdict, text

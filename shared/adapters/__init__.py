@@ -15,7 +15,7 @@ from typing import Final
 from shared.errors import RedriveError
 
 _MAX_NAME_BYTES: Final = 63
-_PLACEHOLDER: Final = re.compile(r"\{(schema|project|adapter|system|tested|settings)\}")
+_PLACEHOLDER: Final = re.compile(r"\{(schema|project|adapter|name|system|tested|versions|settings)\}")
 _QUOTED: Final = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
 _DOLLAR_TAG: Final = "$redrive$"
 _PLAIN: Final = frozenset({"graphile_worker", "pgboss", "public"})
@@ -41,13 +41,17 @@ class Adapter:
     schema: str
     project: str
     """The project where the owner names none: a column of the table `j`, or a constant."""
+    versions: tuple[int, int] | None = None
+    """The first and the last version of its tables that was tested, where they have one and the adapter reads it."""
 
     def sql(self, *, schema: str | None = None, project: str | None = None) -> str:
         """The SQL to print. Raises AdapterRefused."""
         values = {
             "schema": quoted(self.schema if schema is None else schema),
             "project": checked_expression(self.project if project is None else project),
+            "name": self.name,
             "system": self.system,
+            "versions": "" if self.versions is None else "; schema version {} to {}".format(*self.versions),
             "tested": self.tested,
             "settings": self.setting or "no setting for its ids",
         }
@@ -62,10 +66,16 @@ ADAPTERS: Final[Mapping[str, Adapter]] = MappingProxyType(
             Adapter("chancy", "Chancy", "0.26.0", "REDRIVE_JOB_ID_VERSIONS=any", "public", "j.queue"),
             Adapter("django-tasks-db", "django-tasks-db", "0.13.0", "", "public", "j.queue_name"),
             Adapter(
-                "graphile-worker", "Graphile Worker", "0.17.3", "REDRIVE_JOB_ID=bigint", "graphile_worker", "'default'"
+                "graphile-worker",
+                "Graphile Worker",
+                "0.17.3",
+                "REDRIVE_JOB_ID=bigint",
+                "graphile_worker",
+                "'default'",
+                versions=(19, 19),
             ),
             Adapter("oban", "Oban", "its table, made by hand", "REDRIVE_JOB_ID=bigint", "public", "j.queue"),
-            Adapter("pg-boss", "pg-boss", "10.4.2, 12.38.0", "", "pgboss", "j.name"),
+            Adapter("pg-boss", "pg-boss", "10.4.2, 12.38.0", "", "pgboss", "j.name", versions=(24, 46)),
             Adapter("pgqueuer", "PgQueuer", "1.6.0", "REDRIVE_JOB_ID=bigint", "public", "'default'"),
             Adapter("procrastinate", "Procrastinate", "3.10.0", "REDRIVE_JOB_ID=bigint", "public", "j.queue_name"),
             Adapter("river", "River", "its table, made by hand", "REDRIVE_JOB_ID=bigint", "public", "j.queue"),

@@ -19,6 +19,9 @@ $redrive$;
 
 {adapter}
 
+-- `redrive check` reads here which adapter this is.
+COMMENT ON VIEW control_plane.jobs IS 'redrive adapter {name}; tested with {tested}{versions}';
+
 REVOKE ALL ON FUNCTION control_plane.retry_job() FROM PUBLIC;
 
 CREATE OR REPLACE TRIGGER retry_job INSTEAD OF UPDATE ON control_plane.jobs

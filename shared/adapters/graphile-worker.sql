@@ -65,3 +65,9 @@ BEGIN
     RETURN new;
 END
 $redrive$;
+
+-- The version of its tables, which `redrive check` compares with those that were tested.
+CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $redrive$
+    SELECT max(id) FROM {schema}.migrations;
+$redrive$;

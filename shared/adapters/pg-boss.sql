@@ -51,3 +51,9 @@ EXCEPTION WHEN unique_violation THEN
     RETURN NULL; -- the queue's policy allows one such job, and there is one: the retry ends as blocked
 END
 $redrive$;
+
+-- The version of its tables, which `redrive check` compares with those that were tested.
+CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $redrive$
+    SELECT version FROM {schema}.version;
+$redrive$;

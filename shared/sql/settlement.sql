@@ -89,6 +89,7 @@ checked AS MATERIALIZED ( -- computed once: each reference to an outcome would c
             WHEN job.id IS NULL AND EXISTS (
                 SELECT FROM control_plane.jobs AS j
                 WHERE j.project_id = request.project_id AND j.id = redrive.job_number(request.job_id)
+                OFFSET 0 -- one look-up, and never a hash of all jobs
             ) THEN 'deferred'
             WHEN job.id IS NULL THEN 'job_not_found'
             WHEN job.version <> request.job_version THEN 'superseded'

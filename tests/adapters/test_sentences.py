@@ -14,10 +14,12 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
+from shared import adapters
 from shared.models import JobId
 from tests.adapters.drivers.jobs import ERROR, QUEUE
 from tests.adapters.rig import Rig
 from tests.api_server import Api, Serve
+from tests.commands import Done, commanded
 from tests.eventually import eventually
 from tests.queues import Queues
 from tests.tokens import token
@@ -313,3 +315,24 @@ async def test_odd_bytes_in_one_job_spoil_no_other(rig: Rig, api: Api) -> None:
     assert {each["id"] for each in page} == set(rig.failed)
     assert one.status == 200
     assert sum(group["jobs"] for group in groups) == counts["failed"]["count"] == len(rig.failed)
+
+
+async def test_the_check_finds_it_in_order_and_names_a_version_that_was_not_tested(rig: Rig) -> None:
+    adapter = adapters.get(rig.system.adapter)
+
+    async def check() -> Done:
+        job_id = str(rig.system.settings.get("job_id", "uuid"))
+        return await commanded("check", "worker", DATABASE_URL=rig.worker_url, JOB_ID=job_id)
+
+    done = await check()
+    assert done.status == 0, done
+    assert f"control_plane.jobs is the adapter {adapter.name}, tested with {adapter.tested}" in done.out
+    assert "warning" not in done.out
+    if adapter.versions is not None:
+        assert "; its tables have version " in done.out
+        await rig.pool.execute(
+            "CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint LANGUAGE sql RETURN 999"
+        )
+        other = await check()
+        assert other.status == 1
+        assert "tables have version 999" in other.out

@@ -6,8 +6,9 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from cli.checking.database import UPDATED, database_findings, statements_of
+from cli.checking.database import database_findings, statements_of
 from cli.checking.findings import Finding, Verdict, wrapped
+from cli.checking.views import UPDATED
 from shared.database import open_database
 from shared.sql import statements
 from tests.commands import commanded

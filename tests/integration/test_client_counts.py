@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from redrive_client import BadRequest, FailedFilter, JobStatus, Redrive, RetriedFewerThan
+from redrive_client import BadRequest, FailedFilter, JobStatus, NotFound, Redrive, RetriedFewerThan
 from tests.api_server import Serve
 from tests.jobs import JobMaker
 from tests.tokens import token
@@ -80,3 +80,21 @@ async def test_many_jobs_are_followed_in_one_stream(redrive: Redrive, jobs: JobM
         await follow()
 
     assert set(seen[3:]) == {(first.id, JobStatus.COMPLETED), (second.id, JobStatus.FAILED)}
+
+
+async def test_whoever_waits_for_a_job_that_is_deleted_is_told_so(redrive: Redrive, jobs: JobMaker) -> None:
+    job = await jobs.running()
+    seen: list[str] = []
+
+    async def follow() -> None:
+        async for each in redrive.events(job.id):
+            seen.append(str(each.status))
+            await jobs.pool.execute("DELETE FROM control_plane.jobs WHERE id = $1", job.id)
+
+    async with asyncio.timeout(20):
+        waiting = asyncio.create_task(redrive.wait(job.id, timeout_s=15))
+        with pytest.raises(NotFound):
+            await follow()
+        with pytest.raises(NotFound):
+            await waiting
+    assert seen == ["running"]
