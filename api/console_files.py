@@ -2,6 +2,8 @@
 
 They carry no data and need no token; only the limit of the client's address counts them (api/door.py). Each file has a
 route of its own, so that any other path is the 404 of an unknown one.
+
+`redrive-job.js` is for pages of other origins too. It is served without the console where origins are listed.
 """
 
 import gzip
@@ -15,13 +17,17 @@ from aiohttp import hdrs, web
 from api.answers import Answer
 from api.compression import LEAST_BYTES, allows_gzip
 from api.conditional import condition_of, field_of, matches
+from api.door import PASSAGE
 
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
 _INDEX: Final = "index.html"
+_ELEMENT: Final = "redrive-job.js"
+_FOLDER: Final = files("api") / "console"
 _TYPES: Final = {
     ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
@@ -35,6 +41,10 @@ _SECURITY_HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+_FOR_ALL_ORIGINS: Final = {
+    hdrs.ACCESS_CONTROL_ALLOW_ORIGIN: "*",
+    "Cross-Origin-Resource-Policy": "cross-origin",
+}
 
 
 class ConsoleFile(NamedTuple):
@@ -44,10 +54,15 @@ class ConsoleFile(NamedTuple):
     body: bytes
     compressed: bytes | None
     digest: str
+    for_all_origins: bool
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """The file, or 304 where the browser has it. Each coding has its own tag, as a strong tag must."""
         headers = dict(_SECURITY_HEADERS)
+        if self.for_all_origins:
+            headers |= _FOR_ALL_ORIGINS
+            if (passage := request[PASSAGE]).cross_origin:
+                passage.cross_origin = {}  # a listed origin is answered as any other
         body = self.body
         etag = f'"{self.digest}"'
         if self.compressed is not None:
@@ -66,11 +81,16 @@ class ConsoleFile(NamedTuple):
 
 def add_console(router: web.UrlDispatcher) -> None:
     """Serve every file of api/console/, its page at `/console/`."""
-    for path, file in _found(files("api") / "console", ""):
+    for path, file in _found(_FOLDER, ""):
         router.add_route(hdrs.METH_GET, f"/console/{path}", file.answer)
         if path == _INDEX:
             router.add_route(hdrs.METH_GET, "/console/", file.answer)
     router.add_route(hdrs.METH_GET, "/console", _redirect)
+
+
+def add_element(router: web.UrlDispatcher) -> None:
+    """Serve the element for product pages, and nothing else of the console."""
+    router.add_route(hdrs.METH_GET, f"/console/{_ELEMENT}", _read(_FOLDER / _ELEMENT, _ELEMENT, _TYPES[".js"]).answer)
 
 
 async def _redirect(_request: web.Request) -> web.StreamResponse:
@@ -83,6 +103,11 @@ def _found(folder: "Traversable", prefix: str) -> Iterator[tuple[str, ConsoleFil
         if entry.is_dir():
             yield from _found(entry, f"{prefix}{entry.name}/")
         elif (content_type := _TYPES.get(f".{entry.name.rpartition('.')[2]}")) is not None:
-            body = entry.read_bytes()
-            compressed = gzip.compress(body, mtime=0) if len(body) >= LEAST_BYTES else None
-            yield f"{prefix}{entry.name}", ConsoleFile(content_type, body, compressed, sha256(body).hexdigest()[:32])
+            path = f"{prefix}{entry.name}"
+            yield path, _read(entry, path, content_type)
+
+
+def _read(entry: "Traversable", path: str, content_type: str) -> ConsoleFile:
+    body = entry.read_bytes()
+    compressed = gzip.compress(body, mtime=0) if len(body) >= LEAST_BYTES else None
+    return ConsoleFile(content_type, body, compressed, sha256(body).hexdigest()[:32], path == _ELEMENT)

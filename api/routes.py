@@ -6,7 +6,7 @@ from api.about import AboutResource
 from api.auth import Scope
 from api.batch_view import BatchView
 from api.batches import BatchResource
-from api.console_files import add_console
+from api.console_files import add_console, add_element
 from api.door import Access, Cost
 from api.events import EventResource
 from api.job_streams import JobStreamResource
@@ -153,6 +153,8 @@ def add_routes(
     router.add_route("GET", "/api/openapi.json", about.get_openapi)  # without a token: it is the same for all
     if console:
         add_console(router)
+    elif door.origins.any:
+        add_element(router)
 
 
 def _job_reader(jobs: Jobs, watches: Watches, max_wait_s: int) -> Reader[JobKey, Job]:

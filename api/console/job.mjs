@@ -39,6 +39,7 @@ function Facts({ job }) {
     <dt>started</dt><dd><${Time} at=${job.started_at} /></dd>
     <dt>ended</dt><dd><${Time} at=${job.completed_at} /></dd>
     <dt>id</dt><dd class="id"><code>${job.id}</code> <${Copy} text=${job.id} what="the id" /></dd>
+    <dt>on a page</dt><dd><a href=${`element.html#job=${encodeURIComponent(job.id)}`}>show it on a page of yours</a></dd>
   </dl>`;
 }
 

@@ -1,4 +1,7 @@
-"""The console's files: what they carry, and that they are the 404 of an unknown path where the console is off."""
+"""The console's files: what they carry, and that they are the 404 of an unknown path where the console is off.
+
+`redrive-job.js` is for pages of other origins: it is there, alone, where origins are listed.
+"""
 
 import gzip
 import re
@@ -12,6 +15,8 @@ from tests.integration.api.conftest import module_fixture
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FOLDER = Path(__file__).parents[3] / "api" / "console"
+ELEMENT = "redrive-job.js"
+APP = "https://app.example.com"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
@@ -39,6 +44,7 @@ def served() -> list[str]:
 async def test_every_file_is_served_with_the_headers_of_a_page_that_holds_tokens(serving_console: Api) -> None:
     types = {
         ".html": "text/html",
+        ".js": "text/javascript",
         ".mjs": "text/javascript",
         ".css": "text/css",
         ".svg": "image/svg+xml",
@@ -52,7 +58,9 @@ async def test_every_file_is_served_with_the_headers_of_a_page_that_holds_tokens
         assert answer.headers["Content-Type"].split(";")[0] == types[Path(path or "index.html").suffix]
         assert answer.headers["Content-Security-Policy"] == POLICY
         assert answer.headers["Referrer-Policy"] == "no-referrer"
-        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        if path != ELEMENT:
+            assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            assert "Access-Control-Allow-Origin" not in answer.headers
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
         assert answer.headers["Cache-Control"] == "private, no-cache"
         assert "X-Request-Id" in answer.headers
@@ -100,9 +108,48 @@ async def test_what_is_no_file_is_not_found_and_no_other_method_is_allowed(servi
 
 async def test_a_console_that_is_off_is_the_404_of_any_unknown_path(api: Api) -> None:
     unknown = await api.get("/nowhere", token=NO_TOKEN, headers={"X-Request-Id": "same"})
-    for path in ("/console", "/console/", "/console/main.mjs", "/console/index.html"):
+    for path in ("/console", "/console/", "/console/main.mjs", "/console/index.html", f"/console/{ELEMENT}"):
         answer = await api.get(path, token=NO_TOKEN, headers={"X-Request-Id": "same"})
         assert answer.without_date == unknown.without_date
+
+
+@pytest.mark.parametrize("console", ["on", "off"])
+async def test_the_element_is_for_pages_of_every_origin_where_some_are_listed(
+    database_url: str, serve: Serve, console: str
+) -> None:
+    api = await serve(database_url, console=console, cors_origins=(APP,))
+    answers = [
+        await get(api, f"/console/{ELEMENT}", **given)
+        for given in ({}, {"Origin": APP}, {"Origin": "https://other.example.com"})
+    ]
+    again = await get(api, f"/console/{ELEMENT}", If_None_Match=answers[0].headers["ETag"])
+    others = {(await get(api, path)).status for path in ("/console", "/console/", "/console/element.html")}
+
+    for answer in (*answers, again):
+        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
+        assert "Access-Control-Expose-Headers" not in answer.headers
+        assert "Origin" in answer.headers["Vary"].split(", ")
+    assert {answer.status for answer in answers} == {200}
+    assert {answer.body for answer in answers} == {(FOLDER / ELEMENT).read_bytes()}
+    assert answers[0].headers["Content-Type"] == "text/javascript; charset=utf-8"
+    assert again.status == 304
+    assert others == ({200, 308} if console == "on" else {404})
+
+
+async def test_the_element_is_there_with_the_console_alone(serving_console: Api) -> None:
+    answer = await get(serving_console, f"/console/{ELEMENT}")
+
+    assert answer.status == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    assert answer.headers["Cross-Origin-Resource-Policy"] == "cross-origin"
+
+
+async def test_the_element_is_one_file_of_at_most_6_kb_that_needs_no_other() -> None:
+    text = (FOLDER / ELEMENT).read_text()
+
+    assert len(text.encode()) <= 6 * 1024
+    assert not re.search(r"\b(import|export)\b", text)
 
 
 async def test_files_are_charged_to_the_address_alone(database_url: str, serve: Serve) -> None:
@@ -117,7 +164,7 @@ async def test_all_modules_are_preloaded_and_together_with_a_list_they_are_below
     preloaded = set(re.findall(r'modulepreload" href="([^"]+)"', page))
 
     assert preloaded | {"main.mjs"} == {path for path in served() if path.endswith(".mjs")}
-    used = [path for path in served() if not path.endswith(".txt")]
+    used = [path for path in served() if not path.endswith(".txt") and not path.startswith(("element.", ELEMENT))]
     assert sum(len(gzip.compress((FOLDER / path).read_bytes())) for path in used) < 85_000
 
 
