@@ -25,7 +25,7 @@ adapters: ## try every adapter with the real system and its worker, those from n
 	@$(SYNC) --group adapters-npm
 	@.ci/test-servers
 	@.ci/test-npm
-	@REDRIVE_ADAPTERS_NPM=1 $(BIN)/pytest -n 2 --dist loadgroup tests/adapters $(ARGS)
+	@REDRIVE_ADAPTERS_NPM=1 REDRIVE_ADAPTERS_ROWS=100000 $(BIN)/pytest -n 2 --dist loadgroup tests/adapters $(ARGS)
 
 browser: sync ## try the console in Chromium, on a whole stack (ARGS="-k incident" …)
 	@.ci/test-servers

@@ -170,12 +170,16 @@ async def _run_jobs(system: System, owner: str, connection: "asyncpg.Connection[
 
 
 async def _add_redrive(system: System, roles: Roles, admin: str) -> None:
-    connection = await asyncpg.connect(roles.url(admin, roles.owner), timeout=10)
+    await _run_adapter(system, roles.url(admin, roles.owner))
+    await asyncio.to_thread(migrate, admin)
+
+
+async def _run_adapter(system: System, owner: str, schema: str | None = None) -> None:
+    connection = await asyncpg.connect(owner, timeout=10)
     try:
-        await connection.execute(adapters.get(system.adapter).sql(project=system.project))
+        await connection.execute(adapters.get(system.adapter).sql(schema=schema, project=system.project))
     finally:
         await connection.close()
-    await asyncio.to_thread(migrate, admin)
 
 
 async def discard(prepared: Prepared) -> None:
@@ -218,6 +222,10 @@ class Rig:
         """Run a worker of Redrive's, under its own login, until the block ends."""
         job_id = self.system.settings.get("job_id", "uuid")
         return a_worker(self.worker_url, amqp_url, job_id=job_id, worker_batch_size=20)
+
+    async def add_adapter(self, schema: str) -> None:
+        """Run the adapter again, for another schema."""
+        await _run_adapter(self.system, self.owner_url, schema)
 
     async def age(self, ids: Sequence[str]) -> None:
         """Let all that happened to these jobs have happened long ago."""

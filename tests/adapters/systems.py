@@ -5,9 +5,10 @@ In SQL, `{t}` is the system's jobs table, `{row}` a row of it.
 
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,8 @@ class System:
     """Sets the columns of failed rows as if all of it had happened long ago."""
     odd: str
     """Puts the text $2 into the payload and the error of the job $1, as its library would store it."""
+    index: str | None
+    """The columns of the index that its page names for the owner; None where none can serve."""
     unique: str | None
     """Sets the columns so that only one of these jobs may wait; None for a system that knows no such thing."""
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -47,8 +50,6 @@ class System:
     aged_too: str = "SELECT"
     """A statement that does the same elsewhere."""
     deletes_successes: bool = False
-    idle_s: float = 5
-    """Within which an idle worker takes a retry: its notification, or its own pause between two looks."""
 
     @property
     def ids(self) -> JobIds:
@@ -93,8 +94,8 @@ def _pg_boss(major: str) -> System:
                 data = jsonb_build_object('do', $2::text), output = jsonb_build_object('message', $2::text)
             WHERE id = $1::text::uuid
         """,
+        index="name, created_on DESC, id DESC",
         unique="policy = 'stately', singleton_key = 'one at a time'",
-        idle_s=3,
     )
 
 
@@ -120,8 +121,8 @@ def _graphile_worker() -> System:
             UPDATE {t} SET payload = ('{{"do": "' || $2::text || '"}}')::json, last_error = $2::text
             WHERE id = $1::text::bigint
         """,
+        index="created_at DESC, id DESC",
         unique=None,
-        idle_s=3,
     )
 
 
@@ -153,8 +154,26 @@ def _by_hand(name: str) -> System:
                 errors = errors || jsonb_build_object('error', $2::text)
             WHERE id = $1::text::bigint
         """,
+        index=(
+            "queue, created_at DESC, id DESC"
+            if name == "river"
+            else "queue, (inserted_at AT TIME ZONE 'UTC') DESC, id DESC"
+        ),
         unique="unique_key = 'one at a time', unique_states = B'11110101'" if name == "river" else None,
-        idle_s=3,
+    )
+
+
+def _new_python() -> str | None:
+    """A Python that Oban is installed for: this one, or what REDRIVE_ADAPTERS_OBAN names."""
+    return os.environ.get("REDRIVE_ADAPTERS_OBAN") or (sys.executable if importlib.util.find_spec("oban") else None)
+
+
+def _oban(python: str) -> System:
+    """Oban for Python with its own tables and worker."""
+    return replace(
+        _by_hand("oban"),
+        name="oban-python",
+        command=(*shlex.split(python), "-m", "tests.adapters.drivers", "oban-python"),
     )
 
 
@@ -178,8 +197,8 @@ def _systems() -> dict[str, System]:
                 UPDATE {t} SET args_kwargs = jsonb_build_object('args', $2::text), traceback = $2::text
                 WHERE id = $1::text::uuid
             """,
+            index="queue_name, enqueued_at DESC, id DESC",
             unique=None,
-            idle_s=3,
         ),
         System(
             name="chancy",
@@ -202,8 +221,8 @@ def _systems() -> dict[str, System]:
                     errors = jsonb_build_array(jsonb_build_object('traceback', $2::text))
                 WHERE id = $1::text::uuid
             """,
+            index="queue, created_at DESC, id DESC",
             unique="unique_key = 'one at a time'",
-            idle_s=3,
         ),
         System(
             name="procrastinate",
@@ -228,8 +247,8 @@ def _systems() -> dict[str, System]:
             aged="scheduled_at = now() - interval '30 days'",
             aged_too="UPDATE public.procrastinate_events SET at = at - interval '30 days'",
             odd="UPDATE {t} SET args = jsonb_build_object('do', $2::text) WHERE id = $1::text::bigint",
+            index=None,
             unique="queueing_lock = 'one at a time'",
-            idle_s=3,
         ),
         System(
             name="pgqueuer",
@@ -256,10 +275,11 @@ def _systems() -> dict[str, System]:
                 UPDATE {t} SET payload = decode('00ff80', 'hex') || convert_to($2::text, 'UTF8')
                 WHERE id = $1::text::bigint
             """,
+            index="created DESC, id DESC",
             unique="dedupe_key = 'one at a time'",
-            idle_s=3,
         ),
         *(_by_hand(name) for name in ("oban", "oban-elixir", "river")),
+        *([_oban(python)] if (python := _new_python()) else []),
     ]
     npm = [_pg_boss("10"), _pg_boss("12"), _graphile_worker()] if os.environ.get("REDRIVE_ADAPTERS_NPM") else []
     return {system.name: system for system in (*python, *npm)}

