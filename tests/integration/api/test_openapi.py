@@ -435,7 +435,7 @@ async def too_many_matches(world: World, _: Operation, __: pytest.MonkeyPatch) -
 async def job_unreadable(world: World, operation: Operation, monkeypatch: pytest.MonkeyPatch) -> list[Reply]:
     good = await world.good(operation)
     fetch, fetch_within = Database.fetch, Session.fetch
-    by_row = ("left(jobs.last_error", "jobs.created_at IS NULL", "looked_at", "AS sampled", "SELECT id, place")
+    by_row = ("left(jobs.last_error", "jobs.created_at IS NULL", "looked_at", "AS sampled", "AS id, place")
 
     def refuse(sql: str, args: tuple[object, ...]) -> None:
         of_no_row = any(value in ([], 0, -1) for value in args)
