@@ -37,6 +37,7 @@ MIN_SECRET_BYTES = 32
 MAX_STATUS = 100
 _ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 _OWN_PORT = re.compile(r"\A(http://.*(?=:80\Z)|https://.*(?=:443\Z)):\d+\Z")
+_LIMIT = re.compile(r"0*([0-9]{1,10})/0*([0-9]{1,5})", re.ASCII)
 _NEVER_FINAL = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.FAILED})
 
 
@@ -50,15 +51,10 @@ class Limit(NamedTuple):
 def _limit(value: object) -> object:
     if value == "off" or value is None:
         return None
-    match str(value).split("/"):
-        case [requests, seconds] if (
-            requests.isascii() and requests.isdigit() and seconds.isascii() and seconds.isdigit()
-        ):
-            limit = Limit(int(requests), int(seconds))
-            if 1 <= limit.requests <= 1_000_000_000 and 1 <= limit.seconds <= 86_400:
-                return limit
-        case _:
-            pass
+    if (found := _LIMIT.fullmatch(str(value))) is not None:
+        limit = Limit(int(found[1]), int(found[2]))
+        if 1 <= limit.requests <= 1_000_000_000 and 1 <= limit.seconds <= 86_400:
+            return limit
     raise ValueError("must be requests/seconds, such as 600/60, or off")
 
 
@@ -106,6 +102,14 @@ def _versions(value: object) -> object:
     if not (isinstance(words, tuple) and words and all(word in {"1", "3", "4", "5", "6", "7", "8"} for word in words)):
         raise ValueError("must be UUID versions, such as 4,7, or any")
     return frozenset(int(word) for word in words)
+
+
+def _host(host: str) -> str:
+    try:
+        host.encode("idna")  # as `socket.getaddrinfo` does
+    except UnicodeError:
+        raise ValueError("must be an address or a name of this machine, such as 127.0.0.1 or localhost") from None
+    return host
 
 
 def _http_url(url: str) -> str:
@@ -171,7 +175,7 @@ class Settings(BaseSettings):
     amqp_management_url: SecretHttpUrl | None = None
     """RabbitMQ's management API; `redrive check` alone asks it."""
     job_id: JobIdType = "uuid"
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     ops_port: Port
     db_pool_size: Annotated[int, Field(ge=1, le=100)] = 4
     db_timeout: Annotated[float, Field(gt=0, le=2.5)] = 2.0
@@ -194,6 +198,14 @@ class Settings(BaseSettings):
         secret = getattr(self, field)
         assert isinstance(secret, SecretStr)  # noqa: S101 - the caller asks for what is set
         return secret.get_secret_value()
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_utf8(cls, value: object) -> object:
+        """Refuse bytes that are not UTF-8: the environment has them as surrogates, and no program takes these."""
+        if isinstance(value, str):
+            value.encode()  # `_problem` has the words for its error
+        return value
 
     @field_validator(*_LINKABLE, mode="before", check_fields=False)
     @classmethod

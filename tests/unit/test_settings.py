@@ -270,6 +270,11 @@ def test_there_is_exactly_one_kind_of_key(environment: pytest.MonkeyPatch, keys:
         ("LOG_LEVEL", "debug", "must be DEBUG, INFO, WARNING or ERROR"),
         ("CONSOLE", "true", "must be on or off"),
         ("JWT_SECRET", "\udcff" * 32, "must be text in UTF-8"),
+        ("JWT_AUDIENCE", "\udcff", "must be text in UTF-8"),
+        ("DATABASE_URL", "postgresql://user:\udcff@db/redrive", "must be text in UTF-8"),
+        ("HOST", "\udcff", "must be text in UTF-8"),
+        ("HOST", "a..b", "must be an address or a name of this machine, such as 127.0.0.1 or localhost"),
+        ("LIMIT_IP", f"{'9' * 5000}/1", "must be requests/seconds, such as 600/60, or off"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(
@@ -280,7 +285,9 @@ def test_a_wrong_value_is_told_with_what_is_allowed(
     assert problems() == [f"REDRIVE_{name}: {problem}"]
 
 
-@pytest.mark.parametrize("text", ["canary", "-1", "", " ", "[]", "{}", "9" * 400, "\udcff", "1e400", "\u0661"])
+@pytest.mark.parametrize(
+    "text", ["canary", "-1", "", " ", "[]", "{}", "9" * 5000, "9" * 5000 + "/1", "\udcff", "1e400", "\u0661"]
+)
 @pytest.mark.parametrize("kind", [ApiSettings, WorkerSettings])
 def test_no_setting_is_refused_in_a_library_s_words(
     environment: pytest.MonkeyPatch, kind: type[Settings], text: str
