@@ -74,7 +74,7 @@ ADAPTERS: Final[Mapping[str, Adapter]] = MappingProxyType(
                 "'default'",
                 versions=(19, 19),
             ),
-            Adapter("oban", "Oban", "its table, made by hand", "REDRIVE_JOB_ID=bigint", "public", "j.queue"),
+            Adapter("oban", "Oban", "0.7.0, for Python", "REDRIVE_JOB_ID=bigint", "public", "j.queue"),
             Adapter("pg-boss", "pg-boss", "10.4.2, 12.38.0", "", "pgboss", "j.name", versions=(24, 46)),
             Adapter("pgqueuer", "PgQueuer", "1.6.0", "REDRIVE_JOB_ID=bigint", "public", "'default'"),
             Adapter("procrastinate", "Procrastinate", "3.10.0", "REDRIVE_JOB_ID=bigint", "public", "j.queue_name"),

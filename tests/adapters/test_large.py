@@ -3,6 +3,7 @@
 `make adapters` measures it on 100,000 rows, and prints the figures; `make test` runs it on few.
 """
 
+import math
 import os
 import statistics
 import time
@@ -29,8 +30,8 @@ async def median_ms(call: Callable[[], Awaitable[Reply]], *, times: int = 5) -> 
     for _ in range(times):
         began = time.perf_counter()
         answer = await call()
-        taken.append((time.perf_counter() - began) * 1000)
-        assert answer.status == 200, answer.body
+        taken.append((time.perf_counter() - began) * 1000 if answer.status == 200 else math.inf)
+        assert answer.status in {200, 503}, answer.body  # the database had no answer within REDRIVE_DB_TIMEOUT
     return statistics.median(taken)
 
 
