@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,18 +247,6 @@ class LocalRabbitmq(PrivateRabbitmq):
         assert self._first is not None
         for command in (["stop_app"], ["join_cluster", self._first.node], ["start_app"]):
             await asyncio.to_thread(self._control, *command)
-
-    async def part_from(self, others: "Sequence[LocalRabbitmq]") -> None:
-        """Take no connection of these nodes, and give them none, from one moment on: a partition of the network."""
-        names = [f"'{other.node}'" for other in others]
-        steps = [f"erlang:set_cookie({name}, another)" for name in names]
-        steps += [f"erlang:disconnect_node({name})" for name in names]
-        await asyncio.to_thread(self._control, "eval", f"{', '.join(steps)}.")
-
-    async def meet(self, others: "Sequence[LocalRabbitmq]") -> None:
-        """End the partition."""
-        steps = [f"erlang:set_cookie('{other.node}', '{self._cookie}')" for other in others]
-        await asyncio.to_thread(self._control, "eval", f"{', '.join(steps)}.")
 
     def _start_epmd(self) -> None:
         """Start the port mapper ourselves: the one that a node starts for want of one would stay for ever."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
@@ -13,7 +12,7 @@ from shared.topology import RETRIES, RETRIES_BULK, RETRIES_DEAD
 from tests.acceptance.chaos.rig import Rig
 from tests.acceptance.chaos.tally import SCALE, scaled
 from tests.eventually import eventually
-from tests.servers.rabbitmq import KILLABLE_AFTER_S, LocalRabbitmq, RabbitmqCluster
+from tests.servers.rabbitmq import KILLABLE_AFTER_S, RabbitmqCluster
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -23,7 +22,7 @@ AWAY_S: Final = 12.0
 """Twice the promise, and too short for RabbitMQ's own minute to notice."""
 RATE: Final = 50.0
 BACK_WITHIN_S: Final = 180.0
-LOSSES: Final = ["killed"] if SCALE == 1 else ["killed", "frozen", "parted"]
+LOSSES: Final = ["killed"] if SCALE == 1 else ["killed", "frozen"]
 _LONGEST_PAUSE: Final = """
 SELECT coalesce(max(gap), 0)::float8 FROM (
     SELECT extract(epoch FROM coalesce(lead(at) OVER (ORDER BY at), now()) - at) AS gap FROM public.test_effects
@@ -43,7 +42,7 @@ async def test_p21_the_loss_of_one_node_costs_seconds(rig_of_nodes: Rig, loss: s
     async with rig_of_nodes.trial(f"P21 a node of three {loss}") as trial:
         pauses: list[float] = []
         for node in trial.rng.sample([*nodes] * each, each * len(nodes)):
-            lose, bring_back = _faults_of(cluster.nodes, node)[loss]
+            lose, bring_back = (node.kill, node.start) if loss == "killed" else (node.freeze, node.thaw)
             load = await trial.load(count=int(RATE * BACK_WITHIN_S), rate=RATE)
             async with load.flowing():
                 began_at = time.monotonic()
@@ -56,18 +55,6 @@ async def test_p21_the_loss_of_one_node_costs_seconds(rig_of_nodes: Rig, loss: s
             await eventually(partial(_is_whole, rig_of_nodes, cluster), within_s=BACK_WITHIN_S, every_s=0.5)
         trial.tally.notes["longest_pause_s"] = round(max(pauses), 1)
     assert max(pauses) <= PAUSE_S, pauses
-
-
-def _faults_of(
-    nodes: Sequence[LocalRabbitmq], node: LocalRabbitmq
-) -> dict[str, tuple[Callable[[], Awaitable[None]], Callable[[], Awaitable[None]]]]:
-    """How to lose a node, and how to bring it back."""
-    others = [other for other in nodes if other is not node]
-    return {
-        "killed": (node.kill, node.start),
-        "frozen": (node.freeze, node.thaw),
-        "parted": (partial(node.part_from, others), partial(node.meet, others)),
-    }
 
 
 async def _longest_pause(rig: Rig, within_s: float) -> float:
