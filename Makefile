@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test adapters browser chaos check fmt bench bench-smoke containers containers-engine up passwords sync sync-bench vendor
+.PHONY: help run test adapters browser screenshots chaos check fmt bench bench-smoke containers containers-engine up passwords sync sync-bench vendor
 
 help: ## list what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-17s %s\n' "$$name" "$$does"; done
@@ -31,6 +31,10 @@ browser: sync ## try the console in Chromium, on a whole stack (ARGS="-k inciden
 	@.ci/test-servers
 	@.ci/test-browser
 	@$(BIN)/pytest tests/browser $(ARGS)
+
+screenshots: sync ## take pictures of every page of the console into screenshots/, and those of the README
+	@.ci/test-browser
+	@$(BIN)/python -m tests.browser.screenshots screenshots
 
 # A new seed each time; REDRIVE_CHAOS_SEED=… replays one. Whatever fails, fails the run, tells its seed and reason at the
 # end, also of a run that takes too long, and leaves the old table. Three tests at a time, each with servers of its own:

@@ -3,16 +3,14 @@
 Tests here run in the module's loop: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
 """
 
-import os
-import shutil
 from collections.abc import AsyncIterator
 from typing import Final
 
-import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, async_playwright
+from playwright.async_api import Browser
 
 from tests.api_server import Api, Serve
+from tests.browser.chromium import chromium
 from tests.browser.console import Console
 from tests.integration.api.conftest import serve
 from tests.jobs import JobMaker
@@ -23,10 +21,6 @@ __all__ = ["serve"]
 
 module_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
 
-_FLAGS: Final = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-]  # fmt: skip
 _MANY: Final = """
 INSERT INTO control_plane.jobs (
     project_id, type, payload, status, attempts, max_attempts, created_at, started_at, completed_at
@@ -38,16 +32,8 @@ FROM generate_series(1, 20000) AS n
 
 @module_fixture
 async def browser() -> AsyncIterator[Browser]:
-    given = os.environ.get("REDRIVE_TEST_CHROMIUM")
-    path = given or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if path is None:
-        pytest.fail(
-            "these tests need Chromium: .ci/test-browser installs it where it may; or set REDRIVE_TEST_CHROMIUM"
-        )
-    async with async_playwright() as playwright:
-        running = await playwright.chromium.launch(executable_path=path, args=_FLAGS)
+    async with chromium() as running:
         yield running
-        await running.close()
 
 
 @module_fixture
