@@ -32,10 +32,11 @@ class _NotSaid(Exception):
 
 async def member_findings(management_url: str | None, amqp_url: str) -> AsyncIterator[Finding]:
     """Look at the members of each queue in the virtual host of `amqp_url`, as its user unless the other URL has one."""
-    if management_url is None:
-        yield Finding(Verdict.NOTE, f"{_NOT_LOOKED_AT} (REDRIVE_AMQP_MANAGEMENT_URL is not set)")
-        return
     nodes = amqp_urls(amqp_url)
+    if management_url is None:
+        if len(nodes) > 1:  # of one node there is nothing more to be told: it has answered
+            yield Finding(Verdict.NOTE, f"{_NOT_LOOKED_AT} (REDRIVE_AMQP_MANAGEMENT_URL is not set)")
+        return
     broker, base = URL(nodes[0]), URL(management_url)
     login = base if base.user else broker
     vhost = broker.raw_path.removeprefix("/") or "%2F"
