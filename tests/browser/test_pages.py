@@ -7,7 +7,7 @@ import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, expect
 
-from tests.api_server import Api
+from tests.api_server import Api, Serve
 from tests.browser.console import EVERYTHING, Console
 from tests.jobs import JobMaker, MadeJob
 from tests.tokens import token
@@ -154,3 +154,53 @@ async def test_a_link_with_a_token_that_is_none_leads_to_the_sign_in(console: Co
         await console.page.goto(f"{console.url}#token={wrong}")
         await expect(console.page.get_by_role("alert")).to_contain_text("invalid-token")
         assert console.page.url == f"{console.url}#/"
+
+
+async def test_a_read_only_deployment_has_no_retry_buttons_and_says_why(
+    browser: Browser, database_url: str, serve: Serve, failed: MadeJob
+) -> None:
+    api = await serve(database_url, console="on", read_only=True)
+    async with Console.opened(browser, api) as console:
+        for view in ("#/failures", f"#/jobs/{failed.id}"):
+            await console.sign_in(view=view)
+            await expect(console.page.locator("p.banner")).to_contain_text("read-only")
+            await expect(console.page.locator("main")).to_contain_text("it shows jobs and changes none")
+            assert await console.page.get_by_role("button", name="Retry").count() == 0
+            await console.page.goto("about:blank")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [(412, "job-changed", "The job has changed since you looked"), (409, "job-not-failed", "no longer failed")],
+)
+async def test_a_retry_that_is_refused_says_why_and_keeps_what_was_typed(
+    console: Console, failed: MadeJob, status: int, code: str, words: str
+) -> None:
+    page = console.page
+    await console.sign_in(view=f"#/jobs/{failed.id}")
+    body = f'{{"code":"{code}","status":{status}}}'
+    await page.route(
+        "**/retry", lambda route: route.fulfill(status=status, content_type="application/problem+json", body=body)
+    )
+    await page.get_by_label("reason").fill("the mail server is back")
+
+    await page.get_by_role("button", name="Retry this job").click()
+
+    await expect(page.get_by_role("alert")).to_contain_text(words)
+    await expect(page.get_by_label("reason")).to_have_value("the mail server is back")
+
+
+async def test_an_api_that_is_lost_is_said_and_the_page_goes_on_once_it_is_back(console: Console) -> None:
+    page = console.page
+    await page.clock.install()
+    await console.sign_in(view="#/failures")
+    rows = await page.locator("table.groups tbody tr").count()
+    await page.route("**/api/**", lambda route: route.abort())
+    await page.clock.run_for(60_000)
+    await expect(page.get_by_role("alert").first).to_contain_text("The API does not answer")
+    assert await page.locator("table.groups tbody tr").count() == rows  # what it had is kept
+
+    await page.unroute_all()
+    await page.clock.run_for(12_000)  # less than the 20 s after which the page takes a call for lost
+
+    await expect(page.get_by_role("alert")).to_have_count(0)
