@@ -125,11 +125,12 @@ async def test_a_token_that_expires_in_a_dialog_loses_nothing_that_was_typed(con
     await page.get_by_role("button", name="Retry this job").click()
 
     await expect(page.get_by_role("dialog")).to_contain_text("Sign in again")
-    await page.get_by_role("dialog").get_by_label("token", exact=True).fill(token(scope="jobs:read"))
+    await page.get_by_role("dialog").get_by_label("token", exact=True).fill(token(scope=EVERYTHING))
     await page.get_by_role("button", name="Use this token").click()
 
     await expect(page.get_by_role("dialog")).to_have_count(0)
     await expect(page.locator("main h1")).to_contain_text("<img")
+    await expect(page.get_by_label("reason")).to_have_value("the mail server is back")
 
 
 async def test_a_hidden_tab_asks_for_nothing(console: Console) -> None:
