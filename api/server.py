@@ -1,16 +1,11 @@
-"""aiohttp's server, with our answers in place of its own, and with bounds on what slow clients can hold.
-
-What the HTTP parser refuses never reaches a middleware: aiohttp would answer with its version, echo the bytes that it
-could not read, and log a traceback for each.
-"""
+"""The api's connections: problems for what aiohttp refuses, and bounds on what slow clients can hold."""
 
 import asyncio
 import socket
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from aiohttp import hdrs, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from api.answers import Answer
@@ -19,7 +14,7 @@ from api.problems import BadRequest, ExpectationFailed, problem_answer
 from api.unread import Unread
 from shared import trailers
 from shared.errors import RedriveError
-from shared.trailers import Connection, end_connection
+from shared.trailers import Connection
 
 if TYPE_CHECKING:
     from api.door import Door
@@ -108,40 +103,15 @@ class _Protocol(Connection):
                 self._unread.remove(self.transport)
         super().connection_lost(exc)
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - the parser's message echoes what was sent
-    ) -> web.StreamResponse:
-        """Answer what aiohttp itself could not handle, and close the connection."""
-        if isinstance(exc, HttpProcessingError) or status == 400:
-            log.debug("request unreadable", error=type(exc).__name__)
-            answer = self._refusal(request, BadRequest())
-        elif isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers:
-            # aiohttp's own refusal repeats bytes that are no text, so it cannot write it.
-            log.debug("request unreadable", error=type(exc).__name__)
-            answer = self._refusal(request, ExpectationFailed())
-        else:
-            log.error("request failed outside the door", status=status, exc_info=exc)
-            answer = _plain(request, RedriveError(), self._door.origins)
-        if request.writer.output_size > 0:
-            raise ConnectionError("part of another answer was sent already")
-        end_connection(answer)
-        return answer
-
-    def _refusal(self, request: web.BaseRequest, error: RedriveError) -> Answer:
-        """The answer to a request that did not reach the door; the request is charged to its address nevertheless."""
-        try:
-            self._door.charge_address(request)
-        except RedriveError as limited:
-            error = limited
+    def plain_answer(self, request: web.BaseRequest, status: int) -> web.StreamResponse:
+        """A problem; a refused request is charged to its address, although it did not reach the door."""
+        error: RedriveError = {400: BadRequest(), 417: ExpectationFailed()}.get(status, RedriveError())
+        if status != 500:
+            try:
+                self._door.charge_address(request)
+            except RedriveError as limited:
+                error = limited
         return _plain(request, error, self._door.origins)
-
-    def refusal_of(self, request: web.BaseRequest, _refused: web.HTTPException) -> web.StreamResponse:
-        """Our answer to what aiohttp refuses: past the door, that is always an `Expect`."""
-        return self._refusal(request, ExpectationFailed())
 
 
 def _bound_in_kernel(transport: asyncio.Transport) -> None:

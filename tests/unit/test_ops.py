@@ -64,3 +64,22 @@ async def test_other_requests_share_a_connection(ops: str) -> None:
     answers = await answers_to(ops, NEXT + NEXT + last)
 
     assert [answer.split(b" ")[1] for answer in answers] == [b"200"] * 3
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET /livez HTTP/1.1\r\nHost: a\r\nExpect: \xff\xfe\r\n\r\n", 417),
+        (b"GET /livez HTTP/1.1\r\nHost: a\r\nExpect: canary\r\n\r\n", 417),
+        (b"canary \xff\r\n\r\n", 400),
+    ],
+)
+async def test_what_cannot_be_read_is_answered_plainly_and_not_repeated(
+    ops: str, request_: bytes, status: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (answer,) = await answers_to(ops, request_)
+
+    assert answer.split()[1] == str(status).encode()
+    assert b"canary" not in answer
+    assert b"\xff" not in answer
+    assert "Traceback" not in "".join(capfd.readouterr())
