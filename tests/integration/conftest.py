@@ -36,6 +36,7 @@ async def bigint_database_url(empty_database_url: str) -> str:
     return empty_database_url
 
 
+@pytest.fixture
 async def users(empty_database_url: str) -> AsyncIterator[Users]:
     """Users with exactly the rights that docs/deploying.md gives, on a database that is migrated."""
     async with Logins.on(empty_database_url) as logins:

@@ -533,6 +533,6 @@ async def test_what_a_broker_brought_has_been_published_whether_or_not_its_relay
     await ledger.retries.accept(a_retry_of(taken))
     await ledger.settlement.apply_queued(10)
 
-    rows = await jobs.pool.fetch("SELECT job_id, published_at IS NOT NULL AS published FROM redrive.retry_requests")
+    rows = await jobs.pool.fetch("SELECT job_id::text, published_at IS NOT NULL FROM redrive.retry_requests")
 
     assert dict(map(tuple, rows)) == {brought.id: True, taken.id: False}

@@ -347,7 +347,7 @@ async def test_a_client_that_never_reads_is_cut_off_and_costs_no_more_than_its_b
             return api.counted("redrive_http_requests_total", **answered) == cut_before + 1
 
         await eventually(is_cut_off, within_s=20, every_s=0.1)
-        assert api.counted("redrive_waiters") == 0
+        await eventually(lambda: api.counted("redrive_waiters") == 0)
         with suppress(ConnectionResetError):
             async with asyncio.timeout(SOON_S):
                 while chunk := await loop.sock_recv(sock, 1 << 20):
