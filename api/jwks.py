@@ -15,14 +15,13 @@ import ssl
 from collections import Counter
 from collections.abc import Mapping
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import jwt
 
 from shared.errors import RedriveError
 from shared.public_keys import MIN_RSA_BITS, PublicKey, usable
+from shared.urls import proxy_for
 
 TIMEOUT_S: Final = 3
 MAX_BYTES: Final = 256 * 1024
@@ -64,19 +63,12 @@ async def fetch_once(url: str) -> IssuerKeys:
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls),
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-            proxy=_proxy_for(url),  # not trust_env: it also sends what ~/.netrc has for the issuer or the proxy
+            proxy=proxy_for(url),
         ) as session:
             document = await _document(session, url)
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise KeysNotFetched(_reason_of(error)) from error
     return keys_in(document)
-
-
-def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for a URL; None where the URL's host is asked directly."""
-    parts = urlsplit(url)
-    proxy = getproxies().get(parts.scheme)
-    return None if proxy is None or proxy_bypass(parts.hostname or "") else proxy
 
 
 async def _document(session: aiohttp.ClientSession, url: str) -> bytes:

@@ -1,13 +1,15 @@
 """Checks of servers' URLs, read as the clients read them: by yarl for aio-pika and aiohttp, by our own for PostgreSQL.
 
 For a URL that a client cannot read it raises an error that quotes parts of it, even of a password with a `/` or `#` in
-it. These checks run before the program starts, and their errors quote nothing of the URL.
+it. These checks run before the program starts, and their errors quote nothing of the URL. `proxy_for` is for those who
+ask one.
 """
 
 import os
 import re
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from yarl import URL
 
@@ -126,3 +128,14 @@ def _names_a_host(url: str, *schemes: str) -> bool:
     except ValueError:
         return False
     return read.scheme in schemes and bool(read.host)
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an HTTP URL; None where the URL's host is asked directly.
+
+    For sessions of aiohttp in place of `trust_env`, which also sends what ~/.netrc has for the host or the proxy, and
+    raises ValueError where a request has an `Authorization` already.
+    """
+    parts = urlsplit(url)
+    proxy = getproxies().get(parts.scheme)
+    return None if proxy is None or proxy_bypass(parts.hostname or "") else proxy

@@ -13,7 +13,7 @@ from yarl import URL
 
 from cli.checking.findings import Finding, Verdict
 from shared.topology import RETRIES, RETRIES_BULK, RETRIES_DEAD
-from shared.urls import amqp_urls
+from shared.urls import amqp_urls, proxy_for
 
 WITHIN_S: Final = 5.0
 MAX_BYTES: Final = 1024 * 1024
@@ -42,7 +42,7 @@ async def member_findings(management_url: str | None, amqp_url: str) -> AsyncIte
     vhost = broker.raw_path.removeprefix("/") or "%2F"
     headers = {"Authorization": aiohttp.encode_basic_auth(login.user or "guest", login.password or "guest")}
     timeout = aiohttp.ClientTimeout(total=WITHIN_S)
-    async with aiohttp.ClientSession(timeout=timeout, headers=headers, trust_env=True) as session:
+    async with aiohttp.ClientSession(timeout=timeout, headers=headers, proxy=proxy_for(management_url)) as session:
         for name in _QUEUES:
             path = f"{base.raw_path.rstrip('/')}/api/queues/{vhost}/{name}"
             try:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import aiohttp
@@ -100,3 +101,13 @@ async def test_one_that_is_not_there_or_not_named_is_a_line_too() -> None:
     assert "does not answer" in nowhere.text
     assert "canary" not in nowhere.text
     assert "REDRIVE_AMQP_MANAGEMENT_URL is not set" in none.text
+
+
+async def test_a_netrc_file_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("default login reader password netrc-canary")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    async with management({"type": "quorum", "members": [A], "online": [A]}) as (address, asked):
+        findings = await said(f"http://{address}")
+
+    assert len(findings) == len(asked) == 3
+    assert {request.headers["Authorization"] for request in asked} == {aiohttp.encode_basic_auth("user", "pass/word")}
