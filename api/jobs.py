@@ -83,8 +83,9 @@ class JobResource:
 
         Raises InvalidJobId before any query, and JobNotFound for unknown jobs and those of other projects alike.
         """
-        with_payload = bool(call.parameters) and _includes_payload(call)
-        fresh = bool(call.parameters) and flag_of(call.parameters, "fresh")
+        with_payload, fresh = False, None
+        if call.parameters:  # few reads have any
+            with_payload, fresh = _includes_payload(call), flag_of(call.parameters, "fresh")
         job_id = self._ids.parse(call.request.match_info["id"])
         if not call.may_see(job_id):
             raise JobNotFound

@@ -143,7 +143,7 @@ class Reader(Generic[K, V]):
         if matches(known, rendered.etag):
             return Answer(None, status=304, headers=headers)
         if self._rest_of is not None and (rest := self._rest_of(key, value)) is not None:
-            async with rest as whole:
+            async with rest as whole:  # not remembered: it may be large
                 return self._answer_with_whole(whole, known, waited_s)
         if rendered.body is None:
             rendered.body = self._view.body(value)
@@ -186,14 +186,12 @@ class Reader(Generic[K, V]):
         return seen
 
     def _answer_with_whole(self, whole: V, known: str | None, waited_s: int | None) -> Answer:
-        """The answer with a value that is not remembered, because it may be large."""
+        """The answer with the rest of a value. The client may have that: it may have changed since its first look."""
         etag = self._view.etag(whole)
         headers = self._headers_of(whole, etag, waited_s)
-        return (
-            Answer(None, status=304, headers=headers)
-            if matches(known, etag)
-            else Answer(self._view.body(whole), headers=headers)
-        )
+        if matches(known, etag):
+            return Answer(None, status=304, headers=headers)
+        return Answer(self._view.body(whole), headers=headers)
 
     def _render(self, value: V) -> "_Rendered[V]":
         """The value rendered, once for all clients that are answered from one look.
