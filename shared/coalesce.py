@@ -57,7 +57,8 @@ class Splitter(Generic[K, V]):
         `refused` with each refused key as soon as it is found. Raises what `load` raises that is no key's own.
         """
 
-        async def attempt(part: Sequence[K]) -> Mapping[K, V | RedriveError] | RedriveError:
+        # In quotes: else each call would make the type anew.
+        async def attempt(part: Sequence[K]) -> "Mapping[K, V | RedriveError] | RedriveError":
             try:
                 return await self._load(part)
             except StatementRefused as error:
