@@ -19,22 +19,12 @@ FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)
 LEFT JOIN LATERAL (
     SELECT
         jobs.id, jobs.project_id, jobs.type, jobs.status, jobs.attempts, jobs.max_attempts, jobs.created_at,
-        CASE
-            WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN redrive.job_version(
-                jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint,
-                jobs.last_error::text, jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz,
-                jobs.completed_at::timestamptz, jobs.created_at::timestamptz
-            )
-        END AS version
+        CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN {version} END AS version
     FROM control_plane.jobs
     WHERE jobs.project_id = $1 AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
-LEFT JOIN LATERAL (
-    SELECT r.id FROM redrive.retry_requests AS r
-    WHERE r.project_id = j.project_id AND r.job_id = wanted.id AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true
+{queued columns=r.id project=j.project_id job=wanted.id}
 ORDER BY wanted.position;
 
 -- name: insert_requests
@@ -51,12 +41,7 @@ SELECT
 FROM unnest($3::uuid[], $4::uuid[]) AS wanted (id, job_id)
 JOIN LATERAL (
     SELECT
-        jobs.id, jobs.status,
-        redrive.job_version(
-            jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
-            jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-            jobs.created_at::timestamptz
-        ) AS version
+        jobs.id, jobs.status, {version} AS version
     FROM control_plane.jobs
     WHERE jobs.project_id = $2 AND jobs.id = redrive.job_number(wanted.job_id)
     LIMIT 1

@@ -16,7 +16,7 @@ WHERE
 -- A candidate's position, and why it cannot be retried, NULL where it can.
 SELECT
     newest.id, newest.created_at,
-    ('x' || encode(timestamptz_send(newest.created_at), 'hex'))::bit(64)::bigint AS place,
+    {microseconds time=newest.created_at} AS place,
     CASE
         WHEN newest.is_unreadable THEN 'job_unreadable'
         WHEN queued.id IS NOT NULL THEN 'retry_queued'
@@ -24,21 +24,9 @@ SELECT
     END AS blocked_by
 
 -- fragment: filtered
-LEFT JOIN LATERAL (
-    SELECT r.id FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(newest.id) AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true
-LEFT JOIN LATERAL (
-    SELECT count(*) AS times
-    FROM (
-        SELECT r.state, r.processed_at FROM redrive.retry_requests AS r
-        WHERE $7::int IS NOT NULL AND r.project_id = $1 AND r.job_id = redrive.job_uuid(newest.id)
-        ORDER BY r.requested_at DESC, r.id DESC
-        LIMIT 1000
-    ) AS asked
-    WHERE asked.state = 'applied' AND asked.processed_at > now() - $8::int * interval '1 second'
-) AS retried ON true
+-- The filters that need a candidate's error or its retries.
+{queued columns=r.id project=$1 job=redrive.job_uuid(newest.id)}
+{retried job=redrive.job_uuid(newest.id) counted=$7 seconds=$8}
 WHERE
     ($5::text IS NULL OR position($5 IN newest.last_error) > 0)
     AND ($7::int IS NULL OR retried.times < $7::int)

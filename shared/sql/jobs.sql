@@ -9,8 +9,8 @@
 -- where a column has the type, the cast costs nothing. Texts are cut here, so that only what is shown is fetched. Numbers
 -- that no integer holds are NULL, so that they refuse no statement: such a job is not shown.
 
--- fragment: found_columns
--- The columns of a job that is looked up, with its version. $3: how many characters of an error to read.
+-- fragment: shown_columns
+-- What is shown of a job, with the first {length} characters of its error.
 left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
 CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN coalesce(jobs.attempts, 0)::bigint END
     AS attempts,
@@ -18,16 +18,14 @@ CASE
     WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts)
         THEN redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint
 END AS max_attempts,
-left(jobs.last_error::text, $3) AS last_error,
+left(jobs.last_error::text, {length}) AS last_error,
 jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-jobs.created_at::timestamptz,
-CASE
-    WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN redrive.job_version(
-        jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint, jobs.last_error::text,
-        jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-        jobs.created_at::timestamptz
-    )
-END AS version
+jobs.created_at::timestamptz
+
+-- fragment: found_columns
+-- The columns of a job that is looked up, with its version. $3: how many characters of an error to read.
+{shown_columns length=$3},
+CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN {version} END AS version
 
 -- fragment: page_columns
 -- What a page answers of each job.
@@ -38,17 +36,8 @@ j.place
 
 -- fragment: listed_columns
 -- The columns of a job in a list.
-jobs.id, left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN coalesce(jobs.attempts, 0)::bigint END
-    AS attempts,
-CASE
-    WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts)
-        THEN redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint
-END AS max_attempts,
-left(jobs.last_error::text, 2001) AS last_error,
-jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz, jobs.completed_at::timestamptz,
-jobs.created_at::timestamptz, '' AS version, -- lists have no tags
-('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+jobs.id, {shown_columns length=2001}, '' AS version, -- lists have no tags
+{microseconds time=jobs.created_at::timestamptz} AS place
 
 -- fragment: columns_without_time
 -- The same of a job without a time: nothing but its id.
@@ -66,11 +55,7 @@ LIMIT $7
 
 -- fragment: queued_for_listed
 -- The retry that is queued for a job of a page, and the order of the page.
-LEFT JOIN LATERAL (
-    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(j.id) AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true
+{queued columns=r.id,r.requested_at project=$1 job=redrive.job_uuid(j.id)}
 ORDER BY j.place DESC NULLS LAST, j.id DESC
 
 -- name: find
@@ -88,11 +73,7 @@ JOIN LATERAL (
     WHERE jobs.project_id = wanted.project_id AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
-LEFT JOIN LATERAL (
-    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.project_id = wanted.project_id AND r.job_id = wanted.id AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true;
+{queued columns=r.id,r.requested_at project=wanted.project_id job=wanted.id};
 
 -- name: find_with_payload
 -- The same, with the payload's hash (16 hexadecimal digits) and its size in bytes, in one text, and the payload itself if
@@ -117,11 +98,7 @@ JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT coalesce(j.payload::text, '{}') AS payload OFFSET 0 -- so that it is computed once
 ) AS stored
-LEFT JOIN LATERAL (
-    SELECT r.id, r.requested_at FROM redrive.retry_requests AS r
-    WHERE r.project_id = wanted.project_id AND r.job_id = wanted.id AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true;
+{queued columns=r.id,r.requested_at project=wanted.project_id job=wanted.id};
 
 -- name: changed
 -- Which of the jobs have changed since they were seen: their version, their payload or their queued retry, or the job is
@@ -144,11 +121,7 @@ LEFT JOIN LATERAL (
         CASE WHEN relation.has_marks THEN xmin END AS mark,
         CASE
             WHEN relation.has_marks AND xmin = wanted.mark THEN NULL
-            WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN redrive.job_version(
-                jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint,
-                jobs.last_error::text, jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz,
-                jobs.completed_at::timestamptz, jobs.created_at::timestamptz
-            )
+            WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN {version}
         END AS version,
         CASE
             WHEN wanted.payload_hash IS NULL OR (relation.has_marks AND xmin = wanted.mark) THEN NULL
@@ -158,11 +131,7 @@ LEFT JOIN LATERAL (
     WHERE jobs.project_id = wanted.project_id AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
-LEFT JOIN LATERAL (
-    SELECT r.id FROM redrive.retry_requests AS r
-    WHERE r.project_id = wanted.project_id AND r.job_id = wanted.id AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true
+{queued columns=r.id project=wanted.project_id job=wanted.id}
 WHERE
     queued.id IS DISTINCT FROM wanted.pending_retry_id
     OR (j.mark = wanted.mark) IS NOT TRUE
@@ -245,7 +214,7 @@ FROM (
 SELECT redrive.job_uuid(j.id) AS id, j.place
 FROM (
     (
-        SELECT jobs.id, ('x' || encode(timestamptz_send(jobs.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+        SELECT jobs.id, {microseconds time=jobs.created_at::timestamptz} AS place
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND ($9::text IS NULL OR jobs.status::text = $9)

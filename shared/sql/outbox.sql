@@ -30,33 +30,30 @@ RETURNING
     id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at, traceparent,
     publish_lease_until, publish_alone;
 
--- name: mark_published
--- Mark requests that the broker has confirmed. A request that a worker has settled is marked already. A request whose
--- lease is another by now stays unmarked and is published again: a worker has deferred it meanwhile.
--- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
-UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
-WHERE id = ANY (ARRAY(
+-- fragment: still_leased
+-- The requests of $1 whose leases still end at the times of $2.
+id = ANY (ARRAY(
     SELECT leased.id FROM redrive.retry_requests AS leased
     WHERE
         id = ANY ($1::uuid[]) AND published_at IS NULL
         AND publish_lease_until = ($2::timestamptz[])[array_position($1::uuid[], id)]
     ORDER BY id -- the lock order
     FOR UPDATE
-));
+))
+
+-- name: mark_published
+-- Mark requests that the broker has confirmed. A request that a worker has settled is marked already. A request whose
+-- lease is another by now stays unmarked and is published again: a worker has deferred it meanwhile.
+-- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
+UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
+WHERE {still_leased};
 
 -- name: give_back
 -- End the lease of requests that could not be published, so that the next attempt does not wait for its end. A lease that
 -- is another by now is another relay's, or a worker has deferred the request: it stays.
 -- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET publish_lease_until = NULL
-WHERE id = ANY (ARRAY(
-    SELECT leased.id FROM redrive.retry_requests AS leased
-    WHERE
-        id = ANY ($1::uuid[]) AND published_at IS NULL
-        AND publish_lease_until = ($2::timestamptz[])[array_position($1::uuid[], id)]
-    ORDER BY id -- the lock order
-    FOR UPDATE
-));
+WHERE {still_leased};
 
 -- name: republish_stale
 -- Let requests be published again that were published long ago and are still queued: their queue may have been lost. A

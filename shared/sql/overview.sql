@@ -186,11 +186,7 @@ SELECT
     min(f.created_at) AS first_at, max(f.created_at) AS last_at,
     (array_agg(redrive.job_uuid(f.id) ORDER BY f.created_at DESC, f.id DESC))[1:$7::int] AS sample
 FROM failed AS f
-LEFT JOIN LATERAL (
-    SELECT r.id FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = redrive.job_uuid(f.id) AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true
+{queued columns=r.id project=$1 job=redrive.job_uuid(f.id)}
 WHERE f.wanted
 GROUP BY f.type, f.error
 ORDER BY jobs DESC, last_at DESC, f.type, f.error

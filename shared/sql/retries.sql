@@ -6,10 +6,11 @@
 -- A look-up of rows is LATERAL, for the reason that jobs.sql gives.
 
 -- fragment: columns
--- The columns of a Retry by the names of its fields, but for the error, which each statement cuts to its length.
-    r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.cancelled_by, r.redriven_by,
-    r.redriven_at, r.reason, r.delay_seconds, r.extra_attempts, r.requested_at, r.processed_at, r.attempts_before,
-    r.max_attempts_before, r.started_at_before, r.completed_at_before
+-- The columns of a Retry by the names of its fields, with the first {length} characters of the error.
+r.id, r.project_id, r.job_id, r.batch_id, r.state, r.outcome, r.actor, r.cancelled_by, r.redriven_by,
+r.redriven_at, r.reason, r.delay_seconds, r.extra_attempts, r.requested_at, r.processed_at, r.attempts_before,
+r.max_attempts_before, r.started_at_before, r.completed_at_before,
+left(r.error_before, {length}) AS error_before, coalesce(length(r.error_before) > {length}, false) AS error_before_truncated
 
 -- name: accept
 -- Insert accepted requests. A job with a queued request gets no second one: its row is missing from the answer, and the
@@ -39,8 +40,7 @@ RETURNING id, requested_at;
 -- The requests behind (id, project) pairs; a pair that matches nothing is missing from the answer.
 -- $1 uuid[] ids, $2 text[] project ids; same length
 SELECT
-    {columns},
-    left(r.error_before, 65536) AS error_before, coalesce(length(r.error_before) > 65536, false) AS error_before_truncated
+    {columns length=65536}
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT * FROM redrive.retry_requests
@@ -67,8 +67,7 @@ WHERE (r.state, r.redriven_at) IS DISTINCT FROM (wanted.state, wanted.redriven_a
 -- $1 text project id; $2 text state, $3 text actor, each NULL for all; $4 timestamptz and $5 uuid the position below
 -- which the page begins, $6 int how many
 SELECT
-    {columns},
-    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated
+    {columns length=2000}
 FROM redrive.retry_requests AS r
 WHERE
     project_id = $1
@@ -84,8 +83,7 @@ LIMIT $6;
 -- $1 text project id, $2 text state, $3 text actor or NULL; $4 timestamptz and $5 uuid the position below which the page
 -- begins, $6 int how many
 SELECT
-    {columns},
-    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated
+    {columns length=2000}
 FROM redrive.retry_requests AS r
 WHERE
     project_id = $1 AND state = $2
@@ -101,8 +99,7 @@ LIMIT $6;
 -- $1 text project id, $2 uuid job id; $3 text state, $4 uuid batch id, $5 text actor, each NULL for all; $6 timestamptz
 -- and $7 uuid the position below which the page begins, $8 int how many
 SELECT
-    {columns},
-    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated
+    {columns length=2000}
 FROM (
     SELECT * FROM redrive.retry_requests
     WHERE
@@ -140,8 +137,7 @@ page AS (
     LIMIT $7
 )
 SELECT
-    {columns},
-    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated
+    {columns length=2000}
 FROM page
 CROSS JOIN LATERAL (
     SELECT * FROM redrive.retry_requests
@@ -157,8 +153,7 @@ UPDATE redrive.retry_requests AS r
 SET state = 'cancelled', outcome = 'cancelled', processed_at = now(), cancelled_by = $3
 WHERE project_id = $2 AND id = $1 AND state = 'queued'
 RETURNING
-    {columns},
-    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated;
+    {columns length=2000};
 
 -- name: redrive
 -- Queue a dead-lettered request again; the relay publishes it. It keeps the job version that it was made for. No row: it
@@ -171,5 +166,4 @@ SET
     redriven_by = $3, redriven_at = now()
 WHERE project_id = $2 AND id = $1 AND state = 'dead_lettered'
 RETURNING
-    {columns},
-    left(r.error_before, 2000) AS error_before, coalesce(length(r.error_before) > 2000, false) AS error_before_truncated;
+    {columns length=2000};

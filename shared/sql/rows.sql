@@ -3,7 +3,7 @@
 -- Look-ups of jobs are LATERAL, for the reason that jobs.sql gives.
 
 -- fragment: place
-('x' || encode(timestamptz_send(j.created_at::timestamptz), 'hex'))::bit(64)::bigint AS place
+{microseconds time=j.created_at::timestamptz} AS place
 
 -- fragment: in_time
 -- Newest first; jobs without a time are in the second part.
@@ -67,18 +67,5 @@ JOIN LATERAL (
     WHERE jobs.project_id = $1 AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
-LEFT JOIN LATERAL (
-    SELECT r.id FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1 AND r.job_id = wanted.id AND r.state = 'queued'
-    LIMIT 1
-) AS queued ON true
-LEFT JOIN LATERAL (
-    SELECT count(*) AS times
-    FROM (
-        SELECT r.state, r.processed_at FROM redrive.retry_requests AS r
-        WHERE $6::int IS NOT NULL AND r.project_id = $1 AND r.job_id = wanted.id
-        ORDER BY r.requested_at DESC, r.id DESC
-        LIMIT 1000
-    ) AS asked
-    WHERE asked.state = 'applied' AND asked.processed_at > now() - $6::int * interval '1 second'
-) AS retried ON true;
+{queued columns=r.id project=$1 job=wanted.id}
+{retried job=wanted.id counted=$6 seconds=$6};

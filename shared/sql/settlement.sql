@@ -71,11 +71,7 @@ job AS MATERIALIZED (
             id, project_id, status, coalesce(attempts, 0) AS attempts,
             redrive.attempts_allowed(attempts, max_attempts, 0) AS max_attempts,
             last_error, started_at, completed_at,
-            redrive.job_version(
-                type::text, status::text, attempts::bigint, max_attempts::bigint, last_error::text,
-                scheduled_at::timestamptz, started_at::timestamptz, completed_at::timestamptz,
-                created_at::timestamptz
-            ) AS version
+            {version} AS version
         FROM control_plane.jobs
         WHERE jobs.project_id = one.project_id AND jobs.id = redrive.job_number(one.job_id)
         FOR NO KEY UPDATE SKIP LOCKED
@@ -188,11 +184,7 @@ CROSS JOIN LATERAL (
     CROSS JOIN LATERAL (
         SELECT
             jobs.status,
-            redrive.job_version(
-                jobs.type::text, jobs.status::text, jobs.attempts::bigint, jobs.max_attempts::bigint,
-                jobs.last_error::text, jobs.scheduled_at::timestamptz, jobs.started_at::timestamptz,
-                jobs.completed_at::timestamptz, jobs.created_at::timestamptz
-            ) AS version
+            {version} AS version
         FROM control_plane.jobs
         WHERE jobs.project_id = request.project_id AND jobs.id = redrive.job_number(request.job_id)
         LIMIT 1
