@@ -35,7 +35,7 @@ from api.problems import (
     ReadOnly,
     problem_answer,
 )
-from shared.errors import DatabaseUnavailable, RedriveError
+from shared.errors import DatabaseUnavailable, JobsUnfit, RedriveError
 from shared.models import JobId, ProjectId
 
 if TYPE_CHECKING:
@@ -211,7 +211,9 @@ class Door:
     def _problem_of(self, error: Exception, request: web.Request) -> Answer:
         """The answer to an error of a handler or of a step before it; what is this program's fault is logged."""
         request_id = request[PASSAGE].request_id
-        if isinstance(error, DatabaseUnavailable):
+        if isinstance(error, JobsUnfit):
+            pass  # it was logged when the program looked
+        elif isinstance(error, DatabaseUnavailable):
             self._log_once(error)
         elif isinstance(error, web.HTTPException):
             error = _error_of(error)

@@ -21,6 +21,7 @@ from shared.errors import (
     JobChanged,
     JobNotFailed,
     JobNotFound,
+    JobsUnfit,
     JobUnreadable,
     RedriveError,
     RetryAlreadySettled,
@@ -266,6 +267,9 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     ),
     KeysUnavailable: _UNAVAILABLE,
     DatabaseUnavailable: _UNAVAILABLE,
+    JobsUnfit: _UNAVAILABLE._replace(
+        detail="The jobs are not stored in the form that is served here; whoever runs this finds the reason in its log."
+    ),
     RedriveError: Problem(
         HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", "The request failed for a reason that has been logged."
     ),

@@ -9,6 +9,7 @@ Stopping, in `shutdown_grace` seconds:
 
 import asyncio
 import gc
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ from shared.backoff import wait_for_any
 from shared.errors import DatabaseUnavailable
 from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Status, exposition_of, serve_ops
+from shared.relation import Guard
 from shared.telemetry import metrics_registry
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ async def run(
     registry = metrics_registry()
     api = create_app(settings, registry)
     api.app.cleanup_ctx.append(api.background.context(lambda _stop: warn_of_missing(api.database)))
+    _guard(api, api.database, settings, updates=not settings.read_only)
+    if api.replica is not None:
+        _guard(api, api.replica, settings, updates=False)
     runner = Runner(
         api.app,
         api.door,
@@ -86,6 +91,18 @@ async def run(
     log.info("api stopped")
     if api.background.failure is not None:
         raise api.background.failure
+
+
+def _guard(api: "Api", database: "Database", settings: "ApiSettings", *, updates: bool) -> None:
+    """Have the api look at the jobs of a database before it serves; see Guard."""
+    guard = Guard(database, job_id=settings.job_id, updates=updates)
+
+    async def first_look(_app: web.Application) -> AsyncIterator[None]:
+        await guard.first_look()
+        yield
+
+    api.app.cleanup_ctx.append(api.background.context(lambda _stop: guard.run()))
+    api.app.cleanup_ctx.append(first_look)
 
 
 async def _drain(api: "Api", site: web.TCPSite, *, drain_s: float) -> None:

@@ -20,6 +20,7 @@ from shared.errors import (
     ActorUnstorable,
     DatabaseUnavailable,
     DatabaseUnfit,
+    JobsUnfit,
     StatementRefused,
     StatementTimeout,
     TextUnstorable,
@@ -194,6 +195,7 @@ class Database:
         # One round trip for all of it. No value has a quote in it.
         settings = (f"SET LOCAL {name} = '{value}'" for name, value in self._settings.items())
         self._begin_pooled = "; ".join(("BEGIN", *settings))
+        self._refusal: str | None = None
         self._pool: Pool
 
     @asynccontextmanager
@@ -228,7 +230,9 @@ class Database:
             await _take_any_time(connection)
 
     @asynccontextmanager
-    async def _connection(self) -> "AsyncIterator[PoolConnection]":
+    async def _connection(self, *, refused_too: bool = False) -> "AsyncIterator[PoolConnection]":
+        if self._refusal is not None and not refused_too:
+            raise JobsUnfit(self._refusal)
         with _translated():
             async with asyncio.timeout(self._timeout_s):
                 connection = await self._pool.acquire()
@@ -281,6 +285,15 @@ class Database:
         async with self.transaction() as session:
             await session.fetch(_SQL["fetch_within"], f"{int(min(seconds, self._timeout_s * 0.9) * 1000)}")
             return await session.fetch(sql, *args)
+
+    def refuse(self, reason: str | None) -> None:
+        """From now on raise JobsUnfit, with this reason, in every call but `look`; with None, take calls again."""
+        self._refusal = reason
+
+    async def look(self, sql: str, *args: object) -> list[Row]:
+        """As `fetch`, also while calls are refused."""
+        async with self._connection(refused_too=True) as connection, connection.transaction():
+            return await connection.fetch(sql, *args)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:

@@ -115,6 +115,13 @@ class DatabaseUnfit(DatabaseUnavailable):
         self.sqlstate = sqlstate
 
 
+class JobsUnfit(DatabaseUnavailable):
+    """`control_plane.jobs` is not what the contract says, so nothing is read or written until its owner mends it.
+
+    `str()` says why; it was logged when the program looked.
+    """
+
+
 class BrokerUnavailable(RedriveError):
     """RabbitMQ is away, blocked or too slow, or it refused a message. The ledger still has the request."""
 

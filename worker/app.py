@@ -20,6 +20,7 @@ from shared.job_ids import job_ids
 from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
 from shared.outbox import Outbox
+from shared.relation import Guard
 from shared.settlement import Settlement
 from shared.telemetry import metrics_registry
 from shared.topology import Topology
@@ -60,6 +61,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
     )
     ids = job_ids(settings.job_id)
     settlement = Settlement(database, ids)
+    guard = Guard(database, job_id=settings.job_id, updates=True)
     topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
     queues = [] if topology is None else _queue_sources(settings, settlement, metrics, topology, ids)
     sources: Sequence[Source] = queues or [
@@ -76,7 +78,9 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
             watching = [
                 tasks.create_task(_watch_backlog(settlement, metrics, stop=stop)),
                 tasks.create_task(warn_of_missing(database)),
+                tasks.create_task(guard.run()),
             ]
+            await guard.first_look()
             if topology is not None:
                 dead = DeadWatch(
                     settings.url("amqp_url"),

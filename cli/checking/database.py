@@ -9,10 +9,20 @@ from collections.abc import AsyncIterator, Collection, Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cli.checking.findings import Finding, Verdict
-from cli.checking.views import UPDATED, look_at_view
+from cli.checking.views import look_at_view
 from shared import migrations
 from shared.connections import words_of
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused, StatementTimeout
+from shared.relation import (
+    COLUMNS,
+    JOBS,
+    UPDATED,
+    columns_of,
+    find_relation,
+    missing_columns,
+    odd_types,
+    parameters_of,
+)
 from shared.sql import JobIdType, statements
 
 if TYPE_CHECKING:
@@ -23,20 +33,6 @@ MANY_JOBS: Final = 100_000
 OLDEST: Final = 14
 """The first release of PostgreSQL that will do."""
 
-JOBS: Final = "control_plane.jobs"
-_TEXT: Final = frozenset({"text", "character varying", "character", "name", "citext"})
-_TIMES: Final = ("scheduled_at", "started_at", "completed_at", "created_at")
-_COUNT: Final = frozenset({"integer", "smallint", "bigint"})
-# What a column may be of: the type that is wanted, and those that serve as well.
-_COLUMNS: Final[dict[str, tuple[str, frozenset[str]]]] = {
-    "id": ("uuid", frozenset({"uuid"})),
-    **dict.fromkeys(("project_id", "type", "status", "last_error"), ("text", _TEXT)),
-    "payload": ("jsonb", frozenset({"jsonb", "json"})),
-    **dict.fromkeys(("attempts", "max_attempts"), ("integer", _COUNT)),
-    **dict.fromkeys(_TIMES, ("timestamp with time zone", frozenset({"timestamp with time zone"}))),
-}
-# With REDRIVE_JOB_ID=bigint. The index on a narrower integer serves look-ups by a bigint, too.
-_NUMBERED: Final = {**_COLUMNS, "id": ("bigint", _COUNT)}
 _CLEARED: Final = frozenset({"last_error", "started_at", "completed_at"})
 _NEW_KEY: Final = (
     "INSERT INTO redrive.cursor_key (key) VALUES "
@@ -60,7 +56,6 @@ _FILES: Final = {
 }
 """The files with the statements that each program runs."""
 _GRANT: Final = re.compile(r"GRANT ([A-Z, ]+) ON (redrive\.\w+) TO ([\w, ]+);")
-_PARAMETER: Final = re.compile(r"\$(\d+)")
 
 
 class _Table(NamedTuple):
@@ -136,11 +131,10 @@ async def _of_migrations(place: _Place) -> Looks:
 
 async def _of_jobs(place: _Place) -> Looks:
     """The jobs table. Another program owns it: the check reports what is wrong and changes nothing."""
-    found = await place.ask("relation", "control_plane", "jobs")
-    if not found:
+    relation = await find_relation(place.database.fetch, "control_plane", "jobs")
+    if relation is None:
         yield Verdict.FAILED, f"{JOBS} is not there: run `redrive migrate`, or see docs/deploying.md"
         return
-    (relation,) = found
     wrong = False
     async for verdict, text in _of_relation(place, relation):
         wrong |= verdict is Verdict.FAILED
@@ -161,7 +155,7 @@ async def _of_jobs(place: _Place) -> Looks:
 
 
 async def _of_relation(place: _Place, relation: "Row") -> Looks:
-    columns = await place.ask("columns", relation["oid"])
+    columns = await columns_of(place.database.fetch, relation["oid"])
     for text in _rights_on_jobs(relation, columns, watches="api" in place.programs, updates=place.updates_jobs):
         yield Verdict.FAILED, text
     if place.updates_jobs:
@@ -195,7 +189,8 @@ async def _of_statements(place: _Place, relation: "Row") -> Looks:
     refusals = await _refusals(place)
     for text in refusals:
         yield Verdict.FAILED, text
-    for text, is_fatal in _odd_types(place, await place.ask("columns", relation["oid"]), await _types_read(place)):
+    columns = await columns_of(place.database.fetch, relation["oid"])
+    for text, is_fatal in await odd_types(place.database.fetch, columns, place.job_id):
         if is_fatal or refusals:
             yield Verdict.FAILED, text
         else:
@@ -205,7 +200,7 @@ async def _of_statements(place: _Place, relation: "Row") -> Looks:
 async def _unreadable(place: _Place) -> Looks:
     """Columns that the database refuses to read of some rows, such as an expression of a view that fails for one."""
     sql = statements("check", "cli.checking")["sample"]
-    for name, (wanted, _) in _COLUMNS.items():
+    for name, (wanted, _) in COLUMNS.items():
         cast = "text" if name in {"id", "payload"} else _CASTS.get(wanted, wanted)
         try:
             await place.database.fetch_within(
@@ -226,10 +221,9 @@ def _rights_on_jobs(relation: "Row", columns: "Collection[Row]", *, watches: boo
     if not relation["usage"]:
         yield f"no right to use the schema control_plane; type: GRANT USAGE ON SCHEMA control_plane TO {role};"
     known = {row["name"]: row for row in columns}
-    if missing := [name for name in _COLUMNS if name not in known]:
-        yield f"{JOBS} has no column {', '.join(missing)}"
+    yield from missing_columns(columns)
     # The api also reads a table's xmin, where a row that moved shows that a job may have changed.
-    read = [name for name in (*_COLUMNS, *(["xmin"] if watches else [])) if name in known]
+    read = [name for name in (*COLUMNS, *(["xmin"] if watches else [])) if name in known]
     if hidden := [name for name in read if not known[name]["may_select"]]:
         # Who has a right on some columns was given these on purpose.
         columns_of = "" if len(hidden) == len(read) else f" ({', '.join(hidden)})"
@@ -270,36 +264,6 @@ async def _refuses_pending(place: _Place, condition: str, full_type: str) -> boo
 def _keys(unique_keys: "Collection[Row]") -> Iterator[str]:
     if not any({"id"} <= set(row["columns"]) <= {"id", "project_id"} for row in unique_keys):
         yield f"neither (id) nor (project_id, id) of {JOBS} is unique: a retry could put back more jobs than one"
-
-
-def _odd_types(place: _Place, columns: "Collection[Row]", read: "dict[str, str]") -> Iterator[tuple[str, bool]]:
-    """Columns of other types than the contract's; and whether that is known to go wrong. The rest, statements tell."""
-    all_wanted = _NUMBERED if place.job_id == "bigint" else _COLUMNS
-    for row in columns:
-        wanted, serving = all_wanted.get(row["name"], ("", frozenset()))
-        if not wanted or row["base"] in serving:
-            continue
-        text = f"{JOBS}.{row['name']} is of type {row['type']}, wanted: {wanted}"
-        if row["name"] == "id":
-            other = "uuid" if place.job_id == "bigint" else "bigint"
-            hint = f"; REDRIVE_JOB_ID is {place.job_id}, for such a table set it to {other}"
-            yield f"{text}{hint if row['base'] in {'uuid', 'bigint', 'integer', 'smallint'} else ''}", True
-        elif row["name"] in _TIMES:
-            yield text, read.get(row["name"]) != wanted
-        else:
-            yield text, row["name"] == "payload"  # what is not JSON by its type may be anything
-
-
-async def _types_read(place: _Place) -> dict[str, str]:
-    """Of what type the times are when a job is read: a statement of ours may have made them what they should be."""
-    sql = statements("check", "cli.checking")["types_read"].replace(
-        "FIND_JOBS", statements("jobs", job_id=place.job_id)["find"]
-    )
-    try:
-        rows = await place.database.fetch(sql, *[None] * _parameters_of(sql))
-    except (StatementRefused, DatabaseUnavailable):
-        return {}
-    return dict(rows[0].items())
 
 
 async def _row_security(place: _Place, relation: "Row", name: str, commands: Collection[str]) -> Looks:
@@ -367,11 +331,10 @@ async def _of_ledger(place: _Place) -> Looks:
 
 
 async def _of_table(place: _Place, table: _Table) -> Looks:
-    found = await place.ask("relation", *table.name.split("."))
-    if not found:
+    relation = await find_relation(place.database.fetch, *table.name.split("."))
+    if relation is None:
         yield Verdict.FAILED, f"{table.name} is not there: run `redrive migrate`"
         return
-    (relation,) = found
     role = relation["role"]
     if not relation["usage"]:
         yield Verdict.FAILED, f"no right to use the schema redrive; type: GRANT USAGE ON SCHEMA redrive TO {role};"
@@ -411,7 +374,7 @@ async def _refusals(place: _Place) -> list[str]:
     found: dict[str, str] = {}
     for name, sql in statements_of(place.programs, writes=place.writes, job_id=place.job_id).items():
         try:
-            await place.database.fetch(f"EXPLAIN {sql}", *[None] * _parameters_of(sql))
+            await place.database.fetch(f"EXPLAIN {sql}", *[None] * parameters_of(sql))
         except (StatementRefused, DatabaseUnavailable) as error:
             text = _words_of(error)
             found.setdefault(text, f"the statement `{name}` cannot run: {text}")
@@ -422,10 +385,6 @@ def _words_of(error: RedriveError) -> str:
     """The server's words where the error itself has only its code."""
     refused = isinstance(error, StatementRefused) and isinstance(error.__cause__, Exception)
     return words_of(error.__cause__) if refused and error.__cause__ else str(error)
-
-
-def _parameters_of(sql: str) -> int:
-    return max((int(number) for number in _PARAMETER.findall(sql)), default=0)
 
 
 async def _missing_indexes(place: _Place) -> AsyncIterator[str]:

@@ -13,6 +13,7 @@ import msgspec
 
 from cli.checking.findings import Verdict
 from shared.errors import DatabaseUnavailable, StatementRefused
+from shared.relation import JOBS, adapter_of, missing_trigger, parameters_of, triggers_of
 from shared.sql import JobIdType, statements
 
 if TYPE_CHECKING:
@@ -29,15 +30,7 @@ LISTS: Final[Mapping[str, Mapping[str, Mapping[int, object]]]] = {
 }
 """The lists of jobs, of each program, with the arguments without which a plan would read nothing."""
 
-UPDATED: Final = ("status", "last_error", "started_at", "completed_at", "scheduled_at", "max_attempts")
-"""The columns that a retry changes."""
-_VIEW: Final = "control_plane.jobs"
-_ADAPTER: Final = re.compile(
-    r"redrive adapter (?P<name>[\w-]+); tested with (?P<tested>[^;]+)"
-    r"(?:; schema version (?P<oldest>\d+)(?: to (?P<newest>\d+))?)?"
-)
 _ALIAS: Final = re.compile(r"\b\w+\.(?=[\w\"])")
-_PARAMETER: Final = re.compile(r"\$(\d+)")
 _BY_INDEX_ALONE: Final = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "jit")
 
 Looks = AsyncIterator[tuple[Verdict, str]]
@@ -68,19 +61,17 @@ async def _ask(database: "Database", name: str, *arguments: object) -> "list[Row
 
 async def _of_triggers(database: "Database", view: "Row") -> Looks:
     """The trigger that puts a job back. A view that is simple enough can be updated without one."""
-    triggers = await _ask(database, "view_triggers", view["oid"])
-    enabled = [row for row in triggers if row["enabled"]]
-    fixed = [row["name"] for row in await _ask(database, "fixed_columns", view["oid"], list(UPDATED))]
-    if not enabled and (triggers or fixed):
-        found = f"its trigger {', '.join(row['name'] for row in triggers)} is disabled" if triggers else "it has none"
-        yield Verdict.FAILED, f"{_VIEW} cannot be updated: a view needs an INSTEAD OF UPDATE trigger, and {found}"
-    for row in enabled:
+    if fault := await missing_trigger(database.fetch, view["oid"]):
+        yield Verdict.FAILED, fault
+    for row in await triggers_of(database.fetch, view["oid"]):
+        if not row["enabled"]:
+            continue
         if not row["as_owner"]:
             why = f"{row['function']} is not SECURITY DEFINER, so it needs the rights of role {view['role']}"
-            yield Verdict.WARNING, f"the trigger {row['name']} of {_VIEW}: {why} on the tables behind the view"
+            yield Verdict.WARNING, f"the trigger {row['name']} of {JOBS}: {why} on the tables behind the view"
         elif not row["has_path"]:
             why = f"{row['function']} is SECURITY DEFINER and sets no search_path"
-            yield Verdict.WARNING, f"the trigger {row['name']} of {_VIEW}: {why}; type: {row['remedy']}"
+            yield Verdict.WARNING, f"the trigger {row['name']} of {JOBS}: {why}; type: {row['remedy']}"
 
 
 def _of_row_security(tables: "Collection[Row]") -> Iterator[tuple[str, Verdict]]:
@@ -88,7 +79,7 @@ def _of_row_security(tables: "Collection[Row]") -> Iterator[tuple[str, Verdict]]
     for row in tables:
         if not row["row_security"]:
             continue
-        what = f"row-level security of {row['name']}, which {_VIEW} reads as role {row['reader']}"
+        what = f"row-level security of {row['name']}, which {JOBS} reads as role {row['reader']}"
         if not row["policies"]:
             yield f"{what}, lets that role see no row: make the table's owner the owner of the view", Verdict.FAILED
         elif not row["lets_all"]:
@@ -144,8 +135,7 @@ async def _scans(database: "Database", wanted: _Plan, tables: "Collection[Row]")
     """The scans of tables behind the view in a plan; `Sorted`: all that one finds is sorted."""
     file, _, block = wanted.name.partition(".")
     sql = statements(file, job_id=wanted.job_id)[block]
-    last = max((int(number) for number in _PARAMETER.findall(sql)), default=0)
-    arguments = [wanted.arguments.get(number) for number in range(1, last + 1)]
+    arguments = [wanted.arguments.get(number) for number in range(1, parameters_of(sql) + 1)]
     try:
         async with database.transaction() as session:
             for setting in wanted.switched_off:
@@ -178,27 +168,11 @@ def _is_compared(first: str, condition: str) -> bool:
 
 
 async def _of_adapter(database: "Database", view: "Row") -> Looks:
-    """Which adapter the view is of, by its comment, and whether the system behind it is one that was tested.
-
-    The adapter's function `control_plane.schema_version()` answers the version of that system's tables.
-    """
-    ((comment, has_version),) = await _ask(database, "adapter", view["oid"])
-    adapter = _ADAPTER.match(comment or "")
+    """Which adapter the view is of, and whether the system behind it is one that was tested."""
+    adapter = await adapter_of(database.fetch, view["oid"])
     if adapter is None:
-        yield Verdict.NOTE, f"{_VIEW} is a view of no adapter of Redrive's: which systems it fits is not known"
-        return
-    words = f"{_VIEW} is the adapter {adapter['name']}, tested with {adapter['tested']}"
-    if not (has_version and adapter["oldest"]):
-        yield Verdict.OK, words
-        return
-    try:
-        ((version,),) = await _ask(database, "schema_version")
-    except (StatementRefused, DatabaseUnavailable) as error:
-        yield Verdict.FAILED, f"{words}; the version of that system's tables cannot be read: {error}"
-        return
-    oldest, newest = int(adapter["oldest"]), int(adapter["newest"] or adapter["oldest"])
-    if version is None or not oldest <= version <= newest:
-        tested = f"{oldest}" if oldest == newest else f"{oldest} to {newest}"
-        yield Verdict.FAILED, f"{words}: that system's tables have version {version}, and {tested} was tested"
+        yield Verdict.NOTE, f"{JOBS} is a view of no adapter of Redrive's: which systems it fits is not known"
+    elif adapter.fault:
+        yield Verdict.FAILED, adapter.fault
     else:
-        yield Verdict.OK, f"{words}; its tables have version {version}"
+        yield Verdict.OK, adapter.words

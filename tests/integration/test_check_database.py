@@ -8,8 +8,8 @@ import pytest
 
 from cli.checking.database import database_findings, statements_of
 from cli.checking.findings import Finding, Verdict, wrapped
-from cli.checking.views import UPDATED
 from shared.database import open_database
+from shared.relation import UPDATED
 from shared.sql import statements
 from tests.commands import commanded
 from tests.logins import Users
