@@ -6,6 +6,7 @@ planned, which needs the rights, columns and types that running it needs, and ch
 
 import re
 from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cli.checking.findings import Finding, Verdict
@@ -199,6 +200,8 @@ async def _of_statements(place: _Place, relation: "Row") -> Looks:
 
 async def _unreadable(place: _Place) -> Looks:
     """Columns that the database refuses to read of some rows, such as an expression of a view that fails for one."""
+    async for text in _odd_ids(place):
+        yield Verdict.WARNING, text
     sql = statements("check", "cli.checking")["sample"]
     for name, (wanted, _) in COLUMNS.items():
         cast = "text" if name in {"id", "payload"} else _CASTS.get(wanted, wanted)
@@ -214,6 +217,15 @@ async def _unreadable(place: _Place) -> Looks:
                 yield Verdict.FAILED, f"{told}; other jobs are not found then either: keep such rows out of the view"
             else:
                 yield Verdict.WARNING, f"{told}; each such job is job-unreadable"
+
+
+async def _odd_ids(place: _Place) -> AsyncIterator[str]:
+    """Numbers that no client can name: they are in no list, and no retry reaches them."""
+    if place.job_id != "bigint":
+        return
+    with suppress(StatementRefused, DatabaseUnavailable):
+        for (number,) in await place.database.fetch_within(_LOOK_S, statements("check", "cli.checking")["odd_id"]):
+            yield f"{JOBS} has ids below 1, such as {number}: these jobs are in no list and cannot be read or retried"
 
 
 def _rights_on_jobs(relation: "Row", columns: "Collection[Row]", *, watches: bool, updates: bool) -> Iterator[str]:

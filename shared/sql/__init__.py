@@ -7,7 +7,8 @@ A block that begins with `-- fragment: word` is no statement: it replaces `{word
 fragments.sql does so in every file. `{word name=value}` also replaces `{name}` in the fragment.
 
 The text is for jobs whose ids are bigint: it calls `redrive.job_number(…)` and `redrive.job_uuid(…)` where an id of the
-jobs table meets one of ours. For ids that are UUIDs, these calls are left out, and their arguments stay.
+jobs table meets one of ours. For ids that are UUIDs, these calls are left out, and their arguments stay; and so are the
+conditions before `-- only where ids are bigint`.
 """
 
 import re
@@ -23,6 +24,7 @@ JobIdType = Literal["uuid", "bigint"]
 _BLOCK = re.compile(r"^-- (name|fragment): (\w+)\n(.*?)(?=^-- name: |^-- fragment: |\Z)", re.MULTILINE | re.DOTALL)
 _USE = re.compile(r"\{(\w+)((?: \w+=[^\s{}]+)*)\}")
 _CONVERTED = re.compile(r"redrive\.job_(?:number|uuid)\(([\w.$:]+)\)")
+_NUMBERS_ALONE = re.compile(r"AND [\w.]+ > 0 -- only where ids are bigint\n\s*")
 _COMMENTS = re.compile(r"\A(?:--[^\n]*\n)+")
 
 
@@ -72,4 +74,4 @@ def statements(file: str, package: str = __name__, *, job_id: JobIdType = "uuid"
     found = blocks((resources.files(package) / f"{file}.sql").read_text("utf-8"))
     if job_id == "bigint":
         return found
-    return MappingProxyType({name: _CONVERTED.sub(r"\1", sql) for name, sql in found.items()})
+    return MappingProxyType({name: _CONVERTED.sub(r"\1", _NUMBERS_ALONE.sub("", sql)) for name, sql in found.items()})

@@ -10,6 +10,7 @@ SELECT
 FROM control_plane.jobs AS j
 WHERE
     j.project_id = $1 AND j.status::text = 'failed'
+    AND j.id > 0 -- only where ids are bigint
     AND ($2::text IS NULL OR j.type::text = $2)
 
 -- fragment: chosen
@@ -93,6 +94,7 @@ SELECT EXISTS (
             SELECT FROM control_plane.jobs AS j
             WHERE
                 j.project_id = $1 AND j.status::text = 'failed'
+                AND j.id > 0 -- only where ids are bigint
                 AND ($2::text IS NULL OR j.type::text = $2)
                 AND j.created_at >= coalesce($3, '-infinity'::timestamptz)
                 AND j.created_at <= coalesce($4, 'infinity'::timestamptz)
@@ -104,6 +106,7 @@ SELECT EXISTS (
             SELECT FROM control_plane.jobs AS j
             WHERE
                 j.project_id = $1 AND j.status::text = 'failed'
+                AND j.id > 0 -- only where ids are bigint
                 AND ($2::text IS NULL OR j.type::text = $2)
                 AND j.created_at IS NULL AND $3::timestamptz IS NULL AND $4::timestamptz IS NULL
             ORDER BY j.id DESC

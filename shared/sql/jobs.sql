@@ -4,7 +4,8 @@
 -- A look-up of rows is LATERAL, with a LIMIT: one look-up in the index for each row, whatever the planner estimates. A plan
 -- is kept while the tables grow, and a join that was cheap on empty tables takes minutes on full ones.
 -- redrive.job_number(...) and redrive.job_uuid(...) stand where an id of the relation meets one of the ledger, which are
--- UUIDs. Where the relation's ids are UUIDs, too, the loader leaves out the call, and keeps its argument.
+-- UUIDs. Where the relation's ids are UUIDs, too, the loader leaves out the call, and keeps its argument, and it leaves out
+-- the conditions before "only where ids are bigint": a bigint below 1 is no id, and its row is in no list.
 -- Columns are cast to the contract's types, so that an enum, a varchar or a timestamp without time zone (UTC) can be read;
 -- where a column has the type, the cast costs nothing. Texts are cut here, so that only what is shown is fetched. Numbers
 -- that no integer holds are NULL, so that they refuse no statement: such a job is not shown.
@@ -46,6 +47,7 @@ NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL::timestamptz, NULL
 
 -- fragment: below_the_position
 -- The jobs of a page that have a time, behind its other conditions.
+AND jobs.id > 0 -- only where ids are bigint
 AND (jobs.created_at, jobs.id) < (coalesce($4, 'infinity'::timestamptz), redrive.job_number($5::uuid))
 AND jobs.created_at <= coalesce($6, 'infinity'::timestamptz)
 AND jobs.created_at >= coalesce($3, '-infinity'::timestamptz)
@@ -167,6 +169,7 @@ FROM (
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.created_at IS NULL
+            AND jobs.id > 0 -- only where ids are bigint
             AND jobs.id < redrive.job_number($8::uuid)
             AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
             AND ($2::text IS NULL OR jobs.type::text = $2)
@@ -198,6 +201,7 @@ FROM (
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.created_at IS NULL AND jobs.status::text = $8
+            AND jobs.id > 0 -- only where ids are bigint
             AND jobs.id < redrive.job_number($9::uuid)
             AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
             AND ($2::text IS NULL OR jobs.type::text = $2)
@@ -226,6 +230,7 @@ FROM (
         FROM control_plane.jobs
         WHERE
             jobs.project_id = $1 AND jobs.created_at IS NULL AND ($9::text IS NULL OR jobs.status::text = $9)
+            AND jobs.id > 0 -- only where ids are bigint
             AND jobs.id < redrive.job_number($8::uuid)
             AND $3::timestamptz IS NULL AND $6::timestamptz IS NULL
             AND ($2::text IS NULL OR jobs.type::text = $2)

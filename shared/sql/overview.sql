@@ -211,6 +211,7 @@ WITH failed AS MATERIALIZED (
     FROM control_plane.jobs AS j
     WHERE
         j.project_id = $1 AND j.status::text = 'failed'
+        AND j.id > 0 -- only where ids are bigint
         AND j.created_at >= coalesce($3, '-infinity'::timestamptz)
         AND j.created_at <= coalesce($4, 'infinity'::timestamptz)
     ORDER BY j.created_at DESC, j.id DESC
@@ -246,6 +247,7 @@ WITH newest AS MATERIALIZED (
     FROM control_plane.jobs AS j
     WHERE
         j.project_id = $1
+        AND j.id > 0 -- only where ids are bigint
         AND j.created_at >= coalesce($3, '-infinity'::timestamptz)
         AND j.created_at <= coalesce($4, 'infinity'::timestamptz)
     ORDER BY j.created_at DESC, j.id DESC

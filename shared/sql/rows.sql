@@ -7,12 +7,14 @@
 
 -- fragment: in_time
 -- Newest first; jobs without a time are in the second part.
+AND j.id > 0 -- only where ids are bigint
 AND j.created_at >= coalesce($2, '-infinity'::timestamptz)
 AND j.created_at <= coalesce($3, 'infinity'::timestamptz)
 ORDER BY j.created_at DESC, j.id DESC
 LIMIT $4
 
 -- fragment: without_time
+AND j.id > 0 -- only where ids are bigint
 AND j.created_at IS NULL AND $2::timestamptz IS NULL AND $3::timestamptz IS NULL
 ORDER BY j.id DESC
 LIMIT $4

@@ -133,6 +133,40 @@ async def test_rows_without_a_time_come_last_and_rows_that_cannot_be_read_stand_
     assert (await api.get("/api/jobs/1")).code == "job-unreadable"
 
 
+async def test_a_number_that_is_no_id_is_in_no_list_and_in_no_bulk_retry(api: Api, jobs: JobMaker) -> None:
+    good = [await jobs.failed(job_id=number) for number in (1, 2)]
+    for number in (0, -1, -(2**63)):
+        await jobs.failed(job_id=number)
+    await jobs.pool.execute("ALTER TABLE control_plane.jobs ALTER created_at DROP NOT NULL")
+    newest_first = [each.id for each in reversed(good)]
+
+    for timeless in (False, True):
+        if timeless:
+            await jobs.pool.execute("UPDATE control_plane.jobs SET created_at = NULL WHERE id IN (0, -1)")
+        for query in ("", "?status=failed", "?type=email", "?status=failed&error_contains=broke"):
+            page = await read(api, f"/api/jobs{query}")
+            assert [job["id"] for job in page.data] == newest_first, query
+        page = await read(api, "/api/jobs?limit=1")
+        assert [job["id"] for job in page.data] == newest_first[:1]
+        assert (await read(api, f"/api/jobs?limit=1&cursor={page.json['next_cursor']}")).json["next_cursor"] is None
+        (group,) = (await read(api, "/api/failures")).data
+        assert (group["jobs"], group["sample"]) == (2, newest_first)
+        bulk = await sent(api, "/api/jobs/retry", {"filter": {"type": "email"}, "reason": "x", "max": 9})
+        assert (bulk.data["matched"], bulk.data["sample"]) == (2, newest_first)
+
+
+async def test_the_check_warns_of_numbers_that_are_no_ids(bigint_database_url: str, jobs: JobMaker) -> None:
+    url = {"DATABASE_URL": bigint_database_url, "JOB_ID": "bigint"}
+    await jobs.failed(job_id=1)
+    assert "ids below 1" not in (await commanded("check", "worker", **url)).out
+
+    await jobs.failed(job_id=-7)
+    done = await commanded("check", "worker", **url)
+
+    assert done.status == 0
+    assert "control_plane.jobs has ids below 1, such as -7" in done.out
+
+
 @pytest.mark.parametrize(
     "bad",
     [
