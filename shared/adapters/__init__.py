@@ -63,8 +63,16 @@ ADAPTERS: Final[Mapping[str, Adapter]] = MappingProxyType(
     {
         adapter.name: adapter
         for adapter in (
-            Adapter("chancy", "Chancy", "0.26.0", "REDRIVE_JOB_ID_VERSIONS=any", "public", "j.queue"),
-            Adapter("django-tasks-db", "django-tasks-db", "0.13.0", "", "public", "j.queue_name"),
+            Adapter(
+                "chancy",
+                "Chancy",
+                "0.26.0",
+                "REDRIVE_JOB_ID_VERSIONS=any",
+                "public",
+                "j.queue",
+                versions=(8, 8),
+            ),
+            Adapter("django-tasks-db", "django-tasks-db", "0.13.0", "", "public", "j.queue_name", versions=(21, 21)),
             Adapter(
                 "graphile-worker",
                 "Graphile Worker",
@@ -77,8 +85,24 @@ ADAPTERS: Final[Mapping[str, Adapter]] = MappingProxyType(
             Adapter("oban", "Oban", "0.7.0, for Python", "REDRIVE_JOB_ID=bigint", "public", "j.queue"),
             Adapter("pg-boss", "pg-boss", "10.4.2, 12.38.0", "", "pgboss", "j.name", versions=(24, 46)),
             Adapter("pgqueuer", "PgQueuer", "1.6.0", "REDRIVE_JOB_ID=bigint", "public", "'default'"),
-            Adapter("procrastinate", "Procrastinate", "3.10.0", "REDRIVE_JOB_ID=bigint", "public", "j.queue_name"),
-            Adapter("river", "River", "its table, made by hand", "REDRIVE_JOB_ID=bigint", "public", "j.queue"),
+            Adapter(
+                "procrastinate",
+                "Procrastinate",
+                "3.10.0",
+                "REDRIVE_JOB_ID=bigint",
+                "public",
+                "j.queue_name",
+                versions=(2, 2),
+            ),
+            Adapter(
+                "river",
+                "River",
+                "its table, made by hand",
+                "REDRIVE_JOB_ID=bigint",
+                "public",
+                "j.queue",
+                versions=(6, 6),
+            ),
         )
     }
 )

@@ -25,7 +25,7 @@ SELECT
     CASE WHEN j.state NOT IN ('pending', 'retrying') THEN j.started_at END AS started_at,
     j.completed_at,
     j.created_at
-FROM {schema}.chancy_jobs AS j; -- You decide: `chancy_` is Chancy's setting `prefix`; it stands here three times
+FROM {schema}.chancy_jobs AS j; -- You decide: `chancy_` is Chancy's setting `prefix`; it stands here four times
 
 CREATE OR REPLACE FUNCTION control_plane.retry_job() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $redrive$
@@ -55,4 +55,10 @@ BEGIN
 EXCEPTION WHEN unique_violation THEN
     RETURN NULL; -- another job with its unique_key waits or runs: the retry ends as blocked
 END
+$redrive$;
+
+-- The version of its tables, which `redrive check` compares with those that were tested, and api and worker at their start.
+CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $redrive$
+    SELECT version FROM {schema}.chancy_schema_version WHERE version_of = 'chancy';
 $redrive$;

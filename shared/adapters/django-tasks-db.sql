@@ -47,3 +47,10 @@ BEGIN
     RETURN new;
 END
 $redrive$;
+
+-- The version of its tables, which `redrive check` compares with those that were tested, and api and worker at their start.
+-- Django counts the migrations of each application. You decide: its table may be in another schema than the tasks'.
+CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $redrive$
+    SELECT max(substring(name FROM '^[0-9]+')::bigint) FROM {schema}.django_migrations WHERE app = 'django_tasks_database';
+$redrive$;

@@ -1,3 +1,5 @@
+-- No version of its tables is compared with those that were tested: Oban for Python keeps none. (Oban for Elixir has one in
+-- the table's comment.)
 CREATE OR REPLACE VIEW control_plane.jobs AS
 SELECT
     j.id,

@@ -52,7 +52,7 @@ EXCEPTION WHEN unique_violation THEN
 END
 $redrive$;
 
--- The version of its tables, which `redrive check` compares with those that were tested.
+-- The version of its tables, which `redrive check` compares with those that were tested, and api and worker at their start.
 CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $redrive$
     SELECT version FROM {schema}.version;

@@ -1,4 +1,5 @@
 -- PgQueuer keeps a failed job only where its entrypoint says on_failure='hold', and deletes every job that succeeds.
+-- No version of its tables is compared with those that were tested: PgQueuer keeps none.
 CREATE OR REPLACE VIEW control_plane.jobs AS
 SELECT
     j.id,

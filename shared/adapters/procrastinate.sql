@@ -57,3 +57,11 @@ EXCEPTION WHEN unique_violation THEN
     RETURN NULL; -- another job with its queueing lock waits: the retry ends as blocked
 END
 $redrive$;
+
+-- Procrastinate keeps no version of its tables. Its functions have one in their names; that of the function called above
+-- stands for it. `redrive check` compares it with the one that was tested, and api and worker do so at their start.
+CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, {schema}, pg_temp AS $redrive$
+    SELECT max(substring(proname FROM '[0-9]+$')::bigint) FROM pg_proc
+    WHERE proname LIKE 'procrastinate\_retry\_job\_v%' AND pg_function_is_visible(oid);
+$redrive$;

@@ -45,3 +45,9 @@ EXCEPTION WHEN unique_violation THEN
     RETURN NULL; -- another job that is unique with it waits or runs: the retry ends as blocked
 END
 $redrive$;
+
+-- The version of its tables, which `redrive check` compares with those that were tested, and api and worker at their start.
+CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $redrive$
+    SELECT max(version) FROM {schema}.river_migration WHERE line = 'main';
+$redrive$;

@@ -128,13 +128,15 @@ def _graphile_worker() -> System:
 
 def _by_hand(name: str) -> System:
     """A system whose library cannot be had here: tables and worker are tests/adapters/drivers/by_hand.py."""
+    adapter = name.removesuffix("-elixir")
     table = "river_job" if name == "river" else "oban_jobs"
     ended = "finalized_at" if name == "river" else "discarded_at"
     created = "created_at" if name == "river" else "inserted_at"
     return System(
         name=name,
-        adapter=name.removesuffix("-elixir"),
-        command=_python(name),
+        adapter=adapter,
+        command=_python(adapter),
+        environment={"OBAN": "elixir"} if name == "oban-elixir" else {},
         table=f"public.{table}",
         settings=_BIGINT,
         failed="{row}.state = 'discarded'",

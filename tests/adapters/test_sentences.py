@@ -5,6 +5,7 @@ the system's own table, and whether it was completed is what its own worker did 
 """
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Sequence
@@ -319,6 +320,11 @@ WHERE typnamespace = 'public'::regnamespace AND typtype = 'e'
 """
 
 
+FUNCTIONS = """
+SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = to_regnamespace(quote_ident($1)) AND prokind = 'f'
+"""
+
+
 async def test_its_tables_may_be_in_a_schema_of_any_name(rig: Rig, serve: Serve) -> None:
     before = await rig.statuses()
     schema = rig.system.table.partition(".")[0]
@@ -328,6 +334,8 @@ async def test_its_tables_may_be_in_a_schema_of_any_name(rig: Rig, serve: Serve)
             await rig.pool.execute(move)
     else:
         await rig.pool.execute(f"ALTER SCHEMA {schema} RENAME TO {adapters.quoted(OTHER)}")
+        for (function,) in await rig.pool.fetch(FUNCTIONS, OTHER):  # their texts name the schema that they were made in
+            await rig.pool.execute(re.sub(rf'"?\b{schema}\b"?(?=\.)', lambda _: adapters.quoted(OTHER), function))
     await rig.pool.execute(f"GRANT USAGE ON SCHEMA {adapters.quoted(OTHER)} TO {urlsplit(rig.owner_url).username}")
     await rig.add_adapter(OTHER)
 

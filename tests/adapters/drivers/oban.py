@@ -1,8 +1,14 @@
-"""Oban's table as its library for Python makes it; see by_hand.py."""
+"""Oban's table as its library for Python makes it, or, with OBAN=elixir, as the one for Elixir does; see by_hand.py."""
+
+import os
+from typing import Final
 
 from tests.adapters.drivers.by_hand import ByHand
 
-_TABLES = """
+_COUNT, _ERRORS, _NO_ERRORS = (
+    ("int", "jsonb[]", "{}") if os.environ.get("OBAN") == "elixir" else ("smallint", "jsonb", "[]")
+)
+_TABLES: Final = f"""
 CREATE TYPE oban_job_state AS ENUM (
     'available', 'scheduled', 'suspended', 'executing', 'retryable', 'completed', 'discarded', 'cancelled'
 );
@@ -11,14 +17,14 @@ CREATE TABLE oban_jobs (
     state oban_job_state NOT NULL DEFAULT 'available',
     queue text NOT NULL DEFAULT 'default',
     worker text NOT NULL,
-    attempt smallint NOT NULL DEFAULT 0,
-    max_attempts smallint NOT NULL DEFAULT 20,
-    priority smallint NOT NULL DEFAULT 0,
-    args jsonb NOT NULL DEFAULT '{}',
-    meta jsonb NOT NULL DEFAULT '{}',
-    tags text[] NOT NULL DEFAULT '{}',
-    errors jsonb NOT NULL DEFAULT '[]',
-    attempted_by text[] NOT NULL DEFAULT '{}',
+    attempt {_COUNT} NOT NULL DEFAULT 0,
+    max_attempts {_COUNT} NOT NULL DEFAULT 20,
+    priority {_COUNT} NOT NULL DEFAULT 0,
+    args jsonb NOT NULL DEFAULT '{{}}',
+    meta jsonb NOT NULL DEFAULT '{{}}',
+    tags text[] NOT NULL DEFAULT '{{}}',
+    errors {_ERRORS} NOT NULL DEFAULT '{_NO_ERRORS}',
+    attempted_by text[] NOT NULL DEFAULT '{{}}',
     inserted_at timestamp NOT NULL DEFAULT timezone('UTC', now()),
     scheduled_at timestamp NOT NULL DEFAULT timezone('UTC', now()),
     attempted_at timestamp,

@@ -43,6 +43,13 @@ CREATE UNIQUE INDEX ON river_job (unique_key)
     WHERE unique_key IS NOT NULL AND unique_states IS NOT NULL AND river_job_state_in_bitmask(unique_states, state);
 CREATE INDEX ON river_job (state, queue, priority, scheduled_at, id);
 CREATE INDEX ON river_job (state, finalized_at) WHERE finalized_at IS NOT NULL;
+CREATE TABLE river_migration (
+    line text NOT NULL,
+    version bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (line, version)
+);
+INSERT INTO river_migration (line, version) SELECT 'main', generate_series(1, 6);
 """
 
 _SYSTEM = ByHand(
