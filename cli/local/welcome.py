@@ -24,6 +24,7 @@ class Welcome:
     environment_file: Path
     database_url: str
     took_s: float
+    adapter: str | None = None
 
     def text(self, example: str | None) -> str:
         """All of it; `example` is a failed job's id, None where there are no demo jobs."""
@@ -40,6 +41,7 @@ class Welcome:
             f"  data   {self.folder}",
             f"  SQL    {self.database_url}",
             f"  retry  {dispatch}",
+            *([f"  jobs   {self.adapter}'s own; its own worker runs them"] if self.adapter else []),
             "",
             f'A token for project "{PROJECT}", good for {TOKEN_TTL_S // 3600} hours:',
             "",

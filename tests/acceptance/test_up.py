@@ -17,6 +17,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from cli.errors import CommandFailed
+from cli.local.up import _require_installed
 from tests.acceptance.up import Up, alive, environment
 from tests.eventually import eventually
 from tests.servers.processes import free_port
@@ -114,6 +116,57 @@ async def test_demo_jobs_stand_in_all_four_states_and_one_cause_has_many(folder:
     assert blocks["attempts_exhausted"] >= 3
     assert (groups[0]["jobs"], groups[0]["retryable"]) == (14, 14)
     assert [group["jobs"] for group in groups[1:]] == [1] * 15
+
+
+async def test_with_an_adapter_the_jobs_are_procrastinates_and_its_own_worker_completes_what_is_retried(
+    folder: Path,
+) -> None:
+    async with Up.ready(folder, "--adapter", "procrastinate") as up:
+        look, retry, history = up.lines_to_paste
+        assert "procrastinate's own; its own worker runs them" in up.out
+        before = (await pasted(look))["data"]
+        assert (before["status"], before["retryable"], before["id"].isdigit()) == ("failed", True, True)
+        accepted = (await pasted(retry))["data"]
+
+        async def completed() -> bool:
+            return bool((await pasted(look))["data"]["status"] == "completed")
+
+        await eventually(completed, within_s=30, every_s=0.2)
+        (settled,) = (await pasted(history))["data"]
+        assert (settled["id"], settled["outcome"]) == (accepted["id"], "applied")
+        jobs = await jobs_of(up)
+        assert len(jobs) == 27
+        assert Counter(job["status"] for job in jobs) >= Counter({"failed": 20, "pending": 3, "completed": 4})
+        listed = await asyncio.create_subprocess_exec(
+            "bash", "-c", f". {folder}/env && redrive jobs get {before['id']} && redrive check api",
+            env=environment(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        out, _ = await listed.communicate()
+        assert listed.returncode == 0, out.decode()
+        assert "is the adapter procrastinate" in out.decode()
+        up.press_ctrl_c()
+        assert await up.status() == 0
+        assert up.err == ""
+
+    async with Up.ready(folder, "--adapter", "procrastinate") as up:
+        assert (await jobs_of(up))[0]["id"] == jobs[0]["id"]  # a second start finds its data
+
+
+async def test_a_demo_that_there_is_not_or_that_is_not_installed_is_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments, told in (
+        (("--adapter", "oban"), "there is no demo of 'oban', only of procrastinate"),
+        (("--adapter", "procrastinate", "--no-demo"), "cannot be used with --no-demo"),
+    ):
+        async with Up.started(folder, *arguments) as up:
+            assert await up.status() == 2
+            assert told in " ".join(up.err.replace("│", " ").split())
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(CommandFailed, match=r"which is not installed: install redrive\[procrastinate\]"):
+        _require_installed("procrastinate")
+    _require_installed(None)
 
 
 async def test_ctrl_c_stops_all_of_it_and_a_second_start_finds_its_data(folder: Path) -> None:

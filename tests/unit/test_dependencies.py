@@ -43,7 +43,7 @@ def names(*listed: Iterable[object]) -> set[str]:
 
 def test_what_the_programs_import_is_declared_and_nothing_else() -> None:
     project = _PYPROJECT["project"]
-    declared = names(project["dependencies"], project["optional-dependencies"]["embedded"])
+    declared = names(project["dependencies"], *project["optional-dependencies"].values())
     used = used_by(_PROGRAMS)
 
     assert used - declared == set()
