@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench import growth, memory, reading, report, retrying, waiting
+from bench import adapters, growth, memory, reading, report, retrying, waiting
 from bench.client import Disconnected, NothingMeasured
 from bench.load import Loader, WrkFailed
 from bench.machine import NONE, commit, load_average, machine_of
@@ -33,6 +33,7 @@ PARTS: Final = {
     "growth": growth.measure,
     "memory": memory.measure,
     "retrying": retrying.measure,
+    "adapters": adapters.measure,
 }
 NEEDS_BROKER: Final = frozenset({"retrying"})
 CAN_BE_LEFT_OUT: Final = ("bare", "plain", "fastapi", "inline", "ack_only", "celery", "wrk")

@@ -59,6 +59,19 @@ class Memory:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapters:
+    """Other systems' tables. `versions`: how many jobs, with errors of how many bytes, a version is computed of."""
+
+    systems: tuple[str, ...] = ("chancy", "django-tasks-db", "oban", "pgqueuer", "procrastinate", "river")
+    rows: int = 100_000
+    rounds: int = 3
+    seconds: float = 3
+    pages: int = 7
+    backlog: int = 10_000
+    versions: tuple[tuple[int, int], ...] = ((10_000, 200), (1_000, 65_536))
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One run. `warm_s`: load before the figures, for caches and pools. `part_limit_s` ends a part that hangs."""
 
@@ -67,6 +80,7 @@ class Plan:
     retrying: Retrying = field(default_factory=Retrying)
     growth: Growth = field(default_factory=Growth)
     memory: Memory = field(default_factory=Memory)
+    adapters: Adapters = field(default_factory=Adapters)
     smoke: bool = False
     warm_s: float = 2
     part_limit_s: float = 2_700
@@ -90,6 +104,9 @@ SMOKE = Plan(
     ),
     growth=Growth(rows=(1_000,), connections=(1, 10), seconds=0.2, deep_page=20),
     memory=Memory(readers=5, seconds=1),
+    adapters=Adapters(
+        systems=("river",), rows=500, rounds=1, seconds=0.2, pages=1, backlog=100, versions=((100, 200), (10, 65_536))
+    ),
     smoke=True,
     warm_s=0.1,
     part_limit_s=120,

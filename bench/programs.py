@@ -113,13 +113,16 @@ async def redrive_api(
 
 
 @asynccontextmanager
-async def redrive_worker(folder: Path, database_url: str, amqp_url: str | None) -> AsyncIterator[Program]:
+async def redrive_worker(
+    folder: Path, database_url: str, amqp_url: str | None, **settings: str
+) -> AsyncIterator[Program]:
     """`redrive worker`, ready."""
     ops_port = free_port()
     env = {
         "REDRIVE_DATABASE_URL": database_url,
         "REDRIVE_OPS_PORT": str(ops_port),
         **({} if amqp_url is None else {"REDRIVE_AMQP_URL": amqp_url}),
+        **settings,
     }
     async with running([_beside("redrive"), "worker"], env, folder / "redrive-worker.log", ops_port) as program:
         await answers(program, "/readyz")

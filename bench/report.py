@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Final
 
 from bench import plot
+from bench.adapters import PLAIN as PLAIN_TABLE
 from bench.growth import DEEP_PAGE, FIRST_PAGE, GET_ONE, LIST_CONNECTIONS, STATS
 from bench.machine import MORE
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, RANDOM, REDRIVE
-from bench.results import Growth, Machine, Memory, Read, Reading, Results, Retrying, Run, Waiting, Waits
+from bench.results import Adapters, Growth, Machine, Memory, Read, Reading, Results, Retrying, Run, Waiting, Waits
 from bench.targets import TIMES, targets_of
 
 PAGE: Final = "benchmarks.md"
@@ -78,6 +79,22 @@ the one `redrive api` process.
 """
 
 
+_ADAPTERS: Final = """\
+## Adapters
+
+Other systems' jobs tables behind a view ([adapters](adapters/README.md)), beside the plain table: %s failed jobs each,
+all of one project. One job: 1,000 at random, 64 connections. A page is the first of the list, 50 jobs, one call at a
+time: as the system's table is, and with the index that its page names for the owner. The backlog is %s retries, settled
+by one worker straight from the ledger.
+"""
+_VERSIONS: Final = """\
+### What a version costs
+
+A job's version is a hash of all that is shown of it. One statement looks jobs up by id and reads their versions,
+another reads `xmin` instead, in turn.
+"""
+
+
 def write(results: Results, folder: Path) -> None:
     """Write the page and its plots into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,6 +125,8 @@ def _page(results: Results) -> Iterator[str]:
         yield from _growth(results.growth)
     if results.memory is not None:
         yield from _memory(results.memory)
+    if results.adapters is not None:
+        yield from _adapters(results.adapters)
     yield from _circumstances(results.machine, results.runs)
 
 
@@ -255,6 +274,38 @@ def _memory(memory: Memory) -> Iterator[str]:
                 f"{each.most_bytes / 1e6:,.0f}",
             )
             for each in memory.unread
+        ],
+    )  # fmt: skip
+
+
+def _adapters(adapters: Adapters) -> Iterator[str]:
+    yield _ADAPTERS % (f"{adapters.rows:,}", f"{adapters.backlog:,}")
+    plain = adapters.find(PLAIN_TABLE)
+    assert plain is not None
+    yield _table(
+        (
+            "jobs of", "requests/s", "of the plain table", "p99 ms", "errors", "a page, ms", "with the index, ms",
+            "settled/s",
+        ),
+        [
+            (
+                each.table, f"{each.get.per_s.median:,.0f}", f"{each.get.per_s.over(plain.get.per_s):.2f} {TIMES}",
+                f"{each.get.p99_ms.median:.1f}", str(each.get.errors), f"{each.page_ms.median:,.1f}",
+                "" if each.page_with_index_ms is None else f"{each.page_with_index_ms.median:,.1f}",
+                f"{each.settled_per_s.median:,.0f}",
+            )
+            for each in adapters.costs
+        ],
+    )  # fmt: skip
+    yield _VERSIONS
+    yield _table(
+        ("jobs", "bytes of an error", "versions, ms", "`xmin`, ms", ""),
+        [
+            (
+                f"{each.rows:,}", f"{each.error_bytes:,}", f"{each.version_ms.median:.1f}",
+                f"{each.xmin_ms.median:.1f}", f"{each.version_ms.over(each.xmin_ms):.2f} {TIMES}",
+            )
+            for each in adapters.versions
         ],
     )  # fmt: skip
 

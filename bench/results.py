@@ -200,6 +200,39 @@ class Memory(msgspec.Struct, frozen=True):
     unread: list[Unread]
 
 
+class AdapterCost(msgspec.Struct, frozen=True, kw_only=True):
+    """One jobs table: one job by so many connections, the first page of a list, and a backlog."""
+
+    table: str
+    get: Loads
+    page_ms: Figure
+    page_with_index_ms: Figure | None
+    """None where no index of the owner's can serve, and for a plain table, which has it already."""
+    settled_per_s: Figure
+
+
+class VersionCost(msgspec.Struct, frozen=True, kw_only=True):
+    """So many look-ups by id in one statement, which read each job's version, and which read its `xmin`."""
+
+    rows: int
+    error_bytes: int
+    version_ms: Figure
+    xmin_ms: Figure
+
+
+class Adapters(msgspec.Struct, frozen=True):
+    """What became of `plan.Adapters`."""
+
+    rows: int
+    backlog: int
+    costs: list[AdapterCost]
+    versions: list[VersionCost]
+
+    def find(self, table: str) -> AdapterCost | None:
+        """None where it was left out."""
+        return next((each for each in self.costs if each.table == table), None)
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What it was measured on."""
 
@@ -237,6 +270,7 @@ class Results(msgspec.Struct, kw_only=True):
     retrying: Retrying | None = None
     growth: Growth | None = None
     memory: Memory | None = None
+    adapters: Adapters | None = None
 
 
 def encoded(results: Results) -> bytes:

@@ -6,8 +6,10 @@ from typing import Final
 
 from bench.accepting import INLINE
 from bench.accepting import REDRIVE as REDRIVE_ACCEPTS
+from bench.adapters import NUMBERED as NUMBERED_TABLE
+from bench.adapters import PLAIN as PLAIN_TABLE
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, REDRIVE
-from bench.results import Bulk, Reading, Results, Retrying, Waiting, Waits
+from bench.results import AdapterCost, Adapters, Bulk, Figure, Reading, Results, Retrying, Waiting, Waits
 from bench.settling import ACK_ONLY, CELERY, WORKER
 
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
@@ -17,6 +19,7 @@ _MOST_DECIMALS: Final = 6
 _READING: Final = "reading"
 _WAITING: Final = "waiting"
 _RETRYING: Final = "retrying"
+_ADAPTERS: Final = "adapters"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ def targets_of(results: Results) -> list[Target]:
         found += _of_waiting(results.waiting)
     if results.retrying is not None:
         found += _of_retrying(results.retrying)
+    if results.adapters is not None:
+        found += _of_adapters(results.adapters)
     return found
 
 
@@ -150,6 +155,56 @@ def _of_bulk(bulk: Bulk) -> Target:
         f"{_near(bulk.accepted_s.median, 1.5, 2)} s / {_near(bulk.applied_s.median, 6, 2)} s",
         bulk.accepted_s.median <= 1.5 and bulk.applied_s.median <= 6,
     )
+
+
+def _of_adapters(adapters: Adapters) -> Iterator[Target]:
+    """Each target by the system that is the farthest from it."""
+    plain, numbered = adapters.find(PLAIN_TABLE), adapters.find(NUMBERED_TABLE)
+    assert plain is not None
+    assert numbered is not None
+    systems = [each for each in adapters.costs if each not in (plain, numbered)]
+    ratio, slowest = min((each.get.per_s.over(plain.get.per_s), each.table) for each in systems)
+    what = f"`GET` one job through an adapter, 64 connections, against the plain table (slowest: {slowest})"
+    yield _at_least(_ADAPTERS, what, ratio, 0.6)
+    per_s, slowest = min((each.settled_per_s.median, each.table) for each in systems)
+    yield Target(
+        _ADAPTERS,
+        f"a backlog of {adapters.backlog:,} retries through an adapter, one worker (slowest: {slowest})",
+        "1,000/s",
+        f"{_near(per_s, 1_000, 0)}/s",
+        per_s >= 1_000,
+    )
+    page_ms, slowest = max((_page_of(each).median, each.table) for each in systems)
+    yield Target(
+        _ADAPTERS,
+        f"a page of {adapters.rows:,} jobs, with the owner's index where one can serve (slowest: {slowest})",
+        "250 ms",
+        f"{_near(page_ms, 250, 0)} ms",
+        page_ms <= 250,
+    )
+    yield _at_least(
+        _ADAPTERS, "`GET` one job, bigint ids against UUIDs", numbered.get.per_s.over(plain.get.per_s), 0.95
+    )
+    yield _at_least(
+        _ADAPTERS,
+        "a backlog settled, bigint ids against UUIDs",
+        numbered.settled_per_s.over(plain.settled_per_s),
+        0.95,
+    )
+    for cost in adapters.versions:
+        over = cost.version_ms.over(cost.xmin_ms)
+        wanted = 1.25 if cost.error_bytes <= 200 else None
+        yield Target(
+            _ADAPTERS,
+            f"{cost.rows:,} versions by id, errors of {cost.error_bytes:,} bytes, against `xmin`",
+            "" if wanted is None else f"at most {wanted:g} {TIMES}",
+            f"{over:.2f} {TIMES}" if wanted is None else f"{_near(over, wanted, 2)} {TIMES}",
+            None if wanted is None else over <= wanted,
+        )
+
+
+def _page_of(cost: AdapterCost) -> Figure:
+    return cost.page_ms if cost.page_with_index_ms is None else cost.page_with_index_ms
 
 
 def _missing(waits: Waits) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import growth, reading, report, settling
+from bench import adapters, growth, reading, report, settling
 from bench.plan import SMOKE
 from bench.programs import ROOT
 from bench.results import Results, decoded
@@ -42,7 +42,7 @@ async def test_its_short_form_fills_in_every_figure(tmp_path: Path) -> None:
     await run_bench("--smoke", "--without", ",".join(LEFT_OUT), "--out", str(tmp_path))
 
     results = decoded((tmp_path / "results.json").read_bytes())  # strict: a figure that is missing is an error
-    assert set(results.runs) == {"reading", "waiting", "growth", "retrying", "memory"}
+    assert set(results.runs) == {"reading", "waiting", "growth", "retrying", "memory", "adapters"}
     assert all(run.smoke and run.without == LEFT_OUT for run in results.runs.values())
     every_request_was_answered_well(results)
     all_took_part(results)
@@ -59,6 +59,9 @@ def every_request_was_answered_well(results: Results) -> None:
     assert results.retrying is not None
     assert results.growth is not None
     assert results.memory is not None
+    assert results.adapters is not None
+    assert not sum(cost.get.errors for cost in results.adapters.costs)
+    assert [cost.table for cost in results.adapters.costs] == [adapters.PLAIN, adapters.NUMBERED, "river"]
     assert all(0 < each.body_bytes < 2_000_000 and each.most_bytes > 0 for each in results.memory.unread)
     assert not sum(read.loads.errors for read in results.reading.reads)
     assert not sum(call.load.errors for call in results.growth.calls)
