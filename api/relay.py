@@ -6,7 +6,8 @@
 3. The session publishes the batch, packed into messages, and waits until RabbitMQ confirms each. As long as batches
    are full, three may be under way. Otherwise the next one is leased when the last has ended: what is accepted
    meanwhile, in some milliseconds, travels together.
-4. It gives back the rows that were not confirmed, and ends with that failure. After a pause the next session begins.
+4. It gives back the rows that were not confirmed, and ends with that failure. After a pause the next session begins,
+   with one row: as long as nothing is confirmed, all others are free for a worker that takes them from the ledger.
 5. It marks confirmed rows as published a second later, if they are still queued. Most are settled by then, and settling
    marks them too: that saves a write, and the worker, which has the message at once, never waits for our commit.
 
@@ -134,6 +135,7 @@ class _Lane:
         self._under_way = 0  # batches
         self._waiting = False  # for these to end; what is accepted meanwhile travels together
         self._failure: BaseException | None = None
+        self._doubtful = False  # the last message was not confirmed; the next one goes alone
         self._confirmed: list[Lease] = []
         self._mark_at = 0.0
         self._sweep_at = 0.0
@@ -256,7 +258,8 @@ class _Lane:
             await room.acquire()
             if self._failure is not None:
                 return
-            rows = await self._outbox.lease(BATCH, lease_s=LEASE_S, bulk=self._bulk)
+            limit = 1 if self._doubtful else BATCH
+            rows = await self._outbox.lease(limit, lease_s=LEASE_S, bulk=self._bulk)
             if not rows:
                 room.release()
                 return
@@ -282,10 +285,14 @@ class _Lane:
                 self._metrics.published.inc(len(confirmed))
             refused = [(row.lease, failure) for pack, failure in outcomes if failure is not None for row in pack.rows]
             if refused:
+                self._doubtful = True
                 await self._outbox.give_back([lease for lease, _ in refused])
                 self._fail(refused[0][1])
                 return
             self._note_success()
+            if self._doubtful:
+                self._doubtful = False
+                self.wake()  # for the others
             if len(self._confirmed) >= MARK:
                 await self._mark()
         except Exception as error:  # noqa: BLE001 - the session raises it, after the other batches have ended

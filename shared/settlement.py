@@ -13,11 +13,13 @@
 6. `dead_letter` gives up requests whose message killed its worker too often.
 7. `take_apart` has requests published again, each alone: they came in one message, and a worker may have failed with
    it.
+8. `lease_held_up` takes requests from the ledger that the broker holds up, for `apply`.
 
 The table at the top of shared/sql/settlement.sql has every change of a row, and the columns that it sets.
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from shared.errors import StatementRefused
@@ -70,6 +72,9 @@ class Settlement:
             settled = await self._apply(session, list(by_id), adopted, published=True)
             if missing := by_id.keys() - settled.keys():
                 known = await self._outcomes(session, list(missing))
+                await (
+                    session.secure()
+                )  # whoever settled them may not have seen the commit, and now they are acknowledged
                 for each in missing:
                     if (outcome := known.get(each, Outcome.SUPERSEDED)) is not None:
                         settled[each] = Settled(outcome, None)
@@ -119,6 +124,18 @@ class Settlement:
     async def queued(self, limit: int) -> list[RetryMessage]:
         """Up to `limit` queued requests, oldest first, as messages; does not lock them."""
         return [message_of(row, self._ids) for row in await self._database.fetch(self._sql["queued"], limit)]
+
+    async def lease_held_up(
+        self, limit: int, *, bulk: bool, older_than_s: float, held_up_s: float, lease_s: float
+    ) -> list[RetryMessage]:
+        """Lease up to `limit` queued requests that the broker holds up, the oldest first, to settle them from here.
+
+        They are older than `older_than_s`; no relay has published them, or one has, more than `held_up_s` ago. From now
+        on they are published alone, and never leased here again. `bulk`: those of batches, or single ones.
+        """
+        ages = (timedelta(seconds=each) for each in (older_than_s, held_up_s, lease_s))
+        rows = await self._database.fetch(self._sql["lease_held_up"], limit, bulk, *ages)
+        return [message_of(row, self._ids) for row in sorted(rows, key=lambda row: row["id"])]
 
     async def defer(self, message: RetryMessage) -> None:
         """Set aside a request that takes the database too long: it stays queued, and comes again later.

@@ -1,6 +1,7 @@
 """The worker, put together by hand: a database, its settlement, and supervised sessions with each source of requests.
 
-1. With RabbitMQ, there is a source for each queue; without, the ledger is the source.
+1. With RabbitMQ, there is a source for each queue, and, with a cluster of it, a bypass (worker/bypass.py); without, the
+   ledger is the source.
 2. Beside them run a look at the backlog, for its gauges, and the watch over dead letters.
 3. To stop, the worker turns `/readyz` to 503, cancels its consumers, settles and acknowledges what is in hand, and
    closes its connections. A request that it has no time to settle is still queued, in the ledger and in its queue.
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from shared.backoff import wait_for_any
+from shared.broker import is_cluster
 from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import DatabaseUnavailable
@@ -23,7 +25,8 @@ from shared.outbox import Outbox
 from shared.relation import Guard
 from shared.settlement import Settlement
 from shared.telemetry import metrics_registry
-from shared.topology import Topology
+from shared.topology import RETRIES_BULK, Topology
+from worker.bypass import Bypass
 from worker.dead_watch import DeadWatch
 from worker.metrics import Metrics
 from worker.sessions import supervise
@@ -64,9 +67,8 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
     guard = Guard(database, job_id=settings.job_id, updates=True)
     topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
     queues = [] if topology is None else _queue_sources(settings, settlement, metrics, topology, ids)
-    sources: Sequence[Source] = queues or [
-        LedgerSource(Settler(settlement, metrics), batch_size=settings.worker_batch_size)
-    ]
+    sources: list[Source] = [*queues, *_bypasses(settings, settlement, metrics, queues)]
+    sources = sources or [LedgerSource(Settler(settlement, metrics), batch_size=settings.worker_batch_size)]
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(database.opened())
         if ops:
@@ -94,7 +96,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
                 )
                 watching.append(tasks.create_task(dead.run(stop=stop)))
             working = [tasks.create_task(supervise(source, metrics, stop=stop)) for source in sources]
-            log.info("worker started", sources=[source.name for source in sources])
+            log.info("worker started", sources=[source.name for source in queues or sources])
             await stop.wait()
             for watch in watching:
                 watch.cancel()  # a look that is under way is not waited for
@@ -117,6 +119,26 @@ def _queue_sources(
             batch_wait_s=settings.worker_batch_wait,
         )
         for queue in QUEUES
+    ]
+
+
+def _bypasses(
+    settings: "WorkerSettings", settlement: Settlement, metrics: Metrics, queues: "Sequence[QueueSource]"
+) -> list[Bypass]:
+    """One for each queue of a cluster; of a single node, none."""
+    if not queues or not is_cluster(settings.url("amqp_url")):
+        return []
+    return [
+        Bypass(
+            queue.name,
+            queue.lag,
+            settlement,
+            Settler(settlement, metrics),
+            metrics,
+            bulk=queue.name == RETRIES_BULK,
+            batch_size=settings.worker_batch_size,
+        )
+        for queue in queues
     ]
 
 

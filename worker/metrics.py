@@ -62,6 +62,11 @@ class Metrics:
         self.unreadable = Counter(
             "redrive_messages_unreadable_total", "Messages that could not be read, dead-lettered.", registry=registry
         )
+        self.bypassed = Counter(
+            "redrive_requests_bypassed_total",
+            "Requests settled straight from the ledger, because RabbitMQ held them up.",
+            registry=registry,
+        )
         self.consumers = Gauge("redrive_consumers", "Live consumers on RabbitMQ.", registry=registry)
         self.backlog_requests = Gauge(
             "redrive_backlog_requests", "Requests that wait to be settled, counted up to 1000.", registry=registry

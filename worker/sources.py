@@ -28,6 +28,7 @@ from shared.models import Outcome
 from shared.telemetry import traceparent_of
 from shared.topology import RETRIES, RETRIES_BULK
 from worker import dead_letters, probation
+from worker.bypass import Lag
 from worker.consumers import Consumer
 from worker.dead_letters import Letter
 from worker.deliveries import Delivery
@@ -123,6 +124,7 @@ class QueueSource:
         self._nodes = Nodes()
         self._probation = Probation()
         self._idle_since: float | None = None
+        self.lag = Lag()
 
     @property
     def idle_s(self) -> float:
@@ -159,7 +161,8 @@ class QueueSource:
                 try:
                     while batch := await self._take_batch(consumer, size):
                         reach(Failpoint.AFTER_RECEIVE)
-                        await self._settle(batch)
+                        with self.lag.settling():
+                            await self._settle(batch)
                         reach(Failpoint.BEFORE_ACK)
                         await consumer.ack(batch)
                         if on_probation and consumer.acked == probation.MESSAGES:
@@ -209,6 +212,7 @@ class QueueSource:
         whole = [each for each in batch if not each.is_to_be_taken_apart]
         requests = [request for each in whole for request in each.contents.requests]
         settled = await self.settler.settle(requests) if requests else {}
+        self.lag.note(settled.values())
         letters += _letters_of(whole, {each for each, (outcome, _) in settled.items() if outcome is Outcome.POISON})
         if letters:
             await dead_letters.put_aside(self._url, letters, self._topology)

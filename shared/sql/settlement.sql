@@ -12,6 +12,7 @@
 --   rejected       queued         apply                                    the same, on a row that `adopt` has just inserted
 --   queued         queued         take_apart                               published_at, publish_lease_until NULL; publish_alone
 --   rejected       queued         take_apart                               the same, on a row that `adopt` has just inserted
+--   queued         queued         lease_held_up                            published_at NULL, publish_lease_until; publish_alone
 --   queued         applied        apply                                    *_before, and status = 'pending' on the job
 --   queued         rejected       apply                                    attempts_before, max_attempts_before
 --   queued         rejected       block                                    the same; outcome 'blocked'
@@ -256,6 +257,27 @@ SET
 FROM verdict
 WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id
 RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
+
+-- name: lease_held_up
+-- Take the oldest queued requests that the broker holds up, on a lease: until it ends no relay and no worker takes them.
+-- A relay may have published them: what that message brings later is settled. If the worker dies with them, they are
+-- published alone, and not taken here again: one of them may be why it died.
+-- $1 int how many, $2 bool those of batches, or single ones, $3 interval how old they are at least, $4 interval how long
+-- ago they were published, if they were, $5 interval the lease
+UPDATE redrive.retry_requests
+SET published_at = NULL, publish_lease_until = now() + $5::interval, publish_alone = true
+WHERE id = ANY (ARRAY(
+    SELECT waiting.id FROM redrive.retry_requests AS waiting
+    WHERE
+        state = 'queued' AND processed_at IS NULL AND NOT publish_alone
+        AND (batch_id IS NOT NULL) = $2 AND requested_at < now() - $3::interval
+        AND (published_at IS NULL OR published_at < now() - $4::interval)
+        AND (publish_lease_until IS NULL OR publish_lease_until < now())
+    ORDER BY requested_at, id
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED -- a worker settles a locked one
+))
+RETURNING id, job_id, project_id, job_version, run_at, extra_attempts, actor, reason, requested_at;
 
 -- name: take
 -- Dispatch without a broker: lock the oldest queued requests that no other worker has locked.

@@ -23,6 +23,7 @@ import aiohttp
 from aio_pika.exceptions import AMQPError, ChannelClosed
 
 from tests.servers.docker import RABBITMQ, Container, uses_docker
+from tests.servers.nodes_network import NodesNetwork
 from tests.servers.processes import Process, ServerFailed, free_port, make_folder, remove_folder
 
 MISSING = (
@@ -191,11 +192,18 @@ _OF_A_CLUSTER = "cluster_partition_handling = pause_minority\n"
 class LocalRabbitmq(PrivateRabbitmq):
     """The machine's RabbitMQ as a node of its own, in a temporary folder, with an epmd of its own."""
 
-    def __init__(self, first: "LocalRabbitmq | None" = None, *, settings: str = "") -> None:
-        """A node of its own, or one more for the cluster of `first`, not joined yet."""
+    def __init__(
+        self, first: "LocalRabbitmq | None" = None, *, network: NodesNetwork | None = None, settings: str = ""
+    ) -> None:
+        """A node of its own, or one more for the cluster of `first`, not joined yet.
+
+        `network`: what is between the nodes of a cluster, and tells them where the others are, in place of an epmd.
+        """
         self._programs = _programs()
-        self._port, self._management_port = free_port(), free_port()
-        self._epmd_port: int = free_port() if first is None else first._epmd_port
+        self._port, self._management_port, distribution_port = free_port(), free_port(), free_port()
+        name = f"redrive-test-{self._port}"
+        self._network = network
+        self._epmd_port = free_port() if network is None else network.add(name, distribution_port)
         self._folder = make_folder("rabbitmq")
         self._first = first
         (self._folder / "rabbitmq.conf").write_text(
@@ -217,10 +225,10 @@ class LocalRabbitmq(PrivateRabbitmq):
             "RABBITMQ_CONFIG_FILE": str(self._folder / "rabbitmq.conf"),
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(self._folder / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self._folder / "enabled_plugins"),
-            "RABBITMQ_NODENAME": f"redrive-test-{self._port}@localhost",
+            "RABBITMQ_NODENAME": f"{name}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self._port),
-            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_DIST_PORT": str(distribution_port),
             "RABBITMQ_MNESIA_BASE": str(self._folder / "data"),
             "RABBITMQ_LOG_BASE": str(self._folder / "log"),
             "RABBITMQ_PID_FILE": str(self._folder / "pid"),
@@ -250,9 +258,6 @@ class LocalRabbitmq(PrivateRabbitmq):
 
     def _start_epmd(self) -> None:
         """Start the port mapper ourselves: the one that a node starts for want of one would stay for ever."""
-        if self._first is not None:
-            self._first._start_epmd()
-            return
         if self._epmd and self._epmd.alive:
             return
         command = shutil.which("epmd") or next(iter(Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None)
@@ -264,7 +269,10 @@ class LocalRabbitmq(PrivateRabbitmq):
     async def start(self) -> None:
         if self._node and self._node.alive:
             return
-        self._start_epmd()
+        if self._network is None:
+            self._start_epmd()
+        else:
+            await self._network.start()
         self._blocked = False
         self._node = Process([self._programs / "rabbitmq-server"], env=self._env, log=self._folder / "console.log")
         async with asyncio.timeout(90):
@@ -339,8 +347,10 @@ class RabbitmqCluster(PrivateRabbitmq):
     """
 
     def __init__(self) -> None:
-        first = LocalRabbitmq(settings=_OF_A_CLUSTER)
-        self.nodes = [first, *(LocalRabbitmq(first, settings=_OF_A_CLUSTER) for _ in range(2))]
+        self._network = NodesNetwork()
+        first = LocalRabbitmq(network=self._network, settings=_OF_A_CLUSTER)
+        others = (LocalRabbitmq(first, network=self._network, settings=_OF_A_CLUSTER) for _ in range(2))
+        self.nodes = [first, *others]
         self.rabbitmq = first.rabbitmq
         self._joined = False
 
@@ -350,6 +360,18 @@ class RabbitmqCluster(PrivateRabbitmq):
         login, at, _ = parts.netloc.rpartition("@")
         ports = [node.rabbitmq.port for node in self.nodes]
         return ",".join(parts._replace(netloc=f"{login}{at}127.0.0.1:{port}").geturl() for port in ports)
+
+    async def cut_off(self, node: LocalRabbitmq) -> None:
+        """Let nothing pass between this node and the two others; programs reach all three."""
+        await self._network.cut_off(node.node.partition("@")[0])
+
+    async def join_again(self) -> None:
+        """End a `cut_off`. Nothing happens without one."""
+        await self._network.heal()
+
+    async def recover(self) -> None:
+        await self.join_again()
+        await super().recover()
 
     async def members_online(self, vhost: str, queue: str) -> int:
         """How many members of a queue are online, as far as the nodes know that run."""
@@ -392,6 +414,7 @@ class RabbitmqCluster(PrivateRabbitmq):
     async def close(self) -> None:
         for node in reversed(self.nodes):
             await node.close()
+        await self._network.close()
 
 
 def _greets(port: int) -> bool:

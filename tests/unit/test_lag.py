@@ -1,0 +1,32 @@
+"""How far behind a queue is: what is older than that is held up, and not only late."""
+
+from shared.models import Outcome
+from shared.settlement import Settled
+from tests.clocks import Clock
+from worker.bypass import HELD_UP_S, Lag
+
+
+def test_a_queue_that_is_only_long_is_behind_and_one_that_is_silent_is_not() -> None:
+    clock = Clock()
+    lag = Lag(clock=clock.time)
+
+    with lag.settling():
+        lag.note([Settled(Outcome.APPLIED, 40.0), Settled(Outcome.APPLIED, 30.0), Settled(Outcome.APPLIED, None)])
+        clock.now += 60  # a slow batch
+        seen = [lag.seconds]
+    clock.now += HELD_UP_S - 0.1
+    seen.append(lag.seconds)
+    clock.now += 0.2
+    seen.append(lag.seconds)
+
+    assert seen == [30.0, 30.0, 0.0]
+
+
+def test_nothing_is_known_before_the_queue_had_time_to_deliver() -> None:
+    clock = Clock()
+    lag = Lag(clock=clock.time)
+    seen = [lag.seconds]
+    clock.now += HELD_UP_S
+    seen.append(lag.seconds)
+
+    assert seen == [None, 0.0]
