@@ -298,6 +298,7 @@ class Batches:
             raise BatchNotFound
         async with self._database.slot():
             ((total, skipped),) = await self._database.fetch(self._sql["replay"], claim.batch_id, project_id)
+            await self._database.secure()  # the first call may not have seen its commit
         return AcceptedBatch(claim.batch_id, total, msgspec.json.decode(skipped, type=list[Skipped]), replayed=True)
 
     async def get(self, key: BatchKey) -> Batch:

@@ -113,6 +113,10 @@ class Session:
         """All rows of one statement."""
         return await self._connection.fetch(sql, *args)
 
+    async def secure(self) -> None:
+        """Let the commit of this transaction be one that `Database.secure` describes."""
+        await self._connection.fetch(_SQL["secure"])
+
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -312,6 +316,15 @@ class Database:
                     await connection.execute("ROLLBACK")
                 raise
             await connection.execute("COMMIT")
+
+    async def secure(self) -> None:
+        """Return once what other transactions have committed before is safe: on disk, and with a synchronous standby.
+
+        What a query shows need not be. A commit that no standby has confirmed is shown all the same after its client
+        has given it up. Whoever repeats a 202 for it, or acknowledges its message, must call this. Raises
+        DatabaseUnavailable.
+        """
+        await self.fetch(_SQL["secure"])
 
     async def find_unstorable(self, refused: StatementRefused, texts: "Mapping[str, str | None]") -> None:
         """Raise TextUnstorable or ActorUnstorable for the text that a statement was refused for; return without one."""

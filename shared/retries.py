@@ -156,6 +156,7 @@ class Retries:
         self._accepting_keyed: Coalescer[_NewRow, Retry] = Coalescer(self._insert, max_batch=256)
         self._keys = IdempotencyKeys(database)
         self._reading: Coalescer[RetryKey, Retry] = Coalescer(self.find_many)
+        self._securing: Coalescer[RetryKey, Retry] = Coalescer(self._find_secured)
 
     async def accept(self, request: RetryRequest) -> Accepted:
         """Insert the request. When this returns, the request is safe, and will be applied or rejected.
@@ -183,7 +184,7 @@ class Retries:
         if job.pending_retry is not None:
             if request.key is not None:
                 await self._keys.remember(request.key, Claim(job.pending_retry.id, deduplicated=True))
-            return Accepted(await self.get(RetryKey(job.pending_retry.id, job.project_id)), deduplicated=True)
+            return Accepted(await self._get_secured(RetryKey(job.pending_retry.id, job.project_id)), deduplicated=True)
         match blocked_by(job, extra_attempts=request.extra_attempts):
             case RetryBlock.NOT_FAILED:
                 raise JobNotFailed
@@ -248,7 +249,7 @@ class Retries:
         """The first answer again: the request as it was then."""
         if claim.retry_id is None:
             raise IdempotencyKeyReused
-        retry = await self.get(RetryKey(claim.retry_id, request.job.project_id))
+        retry = await self._get_secured(RetryKey(claim.retry_id, request.job.project_id))
         first = Retry(
             id=retry.id,
             project_id=retry.project_id,
@@ -304,6 +305,18 @@ class Retries:
         if retry is None:
             raise RetryNotFound
         return retry
+
+    async def _get_secured(self, key: RetryKey) -> Retry:
+        """The same of a request that another call has inserted, which may not have seen its commit. Raises as `get`."""
+        retry = await self._securing.get(key)
+        if retry is None:
+            raise RetryNotFound
+        return retry
+
+    async def _find_secured(self, keys: Sequence[RetryKey]) -> Mapping[RetryKey, Retry]:
+        found = await self.find_many(keys)
+        await self._database.secure()
+        return found
 
     async def find_many(self, keys: Sequence[RetryKey]) -> Mapping[RetryKey, Retry]:
         """The requests behind distinct keys, in one query; a key that matches nothing is missing."""

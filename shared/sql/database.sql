@@ -21,6 +21,11 @@ FROM (SELECT to_regclass('redrive.retry_requests')::oid AS oid) AS ledger;
 -- The key that cursors are signed with.
 SELECT key FROM redrive.cursor_key;
 
+-- name: secure
+-- Write a record that changes nothing. Its commit waits for the disk, and for the standby where there is a synchronous
+-- one: so all that was committed before is as safe.
+SELECT pg_catalog.pg_logical_emit_message(true, 'redrive', '')::text;
+
 -- name: fetch_within
 -- Bound the time of the statements of this transaction.
 -- $1 text milliseconds

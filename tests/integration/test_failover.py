@@ -11,10 +11,13 @@ import pytest
 
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
+from shared.models import Outcome
 from shared.secret import FileSecret
+from shared.settlement import Settled
 from tests.api_server import Serve
 from tests.eventually import eventually
-from tests.jobs import JobMaker
+from tests.jobs import JobMaker, a_retry_of
+from tests.ledger import Ledger
 from tests.servers.postgres import LocalPostgres
 from tests.servers.processes import free_port, run_apart
 from tests.servers.proxy import Proxy
@@ -136,6 +139,77 @@ async def eventually_pinged(database: Database) -> None:
         return True
 
     await eventually(answers)
+
+
+@pytest.fixture
+async def synchronous(servers: tuple[LocalPostgres, LocalPostgres], pair: Pair) -> AsyncIterator[Pair]:
+    """The pair, with commits that wait for the standby."""
+    primary, standby = servers
+    admin = await asyncpg.connect(primary.postgres.url)
+    try:
+        await admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        await admin.execute("SELECT pg_reload_conf()")
+
+        async def in_effect() -> bool:
+            return bool(await admin.fetchval("SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'"))
+
+        await eventually(in_effect)
+        yield pair
+    finally:
+        await standby.thaw()
+        await admin.execute("ALTER SYSTEM RESET synchronous_standby_names")
+        await admin.execute("SELECT pg_reload_conf()")
+        await admin.close()
+
+
+async def give_up_waiting_commits(jobs: JobMaker) -> None:
+    """Cancel what waits for the standby, as a driver does whose call timed out: from then on the change is shown."""
+
+    async def none_waits() -> bool:
+        sql = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+        return not await jobs.pool.fetch(sql)
+
+    await eventually(none_waits)
+
+
+@pytest.mark.parametrize("keyed", [True, False])
+async def test_a_202_that_repeats_a_request_waits_for_the_standby_too(
+    servers: tuple[LocalPostgres, LocalPostgres], synchronous: Pair, serve: Serve, *, keyed: bool
+) -> None:
+    """The first request gave its commit up, and from then on the primary shows what no standby has."""
+    api = await serve(synchronous.writer)
+    headers = {"Idempotency-Key": "again"} if keyed else {}
+    async with JobMaker.on(synchronous.writer) as jobs:
+        job = await jobs.failed()
+        await servers[1].freeze()
+        first = await api.post(f"/api/jobs/{job.id}/retry", headers=headers)
+        await give_up_waiting_commits(jobs)
+        shown = await api.get(f"/api/jobs/{job.id}")
+        second = await api.post(f"/api/jobs/{job.id}/retry", headers=headers)
+        await servers[1].thaw()
+        third = await api.post(f"/api/jobs/{job.id}/retry", headers=headers)
+
+    assert [answer.status for answer in (first, second, third)] == [503, 503, 202]
+    assert third.data["id"] == shown.data["pending_retry"]["id"]
+
+
+async def test_a_message_of_a_settled_request_is_not_acknowledged_before_the_standby_has_it(
+    servers: tuple[LocalPostgres, LocalPostgres], synchronous: Pair
+) -> None:
+    async with JobMaker.on(synchronous.writer) as jobs, database_at(synchronous.writer).opened() as database:
+        ledger = Ledger(database)
+        accepted = await ledger.retries.accept(a_retry_of(await jobs.failed()))
+        (row,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
+        await servers[1].freeze()
+        with pytest.raises(DatabaseUnavailable):
+            await ledger.settlement.apply([row.message])
+        await give_up_waiting_commits(jobs)
+        assert await jobs.pool.fetchval("SELECT state FROM redrive.retry_requests") == "applied"
+        with pytest.raises(DatabaseUnavailable):
+            await ledger.settlement.apply([row.message])
+        await servers[1].thaw()
+
+        assert await ledger.settlement.apply([row.message]) == {accepted.retry.id: Settled(Outcome.APPLIED, None)}
 
 
 async def test_a_rotated_login_is_read_from_its_file_for_new_connections(pair: Pair, tmp_path: Path) -> None:
