@@ -90,6 +90,8 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
     app.cleanup_ctx.append(_opened(database))
     if reading is not database:
         app.cleanup_ctx.append(_opened(reading))
+    replica = None if reading is database else reading
+    app.cleanup_ctx.append(background.context(lambda stop: metrics.database.run(database, replica, stop=stop)))
     if isinstance(keys, KeySet):
         metrics.watch_keys(keys)
         app.cleanup_ctx.append(background.context(lambda stop: keys.run(stop=stop)))
@@ -123,7 +125,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
         app=app,
         door=door,
         database=database,
-        replica=None if reading is database else reading,
+        replica=replica,
         keys=keys if isinstance(keys, KeySet) else None,
         relay=relay,
         watches=watches,

@@ -9,6 +9,8 @@ from prometheus_client import Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from shared.gauges import DatabaseGauges
+
 if TYPE_CHECKING:
     from aiohttp import web
     from prometheus_client import CollectorRegistry
@@ -82,6 +84,7 @@ class Metrics:
             "Time since the issuer's keys were last fetched, or since the start while there are none.",
             registry=registry,
         )
+        self.database = DatabaseGauges(registry)
         self._known: dict[tuple[object, str, int], _Tally] = {}
 
     def watch(self, waiters: "Waiters") -> None:

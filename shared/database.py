@@ -181,6 +181,8 @@ class Database:
         self._pool_size = pool_size
         self._writes = writes
         self._slots = asyncio.Semaphore(max(1, pool_size - 1))
+        self.refused = 0
+        """Calls that got no slot in time, so far."""
         self._settings = {
             "application_name": program,
             "timezone": "UTC",
@@ -265,6 +267,7 @@ class Database:
                 async with asyncio.timeout(self._timeout_s / 2):
                     await self._slots.acquire()
             except TimeoutError as error:
+                self.refused += 1
                 raise DatabaseUnavailable("too much is asked for at once") from error
             try:
                 yield

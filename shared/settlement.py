@@ -39,13 +39,6 @@ class Settled(NamedTuple):
     waited_s: float | None
 
 
-class Backlog(NamedTuple):
-    """How many requests are queued, counted up to a thousand, and how long the oldest has waited."""
-
-    requests: int
-    oldest_s: float
-
-
 class Settlement:
     """Settles requests. Every method raises DatabaseUnavailable."""
 
@@ -178,11 +171,6 @@ class Settlement:
             known = await self._outcomes(session, [each for each in ids if each not in settled])
             settled |= {each: Settled(outcome, None) for each, outcome in known.items() if outcome is not None}
         return settled
-
-    async def backlog(self) -> Backlog:
-        """How many requests wait, and for how long."""
-        ((requests, oldest_s),) = await self._database.fetch(self._sql["backlog"])
-        return Backlog(requests, oldest_s)
 
     async def is_under_row_security(self) -> bool:
         """Whether row-level security decides which jobs this role sees and updates."""

@@ -62,7 +62,7 @@ class Api:
     def __init__(self, parts: Parts, registry: CollectorRegistry, client: TestClient[Any, Any]) -> None:
         self.parts = parts
         self.client = client
-        self._registry = registry
+        self.registry = registry
 
     @property
     def port(self) -> int:
@@ -123,7 +123,7 @@ class Api:
 
     def counted(self, name: str, **labels: str) -> float:
         """A metric's value now."""
-        return self._registry.get_sample_value(name, labels) or 0.0
+        return self.registry.get_sample_value(name, labels) or 0.0
 
 
 _TOKEN: Final = token(exp=4_000_000_000)

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from shared.gauges import Sights
 from shared.job_ids import UuidIds
 from shared.jobs import Jobs
 from shared.outbox import Outbox
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """The api's `retries`, the relay's `outbox` and the worker's `settlement`, in one database."""
+    """The api's `retries`, the relay's `outbox` and the worker's `settlement`, and what all see of it."""
 
     def __init__(self, database: "Database") -> None:
         ids = UuidIds()
         self.retries = Retries(database, Jobs(database, ids), ids)
         self.outbox = Outbox(database, ids)
         self.settlement = Settlement(database, ids)
+        self.sights = Sights(database)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from shared.backoff import wait_for_any
 from shared.broker import is_cluster
 from shared.database import Database
 from shared.dead_letters import DeadLetters
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 log = structlog.stdlib.get_logger(__name__)
 
-BACKLOG_EVERY_S: Final = 5.0
 _SHARE_OF_GRACE: Final = 0.75  # for what is in hand; the rest is for closing connections
 
 
@@ -78,7 +76,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
             )
         async with asyncio.TaskGroup() as tasks:
             watching = [
-                tasks.create_task(_watch_backlog(settlement, metrics, stop=stop)),
+                tasks.create_task(metrics.database.run(database, stop=stop)),
                 tasks.create_task(warn_of_missing(database)),
                 tasks.create_task(guard.run()),
             ]
@@ -165,19 +163,6 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event,
         return Readiness(Status.DEGRADED if Status.DEGRADED in checks.values() else Status.OK, checks)
 
     return ready
-
-
-async def _watch_backlog(settlement: Settlement, metrics: Metrics, *, stop: asyncio.Event) -> None:
-    """Set the backlog's gauges every five seconds. While the database is away, they keep their last values."""
-    while not stop.is_set():
-        try:
-            backlog = await settlement.backlog()
-        except DatabaseUnavailable:
-            pass  # the sessions log the outage
-        else:
-            metrics.backlog_requests.set(backlog.requests)
-            metrics.backlog_oldest_seconds.set(backlog.oldest_s)
-        await wait_for_any(stop, timeout_s=BACKLOG_EVERY_S)
 
 
 async def _drain(sources: "Sequence[Source]", working: "Sequence[asyncio.Task[None]]", *, within_s: float) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from shared.gauges import DatabaseGauges
 from shared.models import Outcome
 
 if TYPE_CHECKING:
@@ -68,12 +69,7 @@ class Metrics:
             registry=registry,
         )
         self.consumers = Gauge("redrive_consumers", "Live consumers on RabbitMQ.", registry=registry)
-        self.backlog_requests = Gauge(
-            "redrive_backlog_requests", "Requests that wait to be settled, counted up to 1000.", registry=registry
-        )
-        self.backlog_oldest_seconds = Gauge(
-            "redrive_backlog_oldest_seconds", "How long the oldest request has waited.", registry=registry
-        )
+        self.database = DatabaseGauges(registry)
 
     def count_settled(self, requests: "Iterable[Settled]") -> None:
         """Count requests, except those that were settled before."""

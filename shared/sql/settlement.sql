@@ -354,16 +354,6 @@ WHERE id = ANY (ARRAY(
 ))
 RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
 
--- name: backlog
--- How many requests wait, up to a thousand, and how many seconds the oldest has waited.
-SELECT count(*), coalesce(extract(epoch FROM now() - min(requested_at)), 0)::float8
-FROM (
-    SELECT requested_at FROM redrive.retry_requests
-    WHERE state = 'queued' AND processed_at IS NULL
-    ORDER BY (batch_id IS NOT NULL), requested_at, id
-    LIMIT 1000
-) AS oldest;
-
 -- name: is_under_row_security
 -- Whether row-level security decides which jobs this role sees and updates. A hidden row is no error: it is not there.
 SELECT row_security_active('control_plane.jobs'::regclass);

@@ -11,6 +11,7 @@ import pytest
 
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
+from shared.gauges import Lag, Sights
 from shared.models import Outcome
 from shared.secret import FileSecret
 from shared.settlement import Settled
@@ -302,3 +303,38 @@ async def test_a_replica_that_is_behind_shows_no_waiter_the_failure_from_before(
             assert waited.data["status"] == "completed"
     finally:
         await asyncio.to_thread(run_apart, late.close())
+
+
+async def test_the_lag_of_a_replica_is_the_age_of_the_oldest_that_it_has_not_replayed(pair: Pair) -> None:
+    lag = Lag()
+    async with (
+        database_at(pair.writer).opened() as writer,
+        database_at(pair.reader, writes=False).opened() as reader,
+        JobMaker.on(pair.writer) as jobs,
+    ):
+        primary, standby = Sights(writer), Sights(reader)
+        written = await primary.written()
+        assert written is not None
+        assert (await standby.written(), await primary.replayed()) == (None, None)
+
+        async def caught_up() -> bool:
+            return (await standby.replayed() or 0) >= (await primary.written() or 0)
+
+        control = await asyncpg.connect(pair.reader)
+        try:
+            await control.execute("SELECT pg_wal_replay_pause()")
+            await jobs.failed()
+            behind = await standby.replayed()
+            ahead = await primary.written()
+            assert ahead is not None
+            assert behind is not None
+            assert ahead > behind
+            assert lag.seconds(written=ahead, replayed=behind, now=100) == 0
+            assert lag.seconds(written=ahead, replayed=behind, now=105) == 5
+            assert lag.seconds(written=ahead + 8, replayed=behind, now=110) == 10
+        finally:
+            await control.execute("SELECT pg_wal_replay_resume()")
+            await control.close()
+        await eventually(caught_up)
+        assert lag.seconds(written=ahead + 8, replayed=ahead, now=115) == 5  # the later half is still missing
+        assert lag.seconds(written=ahead + 8, replayed=ahead + 8, now=120) == 0

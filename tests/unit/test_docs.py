@@ -1,12 +1,12 @@
 """What users read, against what the programs do: settings, routes, metrics, log events, and what links point at."""
 
 import ast
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 from pydantic.fields import FieldInfo
 
@@ -16,6 +16,7 @@ from api.app import create_app
 from shared.database import open_database
 from shared.errors import DatabaseUnavailable
 from shared.settings import PREFIX, ApiSettings, Limit, Settings, WorkerSettings, read
+from shared.telemetry import metrics_registry
 from tests.tokens import SECRET
 
 ROOT = Path(__file__).parents[2]
@@ -100,29 +101,28 @@ def test_the_table_of_calls_has_every_route() -> None:
 
 
 @pytest.mark.parametrize(("title", "program"), [("The api", api.metrics), ("The worker", worker.metrics)])
-def test_every_metric_is_explained(title: str, program: object) -> None:
-    registry = CollectorRegistry()
+async def test_every_metric_is_explained(title: str, program: object) -> None:
+    registry = metrics_registry()
     program.Metrics(registry)  # type: ignore[attr-defined]
     registered = {
         (f"{family.name}_total" if family.type == "counter" else family.name, family.type)
         for family in registry.collect()
+        if family.name.startswith("redrive_")
     }
-    section = text_of("docs/observability.md").partition(f"### {title}\n")[2].partition("\n#")[0]
-
-    assert {(row[0].strip("`"), row[1]) for row in rows(section, "`redrive_.*`")} == registered
-
-
-def test_alerts_and_dashboard_ask_for_metrics_that_exist() -> None:
     text = text_of("docs/observability.md")
-    known = {row[0].strip("`") for row in rows(text, "`redrive_.*`")}
-    alerts = re.findall(r"expr: (.*?)\n +(?:for|annotations)", text, re.DOTALL)
-    panels = json.loads(text_of("deploy/grafana/redrive.json"))["panels"]
-    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    sections = (text.partition(f"{heading}\n")[2].partition("\n#")[0] for heading in ("## Metrics", f"### {title}"))
 
-    asked = {name.removesuffix("_bucket") for query in alerts + queries for name in re.findall(r"\bredrive_\w+", query)}
+    assert {(row[0].strip("`"), row[1]) for each in sections for row in rows(each, "`redrive_.*`")} == registered
 
-    assert (len(alerts), len(panels)) == (3, 8)
-    assert asked <= known
+
+def test_every_alert_is_explained_and_is_the_same_for_the_operator() -> None:
+    groups = yaml.safe_load(text_of("deploy/prometheus/redrive.rules.yaml"))["groups"]
+    alerts = [rule["alert"] for group in groups for rule in group["rules"]]
+    told = [row[0].strip("`") for row in rows(text_of("docs/observability.md"), "`Redrive[A-Za-z]+`")]
+    for_operator = yaml.safe_load(text_of("deploy/kubernetes/components/prometheusrule/prometheusrule.yaml"))
+
+    assert told == alerts
+    assert for_operator["spec"]["groups"] == groups
 
 
 def events() -> Iterator[tuple[str, str]]:

@@ -135,7 +135,7 @@ def internal_errors(api: Api) -> float:
     """How many requests were answered with a 500, also those whose client had left."""
     return sum(
         sample.value
-        for family in api._registry.collect()
+        for family in api.registry.collect()
         for sample in family.samples
         if sample.name == "redrive_http_requests_total" and sample.labels["status"] == "500"
     )

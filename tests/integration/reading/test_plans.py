@@ -37,7 +37,7 @@ OF_FEW = {
 IN_LINE = {
     "outbox.lease",
     "outbox.republish_stale",
-    "settlement.backlog",
+    "gauges.backlog",
     "settlement.take",
     "settlement.queued",
     "dead_letters.any_overdue",
