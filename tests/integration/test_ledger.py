@@ -30,7 +30,9 @@ from shared.messages import RetryMessage
 from shared.models import Job, JobId, JobKey, Outcome, ProjectId, RetryId, RetryState, Version
 from shared.retries import Accepted, RetryKey, RetryRequest
 from shared.seen import Seen
+from tests.compose import ROOT
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
+from tests.kustomize import rendered
 from tests.ledger import Ledger
 from tests.statements import statements_sent
 
@@ -464,23 +466,74 @@ async def test_workers_without_a_broker_take_different_rows_oldest_first(jobs: J
 
 
 async def test_the_backlog_tells_how_many_wait_and_for_how_long(jobs: JobMaker, ledger: Ledger) -> None:
-    assert await ledger.settlement.backlog() == (0, 0.0)
+    assert await ledger.sights.backlog() == (0, 0.0)
     for job in await jobs.many_failed(3):
         await ledger.retries.accept(a_retry_of(job))
-    requests, oldest_s = await ledger.settlement.backlog()
+    requests, oldest_s = await ledger.sights.backlog()
     assert requests == 3
     assert 0 < oldest_s < 60
 
 
-async def test_a_scaler_sees_how_many_requests_a_worker_could_take_and_nothing_else(
-    jobs: JobMaker, ledger: Ledger
+@pytest.fixture
+def waiting(jobs: JobMaker) -> Callable[[], Awaitable[int]]:
+    """What KEDA is told: the query of deploy/kubernetes, as the role of a scaler."""
+    (scaled,) = (
+        each
+        for each in rendered(ROOT / "deploy/kubernetes/base", [ROOT / "deploy/kubernetes/components/keda"])
+        if each["kind"] == "ScaledObject"
+    )
+    (trigger,) = scaled["spec"]["triggers"]
+
+    async def ask() -> int:
+        async with jobs.pool.acquire() as scaler, scaler.transaction():
+            await scaler.execute("SET LOCAL ROLE redrive_scaler")
+            found: int = await scaler.fetchval(trigger["metadata"]["query"])
+            return found
+
+    return ask
+
+
+async def test_a_scaler_sees_a_request_in_each_state_in_which_a_worker_could_take_it(
+    jobs: JobMaker, ledger: Ledger, waiting: Callable[[], Awaitable[int]]
 ) -> None:
-    for job in await jobs.many_failed(3):
-        await ledger.retries.accept(a_retry_of(job))
-    await ledger.outbox.lease(1, lease_s=60, bulk=False)  # a relay has it in hand
+    assert await waiting() == 0
+    job = await jobs.failed()
+    retry = (await ledger.retries.accept(a_retry_of(job))).retry
+    assert await waiting() == 1  # accepted, not published
+    (leased,) = await ledger.outbox.lease(1, lease_s=60, bulk=False)
+    assert await waiting() == 0  # a relay publishes it
+    await ledger.outbox.mark_published([leased.lease])
+    assert await waiting() == 1  # in RabbitMQ, or in the hand of a worker
+    # A request of an hour ago is deferred for a minute, and not for a second.
+    await jobs.pool.execute("UPDATE redrive.retry_requests SET requested_at = now() - interval '1 h'")
+    await ledger.settlement.defer(leased.message)
+    assert await waiting() == 0  # its job is locked, or slow: no worker may take it yet
+    await ledger.settlement.dead_letter([retry.id])
+    assert await waiting() == 0
+    await ledger.retries.redrive(RetryKey(retry.id, job.project_id), actor="tester")
+    assert await waiting() == 1  # queued again
+    await ledger.settlement.apply([leased.message])
+    assert await waiting() == 0  # applied
+
+
+async def test_a_scaler_sees_no_request_that_is_cancelled_or_rejected(
+    jobs: JobMaker, ledger: Ledger, waiting: Callable[[], Awaitable[int]]
+) -> None:
+    cancelled, rejected = await jobs.many_failed(2)
+    retry = (await ledger.retries.accept(a_retry_of(cancelled))).retry
+    await ledger.retries.accept(a_retry_of(rejected))
+    assert await waiting() == 2
+    await ledger.retries.cancel(RetryKey(retry.id, cancelled.project_id), actor="tester")
+    assert await waiting() == 1
+    await jobs.fail_again(rejected)
+    await ledger.settlement.apply_queued(10)
+    assert await waiting() == 0
+
+
+async def test_a_scaler_reads_the_backlog_and_nothing_else(jobs: JobMaker) -> None:
     async with jobs.pool.acquire() as scaler, scaler.transaction():
         await scaler.execute("SET LOCAL ROLE redrive_scaler")
-        assert await scaler.fetchval("SELECT waiting FROM redrive.backlog") == 2
+        assert await scaler.fetchval("SELECT waiting FROM redrive.backlog") == 0
         for forbidden in ("redrive.retry_requests", "redrive.retry_batches", "control_plane.jobs"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 async with scaler.transaction():

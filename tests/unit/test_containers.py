@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from aiohttp import web
 from jsonschema import Draft7Validator
 from pytest_aiohttp import AiohttpServer
@@ -365,43 +364,3 @@ def test_the_brokers_users_have_their_rights_and_no_others(env: dict[str, str]) 
     readable = re.compile(rights["redrive-worker"]["read"])
     assert all(readable.fullmatch(name) for name in (topology.RETRIES, topology.RETRIES_BULK, topology.RETRIES_DEAD))
     assert not any(readable.fullmatch(name) for name in ("redrive", "redriveXretries", "redrive.retries.else"))
-
-
-def manifests() -> list[dict[str, Any]]:
-    """Every Kubernetes object under deploy/."""
-    files = sorted((ROOT / "deploy" / "kubernetes").glob("*.yaml"))
-    return [each for file in files for each in yaml.safe_load_all(file.read_text("utf-8"))]
-
-
-@pytest.mark.parametrize("program", _PROGRAMS)
-def test_a_pod_is_given_settings_of_its_program_and_as_little_else_as_it_needs(program: str) -> None:
-    (spec,) = [
-        pod
-        for pod in (each["spec"]["template"]["spec"] for each in manifests() if "template" in each["spec"])
-        if pod["containers"][0]["args"] == [program]
-    ]
-    (container,) = spec["containers"]
-
-    assert {each["name"] for each in container["env"]} <= variables(_PROGRAMS[program])
-    assert spec["automountServiceAccountToken"] is False
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "capabilities": {"drop": ["ALL"]},
-        "readOnlyRootFilesystem": True,
-    }
-    if program != "migrate":
-        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-        assert ports["ops"] == 9090
-        assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "ops"}
-        assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "ops"}
-        assert spec["terminationGracePeriodSeconds"] >= 2 * Settings.model_fields["shutdown_grace"].default
-
-
-def test_services_and_budgets_select_pods_that_exist() -> None:
-    pods = [each["spec"]["template"]["metadata"]["labels"] for each in manifests() if "template" in each["spec"]]
-
-    for each in manifests():
-        wanted = each["spec"].get("selector", {})
-        wanted = wanted.get("matchLabels", wanted)
-        assert any(wanted.items() <= labels.items() for labels in pods)
