@@ -14,7 +14,7 @@ COPY .ci/uv .ci/uv
 COPY pyproject.toml uv.lock ./
 COPY redrive_client/pyproject.toml redrive_client/
 RUN --mount=type=cache,target=/root/.cache/uv \
-    python3 .ci/uv sync --locked --no-dev --no-install-project
+    python3 .ci/uv sync --locked --no-dev --extra otel --no-install-project
 COPY LICENSE README.md ./
 COPY api api
 COPY cli cli
@@ -25,7 +25,7 @@ COPY worker worker
 # Anew each time: as long as pyproject.toml has not changed, uv would take what it built of older sources from its cache.
 # Its lock file is writable for all, and of no use any more.
 RUN --mount=type=cache,target=/root/.cache/uv \
-    python3 .ci/uv sync --locked --no-dev --no-editable --reinstall-package redrive && rm -f /opt/redrive/.lock
+    python3 .ci/uv sync --locked --no-dev --extra otel --no-editable --reinstall-package redrive && rm -f /opt/redrive/.lock
 
 FROM ${PYTHON}
 COPY --from=build /opt/redrive /opt/redrive

@@ -16,6 +16,7 @@ from api.pages import Cursors
 from api.ratelimit import ClientAddresses, RateLimit
 from api.relay import Relay
 from api.routes import Stores, Watches, add_routes
+from api.spans import traced
 from api.watch import Waiters
 from shared.batches import Batches
 from shared.cursor_key import cursor_key
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from shared.settings import ApiSettings, Limit
+    from shared.tracing import Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class Api:
     background: Background
 
 
-def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
+def create_app(settings: "ApiSettings", registry: "CollectorRegistry", tracing: "Tracing | None" = None) -> Api:
     """Make an api; it opens nothing before its application starts. Raises SettingsError where no key is set."""
     _require_c_parser()
     metrics = Metrics(registry)
@@ -86,7 +88,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry") -> Api:
     background = Background()
 
     # Opened in this order, and closed in the opposite one.
-    app = web.Application(middlewares=[door.middleware])
+    app = web.Application(middlewares=[door.middleware if tracing is None else traced(door.middleware, tracing)])
     app.cleanup_ctx.append(_opened(database))
     if reading is not database:
         app.cleanup_ctx.append(_opened(reading))

@@ -17,12 +17,12 @@ from api.job_view import versions_of
 from api.pages import fitting, flag_of, page_of, text_of
 from api.problems import InvalidParameter
 from api.retry_view import RetryView, path_of
+from api.spans import creating
 from shared.database import in_time
 from shared.errors import JobChanged
 from shared.idempotency import IdempotencyKey
 from shared.models import BatchId, JobKey, Position, Retry, RetryBlock, RetryState
 from shared.retries import RetryFilter, RetryKey, RetryRequest, blocked_by
-from shared.telemetry import traceparent_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -147,13 +147,13 @@ class RetryResource:
             delay_seconds=body.delay_seconds,
             extra_attempts=body.extra_attempts or 0,
             if_version=versions_of(field_of(call.request.headers, hdrs.IF_MATCH)),
-            traceparent=traceparent_of(call.request.headers.get("traceparent")),
             key=idempotency_key_of(call, key, f"/api/jobs/{job.id}/retry", body),
         )
         if dry_run:
             return await self._dry_run(request)
-        async with in_time():
-            accepted = await self._retries.accept(request)
+        with creating(call.request) as traceparent:
+            async with in_time():
+                accepted = await self._retries.accept(msgspec.structs.replace(request, traceparent=traceparent))
         self._poke()
         headers: dict[str, str] = {hdrs.LOCATION: path_of(accepted.retry.id)}
         if accepted.replayed:

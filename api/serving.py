@@ -23,7 +23,7 @@ from shared.errors import DatabaseUnavailable
 from shared.migrations import warn_of_missing
 from shared.ops import Readiness, Status, exposition_of, serve_ops
 from shared.relation import Guard
-from shared.telemetry import metrics_registry
+from shared.telemetry import metrics_registry, tracing_of
 
 if TYPE_CHECKING:
     from api.app import Api
@@ -55,18 +55,19 @@ async def run(
     for note in settings.notes:
         log.warning("setting ignored", reason=note)
     registry = metrics_registry()
-    api = create_app(settings, registry)
-    api.app.cleanup_ctx.append(api.background.context(lambda _stop: warn_of_missing(api.database)))
-    _guard(api, api.database, settings, updates=not settings.read_only)
-    if api.replica is not None:
-        _guard(api, api.replica, settings, updates=False)
-    runner = Runner(
-        api.app,
-        api.door,
-        keepalive_timeout_s=settings.keepalive_timeout,
-        shutdown_timeout_s=max(0.1, (settings.shutdown_grace - DRAIN_S) / 4),
-    )
     async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(tracing_of("api", settings.tracing))
+        api = create_app(settings, registry, tracing)
+        api.app.cleanup_ctx.append(api.background.context(lambda _stop: warn_of_missing(api.database)))
+        _guard(api, api.database, settings, updates=not settings.read_only)
+        if api.replica is not None:
+            _guard(api, api.replica, settings, updates=False)
+        runner = Runner(
+            api.app,
+            api.door,
+            keepalive_timeout_s=settings.keepalive_timeout,
+            shutdown_timeout_s=max(0.1, (settings.shutdown_grace - DRAIN_S) / 4),
+        )
         if ops:
             await stack.enter_async_context(
                 serve_ops(

@@ -59,7 +59,8 @@ COUNTED: Final = 100_000
 class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Retries of the named jobs, or of the failed jobs that a filter matches, but of no more than `maximum`.
 
-    `spread_seconds`: each job is scheduled at a random time within so many seconds after the delay.
+    `spread_seconds`: each job is scheduled at a random time within so many seconds after the delay. `traceparent`: the
+    W3C trace context, for the worker.
     """
 
     project_id: ProjectId
@@ -70,6 +71,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
     delay_seconds: int = 0
     extra_attempts: int = 0
     spread_seconds: int = 0
+    traceparent: str | None = None
     key: IdempotencyKey | None = None
 
 
@@ -265,6 +267,7 @@ class Batches:
             request.delay_seconds,
             request.extra_attempts,
             request.spread_seconds,
+            request.traceparent,
         )
         inserted = {self._ids.shown(row["job_id"]) for row in rows}
         reasons = await self._blocks_of_lost(session, request, [job_id for job_id in free if job_id not in inserted])

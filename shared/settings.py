@@ -8,6 +8,7 @@ names every problem, and shows no value. Settings without effect are in `notes`.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
@@ -135,6 +136,24 @@ def _claim(text: str) -> str:
     return text
 
 
+def _share(value: object) -> object:
+    return None if value == "off" or value is None else value
+
+
+def _traceable(share: float | None) -> float | None:
+    if share is not None:
+        try:
+            found = find_spec("opentelemetry.sdk") and find_spec("opentelemetry.exporter.otlp.proto.http")
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            raise ValueError("OpenTelemetry is not installed: install redrive[otel], or set it to off")
+    return share
+
+
+OptionalShare = Annotated[
+    Annotated[float, Field(ge=0, le=1)] | None, NoDecode, BeforeValidator(_share), AfterValidator(_traceable)
+]
 OptionalLimit = Annotated[Limit | None, NoDecode, BeforeValidator(_limit)]
 PostgresUrl = Annotated[SecretStr, _url(check_postgres_url)]
 AmqpUrl = Annotated[SecretStr, _url(check_amqp_url)]
@@ -180,6 +199,7 @@ class Settings(BaseSettings):
     db_pool_size: Annotated[int, Field(ge=1, le=100)] = 4
     db_timeout: Annotated[float, Field(gt=0, le=2.5)] = 2.0
     shutdown_grace: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    tracing: OptionalShare = None
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["json", "console"] = "json"
 

@@ -172,6 +172,11 @@ class Settlement:
             settled |= {each: Settled(outcome, None) for each, outcome in known.items() if outcome is not None}
         return settled
 
+    async def traces(self, ids: Sequence[RetryId], *, most: int) -> dict[RetryId, str]:
+        """The `traceparent` of each of these requests whose trace is sampled, of no more than `most`."""
+        rows = await self._database.fetch(self._sql["traces"], ids, most)
+        return {RetryId(row["id"]): row["traceparent"] for row in rows}
+
     async def is_under_row_security(self) -> bool:
         """Whether row-level security decides which jobs this role sees and updates."""
         ((active,),) = await self._database.fetch(self._sql["is_under_row_security"])

@@ -9,10 +9,16 @@ import asyncio
 import logging
 import re
 import sys
-from typing import Any, Final
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCollector, ProcessCollector
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from shared.tracing import Tracing
 
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
@@ -72,6 +78,18 @@ def metrics_registry() -> CollectorRegistry:
     tasks = Gauge("redrive_tasks", "asyncio tasks that have not ended.", registry=registry)
     tasks.set_function(lambda: len(asyncio.all_tasks()))
     return registry
+
+
+@asynccontextmanager
+async def tracing_of(program: str, share: float | None) -> "AsyncIterator[Tracing | None]":
+    """Tracing for the length of the block; None, and nothing of OpenTelemetry is imported, where `share` is None."""
+    if share is None:
+        yield None
+        return
+    from shared.tracing import opened  # noqa: PLC0415 - an extra, and it takes long to load
+
+    async with opened(program, share=share) as tracing:
+        yield tracing
 
 
 def traceparent_of(header: str | None) -> str | None:

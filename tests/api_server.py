@@ -17,6 +17,7 @@ from api.app import Api as Parts
 from api.app import create_app
 from api.server import Runner
 from shared.settings import ApiSettings, read
+from shared.tracing import Tracing
 from tests.tokens import SECRET, token
 
 NO_TOKEN: Final = ""
@@ -152,7 +153,9 @@ Serve = Callable[..., Awaitable[Api]]
 """The fixture `serve`: `start_api` with the fixture's own client."""
 
 
-async def start_api(client: AiohttpClient, database_url: str, **known: object) -> Api:
+async def start_api(
+    client: AiohttpClient, database_url: str, *, traced_by: Tracing | None = None, **known: object
+) -> Api:
     """Serve on a free port until the fixture `client` ends; without limits unless `known` sets some."""
     given = {
         "database_url": database_url, "jwt_secret": SECRET,
@@ -160,6 +163,6 @@ async def start_api(client: AiohttpClient, database_url: str, **known: object) -
     }  # fmt: skip
     registry = CollectorRegistry()
     settings = read(ApiSettings, **given)
-    parts = create_app(settings, registry)
+    parts = create_app(settings, registry, traced_by)
     connector, timeout = TCPConnector(limit=200), ClientTimeout(total=20)
     return Api(parts, registry, await client(_Server(parts, settings), connector=connector, timeout=timeout))

@@ -9,6 +9,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -23,7 +24,7 @@ from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
 from shared.outbox import Outbox
 from shared.relation import Guard
 from shared.settlement import Settlement
-from shared.telemetry import metrics_registry
+from shared.telemetry import metrics_registry, tracing_of
 from shared.topology import RETRIES_BULK, Topology
 from worker.bypass import Bypass
 from worker.dead_watch import DeadWatch
@@ -33,7 +34,7 @@ from worker.settling import Settler
 from worker.sources import QUEUES, LedgerSource, QueueSource, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from shared.job_ids import JobIds
     from shared.settings import WorkerSettings
@@ -64,11 +65,13 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
     settlement = Settlement(database, ids)
     guard = Guard(database, job_id=settings.job_id, updates=True)
     topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
-    queues = [] if topology is None else _queue_sources(settings, settlement, metrics, topology, ids)
-    sources: list[Source] = [*queues, *_bypasses(settings, settlement, metrics, queues)]
-    sources = sources or [LedgerSource(Settler(settlement, metrics), batch_size=settings.worker_batch_size)]
     async with AsyncExitStack() as stack:
+        tracing = await stack.enter_async_context(tracing_of("worker", settings.tracing))
         await stack.enter_async_context(database.opened())
+        settler = partial(Settler, settlement, metrics, tracing)
+        queues = [] if topology is None else _queue_sources(settings, settler, metrics, topology, ids)
+        sources: list[Source] = [*queues, *_bypasses(settings, settlement, settler, metrics, queues)]
+        sources = sources or [LedgerSource(settler(), batch_size=settings.worker_batch_size)]
         if ops:
             ready = _ready(database, sources, stop, broker=topology is not None)
             await stack.enter_async_context(
@@ -103,13 +106,13 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
 
 
 def _queue_sources(
-    settings: "WorkerSettings", settlement: Settlement, metrics: Metrics, topology: Topology, ids: "JobIds"
+    settings: "WorkerSettings", settler: "Callable[[], Settler]", metrics: Metrics, topology: Topology, ids: "JobIds"
 ) -> list[QueueSource]:
     return [
         QueueSource(
             settings.url("amqp_url"),
             queue,
-            Settler(settlement, metrics),
+            settler(),
             metrics,
             topology,
             ids=ids,
@@ -121,7 +124,11 @@ def _queue_sources(
 
 
 def _bypasses(
-    settings: "WorkerSettings", settlement: Settlement, metrics: Metrics, queues: "Sequence[QueueSource]"
+    settings: "WorkerSettings",
+    settlement: Settlement,
+    settler: "Callable[[], Settler]",
+    metrics: Metrics,
+    queues: "Sequence[QueueSource]",
 ) -> list[Bypass]:
     """One for each queue of a cluster; of a single node, none."""
     if not queues or not is_cluster(settings.url("amqp_url")):
@@ -131,7 +138,7 @@ def _bypasses(
             queue.name,
             queue.lag,
             settlement,
-            Settler(settlement, metrics),
+            settler(),
             metrics,
             bulk=queue.name == RETRIES_BULK,
             batch_size=settings.worker_batch_size,

@@ -22,6 +22,7 @@ or 54, or made up by the table's owner. `shared/database.py` lists those of case
 import logging
 import math
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -33,15 +34,18 @@ from shared.settlement import Settled
 from worker.deferrals import Deferrals
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from shared.messages import RetryMessage
     from shared.settlement import Settlement
+    from shared.tracing import Tracing
     from worker.metrics import Metrics
 
 log = structlog.stdlib.get_logger(__name__)
 
 _ROUNDS: Final = 5
+MOST_TRACED: Final = 128
+"""Requests of one batch that get a span: a bulk retry would make ten thousand."""
 DEGRADED_S: Final = 90.0
 """For so long after a request was deferred, the settler is degraded: a deferred request comes again within a minute."""
 
@@ -49,9 +53,10 @@ DEGRADED_S: Final = 90.0
 class Settler:
     """Settles batches for one source."""
 
-    def __init__(self, settlement: "Settlement", metrics: "Metrics") -> None:
+    def __init__(self, settlement: "Settlement", metrics: "Metrics", tracing: "Tracing | None" = None) -> None:
         self._settlement = settlement
         self._metrics = metrics
+        self._tracing = tracing
         self._unsettled: list[RetryMessage] = []
         self._deferrals = Deferrals(settlement)
         self._deferred_at = -math.inf
@@ -71,7 +76,7 @@ class Settler:
 
         Raises DatabaseUnavailable; then `catch_up` must succeed before anything else is settled.
         """
-        began = time.perf_counter()
+        began, began_ns = time.perf_counter(), time.time_ns()
         try:
             settled, failing, refused = await self._apply(messages)
         except DatabaseUnavailable:
@@ -79,6 +84,8 @@ class Settler:
             raise
         deferred = {message.id for message in messages} - settled.keys()
         self._report(settled, len(messages), began, deferred=len(deferred), refused=refused)
+        if self._tracing is not None:
+            await self._trace(self._tracing, settled, len(messages), began_ns)
         await self._deferrals.warn(settled, deferred - failing)
         return settled
 
@@ -108,7 +115,7 @@ class Settler:
 
         Requests that another worker has settled meanwhile do not count: where none is left, the caller must pause.
         """
-        began = time.perf_counter()
+        began, began_ns = time.perf_counter(), time.time_ns()
         locked: set[RetryId] = set()
         refused: set[RetryId] = set()
         try:
@@ -117,6 +124,8 @@ class Settler:
             settled, _, refused = await self._apply(await self._settlement.queued(limit))
         if settled:
             self._report(settled, len(settled), began, refused=refused)
+            if self._tracing is not None:
+                await self._trace(self._tracing, settled, len(settled), began_ns)
             if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # looked up once, not for each request
                 for request_id, (outcome, _) in settled.items():
                     log.debug("retry request settled", request_id=str(request_id), outcome=outcome.value)
@@ -197,6 +206,19 @@ class Settler:
         except StatementRefused:
             settled = {}
         return settled.get(message.id, Settled(Outcome.POISON, None))
+
+    async def _trace(
+        self, tracing: "Tracing", settled: "Mapping[RetryId, Settled]", messages: int, began_ns: int
+    ) -> None:
+        """Add the spans of a batch that is committed. Without the ledger there are none, and all else goes on."""
+        ended_ns = time.time_ns()
+        with suppress(DatabaseUnavailable):
+            traces = await self._settlement.traces(list(settled), most=MOST_TRACED)
+            processed = [
+                (each, str(request_id), settled[request_id].outcome.value, settled[request_id].waited_s is None)
+                for request_id, each in traces.items()
+            ]
+            tracing.add_batch(processed, requests=messages, began_ns=began_ns, ended_ns=ended_ns)
 
     def _report(
         self,

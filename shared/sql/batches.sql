@@ -31,12 +31,12 @@ ORDER BY wanted.position;
 -- Insert a request for each of these jobs that is still failed and has no queued request. Answers the jobs whose request
 -- was inserted. When a request is applied, the distance from `requested_at`, which is now, to `run_at` counts.
 -- $1 uuid batch id, $2 text project id, $3 uuid[] request ids, $4 uuid[] job ids, same length, $5 text actor,
--- $6 text reason, $7 int delay in seconds, $8 int extra attempts, $9 int seconds to spread over
+-- $6 text reason, $7 int delay in seconds, $8 int extra attempts, $9 int seconds to spread over, $10 text traceparent
 INSERT INTO redrive.retry_requests (
-    id, project_id, job_id, batch_id, job_version, actor, reason, delay_seconds, extra_attempts, run_at
+    id, project_id, job_id, batch_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent, run_at
 )
 SELECT
-    wanted.id, $2, wanted.job_id, $1, j.version, $5, $6, $7::int, $8::int,
+    wanted.id, $2, wanted.job_id, $1, j.version, $5, $6, $7::int, $8::int, $10,
     CASE WHEN $9::int > 0 THEN now() + ($7::int + random() * $9::int) * interval '1 second' END
 FROM unnest($3::uuid[], $4::uuid[]) AS wanted (id, job_id)
 JOIN LATERAL (

@@ -354,6 +354,18 @@ WHERE id = ANY (ARRAY(
 ))
 RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
 
+-- name: traces
+-- The trace context of each of these requests whose trace is sampled: the last bit of the flags, which end it.
+-- $1 uuid[] request ids, $2 int how many at most
+SELECT r.id, r.traceparent
+FROM unnest($1::uuid[]) AS wanted (id)
+JOIN LATERAL (
+    SELECT requests.id, requests.traceparent FROM redrive.retry_requests AS requests
+    WHERE requests.id = wanted.id AND right(requests.traceparent, 1) IN ('1', '3', '5', '7', '9', 'b', 'd', 'f')
+    LIMIT 1
+) AS r ON true
+LIMIT $2;
+
 -- name: is_under_row_security
 -- Whether row-level security decides which jobs this role sees and updates. A hidden row is no error: it is not there.
 SELECT row_security_active('control_plane.jobs'::regclass);

@@ -270,11 +270,12 @@ def test_the_image_is_pinned_and_not_run_by_root() -> None:
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", user)
 
 
-def test_the_image_holds_the_locked_dependencies_and_no_others() -> None:
+def test_the_image_holds_the_locked_dependencies_and_those_for_traces() -> None:
     syncs = [line for line in instructions("RUN") if " sync " in line]
 
     assert len(syncs) == 2
-    assert all("--locked --no-dev" in line and "--extra" not in line and "--group" not in line for line in syncs)
+    assert all("--locked --no-dev" in line and "--group" not in line for line in syncs)
+    assert [re.findall(r"--extra (\S+)", line) for line in syncs] == [["otel"]] * 2
 
 
 def test_the_image_has_all_that_the_wheel_is_made_of() -> None:

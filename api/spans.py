@@ -1,0 +1,55 @@
+"""The spans of requests that are traced: around the door, which knows nothing of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aiohttp import web
+from multidict import istr
+
+from shared.telemetry import traceparent_of
+
+if TYPE_CHECKING:
+    from aiohttp.typedefs import Handler, Middleware
+
+    from shared.tracing import RequestSpan, Tracing
+
+_TRACEPARENT: Final = istr("traceparent")
+_SPAN: "Final[web.RequestKey[RequestSpan]]" = web.RequestKey("span")
+
+
+def traced(door: "Middleware", tracing: "Tracing") -> "Middleware":
+    """The door, with a span around each request that is sampled; the log lines of these have a `trace_id`."""
+
+    @web.middleware
+    async def traced_door(request: web.Request, handler: "Handler") -> web.StreamResponse:
+        span = tracing.begin_request(request.method, request.headers.get(_TRACEPARENT))
+        if span is None:
+            return await door(request, handler)
+        request[_SPAN] = span
+        try:
+            with structlog.contextvars.bound_contextvars(trace_id=span.trace_id):
+                answer = await door(request, handler)
+            resource = request.match_info.route.resource
+            span.answered(request.method, None if resource is None else resource.canonical, answer.status)
+            return answer
+        finally:
+            span.end()
+
+    return traced_door
+
+
+@contextmanager
+def creating(request: web.Request, *, requests: int = 1) -> Iterator[str | None]:
+    """Yield what the ledger is to have as the `traceparent` of retries that are accepted in the block.
+
+    That is the context of a span for the block, where the request is traced; else what the client sent, if that is a
+    trace context.
+    """
+    span = request.get(_SPAN)
+    if span is None:
+        yield traceparent_of(request.headers.get(_TRACEPARENT))
+    else:
+        with span.creating(requests=requests) as traceparent:
+            yield traceparent

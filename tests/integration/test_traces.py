@@ -1,0 +1,148 @@
+"""One trace from the POST through ledger and RabbitMQ to the effect, taken with OpenTelemetry's in-memory exporter."""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanContext, SpanKind
+
+from shared import tracing
+from shared.tracing import Tracing
+from tests.api_server import Serve
+from tests.eventually import eventually
+from tests.jobs import JobMaker
+from tests.tokens import token
+from tests.workers import a_worker
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+UNSAMPLED = TRACE[:-1] + "0"
+
+
+@pytest.fixture
+def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """What all programs of this process export to."""
+    exporter = InMemorySpanExporter()
+    monkeypatch.setattr("shared.tracing._exporting", lambda: SimpleSpanProcessor(exporter))
+    return exporter
+
+
+@pytest.fixture
+async def of_api(exporter: InMemorySpanExporter) -> AsyncIterator[Tracing]:  # noqa: ARG001 - what it exports to
+    async with tracing.opened("api", share=0) as opened:
+        yield opened
+
+
+def context_of(span: ReadableSpan) -> SpanContext:
+    context = span.get_span_context()
+    assert context is not None
+    return context
+
+
+def attributes_of(span: ReadableSpan) -> Mapping[str, Any]:
+    return span.attributes or {}
+
+
+def parent_of(span: ReadableSpan) -> int:
+    assert span.parent is not None
+    return span.parent.span_id
+
+
+async def spans_of(exporter: InMemorySpanExporter, *, processed: int) -> dict[str, list[ReadableSpan]]:
+    """The finished spans by the first word of their name, once so many requests were processed."""
+
+    async def there() -> bool:
+        spans = exporter.get_finished_spans()
+        return len([span for span in spans if span.kind is SpanKind.CONSUMER]) == processed
+
+    await eventually(there, what=f"{processed} spans of requests")
+    found: dict[str, list[ReadableSpan]] = {}
+    for span in exporter.get_finished_spans():
+        found.setdefault(span.name.partition(" ")[0], []).append(span)
+    return found
+
+
+@pytest.mark.parametrize("dispatch", ["rabbitmq", "ledger"])
+@pytest.mark.parametrize("jobs_retried", [1, 3])
+async def test_a_retry_is_one_trace_from_the_request_to_the_effect(
+    *,
+    dispatch: str,
+    jobs_retried: int,
+    database_url: str,
+    amqp_url: str,
+    jobs: JobMaker,
+    serve: Serve,
+    exporter: InMemorySpanExporter,
+    of_api: Tracing,
+) -> None:
+    broker = amqp_url if dispatch == "rabbitmq" else None
+    failed = await jobs.many_failed(jobs_retried)
+    api = await serve(database_url, amqp_url=broker, traced_by=of_api)
+    async with a_worker(database_url, broker, tracing=0.0):
+        if jobs_retried == 1:
+            answer = await api.post(f"/api/jobs/{failed[0].id}/retry", headers={"traceparent": TRACE})
+        else:
+            ids = {"ids": [str(job.id) for job in failed]}
+            bulk = token(scope="jobs:retry:bulk")
+            answer = await api.post("/api/jobs/retry", ids, token=bulk, headers={"traceparent": TRACE})
+        assert answer.status == 202
+        spans = await spans_of(exporter, processed=jobs_retried)
+
+    (served,), (created,), batches = spans["POST"], spans["create"], spans["settle"]
+    assert {context_of(span).trace_id for span in (served, created, *spans["process"])} == {int(TRACE[3:35], 16)}
+    assert parent_of(served) == int(TRACE[36:52], 16)
+    assert parent_of(created) == context_of(served).span_id
+    assert {parent_of(span) for span in spans["process"]} == {context_of(created).span_id}
+    assert (served.kind, created.kind) == (SpanKind.SERVER, SpanKind.PRODUCER)
+    assert re.fullmatch(r"POST /api/jobs/(\{id\}/)?retry", served.name)
+    assert attributes_of(served)["http.response.status_code"] == 202
+    for span in spans["process"]:
+        assert attributes_of(span)["redrive.outcome"] == "applied"
+        (link,) = span.links
+        assert link.context.span_id in {context_of(batch).span_id for batch in batches}
+    assert [link.context.span_id for batch in batches for link in batch.links] == [
+        context_of(created).span_id for _ in failed
+    ]
+    rows = await jobs.pool.fetch("SELECT traceparent FROM redrive.retry_requests")
+    assert {row["traceparent"] for row in rows} == {f"00-{TRACE[3:35]}-{context_of(created).span_id:016x}-01"}
+
+
+@pytest.mark.parametrize(("share", "header", "spans"), [(0, None, 0), (1, UNSAMPLED, 0), (0, TRACE, 1), (1, None, 1)])
+async def test_a_read_has_a_span_only_where_it_is_sampled(
+    *,
+    share: float,
+    header: str | None,
+    spans: int,
+    database_url: str,
+    jobs: JobMaker,
+    serve: Serve,
+    exporter: InMemorySpanExporter,
+) -> None:
+    job = await jobs.failed()
+    async with tracing.opened("api", share=share) as opened:
+        api = await serve(database_url, traced_by=opened)
+        answer = await api.get(f"/api/jobs/{job.id}", headers={} if header is None else {"traceparent": header})
+
+        assert answer.status == 200
+        assert [span.name for span in exporter.get_finished_spans()] == ["GET /api/jobs/{id}"] * spans
+
+
+async def test_what_a_client_has_not_sampled_keeps_its_context_in_the_ledger_and_makes_no_span(
+    database_url: str, jobs: JobMaker, serve: Serve, exporter: InMemorySpanExporter, of_api: Tracing
+) -> None:
+    job = await jobs.failed()
+    api = await serve(database_url, traced_by=of_api)
+    async with a_worker(database_url, tracing=1.0):
+        answer = await api.post(f"/api/jobs/{job.id}/retry", headers={"traceparent": UNSAMPLED})
+        assert answer.status == 202
+
+        async def settled() -> bool:
+            return await jobs.queued() == 0
+
+        await eventually(settled)
+
+    assert await jobs.pool.fetchval("SELECT traceparent FROM redrive.retry_requests") == UNSAMPLED
+    assert exporter.get_finished_spans() == ()
