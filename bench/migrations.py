@@ -1,0 +1,89 @@
+"""How long each migration takes and what it locks, on tables that are full: for CHANGELOG.md, before a release.
+
+    .venv/bin/python -m bench.migrations [--from VERSION] [--rows 1000000]
+
+The migrations up to VERSION (by default the first two, which make the tables) are applied to an empty database, as the
+release before has it. Then the tables are filled, and each of the others is run and measured. A transaction holds its
+locks from when it takes them to its end: the time is the longest for which one can be held.
+"""
+
+import argparse
+import asyncio
+import re
+import time
+from typing import TYPE_CHECKING, Final
+
+from bench import jobs
+from bench.servers import postgres_server
+from shared.migrations import folder, names
+
+if TYPE_CHECKING:
+    from bench.jobs import Connection
+
+_UP: Final = re.compile(
+    r"-- migrate:up(?P<options>[^\n]*)\n(?P<sql>.*?)(?=^-- migrate:down|\Z)", re.MULTILINE | re.DOTALL
+)
+_LEDGER: Final = """
+INSERT INTO redrive.retry_requests (id, project_id, job_id, state, outcome, actor, requested_at, processed_at)
+SELECT
+    gen_random_uuid(), 'bench', gen_random_uuid(),
+    CASE WHEN i % 100 = 0 THEN 'queued' ELSE 'applied' END, CASE WHEN i % 100 > 0 THEN 'applied' END, 'bench',
+    now() - i * interval '1 second', CASE WHEN i % 100 > 0 THEN now() END
+FROM generate_series(1, $1::int) AS i
+"""
+# From the weakest to the strongest; the last three keep readers or writers out.
+_MODES: Final = (
+    "AccessShareLock", "RowShareLock", "RowExclusiveLock", "ShareUpdateExclusiveLock", "ShareLock",
+    "ShareRowExclusiveLock", "ExclusiveLock", "AccessExclusiveLock",
+)  # fmt: skip
+_LOCKS: Final = """
+SELECT relation::regclass::text AS relation, mode FROM pg_locks
+WHERE pid = pg_backend_pid() AND locktype = 'relation'
+    AND relation IN (to_regclass('control_plane.jobs'), to_regclass('redrive.retry_requests'))
+"""
+
+
+async def _run(connection: "Connection", name: str) -> tuple[float, dict[str, str]]:
+    """Run one migration; answer how long it took, in ms, and its strongest lock on each of the two tables."""
+    found = _UP.search((folder() / name).read_text("utf-8"))
+    assert found is not None
+    if "transaction:false" in found["options"]:
+        began = time.perf_counter()
+        for statement in found["sql"].split(";\n"):
+            if statement.strip():
+                await connection.execute(statement)
+        return (time.perf_counter() - began) * 1000, {}
+    async with connection.transaction():
+        began = time.perf_counter()
+        await connection.execute(found["sql"])
+        elapsed_ms = (time.perf_counter() - began) * 1000
+        locks: dict[str, str] = {}
+        for relation, mode in await connection.fetch(_LOCKS):
+            locks[relation] = max(locks.get(relation, mode), mode, key=_MODES.index)
+    return elapsed_ms, locks
+
+
+async def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="since", default=names()[1].partition("_")[0], metavar="VERSION")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    given = parser.parse_args()
+    async with postgres_server() as server, server.database(migrated=False) as url, jobs.connected(url) as connection:
+        for name in names():
+            if name.partition("_")[0] <= given.since:
+                await _run(connection, name)
+        await jobs.fill(connection, given.rows)
+        await connection.execute(_LEDGER, given.rows)
+        await connection.execute("VACUUM ANALYZE redrive.retry_requests")
+        print("| migration | ms | strongest lock on `control_plane.jobs` | on `redrive.retry_requests` |")
+        print("|---|--:|---|---|")
+        for name in names():
+            if name.partition("_")[0] > given.since:
+                elapsed_ms, locks = await _run(connection, name)
+                on = [locks.get(table, "–") for table in ("control_plane.jobs", "redrive.retry_requests")]  # noqa: RUF001
+                print(f"| `{name}` | {elapsed_ms:.0f} | {on[0]} | {on[1]} |")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
