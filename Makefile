@@ -22,7 +22,7 @@ test: sync ## install what the tests need, then linters, types and every test (T
 
 # Node comes from PyPI, the systems written in JavaScript from npm. The next `make test` takes Node away again.
 adapters: ## try every adapter with the real system and its worker, those from npm too (ARGS="-k pg-boss" …)
-	@$(SYNC) --group adapters-npm
+	@$(SYNC) --group adapters-npm $(if $(shell command -v g++),--group adapters-compiled)
 	@.ci/test-servers
 	@.ci/test-npm
 	@REDRIVE_ADAPTERS_NPM=1 REDRIVE_ADAPTERS_ROWS=100000 $(BIN)/pytest -n 2 --dist loadgroup tests/adapters $(ARGS)
