@@ -2,14 +2,26 @@
 
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 
 from tests.adapters.rig import Prepared, Rig, discard, prepare
-from tests.adapters.systems import SYSTEMS, System
+from tests.adapters.systems import SYSTEMS, WHOLE, System
 from tests.api_server import Api, Serve
 from tests.servers.postgres import Postgres
 from tests.servers.processes import run_apart
+
+IN_SHORT: Final = "procrastinate"
+_PAGES: Final = Path(__file__).with_name("test_pages.py")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the pages of all systems but one to `make adapters`: each starts six programs."""
+    left = [each for each in items if not WHOLE and each.path == _PAGES and IN_SHORT not in each.name]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [each for each in items if each not in left]
 
 
 @pytest.fixture(

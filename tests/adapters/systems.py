@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from shared.job_ids import JobIds, job_ids
+from shared.sql import JobIdType
 
 ROOT: Final = Path(__file__).parents[2]
 NPM: Final = Path(__file__).parent / "npm"
+WHOLE: Final = bool(os.environ.get("REDRIVE_ADAPTERS_NPM"))
+"""Whether this is `make adapters`, with the systems from npm; `make test` runs what costs little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,11 @@ class System:
 
     @property
     def ids(self) -> JobIds:
-        return job_ids("bigint" if self.settings.get("job_id") == "bigint" else "uuid")
+        return job_ids(self.job_id)
+
+    @property
+    def job_id(self) -> JobIdType:
+        return "bigint" if self.settings.get("job_id") == "bigint" else "uuid"
 
 
 _BIGINT: Final[Mapping[str, object]] = {"job_id": "bigint"}
@@ -280,10 +287,10 @@ def _systems() -> dict[str, System]:
             index="created DESC, id DESC",
             unique="dedupe_key = 'one at a time'",
         ),
-        *(_by_hand(name) for name in ("oban", "oban-elixir", "river")),
+        *(_by_hand(name) for name in ("oban", "river", *(["oban-elixir"] if WHOLE else []))),
         *([_oban(python)] if (python := _new_python()) else []),
     ]
-    npm = [_pg_boss("10"), _pg_boss("12"), _graphile_worker()] if os.environ.get("REDRIVE_ADAPTERS_NPM") else []
+    npm = [_pg_boss("10"), _pg_boss("12"), _graphile_worker()] if WHOLE else []
     return {system.name: system for system in (*python, *npm)}
 
 

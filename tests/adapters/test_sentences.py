@@ -16,12 +16,14 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from cli.checking.database import database_findings
+from cli.checking.findings import Verdict
 from shared import adapters
+from shared.database import open_database
 from shared.models import JobId
 from tests.adapters.drivers.jobs import ERROR, QUEUE
 from tests.adapters.rig import Rig
 from tests.api_server import Api, Serve
-from tests.commands import Done, commanded
 from tests.eventually import eventually
 from tests.queues import Queues
 from tests.tokens import token
@@ -368,19 +370,22 @@ async def test_odd_bytes_in_one_job_spoil_no_other(rig: Rig, api: Api) -> None:
 async def test_the_check_finds_it_in_order_and_names_a_version_that_was_not_tested(rig: Rig) -> None:
     adapter = adapters.get(rig.system.adapter)
 
-    async def check() -> Done:
-        job_id = str(rig.system.settings.get("job_id", "uuid"))
-        return await commanded("check", "worker", DATABASE_URL=rig.worker_url, JOB_ID=job_id)
+    async def check() -> dict[Verdict, str]:
+        async with open_database(rig.worker_url, program="test", timeout_s=2, pool_size=1) as database:
+            found = [
+                each
+                async for each in database_findings(
+                    database, "database", ("worker",), writes=True, job_id=rig.system.job_id
+                )
+            ]
+        return {verdict: "\n".join(each.text for each in found if each.verdict is verdict) for verdict in Verdict}
 
     done = await check()
-    assert done.status == 0, done
-    assert f"control_plane.jobs is the adapter {adapter.name}, tested with {adapter.tested}" in done.out
-    assert "warning" not in done.out
+    assert (done[Verdict.FAILED], done[Verdict.WARNING]) == ("", "")
+    assert f"control_plane.jobs is the adapter {adapter.name}, tested with {adapter.tested}" in done[Verdict.OK]
     if adapter.versions is not None:
-        assert "; its tables have version " in done.out
+        assert "; its tables have version " in done[Verdict.OK]
         await rig.pool.execute(
             "CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint LANGUAGE sql RETURN 999"
         )
-        other = await check()
-        assert other.status == 1
-        assert "tables have version 999" in other.out
+        assert "tables have version 999" in (await check())[Verdict.FAILED]
