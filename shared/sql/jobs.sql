@@ -36,8 +36,9 @@ queued.id, queued.requested_at,
 j.place
 
 -- fragment: listed_columns
--- The columns of a job in a list.
-jobs.id, {shown_columns length=2001}, '' AS version, -- lists have no tags
+-- The columns of a job in a list. Where no index has its order, as in most views, all of a project's jobs are sorted. As
+-- random() makes the error volatile, it is computed after that, for the page alone; else a long one of each job is read.
+jobs.id, {shown_columns length=2001+(random()<0)::int}, '' AS version, -- lists have no tags
 {microseconds time=jobs.created_at::timestamptz} AS place
 
 -- fragment: columns_without_time
