@@ -55,6 +55,7 @@ async def run(
     for note in settings.notes:
         log.warning("setting ignored", reason=note)
     registry = metrics_registry()
+    listening = asyncio.Event()
     async with AsyncExitStack() as stack:
         tracing = await stack.enter_async_context(tracing_of("api", settings.tracing))
         api = create_app(settings, registry, tracing)
@@ -74,7 +75,7 @@ async def run(
                     host=settings.host,
                     port=settings.ops_port,
                     path=ops_path,
-                    ready=lambda: readiness(api),
+                    ready=lambda: readiness(api, listening=listening.is_set()),
                     metrics=exposition_of(registry),
                 )
             )
@@ -83,6 +84,7 @@ async def run(
         stack.push_async_callback(runner.cleanup)
         site = web.TCPSite(runner, settings.host, settings.port, backlog=1024, reuse_port=share_port or None)
         await site.start()
+        listening.set()
         dispatch = "ledger" if api.relay is None else "rabbitmq"
         log.info("api started", host=settings.host, port=settings.port, dispatch=dispatch)
         if started is not None:
@@ -126,8 +128,8 @@ async def _await_first_requests(pause_s: float) -> None:
     await asyncio.sleep(pause_s)
 
 
-async def readiness(api: "Api") -> Readiness:
-    """Whether to send requests here.
+async def readiness(api: "Api", *, listening: bool = True) -> Readiness:
+    """Whether to send requests here; not before the api is `listening`.
 
     The database must take writes, or be read where the api only reads; the replica must be read. Keys must have been
     fetched once: later they stay good while their issuer is away. A broker that is away only delays retries.
@@ -139,7 +141,7 @@ async def readiness(api: "Api") -> Readiness:
         checks["keys"] = Status.OK if api.keys.ready else Status.UNAVAILABLE
     if api.relay is not None:
         checks["broker"] = Status.OK if api.relay.connected else Status.DEGRADED
-    if api.door.closing:
+    if api.door.closing or not listening:
         checks["process"] = Status.UNAVAILABLE
     worst = max(checks.values(), key=list(Status).index)
     return Readiness(worst, checks)

@@ -73,7 +73,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
         sources: list[Source] = [*queues, *_bypasses(settings, settlement, settler, metrics, queues)]
         sources = sources or [LedgerSource(settler(), batch_size=settings.worker_batch_size)]
         if ops:
-            ready = _ready(database, sources, stop, broker=topology is not None)
+            ready = _ready(database, guard, sources, stop, broker=topology is not None)
             await stack.enter_async_context(
                 serve_ops(host=settings.host, port=settings.ops_port, ready=ready, metrics=exposition_of(registry))
             )
@@ -147,11 +147,14 @@ def _bypasses(
     ]
 
 
-def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event, *, broker: bool) -> Ready:
+def _ready(
+    database: Database, guard: Guard, sources: "Sequence[Source]", stop: asyncio.Event, *, broker: bool
+) -> Ready:
     """What `/readyz` asks.
 
-    The worker is unavailable once `stop` is set, while its database does not answer, takes no writes or is not
-    migrated, and, where there is a `broker`, while a source has no consumer. It is degraded while a settler is.
+    The worker is unavailable before its first look at the jobs, once `stop` is set, while its database does not answer,
+    takes no writes or is not migrated, and, where there is a `broker`, while a source has no consumer. It is degraded
+    while a settler is.
     """
 
     async def ready() -> Readiness:
@@ -165,7 +168,7 @@ def _ready(database: Database, sources: "Sequence[Source]", stop: asyncio.Event,
             checks["settling"] = Status.DEGRADED
         if broker:
             checks["broker"] = Status.OK if all(source.is_ready for source in sources) else Status.UNAVAILABLE
-        if stop.is_set() or Status.UNAVAILABLE in checks.values():
+        if not guard.has_looked or stop.is_set() or Status.UNAVAILABLE in checks.values():
             return Readiness(Status.UNAVAILABLE, checks)
         return Readiness(Status.DEGRADED if Status.DEGRADED in checks.values() else Status.OK, checks)
 

@@ -209,6 +209,11 @@ class Guard:
         self._updates = updates
         self._looked = asyncio.Event()
 
+    @property
+    def has_looked(self) -> bool:
+        """Whether `run` has looked once, at the relation or for the database."""
+        return self._looked.is_set()
+
     async def first_look(self) -> None:
         """Wait until `run` has looked once, for FIRST_LOOK_S at most: a program starts without its database, too."""
         with suppress(TimeoutError):

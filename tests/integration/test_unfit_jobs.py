@@ -13,9 +13,10 @@ import asyncpg
 import pytest
 
 import shared.relation
-from api.serving import run
+from api.serving import readiness, run
 from shared.database import open_database
 from shared.migrations import migrate
+from shared.ops import Status
 from shared.relation import faults_of
 from shared.settings import ApiSettings, read
 from tests.api_server import Serve
@@ -204,6 +205,7 @@ async def test_the_worker_names_it_once_and_takes_no_request(url: str, log: Log,
         async def is_unready() -> bool:
             return await worker.readiness() == 503
 
+        await eventually(lambda: refusals(log))
         await eventually(is_unready)
         assert (await worker.health())[1]["checks"]["database"] == "unavailable"
 
@@ -236,6 +238,13 @@ async def test_what_is_mended_is_served_without_a_restart(url: str, log: Log) ->
     assert [line["event"] for line in log.lines].count("jobs can be served") == 2
 
 
+async def test_the_api_is_not_ready_before_it_listens(url: str, serve: Serve) -> None:
+    api = await serve(url, job_id="bigint")
+
+    assert (await readiness(api.parts, listening=False)).checks["process"] is Status.UNAVAILABLE
+    assert (await readiness(api.parts)).status is Status.OK
+
+
 async def test_who_only_reads_needs_no_trigger(url: str, log: Log) -> None:
     await execute(url, view(FITS))
     async with an_api(url, read_only=True) as api:
@@ -245,17 +254,13 @@ async def test_who_only_reads_needs_no_trigger(url: str, log: Log) -> None:
 
 
 ODD: Final = {
-    "text": "'1'::text", "integer": "1", "numeric": "1.5", "boolean": "true", "bytea": "'\\x00'::bytea",
-    "json": "'{}'::json", "date": "'2026-01-01'::date", "timestamp": "'2026-01-01'::timestamp",
-    "uuid": "gen_random_uuid()", "text[]": "'{a}'::text[]",
+    "text": "'1'::text", "integer": "1", "bytea": "'\\x00'::bytea", "timestamp": "'2026-01-01'::timestamp"
 }  # fmt: skip
-
-
 PATHS: Final = ("/api/jobs/1", "/api/jobs", "/api/jobs/stats", "/api/jobs?status=failed", "/api/failures")
 
 
 async def test_no_type_of_a_column_is_an_internal_error(url: str, serve: Serve) -> None:
-    """Every column as each of ten types is served, or named as unfit, or the jobs alone are unreadable."""
+    """Every column as each of four types is served, or named as unfit, or the jobs alone are unreadable."""
     for name in COLUMNS:
         for kind, expression in ODD.items():
             await execute(url, view({name: expression}, TRIGGER))
