@@ -74,7 +74,7 @@ FROM generate_series(1, $1::int) AS i
 RETURNING id
 """
 _BY_ID: Final = """
-SELECT count(found.read) FROM unnest($1::uuid[]) AS wanted (id)
+SELECT wanted.id, found.read FROM unnest($1::uuid[]) AS wanted (id)
 CROSS JOIN LATERAL (
     SELECT {read} AS read FROM control_plane.jobs WHERE jobs.project_id = $2 AND jobs.id = wanted.id LIMIT 1
 ) AS found
@@ -83,6 +83,9 @@ _VERSION: Final = """redrive.job_version(
     type::text, status::text, attempts::bigint, max_attempts::bigint, last_error::text, scheduled_at, started_at,
     completed_at, created_at
 )"""
+
+
+_XMIN: Final = "xmin::text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +238,7 @@ async def _settling_s(stage: Stage, table: _Table, backlog: int) -> float:
 
 
 async def _version_cost(stage: Stage, rows: int, error_bytes: int) -> VersionCost:
-    """Look-ups of so many jobs by id that read the version, and that read `xmin`, in turn."""
+    """Look-ups of so many jobs by id that read the version, and that read `xmin`, in turn; until the rows are here."""
     assert statements("jobs")["find"].count("redrive.job_version(") == 1  # what is measured here is what is read
     async with stage.postgres.database() as url, jobs.connected(url) as connection:
         ids = [row["id"] for row in await connection.fetch(_WITH_ERRORS, rows, PROJECT, error_bytes)]
@@ -244,15 +247,15 @@ async def _version_cost(stage: Stage, rows: int, error_bytes: int) -> VersionCos
 
         async def ms(read: str) -> float:
             began_at = time.perf_counter()
-            found = await connection.fetchval(_BY_ID.format(read=read), ids, PROJECT)
+            found = await connection.fetch(_BY_ID.format(read=read), ids, PROJECT)
             taken = (time.perf_counter() - began_at) * 1_000
-            if found != rows:
-                raise ServerFailed(f"{rows - found} of {rows} jobs were not found")
+            if len(found) != rows:
+                raise ServerFailed(f"{rows - len(found)} of {rows} jobs were not found")
             return taken
 
-        for read in (_VERSION, "xmin"):
+        for read in (_VERSION, _XMIN):
             await ms(read)  # prepared, and in the cache
-        pairs = [(await ms(_VERSION), await ms("xmin")) for _ in range(_VERSION_PAIRS)]
+        pairs = [(await ms(_VERSION), await ms(_XMIN)) for _ in range(_VERSION_PAIRS)]
     return VersionCost(
         rows=rows,
         error_bytes=error_bytes,

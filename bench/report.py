@@ -91,7 +91,8 @@ _VERSIONS: Final = """\
 ### What a version costs
 
 A job's version is a hash of all that is shown of it. One statement looks jobs up by id and reads their versions,
-another reads `xmin` instead, in turn.
+another reads `xmin` instead, in turn, each until the client has the rows. An error of 64 KB is stored apart from its
+row; for a version it has to be fetched and hashed, up to its 65,536th character.
 """
 
 
