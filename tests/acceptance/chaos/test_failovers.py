@@ -1,0 +1,95 @@
+"""A primary of PostgreSQL that is lost under load, and its standby promoted; names that lead to a reader: P22.
+
+By `make chaos` only: each failover takes longer than all of a small trial.
+"""
+
+import asyncio
+from datetime import datetime
+from typing import Final
+
+import pytest
+
+from tests.acceptance.chaos.rig import Rig
+from tests.acceptance.chaos.tally import scaled
+from tests.servers.postgres import PostgresPair
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+PAUSE_S: Final = 5.0
+"""The promise, from the moment in which a server takes writes again."""
+FLOWING_S: Final = 12.0
+MISLED_S: Final = 10.0
+RATE: Final = 50.0
+_PAUSE: Final = """
+SELECT max(gap)::float8 FROM (
+    SELECT extract(epoch FROM at - lag(at) OVER (ORDER BY at)) AS gap
+    FROM (SELECT at FROM public.test_effects WHERE at > $1 UNION ALL VALUES ($1), (now())) AS times
+) AS gaps
+"""
+
+
+@pytest.fixture
+async def pair(rig_of_pair: Rig) -> PostgresPair:
+    assert isinstance(rig_of_pair.postgres, PostgresPair)
+    return rig_of_pair.postgres
+
+
+async def _pause_since(rig: Rig, since: datetime) -> float:
+    """The longest time in which no job was put back, from then until now."""
+    ((pause_s,),) = await rig.rows(_PAUSE, since)
+    return float(pause_s)
+
+
+async def _now(rig: Rig) -> datetime:
+    ((now,),) = await rig.rows("SELECT clock_timestamp()")
+    assert isinstance(now, datetime)
+    return now
+
+
+@pytest.mark.parametrize("loss", ["killed", "frozen"])
+@pytest.mark.parametrize("kind", ["synchronous", "asynchronous"])
+async def test_p22_a_promoted_standby_goes_on_within_seconds(
+    rig_of_pair: Rig, pair: PostgresPair, kind: str, loss: str
+) -> None:
+    rounds = scaled(1, full=20 if loss == "killed" else 10)
+    synchronous = kind == "synchronous"
+    name = f"P22 primary {loss}, {kind} standby"
+    async with rig_of_pair.trial(name, loses=not synchronous) as trial:
+        pauses: list[float] = []
+        for _ in range(rounds):
+            await pair.make_synchronous(synchronous=synchronous)
+            load = await trial.load(count=int(RATE * 60), rate=RATE)
+            async with load.flowing():
+                await trial.pause(1, 3)
+                await (pair.kill() if loss == "killed" else pair.freeze())
+                trial.broken()
+                await trial.pause(0, 3)  # whoever promotes needs time to notice
+                await pair.fail_over()
+                promoted_at = await _now(rig_of_pair)
+                await asyncio.sleep(FLOWING_S)
+                pauses.append(await _pause_since(rig_of_pair, promoted_at))
+            await pair.rejoin()
+        trial.tally.notes["longest_pause_s"] = round(max(pauses), 1)
+    assert max(pauses) <= PAUSE_S, pauses
+
+
+async def test_p22_names_that_lead_to_a_reader_are_followed_back_to_the_writer(
+    rig_of_pair: Rig, pair: PostgresPair
+) -> None:
+    async with rig_of_pair.trial("P22 the names lead to a reader") as trial:
+        await pair.make_synchronous(synchronous=True)
+        pauses: list[float] = []
+        for _ in range(scaled(1, full=5)):
+            load = await trial.load(count=int(RATE * 60), rate=RATE)
+            async with load.flowing():
+                await trial.pause(1, 3)
+                await pair.mislead()
+                trial.broken()
+                await asyncio.sleep(MISLED_S)
+                assert 503 in {call.status for call in load.calls}, "the programs still had a writer"
+                await pair.lead_right()
+                led_at = await _now(rig_of_pair)
+                await asyncio.sleep(FLOWING_S)
+                pauses.append(await _pause_since(rig_of_pair, led_at))
+        trial.tally.notes["longest_pause_s"] = round(max(pauses), 1)
+    assert max(pauses) <= PAUSE_S, pauses
