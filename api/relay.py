@@ -8,8 +8,9 @@
    meanwhile, in some milliseconds, travels together.
 4. It gives back the rows that were not confirmed, and ends with that failure. After a pause the next session begins,
    with one row: as long as nothing is confirmed, all others are free for a worker that takes them from the ledger.
-5. It marks confirmed rows as published a second later, if they are still queued. Most are settled by then, and settling
-   marks them too: that saves a write, and the worker, which has the message at once, never waits for our commit.
+5. It marks confirmed rows as published a second later, three for bulk ones, if they are still queued. Most are settled
+   by then, and settling marks them too: that saves a write, and the worker, which has the message at once, never waits
+   for our commit.
 
 Nothing is kept in memory that would be missed: the normal case and recovery are one path, from the ledger.
 
@@ -18,7 +19,9 @@ beside the next single one, not before it.
 """
 
 import asyncio
+from collections import deque
 from contextlib import asynccontextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
@@ -53,9 +56,14 @@ PUBLISH_TIMEOUT_S: Final = 10.0
 NODE_TIMEOUT_S: Final = 3.0
 """The same, where another node can be asked."""
 POLL_S: Final = 1.0
+MARK_EVERY_S: Final = 1.0
 MARK_AFTER_S: Final = 1.0
+MARK_BULK_AFTER_S: Final = 3.0
+"""After a confirm; a batch of ten thousand is settled by then."""
 MARK: Final = 1_000
-"""Confirmed rows that are marked without waiting for the second to pass."""
+"""Rows that are marked in one statement."""
+MOST_UNMARKED: Final = 20_000
+"""Confirmed rows that wait to be marked; beyond that, the oldest are marked at once."""
 SWEEP_EVERY_S: Final = 60.0
 STALE_S: Final = 3600.0
 SWEEP: Final = 1_000
@@ -136,7 +144,7 @@ class _Lane:
         self._waiting = False  # for these to end; what is accepted meanwhile travels together
         self._failure: BaseException | None = None
         self._doubtful = False  # the last message was not confirmed; the next one goes alone
-        self._confirmed: list[Lease] = []
+        self._confirmed: deque[tuple[float, Lease]] = deque()  # since when, and which
         self._mark_at = 0.0
         self._sweep_at = 0.0
         self.connected = False
@@ -216,7 +224,7 @@ class _Lane:
                 self._fail(error)
         if self._failure is not None:
             raise self._failure
-        await self._mark()
+        await self._mark(len(self._confirmed))
 
     def _fail(self, failure: BaseException) -> None:
         """Record what ends the session; the first failure counts."""
@@ -254,12 +262,13 @@ class _Lane:
         self, exchange: "AbstractExchange", publishing: asyncio.TaskGroup, room: asyncio.Semaphore
     ) -> None:
         """Lease batch after batch, each when there is room, and start to publish it, until fewer rows are left."""
+        after: Leased | None = None
         while True:
             await room.acquire()
             if self._failure is not None:
                 return
             limit = 1 if self._doubtful else BATCH
-            rows = await self._outbox.lease(limit, lease_s=LEASE_S, bulk=self._bulk)
+            rows = await self._outbox.lease(limit, lease_s=LEASE_S, bulk=self._bulk, after=after)
             if not rows:
                 room.release()
                 return
@@ -267,6 +276,7 @@ class _Lane:
             publishing.create_task(self._publish(exchange, rows, room))
             if len(rows) < BATCH:
                 return
+            after = rows[-1]
 
     async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Leased]", room: asyncio.Semaphore) -> None:
         """Publish one batch: note the rows that are confirmed, give the others back, and record the failure."""
@@ -281,7 +291,8 @@ class _Lane:
             confirmed = [row.lease for pack, failure in outcomes if failure is None for row in pack.rows]
             if confirmed:
                 reach(Failpoint.AFTER_CONFIRM)
-                self._confirmed += confirmed
+                now = asyncio.get_running_loop().time()
+                self._confirmed += ((now, lease) for lease in confirmed)
                 self._metrics.published.inc(len(confirmed))
             refused = [(row.lease, failure) for pack, failure in outcomes if failure is not None for row in pack.rows]
             if refused:
@@ -293,8 +304,8 @@ class _Lane:
             if self._doubtful:
                 self._doubtful = False
                 self.wake()  # for the others
-            if len(self._confirmed) >= MARK:
-                await self._mark()
+            if len(self._confirmed) > MOST_UNMARKED:
+                await self._mark(MARK)
         except Exception as error:  # noqa: BLE001 - the session raises it, after the other batches have ended
             self._fail(error)
         finally:
@@ -304,21 +315,25 @@ class _Lane:
                 self.wake()
 
     async def _keep_books(self) -> None:
-        """Mark what was confirmed once a second, and once a minute publish again what must have been lost."""
+        """Mark once a second what was confirmed before, and once a minute publish again what must have been lost."""
         now = asyncio.get_running_loop().time()
         if now >= self._mark_at:
-            self._mark_at = now + MARK_AFTER_S
-            await self._mark()
+            self._mark_at = now + MARK_EVERY_S
+            due_at = now - (MARK_BULK_AFTER_S if self._bulk else MARK_AFTER_S)
+            await self._mark(sum(1 for _ in takewhile(lambda each: each[0] <= due_at, self._confirmed)))
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY_S
             if stale := await self._outbox.republish_stale(SWEEP, age_s=STALE_S, bulk=self._bulk):
                 log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
 
-    async def _mark(self) -> None:
-        """Mark what was confirmed. Where this fails, the leases end, and the rows are published again."""
-        confirmed, self._confirmed = self._confirmed, []
-        if confirmed:
-            await self._outbox.mark_published(confirmed)
+    async def _mark(self, count: int) -> None:
+        """Mark the first `count` that were confirmed. Where this fails, the leases end: they are published again."""
+        while count > 0:
+            leases = [self._confirmed.popleft()[1] for _ in range(min(MARK, count, len(self._confirmed)))]
+            if not leases:
+                return
+            count -= len(leases)
+            await self._outbox.mark_published(leases)
 
 
 class _Pack(NamedTuple):

@@ -50,9 +50,13 @@ class Outbox:
         self._ids = ids
         self._sql = statements("outbox")
 
-    async def lease(self, limit: int, *, lease_s: float, bulk: bool) -> list[Leased]:
-        """Lease up to `limit` unpublished requests for `lease_s`, the oldest first."""
-        rows = await self._database.fetch(self._sql["lease"], limit, timedelta(seconds=lease_s), bulk)
+    async def lease(self, limit: int, *, lease_s: float, bulk: bool, after: Leased | None = None) -> list[Leased]:
+        """Lease up to `limit` unpublished requests for `lease_s`, the oldest first; with `after`, of those behind it.
+
+        A transaction that began earlier may still add one before `after`.
+        """
+        position = (None, None) if after is None else (after.message.requested_at, after.message.id)
+        rows = await self._database.fetch(self._sql["lease"], limit, timedelta(seconds=lease_s), bulk, *position)
         return [
             Leased(
                 message_of(row, self._ids),
@@ -60,7 +64,7 @@ class Outbox:
                 Lease(RetryId(row["id"]), row["publish_lease_until"]),
                 alone=row["publish_alone"],
             )
-            for row in sorted(rows, key=lambda row: row["id"])  # UUIDv7: in order of time
+            for row in sorted(rows, key=lambda row: (row["requested_at"], row["id"]))
         ]
 
     async def mark_published(self, leases: Sequence[Lease]) -> None:

@@ -13,7 +13,8 @@
 -- name: lease
 -- Take the oldest requests that no relay has published, on a lease: until it ends no other relay takes them. The leases
 -- of a relay that dies end by themselves.
--- $1 int how many, $2 interval the lease, $3 bool those of batches, or single ones
+-- $1 int how many, $2 interval the lease, $3 bool those of batches, or single ones; $4 timestamptz and $5 uuid the request
+-- behind which to look, NULL for none: what was leased just before would be read again each time
 UPDATE redrive.retry_requests
 SET publish_lease_until = now() + $2
 WHERE id = ANY (ARRAY(
@@ -21,6 +22,8 @@ WHERE id = ANY (ARRAY(
     WHERE
         state = 'queued' AND processed_at IS NULL AND published_at IS NULL
         AND (batch_id IS NOT NULL) = $3
+        AND (requested_at, id)
+            > (coalesce($4, '-infinity'::timestamptz), coalesce($5, '00000000-0000-0000-0000-000000000000'::uuid))
         AND (publish_lease_until IS NULL OR publish_lease_until < now())
     ORDER BY requested_at, id
     LIMIT $1
@@ -33,12 +36,16 @@ RETURNING
 -- fragment: still_leased
 -- The requests of $1 whose leases still end at the times of $2.
 id = ANY (ARRAY(
-    SELECT leased.id FROM redrive.retry_requests AS leased
-    WHERE
-        id = ANY ($1::uuid[]) AND published_at IS NULL
-        AND publish_lease_until = ($2::timestamptz[])[array_position($1::uuid[], id)]
-    ORDER BY id -- the lock order
-    FOR UPDATE
+    SELECT leased.id
+    FROM (
+        SELECT id, until FROM unnest($1::uuid[], $2::timestamptz[]) AS lease (id, until)
+        ORDER BY id -- the lock order
+    ) AS lease
+    CROSS JOIN LATERAL (
+        SELECT r.id FROM redrive.retry_requests AS r
+        WHERE r.id = lease.id AND r.published_at IS NULL AND r.publish_lease_until = lease.until
+        FOR UPDATE
+    ) AS leased
 ))
 
 -- name: mark_published
