@@ -6,6 +6,9 @@
 
 The middleware takes the steps up to the path, for all paths, and turns errors into answers. `Door.guarded` takes the
 steps after it, for each handler.
+
+A preflight is answered at its step. With `Transfer-Encoding`, which no browser sends, it is none (`is_preflight`), and
+like any other OPTIONS in chunks it is charged to its address and answered 411.
 """
 
 import re

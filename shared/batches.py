@@ -173,10 +173,11 @@ class Batches:
         async with self._database.slot():
             blocks = await self._blocks(request, limit=MAX_BATCH + 1)
             truncated = len(blocks) > MAX_BATCH
-            chosen = request.chosen
-            if isinstance(chosen, FailedFilter) and chosen.looked_at is not None:
-                truncated = await self._failed.has_more(request.project_id, chosen)
-        blocks = blocks[:MAX_BATCH]
+            blocks = blocks[:MAX_BATCH]
+            if isinstance(chosen := request.chosen, FailedFilter):
+                if chosen.looked_at is not None:
+                    truncated = await self._failed.has_more(request.project_id, chosen)
+                blocks = await self._blocks_by_id(request, blocks)
         free = [job_id for job_id, block in blocks if block is None]
         counts = Counter(block for _, block in blocks if block is not None)
         return BulkDryRun(len(blocks), len(free), counts, tuple(free[:SAMPLE]), truncated)

@@ -5,6 +5,9 @@
    Watches compare light jobs. All of a job (`whole`) is read just before it is sent, a few jobs at a time (`rest_of`).
 3. A row that cannot be shown (a NULL where the contract has none, an error of the database for this row) fails alone: a
    read of it raises JobUnreadable, and a list has an UnreadableJob in its place.
+4. In a database without an encoding (SQL_ASCII) a text may hold bytes that are no UTF-8, and is cut by bytes. Such a
+   byte behind the first MAX_LISTED_ERROR of an error spoils no list and no watch, but the job's own read; and where the
+   cut falls into a character, the job is unreadable, too.
 """
 
 from collections.abc import AsyncIterator, Mapping, Sequence

@@ -163,7 +163,7 @@ def _row_of(job_id: JobId, row: "Row", position: Position) -> JobRow:
         row["type"],
         row["status"],
         row["created_at"],
-        row["are_numbers"] and not nulls,
+        row["fit_bigint"] and not nulls,
         row["is_queued"],
         row["is_exhausted"],
         row["error"],

@@ -7,7 +7,7 @@ names every problem, and shows no value. Settings without effect are in `notes`.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
@@ -302,7 +302,11 @@ def read(kind: type[S], **known: object) -> S:
         # A secret that could not be read counts as given: its absence would make other problems.
         settings = kind(**cast("dict[str, Any]", {**secrets, **dict.fromkeys(unread, _UNREAD), **known}))
     except ValidationError as error:
-        problems = [_problem(kind, dict(problem)) for problem in error.errors() if problem["loc"][0] not in unread]
+        problems = [
+            _problem(kind, dict(problem), from_files=secrets.keys())
+            for problem in error.errors()
+            if problem["loc"][0] not in unread
+        ]
         raise SettingsError(sorted([*problems, *unread.values()])) from None
     if unread:
         raise SettingsError(sorted(unread.values()))
@@ -311,11 +315,13 @@ def read(kind: type[S], **known: object) -> S:
         for field, value in secrets.items()
         if (check := _URLS.get(field)) is not None and field not in known
     }
-    settings._notes = tuple(_notes(kind, settings, known))  # noqa: SLF001 - likewise
+    settings._notes = tuple(_notes(kind, settings, known, from_files=secrets.keys()))  # noqa: SLF001 - likewise
     return settings
 
 
-def _notes(kind: type[Settings], settings: Settings, known: Mapping[str, object]) -> Iterator[str]:
+def _notes(
+    kind: type[Settings], settings: Settings, known: Mapping[str, object], *, from_files: Collection[str]
+) -> Iterator[str]:
     for field in _LINKABLE:
         variable = f"{PREFIX}{field.upper()}"
         if field in kind.model_fields and field not in known and _SERVICE_LINK.match(os.environ.get(variable, "")):
@@ -326,7 +332,7 @@ def _notes(kind: type[Settings], settings: Settings, known: Mapping[str, object]
         secret = getattr(settings, field, None)
         if isinstance(secret, SecretStr):
             for note in postgres_url(secret.get_secret_value()).ignored:
-                yield f"{PREFIX}{field.upper()}: {note}"
+                yield f"{_origin(field, from_files)}: {note}"
 
 
 def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str, str]]:
@@ -341,9 +347,14 @@ def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str,
             problems[field] = f"{variable}: and {variable}_FILE are both set, keep one"
             continue
         try:
-            found[field] = Path(path).read_text("utf-8").strip()
+            text = Path(path).read_text("utf-8").strip()
         except (OSError, ValueError) as error:
             problems[field] = f"{variable}_FILE: {_unreadable(path, error)}"
+            continue
+        if text:
+            found[field] = text
+        else:
+            problems[field] = f"{variable}_FILE: {path} is empty"
     return found, problems
 
 
@@ -355,12 +366,19 @@ def _unreadable(path: str, error: OSError | ValueError) -> str:
     return f"{path} cannot be read: {reason}"
 
 
-def _problem(kind: type[Settings], problem: Mapping[str, Any]) -> str:
+def _origin(field: str, from_files: Collection[str]) -> str:
+    """Where the value of a field is from: its variable, or the file that its variable names."""
+    variable = f"{PREFIX}{field.upper()}"
+    return f"{variable}_FILE (its content)" if field in from_files else variable
+
+
+def _problem(kind: type[Settings], problem: Mapping[str, Any], *, from_files: Collection[str]) -> str:
     field = str(problem["loc"][0])
     variable = f"{PREFIX}{field.upper()}"
     if problem["type"] == "missing":
         also = f" (or {variable}_FILE)" if field in _SECRETS & kind.model_fields.keys() else ""
         return f"{variable}{also}: is required"
+    variable = _origin(field, from_files)
     reason = problem.get("ctx", {}).get("error")
     if isinstance(reason, ValueError) and not isinstance(reason, UnicodeError):
         return f"{variable}: {reason}"

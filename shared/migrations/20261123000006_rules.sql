@@ -20,7 +20,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
 $$;
 
 -- Whether both are numbers that an integer of 64 bits holds, or NULL: a column may be numeric, and hold NaN.
-CREATE FUNCTION redrive.are_whole_numbers(attempts anycompatible, max_attempts anycompatible) RETURNS boolean
+CREATE FUNCTION redrive.fit_bigint(attempts anycompatible, max_attempts anycompatible) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
     SELECT
         coalesce(attempts, 0) BETWEEN -9223372036854775807 AND 9223372036854775807
@@ -35,6 +35,6 @@ $$;
 
 -- migrate:down
 DROP FUNCTION redrive.deferred_until(timestamptz, interval);
-DROP FUNCTION redrive.are_whole_numbers(anycompatible, anycompatible);
+DROP FUNCTION redrive.fit_bigint(anycompatible, anycompatible);
 DROP FUNCTION redrive.is_exhausted(anycompatible, anycompatible, int);
 DROP FUNCTION redrive.attempts_allowed(anycompatible, anycompatible, int);

@@ -9,7 +9,7 @@ SELECT
     CASE
         WHEN j.id IS NULL THEN 'job_not_found'
         WHEN j.type IS NULL OR j.status IS NULL OR j.created_at IS NULL THEN 'job_unreadable'
-        WHEN NOT redrive.are_whole_numbers(j.attempts, j.max_attempts) THEN 'job_unreadable'
+        WHEN NOT redrive.fit_bigint(j.attempts, j.max_attempts) THEN 'job_unreadable'
         WHEN queued.id IS NOT NULL THEN 'retry_queued'
         WHEN j.status::text <> 'failed' THEN 'not_failed'
         WHEN redrive.is_exhausted(j.attempts, j.max_attempts, $3::int) THEN 'attempts_exhausted'
@@ -19,7 +19,7 @@ FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)
 LEFT JOIN LATERAL (
     SELECT
         jobs.id, jobs.project_id, jobs.type, jobs.status, jobs.attempts, jobs.max_attempts, jobs.created_at,
-        CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN {version} END AS version
+        CASE WHEN redrive.fit_bigint(jobs.attempts, jobs.max_attempts) THEN {version} END AS version
     FROM control_plane.jobs
     WHERE jobs.project_id = $1 AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1

@@ -6,7 +6,7 @@
 SELECT
     j.id, j.type::text AS type, j.created_at::timestamptz AS created_at, j.last_error::text AS last_error,
     j.attempts, j.max_attempts,
-    j.type IS NULL OR j.created_at IS NULL OR NOT redrive.are_whole_numbers(j.attempts, j.max_attempts) AS is_unreadable
+    j.type IS NULL OR j.created_at IS NULL OR NOT redrive.fit_bigint(j.attempts, j.max_attempts) AS is_unreadable
 FROM control_plane.jobs AS j
 WHERE
     j.project_id = $1 AND j.status::text = 'failed'

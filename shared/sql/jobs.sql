@@ -13,10 +13,10 @@
 -- fragment: shown_columns
 -- What is shown of a job, with the first {length} characters of its error.
 left(jobs.type::text, 1000) AS type, left(jobs.status::text, 100) AS status,
-CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN coalesce(jobs.attempts, 0)::bigint END
+CASE WHEN redrive.fit_bigint(jobs.attempts, jobs.max_attempts) THEN coalesce(jobs.attempts, 0)::bigint END
     AS attempts,
 CASE
-    WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts)
+    WHEN redrive.fit_bigint(jobs.attempts, jobs.max_attempts)
         THEN redrive.attempts_allowed(jobs.attempts, jobs.max_attempts, 0)::bigint
 END AS max_attempts,
 left(jobs.last_error::text, {length}) AS last_error,
@@ -26,7 +26,7 @@ jobs.created_at::timestamptz
 -- fragment: found_columns
 -- The columns of a job that is looked up, with its version. $3: how many characters of an error to read.
 {shown_columns length=$3},
-CASE WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN {version} END AS version
+CASE WHEN redrive.fit_bigint(jobs.attempts, jobs.max_attempts) THEN {version} END AS version
 
 -- fragment: page_columns
 -- What a page answers of each job.
@@ -124,7 +124,7 @@ LEFT JOIN LATERAL (
         CASE WHEN relation.has_marks THEN xmin END AS mark,
         CASE
             WHEN relation.has_marks AND xmin = wanted.mark THEN NULL
-            WHEN redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) THEN {version}
+            WHEN redrive.fit_bigint(jobs.attempts, jobs.max_attempts) THEN {version}
         END AS version,
         CASE
             WHEN wanted.payload_hash IS NULL OR (relation.has_marks AND xmin = wanted.mark) THEN NULL

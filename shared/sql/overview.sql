@@ -205,7 +205,7 @@ WITH failed AS MATERIALIZED (
     SELECT
         j.id, j.type::text AS type, j.created_at::timestamptz AS created_at,
         ($2::text IS NULL OR j.type::text = $2)
-        AND j.type IS NOT NULL AND redrive.are_whole_numbers(j.attempts, j.max_attempts) AS wanted,
+        AND j.type IS NOT NULL AND redrive.fit_bigint(j.attempts, j.max_attempts) AS wanted,
         redrive.is_exhausted(j.attempts, j.max_attempts, 0) AS used_up,
         CASE WHEN $2::text IS NULL OR j.type::text = $2 THEN redrive.error_text(j.last_error::text) END AS error
     FROM control_plane.jobs AS j
@@ -263,7 +263,7 @@ failed AS MATERIALIZED (
             jobs.id, jobs.type::text AS type, jobs.created_at::timestamptz AS created_at,
             jobs.last_error::text AS last_error,
             redrive.is_exhausted(jobs.attempts, jobs.max_attempts, 0) AS used_up,
-            jobs.type IS NOT NULL AND redrive.are_whole_numbers(jobs.attempts, jobs.max_attempts) AS is_readable
+            jobs.type IS NOT NULL AND redrive.fit_bigint(jobs.attempts, jobs.max_attempts) AS is_readable
         FROM control_plane.jobs
         WHERE jobs.project_id = $1 AND jobs.id = few.id
         LIMIT 1

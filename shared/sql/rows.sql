@@ -55,7 +55,7 @@ FROM (
 SELECT
     wanted.id, j.type, j.status, j.created_at, queued.id IS NOT NULL AS is_queued,
     redrive.is_exhausted(j.attempts, j.max_attempts, $7::int) AS is_exhausted,
-    redrive.are_whole_numbers(j.attempts, j.max_attempts) AS are_numbers,
+    redrive.fit_bigint(j.attempts, j.max_attempts) AS fit_bigint,
     CASE WHEN $5::boolean THEN redrive.error_text(j.last_error) ELSE left(j.last_error, 300) END AS error,
     CASE WHEN $5::boolean THEN redrive.fingerprint(j.type, redrive.error_text(j.last_error)) END AS fingerprint,
     $4::text IS NULL OR coalesce(position($4 IN j.last_error) > 0, false) AS contains, retried.times

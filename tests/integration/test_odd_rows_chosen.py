@@ -103,15 +103,20 @@ async def test_lists_and_counts_go_on_without_the_row_that_cannot_be_read(
     assert [row["id"] for row in retryable] == list(map(str, good))
 
 
-async def test_a_row_that_only_the_retry_itself_cannot_read_is_left_out_then(database_url: str, serve: Serve) -> None:
+async def test_a_row_that_only_the_retry_itself_cannot_read_is_left_out_also_of_the_dry_run(
+    database_url: str, serve: Serve
+) -> None:
     prepare, spoil = LEFT_UNREAD
     async with connected(database_url) as connection:
         jobs = await insert(connection, 6)
         await connection.execute(prepare)
         await connection.execute(spoil, jobs[2])
         api = await serve(database_url)
+        dry = await api.post(BULK, filtered(), token=READER)
         done = await api.post(f"{BULK}?dry_run=false", filtered(), token=READER)
 
+    assert (dry.data["matched"], dry.data["retryable"], dry.data["skipped"]["job_unreadable"]) == (6, 5, 1)
+    assert str(jobs[2]) not in dry.data["sample"]
     assert (done.status, done.data["accepted"]) == (202, 5)
     assert done.data["skipped"] == [{"job_id": str(jobs[2]), "code": "job-unreadable"}]
 

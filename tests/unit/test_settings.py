@@ -333,9 +333,9 @@ def test_a_secret_and_its_file_are_not_both_taken(environment: pytest.MonkeyPatc
     [
         (None, "_FILE: {path} cannot be read: no such file or directory"),
         (b"\xff\xfe", "_FILE: {path} cannot be read: it is not text in UTF-8"),
-        (b"", ": must be at least 32 bytes"),
-        (b"\n", ": must be at least 32 bytes"),
-        (b"canary", ": must be at least 32 bytes"),
+        (b"", "_FILE: {path} is empty"),
+        (b"\n", "_FILE: {path} is empty"),
+        (b"canary", "_FILE (its content): must be at least 32 bytes"),
     ],
     ids=["none", "bytes", "empty", "blank", "short"],
 )
@@ -349,6 +349,15 @@ def test_a_file_that_holds_no_secret_is_a_problem(
         path.write_bytes(content)
 
     assert problems() == [f"REDRIVE_JWT_SECRET{problem.format(path=path)}"]
+
+
+def test_a_wrong_url_is_told_under_the_name_of_its_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "url").write_text("https://user:canary@h/")
+    environment.setenv("REDRIVE_AMQP_URL_FILE", str(tmp_path / "url"))
+
+    (problem,) = problems()
+
+    assert problem.startswith("REDRIVE_AMQP_URL_FILE (its content): must be ")
 
 
 def test_a_folder_is_no_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:

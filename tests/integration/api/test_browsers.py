@@ -70,6 +70,16 @@ async def test_a_preflight_is_charged_to_nothing_and_needs_a_path_that_is_there(
     assert charged[1].headers["Access-Control-Allow-Origin"] == APP  # else the page could not read why
 
 
+async def test_a_preflight_in_chunks_is_none(listing: Api) -> None:
+    answer = await listing.raw(
+        f"OPTIONS {RETRY} HTTP/1.1\r\nHost: a\r\nOrigin: {APP}\r\nAccess-Control-Request-Method: POST\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n".encode()
+    )
+
+    assert answer.startswith(b"HTTP/1.1 411 ")
+    assert f"\r\nAccess-Control-Allow-Origin: {APP}\r\n".encode() in answer
+
+
 async def test_answers_to_a_listed_origin_may_be_read_and_all_answers_vary(listing: Api, jobs: JobMaker) -> None:
     job = await jobs.completed()
     path = f"/api/jobs/{job.id}"
