@@ -14,12 +14,15 @@ SELECT
         WHEN j.status::text <> 'failed' THEN 'not_failed'
         WHEN redrive.is_exhausted(j.attempts, j.max_attempts, $3::int) THEN 'attempts_exhausted'
     END AS blocked_by,
-    j.version
+    j.nulls
 FROM unnest($2::uuid[]) WITH ORDINALITY AS wanted (id, position)
 LEFT JOIN LATERAL (
     SELECT
         jobs.id, jobs.project_id, jobs.type, jobs.status, jobs.attempts, jobs.max_attempts, jobs.created_at,
-        CASE WHEN redrive.fit_bigint(jobs.attempts, jobs.max_attempts) THEN {version} END AS version
+        num_nulls( -- reads all that a version is made of, and hashes nothing: a job that has none is refused here
+            jobs.type::text, jobs.status::text, jobs.last_error::text, jobs.scheduled_at::timestamptz,
+            jobs.started_at::timestamptz, jobs.completed_at::timestamptz, jobs.created_at::timestamptz
+        ) AS nulls
     FROM control_plane.jobs
     WHERE jobs.project_id = $1 AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1

@@ -214,7 +214,7 @@ async def test_a_filter_first_says_what_it_would_do(api: Api, jobs: JobMaker) ->
         answer = await bulk(api, matching(), project=project)
     written = await jobs.queued() - before
 
-    assert sent == {"failed.match": 1}
+    assert sent == {"failed.match": 1, "batches.blocks": 1}
     assert (answer.status, written) == (200, 0)
     assert answer.json.keys() == {"data"}
     preview = answer.data
