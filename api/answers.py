@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
+import msgspec
 from aiohttp import HttpVersion10, hdrs, web
 from aiohttp.helpers import rfc822_formatted_time
 
@@ -19,6 +20,12 @@ _STATUS_LINES: Final = {status.value: f" {status.value} {status.phrase}" for sta
 _APART_BYTES: Final = 64 * 1024
 """A larger body is sent apart from its headers: to join them would copy it, and hold it twice."""
 _OF_1_1: Final = {status: f"HTTP/1.1{line}" for status, line in _STATUS_LINES.items()}
+
+
+class Enveloped(msgspec.Struct, frozen=True):
+    """The body of an answer that is one thing: `{"data": …}`."""
+
+    data: object
 
 
 class Answer(web.StreamResponse):

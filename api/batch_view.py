@@ -5,6 +5,7 @@ from uuid import UUID
 
 import msgspec
 
+from api.answers import Enveloped
 from api.conditional import guessed_wait_s
 from shared.batches import Batch
 
@@ -24,10 +25,6 @@ class _BatchBody(msgspec.Struct, frozen=True):
     done: bool
 
 
-class _Envelope(msgspec.Struct, frozen=True):
-    data: _BatchBody
-
-
 _encoder = msgspec.json.Encoder()
 
 
@@ -44,7 +41,7 @@ class BatchView:
 
     def body(self, batch: Batch) -> bytes:
         """The batch as `{"data": …}`."""
-        return _encoder.encode(_Envelope(_body_of(batch)))
+        return _encoder.encode(Enveloped(_body_of(batch)))
 
     def item(self, batch: Batch) -> bytes:
         """The batch alone, as lists carry it."""

@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 from aiohttp import hdrs
 
-from api.answers import Answer
+from api.answers import Answer, Enveloped
 from api.auth import MAX_ACTOR, Scope
 from api.batch_view import BatchView
 from api.bodies import body_of
@@ -68,23 +68,10 @@ class _DryRunBody(msgspec.Struct, frozen=True):
     truncated: bool
 
 
-class _DryRunEnvelope(msgspec.Struct, frozen=True):
-    data: _DryRunBody
-
-
 class _AcceptedBody(msgspec.Struct, frozen=True):
     batch_id: UUID
     accepted: int
     skipped: list[Skipped]
-
-
-class _AcceptedEnvelope(msgspec.Struct, frozen=True):
-    data: _AcceptedBody
-
-
-class _Page(msgspec.Struct, frozen=True):
-    data: list[msgspec.Raw]
-    next_cursor: str | None
 
 
 _encoder = msgspec.json.Encoder()
@@ -158,12 +145,8 @@ class BatchResource:
         actor = text_of(page.filters, "actor", longest=MAX_ACTOR)
         after = await page.after(self._cursors)
         batches, more = await self._batches.page(call.project_id, actor=actor, after=after, limit=page.limit)
-        last = batches[-1] if more else None
-        cursor = None if last is None else await self._cursors.encoded(Position(last.requested_at, last.id), page.scope)
-        return Answer(
-            _encoder.encode(_Page([msgspec.Raw(_view.item(batch)) for batch in batches], cursor)),
-            headers={} if cursor is None else {"Link": page.link_of(cursor)},
-        )
+        end = Position(batches[-1].requested_at, batches[-1].id) if more else None
+        return await page.answer([msgspec.Raw(_view.item(batch)) for batch in batches], end, self._cursors)
 
     async def delete_batch(self, call: "Call") -> Answer:
         """Cancel what is still queued of a bulk retry. Raises BatchNotFound, also for one of another project."""
@@ -198,7 +181,7 @@ def _check(body: _BatchRequestBody) -> None:
 def _dry_run_answer(dry_run: BulkDryRun) -> Answer:
     skipped = {"attempts_exhausted": 0, "retry_queued": 0, **dry_run.skipped}
     body = _DryRunBody(dry_run.matched, dry_run.retryable, skipped, list(dry_run.sample), dry_run.truncated)
-    return Answer(_encoder.encode(_DryRunEnvelope(body)))
+    return Answer(_encoder.encode(Enveloped(body)))
 
 
 def _accepted_answer(accepted: AcceptedBatch) -> Answer:
@@ -206,4 +189,4 @@ def _accepted_answer(accepted: AcceptedBatch) -> Answer:
     if accepted.replayed:
         headers["Idempotent-Replayed"] = "true"
     body = _AcceptedBody(accepted.id, accepted.accepted, accepted.skipped)
-    return Answer(_encoder.encode(_AcceptedEnvelope(body)), status=202, headers=headers)
+    return Answer(_encoder.encode(Enveloped(body)), status=202, headers=headers)

@@ -33,7 +33,7 @@ from api.door import PASSAGE
 from api.job_view import JobView
 from shared.database import in_time
 from shared.errors import JobNotFound, JobUnreadable, RedriveError
-from shared.models import Job, JobKey, UnreadableJob
+from shared.models import Job, JobId, JobKey, UnreadableJob
 
 if TYPE_CHECKING:
     from api.door import Call
@@ -71,18 +71,18 @@ class EventResource:
             job = await self._store.get(key)
             if job.done and request.headers.get(LAST_EVENT_ID) == _event_id_of(job):
                 return Answer(None, status=204)
-            event = await self._event_of(key, job)  # before the headers: what it raises can still be answered
+            first = await self._event_of(key, job)  # before the headers: what it raises can still be answered
         stream = event_stream(request)
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + call.principal.expires_at - time.time()
         try:
             with self._watch.place() as placed:
-                await sent(stream.prepare(request))
+                await send(stream.prepare(request))
                 come_back = b"" if placed or job.done else COME_BACK
-                await sent(stream.write(come_back + event))
+                await send(stream.write(come_back + first))
                 if placed and not job.done:
                     await self._send_changes(stream, request, key, job, ends_at)
-                await sent(stream.write_eof())
+                await send(stream.write_eof())
         except (ConnectionError, TimeoutError, RedriveError):  # the client connects again
             if request.transport is not None:
                 request.transport.abort()
@@ -98,11 +98,11 @@ class EventResource:
                 if changed is None:
                     return
                 job = changed
-                await sent(stream.write(await self._event_of(key, job)))
+                await send(stream.write(await self._event_of(key, job)))
         except JobNotFound:
-            await sent(stream.write(b"event: gone\ndata: %b\n\n" % msgspec.json.encode({"id": str(key.id)})))
+            await send(stream.write(event(b"gone", gone_item(key.id))))
         except JobUnreadable:
-            await sent(stream.write(b"event: job\ndata: %b\n\n" % unreadable_item(UnreadableJob(key.id))))
+            await send(stream.write(event(b"job", _view.item(UnreadableJob(key.id)))))
 
     async def _event_of(self, key: JobKey, job: Job) -> bytes:
         """The whole job as one event; between events only a light one is kept. Raises as Jobs.get does."""
@@ -135,7 +135,7 @@ class EventResource:
             if self._watch.closed or request.transport is None:
                 return None
             if loop.time() < ends_at:
-                await sent(stream.write(KEEP_ALIVE))
+                await send(stream.write(KEEP_ALIVE))
         return None
 
 
@@ -148,15 +148,20 @@ def event_stream(request: web.Request) -> web.StreamResponse:
     return stream
 
 
-async def sent(writing: Awaitable[object]) -> None:
+async def send(writing: Awaitable[object]) -> None:
     """Await a write, for WRITE_TIMEOUT_S at most. Raises TimeoutError."""
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await writing
 
 
-def unreadable_item(job: UnreadableJob) -> bytes:
-    """What stands in place of a job that cannot be shown, as JSON."""
-    return msgspec.json.encode({"id": str(job.id), "unreadable": True})
+def event(kind: bytes, data: bytes, event_id: str = "") -> bytes:
+    """One event of a stream. `data` is JSON, which has no line breaks, so one `data` line holds it."""
+    return b"event: %b\n%bdata: %b\n\n" % (kind, f"id: {event_id}\n".encode() if event_id else b"", data)
+
+
+def gone_item(job_id: JobId) -> bytes:
+    """What stands in place of a job that is not there any more, as JSON."""
+    return msgspec.json.encode({"id": str(job_id)})
 
 
 def _event_id_of(job: Job) -> str:
@@ -165,5 +170,4 @@ def _event_id_of(job: Job) -> str:
 
 
 def _event_of(job: Job) -> bytes:
-    """The job as one event. JSON has no line breaks, so the event needs one `data` line."""
-    return b"event: job\nid: %b\ndata: %b\n\n" % (_event_id_of(job).encode(), _view.item(job))
+    return event(b"job", _view.item(job), _event_id_of(job))

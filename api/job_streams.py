@@ -23,7 +23,16 @@ import msgspec
 from aiohttp import web
 
 from api.answers import Answer
-from api.events import COME_BACK, KEEP_ALIVE, KEEP_ALIVE_S, LAST_EVENT_ID, event_stream, sent, unreadable_item
+from api.events import (
+    COME_BACK,
+    KEEP_ALIVE,
+    KEEP_ALIVE_S,
+    LAST_EVENT_ID,
+    event,
+    event_stream,
+    gone_item,
+    send,
+)
 from api.job_view import JobView
 from api.jobs import ids_of
 from shared.errors import JobNotFound, JobUnreadable, RedriveError
@@ -64,9 +73,8 @@ class _Told:
         tags = sorted((str(job_id), tag) for job_id, tag in self._tags.items())
         return blake2b(msgspec.json.encode(tags), digest_size=8).hexdigest()
 
-    def event(self, kind: str, data: bytes) -> bytes:
-        """One event. JSON has no line breaks, so the event needs one `data` line."""
-        return b"event: %b\nid: %b\ndata: %b\n\n" % (kind.encode(), self.id.encode(), data)
+    def event(self, kind: bytes, data: bytes) -> bytes:
+        return event(kind, data, self.id)
 
 
 def _tag_of(job: Job | UnreadableJob) -> str:
@@ -97,14 +105,14 @@ class JobStreamResource:
         told = _Told()
         try:
             with self._watch.place() as placed:
-                await sent(stream.prepare(request))
+                await send(stream.prepare(request))
                 if not (all_done or placed):
-                    await sent(stream.write(COME_BACK))
+                    await send(stream.write(COME_BACK))
                 waiting = await self._send_all(stream, told, keys, found)
                 del keys, visible, found  # a stream may last for hours
                 if placed:
                     await self._send_changes(stream, call, told, waiting)
-                await sent(stream.write_eof())
+                await send(stream.write_eof())
         except (ConnectionError, TimeoutError, RedriveError):  # the client connects again
             if request.transport is not None:
                 request.transport.abort()
@@ -119,7 +127,7 @@ class JobStreamResource:
     ) -> dict[JobKey, Job]:
         """Send the ids that were not found, and each job as it is; return those that may change."""
         if missing := [str(key.id) for key in keys if key not in found]:
-            await sent(stream.write(told.event("not_found", msgspec.json.encode({"ids": missing}))))
+            await send(stream.write(told.event(b"not_found", msgspec.json.encode({"ids": missing}))))
         waiting: dict[JobKey, Job] = {}
         for key in keys:
             job = found.get(key)
@@ -133,13 +141,13 @@ class JobStreamResource:
         Between events only a light job is kept. Raises DatabaseUnavailable.
         """
         try:
-            event, done = await self._event_of(told, key, job)
+            news, done = await self._event_of(told, key, job)
         except JobNotFound:
             await self._send_gone(stream, told, key)
             return False
         except JobUnreadable:
-            event, done = await self._event_of(told, key, UnreadableJob(key.id))
-        await sent(stream.write(event))
+            news, done = await self._event_of(told, key, UnreadableJob(key.id))
+        await send(stream.write(news))
         return not done
 
     async def _event_of(self, told: _Told, key: JobKey, job: Job | UnreadableJob) -> tuple[bytes, bool]:
@@ -147,19 +155,17 @@ class JobStreamResource:
 
         What is in hand of the job is given back before a client reads.
         """
-        if isinstance(job, UnreadableJob):
+        rest = None if isinstance(job, UnreadableJob) else self._store.rest_of(key, job)
+        if rest is None:
             told.add(job)
-            return told.event("job", unreadable_item(job)), True
-        if (rest := self._store.rest_of(key, job)) is None:
-            told.add(job)
-            return told.event("job", _view.item(job)), job.done
+            return told.event(b"job", _view.item(job)), isinstance(job, UnreadableJob) or job.done
         async with rest as whole:
             told.add(whole)
-            return told.event("job", _view.item(whole)), whole.done
+            return told.event(b"job", _view.item(whole)), whole.done
 
     async def _send_gone(self, stream: web.StreamResponse, told: _Told, key: JobKey) -> None:
         told.forget(key.id)
-        await sent(stream.write(told.event("gone", msgspec.json.encode({"id": str(key.id)}))))
+        await send(stream.write(told.event(b"gone", gone_item(key.id))))
 
     async def _send_changes(
         self, stream: web.StreamResponse, call: "Call", told: _Told, waiting: dict[JobKey, Job]
@@ -181,7 +187,7 @@ class JobStreamResource:
                 if await self._send_news(stream, told, waiter, news):
                     keep_alive_at = loop.time() + KEEP_ALIVE_S
                 elif loop.time() >= keep_alive_at:
-                    await sent(stream.write(KEEP_ALIVE))
+                    await send(stream.write(KEEP_ALIVE))
                     keep_alive_at = loop.time() + KEEP_ALIVE_S
 
     async def _send_news(

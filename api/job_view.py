@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from api.answers import Enveloped
 from api.conditional import guessed_wait_s, tags_in
 from shared.models import Job, JobId, JobStatus, PendingRetry, RetryBlock, UnreadableJob, Version
 
@@ -46,10 +47,6 @@ class _JobBody(msgspec.Struct, frozen=True):
     pending_retry: PendingRetry | None
     links: _Links
     payload: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Envelope(msgspec.Struct, frozen=True):
-    data: _JobBody
 
 
 class _Unreadable(msgspec.Struct, frozen=True):
@@ -85,7 +82,7 @@ class JobView:
 
     def body(self, job: Job) -> bytes:
         """The job as `{"data": …}`. It does not depend on the clock: equal jobs are equal bytes."""
-        return _encoder.encode(_Envelope(_body_of(job)))
+        return _encoder.encode(Enveloped(_body_of(job)))
 
     def item(self, job: Job | UnreadableJob) -> bytes:
         """The job alone, as lists and events carry it."""

@@ -1,6 +1,7 @@
 """The job resources: one job, and lists of jobs."""
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -9,11 +10,11 @@ from api.answers import Answer
 from api.auth import Scope
 from api.job_view import JobView
 from api.long_poll import prefers_to_wait
-from api.pages import fitting, flag_of, page_of, text_of, time_of
+from api.pages import PageBody, fitting, flag_of, page_of, text_of, time_of
 from api.problems import InsufficientScope, InvalidParameter
 from shared.errors import JobNotFound
 from shared.failed import FailedFilter, RetriedFewerThan
-from shared.jobs import FailedPage, JobFilter, JobPage
+from shared.jobs import JobFilter
 from shared.models import JobId, JobKey, JobStatus
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ _FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")
 _TIMES_IN_SECONDS: Final = re.compile(r"([1-9][0-9]{0,2})/([1-9][0-9]{0,5})")
 
 
-class _Page(msgspec.Struct, frozen=True):
-    data: list[msgspec.Raw]
-    next_cursor: str | None
+class _Page(PageBody, frozen=True):
     truncated: bool | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -108,7 +107,6 @@ class JobResource:
             created_after=time_of(page.filters, "created_after"),
             created_before=time_of(page.filters, "created_before"),
         )
-        found: JobPage | FailedPage
         if named := [name for name in FAILED_FILTERS if name in page.filters]:
             if wanted.status != JobStatus.FAILED:
                 raise InvalidParameter(named[0])
@@ -120,19 +118,14 @@ class JobResource:
                 after=await page.after(self._cursors),
                 limit=page.limit,
             )
-            truncated: bool | msgspec.UnsetType = found.truncated
         else:
             found = await self._store.page(
                 call.project_id, wanted, after=await page.after(self._cursors), limit=page.limit
             )
-            truncated = msgspec.UNSET
         shown = fitting(_view.item(job) for job in found.jobs)
         end = found.positions[len(shown) - 1] if len(shown) < len(found.jobs) else found.end if found.more else None
-        cursor = None if end is None else await self._cursors.encoded(end, page.scope)
-        return Answer(
-            _encoder.encode(_Page(shown, cursor, truncated)),
-            headers={} if cursor is None else {"Link": page.link_of(cursor)},
-        )
+        truncated = msgspec.UNSET if found.truncated is None else found.truncated
+        return await page.answer(shown, end, self._cursors, body=partial(_Page, truncated=truncated))
 
     async def _get_these(self, call: "Call") -> Answer:
         """The jobs with these ids, in the order of the request. Raises InvalidParameter, InvalidJobId.

@@ -17,9 +17,10 @@ from uuid import UUID
 
 import msgspec
 
+from api.answers import Answer
 from api.problems import InvalidCursor, InvalidParameter
-from shared.database import wire_of
 from shared.models import Position
+from shared.times import wire_of
 
 if TYPE_CHECKING:
     from api.door import Call
@@ -91,6 +92,13 @@ def fitting(rows: Iterable[bytes]) -> list[msgspec.Raw]:
     return shown
 
 
+class PageBody(msgspec.Struct, frozen=True):
+    """The body of a page; `next_cursor` is None on the last one."""
+
+    data: list[msgspec.Raw]
+    next_cursor: str | None
+
+
 class _Time(msgspec.Struct):
     at: Annotated[datetime, msgspec.Meta(tz=True)]
 
@@ -112,7 +120,20 @@ class Page(NamedTuple):
         """
         return None if self.cursor is None else await cursors.decoded(self.cursor, self.scope)
 
-    def link_of(self, cursor: str) -> str:
+    async def answer(
+        self,
+        rows: list[msgspec.Raw],
+        end: Position | None,
+        cursors: Cursors,
+        *,
+        body: Callable[[list[msgspec.Raw], str | None], PageBody] = PageBody,
+    ) -> Answer:
+        """The page with these rows. `end` is the position of the last one if the list goes on behind it."""
+        cursor = None if end is None else await cursors.encoded(end, self.scope)
+        headers = {} if cursor is None else {"Link": self._link_of(cursor)}
+        return Answer(msgspec.json.encode(body(rows, cursor)), headers=headers)
+
+    def _link_of(self, cursor: str) -> str:
         """The `Link` header to the next page (RFC 8288)."""
         project = {} if self.foreign_project_id is None else {"project_id": self.foreign_project_id}
         query = urlencode({**self.filters, **project, "limit": self.limit, "cursor": cursor})

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import hdrs
 from multidict import istr
 
-from api.answers import Answer
+from api.answers import Answer, Enveloped
 from api.auth import MAX_ACTOR, Scope
 from api.bodies import body_of
 from api.conditional import field_of
@@ -63,15 +63,6 @@ class _Accepted(msgspec.Struct, frozen=True):
 class _DryRun(msgspec.Struct, frozen=True):
     would_retry: bool
     blocked_by: RetryBlock | None
-
-
-class _DryRunEnvelope(msgspec.Struct, frozen=True):
-    data: _DryRun
-
-
-class _Page(msgspec.Struct, frozen=True):
-    data: list[msgspec.Raw]
-    next_cursor: str | None
 
 
 _encoder = msgspec.json.Encoder()
@@ -170,7 +161,7 @@ class RetryResource:
         if request.if_version is not None and job.version not in request.if_version:
             raise JobChanged
         block = blocked_by(job, extra_attempts=request.extra_attempts)
-        return Answer(_encoder.encode(_DryRunEnvelope(_DryRun(block is None, block))))
+        return Answer(_encoder.encode(Enveloped(_DryRun(block is None, block))))
 
     async def get_retry(self, call: "Call") -> Answer:
         """One retry request, with its outcome. Raises RetryNotFound, also for one of another project."""
@@ -226,11 +217,8 @@ class RetryResource:
     async def _page(self, page: "Page", retries: "Sequence[Retry]") -> Answer:
         shown = fitting(_view.item(retry) for retry in retries[: page.limit])
         last = retries[len(shown) - 1] if len(shown) < len(retries) else None
-        cursor = None if last is None else await self._cursors.encoded(Position(last.requested_at, last.id), page.scope)
-        return Answer(
-            _encoder.encode(_Page(shown, cursor)),
-            headers={} if cursor is None else {"Link": page.link_of(cursor)},
-        )
+        end = None if last is None else Position(last.requested_at, last.id)
+        return await page.answer(shown, end, self._cursors)
 
 
 def _key_of(call: "Call") -> RetryKey:

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import msgspec
 
+from api.answers import Enveloped
 from api.conditional import guessed_wait_s
 from shared.models import JobId, Outcome, Retry, RetryId, RetryState
 
@@ -39,10 +40,6 @@ class _RetryBody(msgspec.Struct, frozen=True):
     links: _Links
 
 
-class _Envelope(msgspec.Struct, frozen=True):
-    data: _RetryBody
-
-
 _encoder = msgspec.json.Encoder()
 
 
@@ -60,7 +57,7 @@ class RetryView:
 
     def body(self, retry: Retry) -> bytes:
         """The retry as `{"data": …}`."""
-        return _encoder.encode(_Envelope(_body_of(retry)))
+        return _encoder.encode(Enveloped(_body_of(retry)))
 
     def item(self, retry: Retry) -> bytes:
         """The retry alone, as lists carry it."""

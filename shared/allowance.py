@@ -19,7 +19,7 @@ class Allowance:
         self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @asynccontextmanager
-    async def taken(self, amount: int) -> AsyncIterator[None]:
+    async def take(self, amount: int) -> AsyncIterator[None]:
         """Wait in line for `amount`, and hold it until the block ends."""
         amount = min(amount, self._total)
         if self._line or amount > self._free:

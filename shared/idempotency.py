@@ -59,13 +59,6 @@ class _Name(NamedTuple):
     text: str
 
 
-class _Known(NamedTuple):
-    """What the database has of a key."""
-
-    fingerprint: bytes
-    claim: Claim
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Remembered:
     """A call of `remember`. Equal calls are two: the first gets the key, the second raises Raced."""
@@ -80,7 +73,7 @@ class IdempotencyKeys:
     def __init__(self, database: "Database") -> None:
         self._database = database
         self._sql = statements("idempotency")
-        self._finding: Coalescer[_Name, _Known] = Coalescer(self._find)
+        self._finding: Coalescer[_Name, tuple[bytes, Claim]] = Coalescer(self._find)
         self._remembering: Coalescer[_Remembered, bool] = Coalescer(self._remember, max_batch=256)
 
     async def once(
@@ -111,9 +104,10 @@ class IdempotencyKeys:
         known = None if key is None else await self._finding.get(_Name(key.project_id, key.text))
         if key is None or known is None:
             return None
-        if known.fingerprint != key.fingerprint:
+        fingerprint, claim = known
+        if fingerprint != key.fingerprint:
             raise IdempotencyKeyReused
-        return known.claim
+        return claim
 
     async def claim(self, session: "Session", claims: Sequence[tuple[IdempotencyKey, Claim]]) -> None:
         """Claim distinct keys in the transaction of `session`. Raises Raced where one is claimed already.
@@ -128,10 +122,11 @@ class IdempotencyKeys:
         if await self._remembering.get(_Remembered(key, claim)) is None:
             raise Raced
 
-    async def _find(self, names: Sequence[_Name]) -> Mapping[_Name, _Known]:
+    async def _find(self, names: Sequence[_Name]) -> Mapping[_Name, tuple[bytes, Claim]]:
+        """The fingerprints and claims of keys; a key that names nothing is missing."""
         projects, keys = zip(*names, strict=True)
         rows = await self._database.fetch(self._sql["find"], projects, keys)
-        return {_Name(row["project_id"], row["key"]): _Known(row["fingerprint"], _claim_of(row)) for row in rows}
+        return {_Name(row["project_id"], row["key"]): (row["fingerprint"], _claim_of(row)) for row in rows}
 
     async def _claim(
         self, database: "Database | Session", claims: Sequence[tuple[IdempotencyKey, Claim]]

@@ -80,22 +80,14 @@ class JobPage(NamedTuple):
     """A part of a list, newest first, and the position of each job; `more`: the list continues.
 
     `end` is the position of the last row that was chosen, where the list goes on: that row may be deleted since.
+    `truncated`, of failed jobs only: there are more than were looked at.
     """
 
     jobs: Sequence[Job | UnreadableJob]
     positions: Sequence[Position]
     end: Position | None
     more: bool
-
-
-class FailedPage(NamedTuple):
-    """The same of failed jobs; `truncated`: there are more than were looked at."""
-
-    jobs: Sequence[Job | UnreadableJob]
-    positions: Sequence[Position]
-    end: Position | None
-    more: bool
-    truncated: bool
+    truncated: bool | None = None
 
 
 class Jobs:
@@ -274,7 +266,7 @@ class Jobs:
 
     @asynccontextmanager
     async def _read_whole(self, key: JobKey, payload_bytes: int) -> AsyncIterator[Job]:
-        async with in_time(), self._in_hand.taken(MAX_ERROR + payload_bytes):
+        async with in_time(), self._in_hand.take(MAX_ERROR + payload_bytes):
             yield await self._get_whole(key)
 
     async def _get_whole(self, key: JobKey) -> Job:
@@ -317,7 +309,7 @@ class Jobs:
         retryable: bool | None,
         after: Position | None,
         limit: int,
-    ) -> FailedPage:
+    ) -> JobPage:
         """As `page`, of the failed jobs that match: of the newest FAILED_LOOKED_AT by type and time, and of no more."""
         async with self._database.slot():
             chosen = await self._failed.match(
@@ -326,7 +318,7 @@ class Jobs:
             truncated = await self._failed.has_more(project_id, wanted)
             shown = {JobKey(job.id, project_id): job.position for job in chosen[:limit]}
             found = await self._find_listed(list(shown)) if shown else {}
-        return FailedPage(
+        return JobPage(
             [found[key] for key in shown if key in found],
             [position for key, position in shown.items() if key in found],
             end=chosen[:limit][-1].position if chosen else None,

@@ -26,32 +26,32 @@ class Pruned(NamedTuple):
     keys: int
 
 
-class Pruning:
-    """Deletes from the ledger, as its owner. Queued requests stay, however old they are."""
+async def prune(
+    database: "Database",
+    older_than: timedelta,
+    *,
+    report: "Callable[[Pruned], None]" = lambda _: None,
+    at_a_time: int = AT_A_TIME,
+) -> Pruned:
+    """Delete what was settled longer ago than `older_than`, and expired idempotency keys, as the ledger's owner.
 
-    def __init__(self, database: "Database", *, at_a_time: int = AT_A_TIME) -> None:
-        self._database = database
-        self._at_a_time = at_a_time
-        self._sql = statements("prune")
-
-    async def prune(self, older_than: timedelta, *, report: "Callable[[Pruned], None]" = lambda _: None) -> Pruned:
-        """Delete requests that were settled longer ago than `older_than`, and expired idempotency keys.
-
-        Calls `report` with the counts so far after each transaction; what was deleted by then stays deleted. Raises
-        ValueError for less than KEPT_AT_LEAST, with nothing deleted; DatabaseUnavailable.
-        """
-        if older_than < KEPT_AT_LEAST:
-            raise ValueError("must be at least 24 h: an idempotency key may name a younger request")
-        pruned = Pruned(0, 0, 0)
-        # Requests first: a batch stays as long as it has one.
-        for field, block, age in (
-            ("requests", "prune_requests", (older_than,)),
-            ("batches", "prune_batches", (older_than,)),
-            ("keys", "prune_keys", ()),
-        ):
-            while rows := await self._database.fetch(self._sql[block], *age, self._at_a_time):
-                pruned = pruned._replace(**{field: getattr(pruned, field) + len(rows)})
-                report(pruned)
-                if len(rows) < self._at_a_time:
-                    break
-        return pruned
+    Queued requests stay, however old they are. Calls `report` with the counts so far after each transaction; what was
+    deleted by then stays deleted. Raises ValueError for less than KEPT_AT_LEAST, with nothing deleted;
+    DatabaseUnavailable.
+    """
+    if older_than < KEPT_AT_LEAST:
+        raise ValueError("must be at least 24 h: an idempotency key may name a younger request")
+    sql = statements("prune")
+    pruned = Pruned(0, 0, 0)
+    # Requests first: a batch stays as long as it has one.
+    for field, block, age in (
+        ("requests", "prune_requests", (older_than,)),
+        ("batches", "prune_batches", (older_than,)),
+        ("keys", "prune_keys", ()),
+    ):
+        while rows := await database.fetch(sql[block], *age, at_a_time):
+            pruned = pruned._replace(**{field: getattr(pruned, field) + len(rows)})
+            report(pruned)
+            if len(rows) < at_a_time:
+                break
+    return pruned

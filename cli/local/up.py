@@ -24,7 +24,7 @@ from cli.errors import CommandFailed
 from cli.local.demo import PROJECT, Demo
 from cli.local.embedded import EmbeddedPostgres, embedded_postgres
 from cli.local.folder import DataFolder, data_folder
-from cli.local.welcome import TOKEN_TTL_S, Welcome, api_url
+from cli.local.welcome import TOKEN_TTL_S, api_url, welcome_text
 from cli.ports import Port, require_free
 from cli.signals import StopSignals
 from cli.tokens import ONE_PROJECT, token_for
@@ -92,7 +92,7 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
             def greet(example: str | None) -> None:
                 scope = " ".join(ONE_PROJECT)
                 token = token_for(PROJECT, settings, subject="you", scope=scope, ttl_s=TOKEN_TTL_S)
-                welcome = Welcome(
+                text = welcome_text(
                     settings=settings,
                     folder=folder.path,
                     token=token,
@@ -101,8 +101,9 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
                     database_url=database_url,
                     adapter=plan.adapter,
                     took_s=time.monotonic() - plan.began_at,
+                    example=example,
                 )
-                say(welcome.text(example))
+                say(text)
 
             signals.run(lambda stop: stack.run(stop, greet))
 

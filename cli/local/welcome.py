@@ -1,7 +1,6 @@
 """What `redrive up` prints once it is up: addresses, a token, and three lines to paste."""
 
 import shlex
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
@@ -13,63 +12,59 @@ TOKEN_TTL_S: Final = 12 * 3600
 """How long the printed token is good for: a day's work."""
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """The facts to tell."""
-
-    settings: ApiSettings
-    folder: Path
-    token: str
-    header_file: Path
-    environment_file: Path
-    database_url: str
-    took_s: float
-    adapter: str | None = None
-
-    def text(self, example: str | None) -> str:
-        """All of it; `example` is a failed job's id, None where there are no demo jobs."""
-        url = api_url(self.settings)
-        # curl reads the token from the file, so that a line can be read by people too.
-        curl = f"curl -sS -H @{shlex.quote(str(self.header_file))}"
-        dispatch = "through RabbitMQ" if self.settings.amqp_url else "through the ledger (no RabbitMQ)"
-        facts = [
-            f"Redrive is up after {self.took_s:.1f} s.",
+def welcome_text(
+    *,
+    settings: ApiSettings,
+    folder: Path,
+    token: str,
+    header_file: Path,
+    environment_file: Path,
+    database_url: str,
+    took_s: float,
+    example: str | None,
+    adapter: str | None = None,
+) -> str:
+    """All of it; `example` is a failed job's id, None where there are no demo jobs; `adapter` names whose jobs they are."""
+    url = api_url(settings)
+    # curl reads the token from the file, so that a line can be read by people too.
+    curl = f"curl -sS -H @{shlex.quote(str(header_file))}"
+    dispatch = "through RabbitMQ" if settings.amqp_url else "through the ledger (no RabbitMQ)"
+    facts = [
+        f"Redrive is up after {took_s:.1f} s.",
+        "",
+        f"  API    {url}",
+        *([f"  look   {url}/console/#token={token}"] if settings.console == "on" else []),
+        f"  ops    http://{_reachable(settings.host)}:{settings.ops_port}/readyz",
+        f"  data   {folder}",
+        f"  SQL    {database_url}",
+        f"  retry  {dispatch}",
+        *([f"  jobs   {adapter}'s own; its own worker runs them"] if adapter else []),
+        "",
+        f'A token for project "{PROJECT}", good for {TOKEN_TTL_S // 3600} hours:',
+        "",
+        f"  {token}",
+        "",
+    ]
+    job = f"{url}/api/jobs/{example}"
+    lines = (
+        [
+            "A failed job; its retry; and, a few seconds later, what became of it:",
             "",
-            f"  API    {url}",
-            *([f"  look   {url}/console/#token={self.token}"] if self.settings.console == "on" else []),
-            f"  ops    http://{_reachable(self.settings.host)}:{self.settings.ops_port}/readyz",
-            f"  data   {self.folder}",
-            f"  SQL    {self.database_url}",
-            f"  retry  {dispatch}",
-            *([f"  jobs   {self.adapter}'s own; its own worker runs them"] if self.adapter else []),
-            "",
-            f'A token for project "{PROJECT}", good for {TOKEN_TTL_S // 3600} hours:',
-            "",
-            f"  {self.token}",
-            "",
+            f"  {curl} {job}",
+            f"  {curl} -X POST {job}/retry",
+            f"  {curl} {job}/retries",
         ]
-        job = f"{url}/api/jobs/{example}"
-        lines = (
-            [
-                "A failed job; its retry; and, a few seconds later, what became of it:",
-                "",
-                f"  {curl} {job}",
-                f"  {curl} -X POST {job}/retry",
-                f"  {curl} {job}/retries",
-            ]
-            if example
-            else ["The table control_plane.jobs is empty and yours to fill:", "", f"  {curl} {url}/api/jobs"]
-        )
-        commands = [
-            "",
-            "Operators' commands, in another terminal:",
-            "",
-            f"  . {shlex.quote(str(self.environment_file))}",
-            "  redrive jobs stats",
-        ]
-        return "\n".join(
-            [*facts, *lines, *commands, "", "Ctrl-C stops all of it; a second start finds its data again."]
-        )
+        if example
+        else ["The table control_plane.jobs is empty and yours to fill:", "", f"  {curl} {url}/api/jobs"]
+    )
+    commands = [
+        "",
+        "Operators' commands, in another terminal:",
+        "",
+        f"  . {shlex.quote(str(environment_file))}",
+        "  redrive jobs stats",
+    ]
+    return "\n".join([*facts, *lines, *commands, "", "Ctrl-C stops all of it; a second start finds its data again."])
 
 
 def api_url(settings: ApiSettings) -> str:

@@ -34,7 +34,7 @@ def prune(
 
     async def work() -> None:
         from shared.database import open_database
-        from shared.pruning import Pruned, Pruning
+        from shared.pruning import Pruned, prune
         from shared.settings import WorkerSettings, read
 
         settings = read(WorkerSettings)
@@ -51,7 +51,7 @@ def prune(
                 pool_size=1,
                 pooled=settings.database_pooled,
             ) as database:
-                pruned = await Pruning(database).prune(age, report=tell)
+                pruned = await prune(database, age, report=tell)
         if as_json:
             print_json(pruned._asdict())
         else:

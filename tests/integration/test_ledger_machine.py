@@ -26,7 +26,7 @@ from shared.failpoints import Failpoint
 from shared.idempotency import IdempotencyKey
 from shared.job_ids import UuidIds
 from shared.models import ProjectId, RetryId
-from shared.pruning import Pruning
+from shared.pruning import prune
 from shared.retries import RetryKey, RetryRequest
 from tests.acceptance.chaos.tally import scaled
 from tests.jobs import JobMaker, MadeJob
@@ -223,7 +223,7 @@ class LedgerMachine(RuleBasedStateMachine):
         rows = self.rows("SELECT id, job_id, state FROM redrive.retry_requests WHERE state <> 'queued'")
         self.rows("UPDATE redrive.retry_requests SET processed_at = processed_at - interval '25 hours'")
         self.rows("UPDATE redrive.idempotency_keys SET created_at = created_at - interval '25 hours'")
-        self.world.run(Pruning(self.world.database, at_a_time=2).prune(timedelta(hours=24)))
+        self.world.run(prune(self.world.database, timedelta(hours=24), at_a_time=2))
         self.forgotten.update(str(row["job_id"]) for row in rows if row["state"] == "applied")
         self.pruned |= {row["id"] for row in rows}
         self.keys.clear()

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from shared.database import Database
-from shared.pruning import Pruned, Pruning
+from shared.pruning import Pruned, prune
 from shared.sql import statements
 from tests.api_server import Serve
 from tests.eventually import eventually
@@ -17,11 +17,6 @@ from tests.queues import Queues
 from tests.workers import a_worker
 
 NINETY_DAYS = timedelta(days=90)
-
-
-@pytest.fixture
-def pruning(database: Database) -> Pruning:
-    return Pruning(database, at_a_time=3)
 
 
 async def settled(ledger: Ledger, job: MadeJob) -> uuid.UUID:
@@ -47,7 +42,7 @@ async def left(jobs: JobMaker, table: str = "retry_requests", column: str = "id"
 
 
 async def test_what_was_settled_long_ago_goes_in_bounded_steps(
-    pruning: Pruning, jobs: JobMaker, ledger: Ledger
+    database: Database, jobs: JobMaker, ledger: Ledger
 ) -> None:
     old = [await settled(ledger, job) for job in await jobs.many_failed(7)]
     young = await settled(ledger, await jobs.failed())
@@ -55,21 +50,21 @@ async def test_what_was_settled_long_ago_goes_in_bounded_steps(
     await aged(jobs, young, days=89)
     steps: list[Pruned] = []
 
-    assert await pruning.prune(NINETY_DAYS, report=steps.append) == Pruned(7, 0, 0)
+    assert await prune(database, NINETY_DAYS, report=steps.append, at_a_time=3) == Pruned(7, 0, 0)
     assert [step.requests for step in steps] == [3, 6, 7]
     assert await left(jobs) == {young}
 
 
-async def test_what_is_queued_stays_however_old_it_is(pruning: Pruning, jobs: JobMaker, ledger: Ledger) -> None:
+async def test_what_is_queued_stays_however_old_it_is(database: Database, jobs: JobMaker, ledger: Ledger) -> None:
     queued = (await ledger.retries.accept(a_retry_of(await jobs.failed()))).retry.id
     await aged(jobs, queued, days=1000)
 
-    assert await pruning.prune(NINETY_DAYS) == Pruned(0, 0, 0)
+    assert await prune(database, NINETY_DAYS, at_a_time=3) == Pruned(0, 0, 0)
     assert await left(jobs) == {queued}
 
 
 async def test_a_message_that_outlives_its_request_retries_nothing(  # noqa: PLR0917 - fixtures
-    database_url: str, amqp_url: str, pruning: Pruning, jobs: JobMaker, queues: Queues, serve: Serve
+    database_url: str, amqp_url: str, database: Database, jobs: JobMaker, queues: Queues, serve: Serve
 ) -> None:
     job = await jobs.failed()
     api = await serve(database_url, amqp_url=amqp_url)
@@ -77,7 +72,7 @@ async def test_a_message_that_outlives_its_request_retries_nothing(  # noqa: PLR
     await eventually(queues.waiting)
     assert (await api.call("DELETE", answer.headers["Location"])).status == 200
     await aged(jobs, uuid.UUID(answer.data["id"]), days=91)
-    assert await pruning.prune(NINETY_DAYS) == Pruned(1, 0, 0)
+    assert await prune(database, NINETY_DAYS, at_a_time=3) == Pruned(1, 0, 0)
 
     async with a_worker(database_url, amqp_url) as worker:
         await worker.sampled("redrive_batches_total", 1)
@@ -88,27 +83,27 @@ async def test_a_message_that_outlives_its_request_retries_nothing(  # noqa: PLR
     assert await left(jobs) == set()
 
 
-async def test_age_counts_from_when_a_request_was_settled(pruning: Pruning, jobs: JobMaker, ledger: Ledger) -> None:
+async def test_age_counts_from_when_a_request_was_settled(database: Database, jobs: JobMaker, ledger: Ledger) -> None:
     lately = await settled(ledger, await jobs.failed())
     await jobs.pool.execute("UPDATE redrive.retry_requests SET requested_at = requested_at - interval '1000 days'")
 
-    await pruning.prune(NINETY_DAYS)
+    await prune(database, NINETY_DAYS, at_a_time=3)
     assert await left(jobs) == {lately}
 
 
 @pytest.mark.parametrize("age", [timedelta(0), timedelta(hours=23, minutes=59), timedelta(days=-90)])
 async def test_less_than_the_idempotency_window_is_refused(
-    pruning: Pruning, jobs: JobMaker, ledger: Ledger, age: timedelta
+    database: Database, jobs: JobMaker, ledger: Ledger, age: timedelta
 ) -> None:
     old = await settled(ledger, await jobs.failed())
     await aged(jobs, old, days=1000)
 
     with pytest.raises(ValueError, match="24 h"):
-        await pruning.prune(age)
+        await prune(database, age)
     assert await left(jobs) == {old}
 
 
-async def test_batches_go_with_the_last_of_their_requests(pruning: Pruning, jobs: JobMaker) -> None:
+async def test_batches_go_with_the_last_of_their_requests(database: Database, jobs: JobMaker) -> None:
     whole, half, empty, young = (uuid.uuid4() for _ in range(4))
     for batch, days in ((whole, 100), (half, 100), (empty, 100), (young, 1)):
         await jobs.pool.execute(
@@ -128,11 +123,11 @@ async def test_batches_go_with_the_last_of_their_requests(pruning: Pruning, jobs
             days,
         )
 
-    assert await pruning.prune(NINETY_DAYS) == Pruned(2, 2, 0)
+    assert await prune(database, NINETY_DAYS, at_a_time=3) == Pruned(2, 2, 0)
     assert await left(jobs, "retry_batches") == {half, young}
 
 
-async def test_idempotency_keys_go_when_they_have_expired(pruning: Pruning, jobs: JobMaker) -> None:
+async def test_idempotency_keys_go_when_they_have_expired(database: Database, jobs: JobMaker) -> None:
     for number in range(8):
         await jobs.pool.execute(
             "INSERT INTO redrive.idempotency_keys (project_id, key, fingerprint, retry_id, created_at) "
@@ -141,7 +136,7 @@ async def test_idempotency_keys_go_when_they_have_expired(pruning: Pruning, jobs
             20 + number,
         )
 
-    assert await pruning.prune(NINETY_DAYS) == Pruned(0, 0, 4)
+    assert await prune(database, NINETY_DAYS, at_a_time=3) == Pruned(0, 0, 4)
     assert await left(jobs, "idempotency_keys", "key") == {"k0", "k1", "k2", "k3"}
 
 

@@ -13,7 +13,7 @@ async def held(allowance: Allowance, amount: int) -> asyncio.Task[AsyncExitStack
 
     async def take() -> AsyncExitStack:
         stack = AsyncExitStack()
-        await stack.enter_async_context(allowance.taken(amount))
+        await stack.enter_async_context(allowance.take(amount))
         return stack
 
     task = asyncio.create_task(take())

@@ -10,7 +10,7 @@ from aiohttp.typedefs import Handler
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from prometheus_client import CollectorRegistry
 
-from api import about, batch_view, batches, job_view, jobs, overview, problems, retries, retry_view
+from api import about, batch_view, batches, job_view, jobs, overview, pages, problems, retries, retry_view
 from api.app import create_app
 from api.auth import Scope
 from api.door import Access, Call, Door
@@ -162,7 +162,7 @@ def test_each_problem_that_is_shown_is_the_one_that_is_meant() -> None:
         ("JobStats", overview._Stats), ("Count", overview._Count), ("SeriesBucket", overview._Bucket),
         ("JobSeries", overview._SeriesBody), ("JobTypes", overview._TypesBody), ("FailureGroup", overview._Group),
         ("FailureGroups", overview._FailuresBody), ("RetryStats", overview._RetryStatsBody), ("Me", about._MeBody),
-        ("RetryPage", retries._Page), ("AcceptedRetry", retries._Accepted),
+        ("RetryPage", pages.PageBody), ("AcceptedRetry", retries._Accepted),
         ("RetryRequestBody", retries._RetryRequestBody), ("FailedFilter", batches._Filter), ("Problem", problems._Body),
     ],
 )  # fmt: skip

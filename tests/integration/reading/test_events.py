@@ -265,13 +265,13 @@ async def test_a_stream_keeps_its_place_for_as_long_as_it_lasts(
 ) -> None:
     monkeypatch.setattr(api_events(), "KEEP_ALIVE_S", 0.05)
     waiters_when_written: list[float] = []
-    sent = api_events().sent
+    send = api_events().send
 
-    async def watched_sent(writing: Awaitable[object]) -> None:
+    async def watched_send(writing: Awaitable[object]) -> None:
         waiters_when_written.append(api.counted("redrive_waiters"))
-        await sent(writing)
+        await send(writing)
 
-    monkeypatch.setattr(api_events(), "sent", watched_sent)
+    monkeypatch.setattr(api_events(), "send", watched_send)
     job = await jobs.pending()
     async with stream_of(api, job) as stream:
         blocks = [await stream.news() for _ in range(3)]

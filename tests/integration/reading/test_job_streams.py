@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import msgspec
 import pytest
 
-from api.events import sent
+from api.events import send
 from api.watch import StatusWatch, Waiter
 from shared.errors import JobNotFound, JobUnreadable
 from shared.job_ids import UuidIds
@@ -260,12 +260,12 @@ async def test_a_client_that_does_not_read_holds_nothing_of_what_others_may_have
             finally:
                 held -= 1
 
-    async def watched_sent(writing: Awaitable[object]) -> None:
+    async def watched_send(writing: Awaitable[object]) -> None:
         held_when_written.append(held)
-        await sent(writing)
+        await send(writing)
 
     monkeypatch.setattr(Jobs, "_read_whole", counted)
-    monkeypatch.setattr("api.job_streams.sent", watched_sent)
+    monkeypatch.setattr("api.job_streams.send", watched_send)
     job = await jobs.failed(last_error="x" * 3_000)
     async with stream_of(api, [job.id]) as stream:
         await rest_of(stream)
