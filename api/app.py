@@ -30,7 +30,8 @@ from shared.retries import Retries
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from shared.settings import ApiSettings, Limit
+    from shared.setting_types import Limit
+    from shared.settings import ApiSettings
     from shared.tracing import Tracing
 
 

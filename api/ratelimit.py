@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Network, IPv6Network
 
-    from shared.settings import Limit
+    from shared.setting_types import Limit
 
 
 _FIRST_64_BITS = (1 << 128) - (1 << 64)

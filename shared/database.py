@@ -10,7 +10,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import asyncpg
@@ -28,6 +27,7 @@ from shared.errors import (
 from shared.postgres_url import Access
 from shared.secret import Url
 from shared.sql import statements
+from shared.times import take_any_time
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -118,39 +118,6 @@ class Session:
         await self._connection.fetch(_SQL["secure"])
 
 
-_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)  # PostgreSQL's
-_MICROSECOND: Final = timedelta(microseconds=1)
-_FIRST: Final = datetime.min.replace(tzinfo=UTC)
-_LAST: Final = datetime.max.replace(tzinfo=UTC)
-
-
-def _time_of(wire: tuple[int]) -> datetime:
-    """A timestamptz; `infinity`, and what lies beyond the years 1 to 9999, becomes the nearest time that Python has.
-
-    asyncpg raises for such a time, or drops its time zone: one odd row would fail a query for many others.
-    """
-    try:
-        return _EPOCH + timedelta(0, 0, wire[0])  # by name, it would take half as long again
-    except OverflowError:
-        return _FIRST if wire[0] < 0 else _LAST
-
-
-def wire_of(time: datetime) -> int:
-    """The time as PostgreSQL sends and takes it: microseconds since 2000."""
-    return (time - _EPOCH) // _MICROSECOND
-
-
-def _encoded(time: datetime | int) -> tuple[int]:
-    """A timestamptz: a datetime, or microseconds since 2000, because no datetime holds infinity."""
-    return (time if isinstance(time, int) else wire_of(time),)
-
-
-async def _take_any_time(connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
-    await connection.set_type_codec(
-        "timestamptz", schema="pg_catalog", format="tuple", encoder=_encoded, decoder=_time_of
-    )
-
-
 async def _without_reset(_connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
     """Stand in for asyncpg's reset query; see the module's first lines for why there is nothing to reset."""
 
@@ -233,7 +200,7 @@ class Database:
 
     async def _prepare(self, connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
         async with connection.transaction() if self._connector.pooled else nullcontext():
-            await _take_any_time(connection)
+            await take_any_time(connection)
 
     @asynccontextmanager
     async def _connection(self, *, refused_too: bool = False) -> "AsyncIterator[PoolConnection]":

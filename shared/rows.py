@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 from shared.coalesce import Splitter
-from shared.database import wire_of
 from shared.errors import DatabaseUnfit, JobUnreadable, RedriveError, StatementRefused
 from shared.models import JobId, JobStatus, Position, ProjectId
+from shared.times import wire_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

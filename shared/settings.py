@@ -8,159 +8,39 @@ names every problem, and shows no value. Settings without effect are in `notes`.
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from importlib.util import find_spec
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.claims import claim_path
 from shared.errors import SettingsError
-from shared.models import FINAL_STATUSES, JobStatus
+from shared.models import FINAL_STATUSES
 from shared.postgres_url import postgres_url
 from shared.secret import FileSecret, Url, reason_of
+from shared.setting_types import (
+    MIN_SECRET_BYTES,
+    AmqpUrl,
+    Claim,
+    FinalStatuses,
+    Host,
+    HttpUrl,
+    Limit,
+    Networks,
+    OptionalLimit,
+    OptionalShare,
+    Origins,
+    Port,
+    PostgresUrl,
+    PublicKey,
+    SecretHttpUrl,
+    SharedSecret,
+    UuidVersions,
+)
 from shared.sql import JobIdType
-from shared.urls import check_amqp_url, check_http_url, check_postgres_url
+from shared.urls import check_amqp_url, check_postgres_url
 
 PREFIX = "REDRIVE_"
-MIN_SECRET_BYTES = 32
-MAX_STATUS = 100
-_ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
-_OWN_PORT = re.compile(r"\A(http://.*(?=:80\Z)|https://.*(?=:443\Z)):\d+\Z")
-_LIMIT = re.compile(r"0*([0-9]{1,10})/0*([0-9]{1,5})", re.ASCII)
-_NEVER_FINAL = frozenset({JobStatus.PENDING, JobStatus.RUNNING, JobStatus.FAILED})
-
-
-class Limit(NamedTuple):
-    """A number of requests in a number of seconds."""
-
-    requests: int
-    seconds: int
-
-
-def _limit(value: object) -> object:
-    if value == "off" or value is None:
-        return None
-    if (found := _LIMIT.fullmatch(str(value))) is not None:
-        limit = Limit(int(found[1]), int(found[2]))
-        if 1 <= limit.requests <= 1_000_000_000 and 1 <= limit.seconds <= 86_400:
-            return limit
-    raise ValueError("must be requests/seconds, such as 600/60, or off")
-
-
-def _url(check: Callable[[str], None]) -> AfterValidator:
-    def checked(value: SecretStr) -> SecretStr:
-        check(value.get_secret_value())
-        return value
-
-    return AfterValidator(checked)
-
-
-def _words(value: object) -> object:
-    return tuple(word for word in value.replace(",", " ").split() if word) if isinstance(value, str) else value
-
-
-def _networks(value: object) -> object:
-    try:
-        return tuple(ip_network(word) for word in _words(value))  # type: ignore[attr-defined]
-    except ValueError:
-        raise ValueError("must be addresses or networks, such as 10.0.0.0/8, separated by commas") from None
-
-
-def _origins(value: object) -> object:
-    """Origins as browsers write them: in lower case, and without the scheme's own port."""
-    words = tuple(word.lower() for word in cast("tuple[str, ...]", _words(value)))
-    for word in words:
-        if not _ORIGIN.fullmatch(word):
-            raise ValueError("must be origins, such as https://app.example.com, separated by commas")
-    return tuple(_OWN_PORT.sub(r"\1", word) for word in words)
-
-
-def _statuses(value: object) -> object:
-    words = tuple(word.strip() for word in value.split(",")) if isinstance(value, str) else value
-    if not isinstance(words, tuple | frozenset) or not all(1 <= len(word) <= MAX_STATUS for word in words):
-        raise ValueError("must be statuses, such as cancelled,expired")
-    if wrong := _NEVER_FINAL.intersection(words):
-        raise ValueError(f"must be the owner's own words; {', '.join(sorted(wrong))} never stands for an end")
-    return frozenset(words)
-
-
-def _versions(value: object) -> object:
-    words = _words(value)
-    if words == ("any",):
-        return None
-    if not (isinstance(words, tuple) and words and all(word in {"1", "3", "4", "5", "6", "7", "8"} for word in words)):
-        raise ValueError("must be UUID versions, such as 4,7, or any")
-    return frozenset(int(word) for word in words)
-
-
-def _host(host: str) -> str:
-    try:
-        host.encode("idna")  # as `socket.getaddrinfo` does
-    except UnicodeError:
-        raise ValueError("must be an address or a name of this machine, such as 127.0.0.1 or localhost") from None
-    return host
-
-
-def _http_url(url: str) -> str:
-    check_http_url(url)
-    return url
-
-
-def _long_enough(secret: SecretStr) -> SecretStr:
-    if len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
-        raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes")
-    return secret
-
-
-def _usable_key(pem: SecretStr) -> SecretStr:
-    from shared.public_keys import public_key_of  # noqa: PLC0415 - takes long to load, and a worker has no such key
-
-    public_key_of(pem.get_secret_value())
-    return pem
-
-
-def _claim(text: str) -> str:
-    claim_path(text)
-    return text
-
-
-def _share(value: object) -> object:
-    return None if value == "off" or value is None else value
-
-
-def _traceable(share: float | None) -> float | None:
-    if share is not None:
-        try:
-            found = find_spec("opentelemetry.sdk") and find_spec("opentelemetry.exporter.otlp.proto.http")
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            raise ValueError("OpenTelemetry is not installed: install redrive[otel], or set it to off")
-    return share
-
-
-OptionalShare = Annotated[
-    Annotated[float, Field(ge=0, le=1)] | None, NoDecode, BeforeValidator(_share), AfterValidator(_traceable)
-]
-OptionalLimit = Annotated[Limit | None, NoDecode, BeforeValidator(_limit)]
-PostgresUrl = Annotated[SecretStr, _url(check_postgres_url)]
-AmqpUrl = Annotated[SecretStr, _url(check_amqp_url)]
-SecretHttpUrl = Annotated[SecretStr, _url(check_http_url)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-
 
 _SERVICE_LINK = re.compile(r"(?:tcp|udp|sctp)://", re.ASCII)  # https://kubernetes.io/docs/concepts/services-networking
 _LINKABLE = ("port", "ops_port")
@@ -194,7 +74,7 @@ class Settings(BaseSettings):
     amqp_management_url: SecretHttpUrl | None = None
     """RabbitMQ's management API; `redrive check` alone asks it."""
     job_id: JobIdType = "uuid"
-    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
+    host: Host = "127.0.0.1"
     ops_port: Port
     db_pool_size: Annotated[int, Field(ge=1, le=100)] = 4
     db_timeout: Annotated[float, Field(gt=0, le=2.5)] = 2.0
@@ -243,12 +123,12 @@ class ApiSettings(Settings):
     database_read_url: PostgresUrl | None = None
     port: Port = 8080
     keepalive_timeout: Annotated[float, Field(gt=0, le=3600)] = 75.0
-    jwt_secret: Annotated[SecretStr, AfterValidator(_long_enough)] | None = None
-    jwt_public_key: Annotated[SecretStr, AfterValidator(_usable_key)] | None = None
+    jwt_secret: SharedSecret | None = None
+    jwt_public_key: PublicKey | None = None
     jwks_url: Annotated[HttpUrl | None, Field(validate_default=True)] = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
-    jwt_project_claim: Annotated[str, AfterValidator(_claim)] = "project_id"
+    jwt_project_claim: Claim = "project_id"
     jwt_leeway: Annotated[int, Field(ge=0, le=120)] = 10
     require_scopes: bool = False
     read_only: bool = False
@@ -256,11 +136,11 @@ class ApiSettings(Settings):
     limit_read: OptionalLimit = Limit(600, 60)
     limit_retry: OptionalLimit = Limit(60, 60)
     limit_bulk: OptionalLimit = Limit(6, 60)
-    trusted_proxies: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_networks)] = ()
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ()
+    trusted_proxies: Networks = ()
+    cors_origins: Origins = ()
     console: Literal["on", "off"] = "off"
-    job_id_versions: Annotated[frozenset[int] | None, NoDecode, BeforeValidator(_versions)] = frozenset({4})
-    final_statuses: Annotated[frozenset[str], NoDecode, BeforeValidator(_statuses)] = FINAL_STATUSES
+    job_id_versions: UuidVersions = frozenset({4})
+    final_statuses: FinalStatuses = FINAL_STATUSES
     max_waiters: Annotated[int, Field(ge=0)] = 20_000
     max_wait: Annotated[int, Field(ge=0, le=60)] = 55
     watch_interval: Annotated[float, Field(ge=0.05, le=60)] = 0.5

@@ -23,7 +23,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from cli.errors import CommandFailed
-from shared.settings import MIN_SECRET_BYTES
+from shared.setting_types import MIN_SECRET_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

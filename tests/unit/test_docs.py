@@ -16,7 +16,8 @@ import worker.metrics
 from api.app import create_app
 from shared.database import open_database
 from shared.errors import DatabaseUnavailable
-from shared.settings import PREFIX, ApiSettings, Limit, Settings, WorkerSettings, read
+from shared.setting_types import Limit
+from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read
 from shared.telemetry import metrics_registry
 from tests.tokens import SECRET
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from api.problems import RateLimited
 from api.ratelimit import Bucket, ClientAddresses, RateLimit
-from shared.settings import Limit
+from shared.setting_types import Limit
 from tests.clocks import Clock
 
 

@@ -10,7 +10,8 @@ import structlog
 
 from shared.errors import SettingsError
 from shared.secret import current
-from shared.settings import ApiSettings, Limit, Settings, WorkerSettings, read, variables
+from shared.setting_types import Limit
+from shared.settings import ApiSettings, Settings, WorkerSettings, read, variables
 
 SECRET = "canary secret of more than thirty-two bytes"
 PUBLIC_KEY = (

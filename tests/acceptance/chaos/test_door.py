@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from api.problems import RateLimited
 from api.ratelimit import ClientAddresses, RateLimit
-from shared.settings import Limit
+from shared.setting_types import Limit
 from tests.acceptance.chaos.attacks import (
     GROUP,
     Attack,
