@@ -206,7 +206,7 @@ class Door:
                 passage.complete(answer.headers)
                 if self.closing:
                     answer.force_close()
-            self._metrics.answered(request, answer.status, time.perf_counter() - started_at)
+            self._metrics.count_answer(request, answer.status, time.perf_counter() - started_at)
             return answer
 
         return door

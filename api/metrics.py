@@ -95,7 +95,7 @@ class Metrics:
         """Show how old the issuer's keys are."""
         self._jwks_age.set_function(lambda: keys.age_s)
 
-    def answered(self, request: "web.Request", status: int, seconds: float) -> None:
+    def count_answer(self, request: "web.Request", status: int, seconds: float) -> None:
         """Count one answer."""
         resource = request.match_info.route.resource
         tally = self._known.get((resource, request.method, status))

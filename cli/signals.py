@@ -48,7 +48,7 @@ class StopSignals:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._received) for number in _WATCHED}
+        self._previous = {number: signal.signal(number, self._on_signal) for number in _WATCHED}
         return self
 
     def __exit__(
@@ -93,7 +93,7 @@ class StopSignals:
         finally:
             self._running = None
 
-    def _received(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
         first = self._signalled_at is None
         if self._signalled_at is None:

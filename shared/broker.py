@@ -113,7 +113,7 @@ def is_cluster(url: Url) -> bool:
 class Nodes:
     """Which node of a cluster to try first: any at first, then the one after the last that was connected to.
 
-    Whoever connects again has lost that node, or could do nothing there, as on the smaller side of a partition.
+    A program that connects again has lost that node, or could do nothing there, as on the smaller side of a partition.
     """
 
     def __init__(self) -> None:

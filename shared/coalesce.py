@@ -128,9 +128,8 @@ class Coalescer(Generic[K, V]):
         if self._suspects and key in self._suspects:
             return await self._get_apart(key)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[V | None] = (
-            loop.create_future()
-        )  # one for each caller: cancelling one does not cancel the others
+        # One for each caller: cancelling one does not cancel the others.
+        future: asyncio.Future[V | None] = loop.create_future()
         if (others := self._waiting.get(key)) is not None:
             others.futures.append(future)
         else:

@@ -199,16 +199,16 @@ def check_files(url: PostgresUrl) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     if mode.startswith("verify") or mode == "require":
         if root and root != _SYSTEM:
-            _tried("sslrootcert", lambda: context.load_verify_locations(cafile=root))
+            _load("sslrootcert", lambda: context.load_verify_locations(cafile=root))
         elif not root and mode == "verify-ca" and not _home("root.crt").exists():
             raise ValueError("sslrootcert: must name the certificate to check the server's with")
         if crl := tls.get("sslcrl"):
-            _tried("sslcrl", lambda: context.load_verify_locations(cafile=crl))
+            _load("sslcrl", lambda: context.load_verify_locations(cafile=crl))
     if cert := tls.get("sslcert"):
         key, password = tls.get("sslkey"), tls.get("sslpassword", "")
-        _tried("sslcert or sslkey", lambda: context.load_cert_chain(cert, keyfile=key, password=lambda: password))
+        _load("sslcert or sslkey", lambda: context.load_cert_chain(cert, keyfile=key, password=lambda: password))
     elif key := tls.get("sslkey"):
-        _tried("sslkey", lambda: Path(key).read_bytes())
+        _load("sslkey", lambda: Path(key).read_bytes())
 
 
 def tls_context(tls: Mapping[str, str]) -> ssl.SSLContext | None:
@@ -373,7 +373,7 @@ def _check_passfile(path: str | None) -> None:
         raise ValueError("passfile: must be readable for its owner alone (chmod 600), or it is not used")
 
 
-def _tried(name: str, load: Callable[[], object]) -> None:
+def _load(name: str, load: Callable[[], object]) -> None:
     try:
         load()
     except (OSError, ValueError):  # ssl.SSLError is an OSError; their texts name files

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger(__name__)
 
 _ROUNDS: Final = 5
+"""How often `take_apart` tries; each further round needs another request that is queued for one of the jobs."""
 MOST_TRACED: Final = 128
 """Requests of one batch that get a span: a bulk retry would make ten thousand."""
 DEGRADED_S: Final = 90.0
@@ -149,7 +150,7 @@ class Settler:
     ) -> tuple[dict[RetryId, Settled], set[RetryId], set[RetryId]]:
         """Settle what can be settled; block or defer the rest. Returns the outcomes, the ids deferred, the ids refused.
 
-        A request whose job is locked is in neither: the ledger has deferred it.
+        A request whose job is locked is in none of them: the ledger has deferred it.
         """
         results, faults = await bisect(messages, self._attempt)
         if len(messages) == 1 and faults and isinstance(faults[0][1], DatabaseUnavailable):

@@ -24,7 +24,7 @@ def welcome_text(
     example: str | None,
     adapter: str | None = None,
 ) -> str:
-    """All of it. `example` is a failed job's id, None where there is none; `adapter` is the system whose jobs they are."""
+    """All of it. `example` is a failed job's id, None where there is none; `adapter` names the system."""
     url = api_url(settings)
     # curl reads the token from the file, so that a line can be read by people too.
     curl = f"curl -sS -H @{shlex.quote(str(header_file))}"

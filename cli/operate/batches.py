@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.errors import CommandFailed
-from cli.operate.connection import ask, note, note_empty, refused
+from cli.operate.connection import ask, note, note_empty, report_refusal
 from cli.operate.filters import duration_of, id_of
 from cli.operate.options import LOCAL, AsJson, Limit, Timeout, TokenFile, Url
 from cli.operate.retries import COLUMNS, row_of
@@ -156,4 +156,4 @@ async def show_batch(redrive: "Redrive", batch: "Batch", *, as_json: bool) -> No
 def status_of(batch: "Batch") -> int:
     """The exit status for a batch that is settled."""
     lost = batch.rejected + batch.dead_lettered
-    return refused(f"{lost} of {batch.total} retries were rejected") if lost else 0
+    return report_refusal(f"{lost} of {batch.total} retries were rejected") if lost else 0

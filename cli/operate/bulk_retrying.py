@@ -10,7 +10,7 @@ import typer
 
 from cli.errors import CommandFailed
 from cli.operate.batches import show_batch, status_of, wait_until_settled
-from cli.operate.connection import note, refused
+from cli.operate.connection import note, report_refusal
 from cli.operate.jobs import note_unknown_type
 from cli.operate.tables import print_facts, print_json, print_table, printable
 
@@ -46,7 +46,7 @@ async def retry_ids(redrive: "Redrive", ids: "Sequence[str]", options: RetryOpti
         preview = await redrive.preview(ids, extra_attempts=options.extra_attempts)
         _show_dry_run(preview, as_json=options.as_json)
         left_out = preview.matched - preview.retryable
-        return refused(f"{left_out} of {len(ids)} jobs would not be retried") if left_out else 0
+        return report_refusal(f"{left_out} of {len(ids)} jobs would not be retried") if left_out else 0
     accepted = await redrive.retry_many(
         ids,
         reason=options.reason,
@@ -59,7 +59,7 @@ async def retry_ids(redrive: "Redrive", ids: "Sequence[str]", options: RetryOpti
         if not options.as_json:
             typer.echo()
             print_table(("LEFT OUT", "BECAUSE"), [(each.job_id, each.code) for each in accepted.skipped])
-        return refused(f"{len(accepted.skipped)} of {len(ids)} jobs were not retried")
+        return report_refusal(f"{len(accepted.skipped)} of {len(ids)} jobs were not retried")
     return status
 
 
@@ -155,11 +155,11 @@ async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: R
 
     chosen = await _choose_canaries(redrive, wanted, options)
     if not chosen:
-        return refused("no job could be chosen as a canary: nothing was retried")
+        return report_refusal("no job could be chosen as a canary: nothing was retried")
     accepted = await redrive.retry_many(chosen, reason=options.reason, extra_attempts=options.extra_attempts)
     batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
     if accepted.skipped or batch.applied < len(chosen):
-        return refused(
+        return report_refusal(
             f"{len(chosen) - batch.applied} of {len(chosen)} canaries were not retried: the rest was not retried"
         )
     try:
@@ -172,7 +172,7 @@ async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: R
     ended: list[Job] = [task.result() for task in waiting]
     if failed := [job for job in ended if job.status != JobStatus.COMPLETED]:
         first = printable(failed[0].last_error)
-        return refused(
+        return report_refusal(
             f"{len(failed)} of {len(chosen)} canaries ended {failed[0].status} ({first}): the rest was not retried"
         )
     return accepted

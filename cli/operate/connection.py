@@ -88,7 +88,7 @@ async def note_empty(redrive: "Redrive", things: str, chosen: "Mapping[str, obje
     note(f"no {things} in project {project} match {given}" if given else f"project {project} has no {things}")
 
 
-def refused(line: str) -> int:
+def report_refusal(line: str) -> int:
     """Print why a retry was refused. Returns the exit status for it."""
     typer.echo(f"redrive: {line}", err=True)
     return REJECTED

@@ -8,7 +8,7 @@ import typer
 
 from cli.errors import CommandFailed
 from cli.operate.bulk_retrying import RetryOptions, retry_ids, retry_matches
-from cli.operate.connection import ask, is_terminal, line_of_refusal, note, refused
+from cli.operate.connection import ask, is_terminal, line_of_refusal, note, report_refusal
 from cli.operate.filters import duration_of, failed_filter_of, job_id_of
 from cli.operate.options import LOCAL, AsJson, DryRun, TokenFile, Url, Yes
 from cli.operate.retries import show_retry
@@ -137,14 +137,14 @@ async def _retry_one(redrive: "Redrive", job_id: str, options: RetryOptions) -> 
                 print_json(dry_run)
             elif dry_run.would_retry:
                 typer.echo("would be retried")
-            return 0 if dry_run.would_retry else refused(f"would not be retried: {dry_run.blocked_by}")
+            return 0 if dry_run.would_retry else report_refusal(f"would not be retried: {dry_run.blocked_by}")
         accepted = await redrive.retry(
             job_id, reason=options.reason, delay_seconds=options.delay_s, extra_attempts=options.extra_attempts
         )
     except (Conflict, NotFound) as error:
         if options.as_json:
             print_json({name: getattr(error, name) for name in ("title", "status", "code", "request_id")})
-        return refused(line_of_refusal(error))
+        return report_refusal(line_of_refusal(error))
     if accepted.deduplicated:
         note(f"{printable(accepted.retry.actor)} had requested this retry before")
     retry: Retry = accepted.retry
@@ -161,5 +161,5 @@ async def _retry_one(redrive: "Redrive", job_id: str, options: RetryOptions) -> 
     return (
         0
         if retry.state in (RetryState.QUEUED, RetryState.APPLIED)
-        else refused(f"the retry is {retry.state}: {retry.outcome}")
+        else report_refusal(f"the retry is {retry.state}: {retry.outcome}")
     )

@@ -1,13 +1,13 @@
 """What `redrive check` says of the members of the queues, by RabbitMQ's management API."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import aiohttp
 import pytest
 from aiohttp import web
+from pytest_aiohttp import AiohttpRawServer
 
 from cli.checking.findings import Finding, Verdict
 from cli.checking.members import member_findings
@@ -16,26 +16,24 @@ AMQP: Final = "amqp://user:pass%2Fword@one/some%2Fhost,amqp://user:pass%2Fword@t
 A, B, C = "rabbit@a", "rabbit@b", "rabbit@c"
 
 
-@asynccontextmanager
-async def management(answer: object, *, status: int = 200) -> AsyncIterator[tuple[str, list[web.Request]]]:
-    """Such an API, its host and port, and what it was asked."""
-    asked: list[web.Request] = []
+Management: TypeAlias = Callable[..., Awaitable[tuple[str, list[web.BaseRequest]]]]
 
-    async def get(request: web.Request) -> web.Response:
-        asked.append(request)
-        return web.json_response(answer, status=status)
 
-    app = web.Application()
-    app.router.add_get("/{path:.*}", get)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        yield f"{host}:{port}", asked
-    finally:
-        await runner.cleanup()
+@pytest.fixture
+def management(aiohttp_raw_server: AiohttpRawServer) -> Management:
+    """Starts such an API, which answers all alike: its host and port, and what it was asked."""
+
+    async def start(answer: object, *, status: int = 200) -> tuple[str, list[web.BaseRequest]]:
+        asked: list[web.BaseRequest] = []
+
+        async def get(request: web.BaseRequest) -> web.Response:
+            asked.append(request)
+            return web.json_response(answer, status=status)
+
+        server = await aiohttp_raw_server(get)
+        return f"{server.host}:{server.port}", asked
+
+    return start
 
 
 async def said(url: str | None) -> list[Finding]:
@@ -53,10 +51,11 @@ async def said(url: str | None) -> list[Finding]:
     ],
 )
 async def test_it_says_how_many_members_are_online(
-    members: list[str], online: list[str], verdict: Verdict, text: str
+    management: Management, members: list[str], online: list[str], verdict: Verdict, text: str
 ) -> None:
-    async with management({"type": "quorum", "members": members, "online": online}) as (address, asked):
-        findings = await said(f"http://{address}/prefix/")
+    address, asked = await management({"type": "quorum", "members": members, "online": online})
+
+    findings = await said(f"http://{address}/prefix/")
 
     assert findings[0].verdict is verdict
     assert findings[0].text.startswith(f"broker: {text}")
@@ -68,9 +67,10 @@ async def test_it_says_how_many_members_are_online(
     assert {request.headers["Authorization"] for request in asked} == {aiohttp.encode_basic_auth("user", "pass/word")}
 
 
-async def test_a_user_in_its_own_url_comes_first() -> None:
-    async with management({"members": [A], "online": [A]}) as (address, asked):
-        await said(f"http://watch:se%23cret@{address}")
+async def test_a_user_in_its_own_url_comes_first(management: Management) -> None:
+    address, asked = await management({"members": [A], "online": [A]})
+
+    await said(f"http://watch:se%23cret@{address}")
 
     assert {request.headers["Authorization"] for request in asked} == {aiohttp.encode_basic_auth("watch", "se#cret")}
 
@@ -85,9 +85,12 @@ async def test_a_user_in_its_own_url_comes_first() -> None:
         ([], 200, "does not say it of a quorum queue"),
     ],
 )
-async def test_what_it_may_not_look_at_is_a_line_and_no_failure(answer: object, status: int, text: str) -> None:
-    async with management(answer, status=status) as (address, _):
-        (finding,) = await said(f"http://u:canary@{address}")
+async def test_what_it_may_not_look_at_is_a_line_and_no_failure(
+    management: Management, answer: object, status: int, text: str
+) -> None:
+    address, _ = await management(answer, status=status)
+
+    (finding,) = await said(f"http://u:canary@{address}")
 
     assert finding.verdict is Verdict.NOTE
     assert text in finding.text
@@ -103,11 +106,14 @@ async def test_one_that_is_not_there_or_not_named_is_a_line_too() -> None:
     assert "REDRIVE_AMQP_MANAGEMENT_URL is not set" in none.text
 
 
-async def test_a_netrc_file_changes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_netrc_file_changes_nothing(
+    management: Management, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "netrc").write_text("default login reader password netrc-canary")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    async with management({"type": "quorum", "members": [A], "online": [A]}) as (address, asked):
-        findings = await said(f"http://{address}")
+    address, asked = await management({"type": "quorum", "members": [A], "online": [A]})
+
+    findings = await said(f"http://{address}")
 
     assert len(findings) == len(asked) == 3
     assert {request.headers["Authorization"] for request in asked} == {aiohttp.encode_basic_auth("user", "pass/word")}

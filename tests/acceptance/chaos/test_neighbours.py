@@ -104,13 +104,18 @@ async def _pipeline(attacked: Attack, port: int, made: MadeJob, rounds: int) -> 
         writer.write(sent[:at])
         await asyncio.sleep(0)
         writer.write(sent[at:])
-        raw = b""
-        # What comes after the end is answered with a reset, which says nothing of the answer before it.
-        async with asyncio.timeout(10):
-            with suppress(ConnectionError):
-                while piece := await reader.read(65_536):
-                    raw += piece
-        writer.close()
-        reply = Reply.parsed(raw)
-        attacked.mind(raw.count(b"HTTP/1.") == 1 and reply.headers.get("Connection") == "close", raw)
-        attacked.mind(LEAKED.encode() not in raw, raw)
+        raw = bytearray()
+        try:
+            async with asyncio.timeout(10):
+                # What comes after the end is answered with a reset, which says nothing of the answer before it.
+                with suppress(ConnectionError):
+                    while piece := await reader.read(65_536):
+                        raw += piece
+        except TimeoutError:
+            attacked.mind(False, ("the connection stays open", bytes(raw)))  # noqa: FBT003 - it is wrong
+            return
+        finally:
+            writer.close()
+        reply = Reply.parsed(bytes(raw))
+        attacked.mind(raw.count(b"HTTP/1.") == 1 and reply.headers.get("Connection") == "close", bytes(raw))
+        attacked.mind(LEAKED.encode() not in raw, bytes(raw))
