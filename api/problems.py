@@ -268,7 +268,7 @@ PROBLEMS: dict[type[RedriveError], Problem] = {
     KeysUnavailable: _UNAVAILABLE,
     DatabaseUnavailable: _UNAVAILABLE,
     JobsUnfit: _UNAVAILABLE._replace(
-        detail="The jobs are not stored in the form that is served here; whoever runs this finds the reason in its log."
+        detail="The jobs are not stored in the form that is served here; the reason is in the log of the api."
     ),
     RedriveError: Problem(
         HTTPStatus.INTERNAL_SERVER_ERROR, "Internal error", "The request failed for a reason that has been logged."

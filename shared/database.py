@@ -291,7 +291,7 @@ class Database:
         """Return once what other transactions have committed before is safe: on disk, and with a synchronous standby.
 
         What a query shows need not be. A commit that no standby has confirmed is shown all the same after its client
-        has given it up. Whoever repeats a 202 for it, or acknowledges its message, must call this. Raises
+        has given it up. A caller that repeats a 202 for it, or acknowledges its message, must call this. Raises
         DatabaseUnavailable.
         """
         await self.fetch(_SQL["secure"])

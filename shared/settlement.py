@@ -65,9 +65,7 @@ class Settlement:
             settled = await self._apply(session, list(by_id), adopted, published=True)
             if missing := by_id.keys() - settled.keys():
                 known = await self._outcomes(session, list(missing))
-                await (
-                    session.secure()
-                )  # whoever settled them may not have seen the commit, and now they are acknowledged
+                await session.secure()  # their worker may not have seen the commit, and now they are acknowledged
                 for each in missing:
                     if (outcome := known.get(each, Outcome.SUPERSEDED)) is not None:
                         settled[each] = Settled(outcome, None)

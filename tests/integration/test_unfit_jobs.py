@@ -190,7 +190,7 @@ async def test_the_api_names_what_is_wrong_once_and_answers_503(url: str, log: L
 
     assert {(status, body["code"], body["retryable"]) for status, body in answers} == {(503, "unavailable", True)}
     assert {body["detail"] for _, body in answers} == {
-        "The jobs are not stored in the form that is served here; whoever runs this finds the reason in its log."
+        "The jobs are not stored in the form that is served here; the reason is in the log of the api."
     }
     assert (readiness, about) == (503, 200)
     assert refusals(log) == [[fault]]

@@ -101,7 +101,7 @@ def test_any_other_share_is_refused(value: str) -> None:
 
 
 def test_a_share_without_opentelemetry_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.settings.find_spec", lambda _name: None)
+    monkeypatch.setattr("shared.setting_types.find_spec", lambda _name: None)
 
     with pytest.raises(SettingsError, match=r"install redrive\[otel\]"):
         read(WorkerSettings, database_url="postgresql://", tracing="0.1")
