@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench import adapters, growth, memory, reading, report, retrying, waiting
+from bench import adapters, console, growth, memory, reading, report, retrying, waiting
 from bench.client import Disconnected, NothingMeasured
 from bench.load import Loader, WrkFailed
 from bench.machine import NONE, commit, load_average, machine_of
@@ -34,9 +34,10 @@ PARTS: Final = {
     "memory": memory.measure,
     "retrying": retrying.measure,
     "adapters": adapters.measure,
+    "console": console.measure,
 }
 NEEDS_BROKER: Final = frozenset({"retrying"})
-CAN_BE_LEFT_OUT: Final = ("bare", "plain", "fastapi", "inline", "ack_only", "celery", "wrk")
+CAN_BE_LEFT_OUT: Final = ("bare", "plain", "fastapi", "inline", "ack_only", "celery", "wrk", console.CHROMIUM)
 REPORT: Final = "report"
 
 

@@ -39,6 +39,29 @@ SELECT
 FROM generate_series(1, $1::int)
 RETURNING id::text
 """
+# What programs really write: numbers, ids, addresses and quoted values, which grouping takes out; some over many lines.
+_VARIED: Final = """
+UPDATE control_plane.jobs AS j
+SET last_error = (ARRAY[
+    'TimeoutError: the renderer did not answer within ' || n % 90 || ' s (request ' || j.id || ')',
+    'UniqueViolation: duplicate key value violates unique constraint "orders_pkey" DETAIL: Key (id)=(' || n || ')',
+    'HTTPError: 503 Server Error: Service Unavailable for url: https://api.example.com/v1/orders/' || n || '?page=2',
+    E'Traceback (most recent call last):\\n  File "/app/worker.py", line ' || n % 400
+        || E', in run\\n    await send(mail)\\n'
+        || 'ConnectionResetError: [Errno 104] Connection reset by peer ''smtp' || n % 5 || '.example.com''',
+    'KeyError: ''customer_' || n || '''',
+    'segmentation fault at 0x7f3a9c' || lpad(to_hex(n), 6, '0') || ' in libvips.so.42, build 9f8e7d6c5b4a',
+    repeat('x', 2000) || ' ' || n
+])[1 + n % 7]
+FROM (
+    SELECT id, row_number() OVER () AS n
+    FROM (
+        SELECT id FROM control_plane.jobs
+        WHERE project_id = $2 AND status = 'failed' ORDER BY created_at DESC LIMIT $1::int
+    ) AS newest
+) AS numbered
+WHERE j.id = numbered.id
+"""
 _BUILD: Final = """
 ALTER TABLE control_plane.jobs ADD CONSTRAINT jobs_pkey PRIMARY KEY (id);
 CREATE INDEX jobs_pending_idx ON control_plane.jobs (scheduled_at) WHERE status = 'pending';
@@ -67,6 +90,23 @@ async def fill(connection: "Connection", rows: int) -> None:
     await connection.execute("SET maintenance_work_mem = '512MB'")
     await connection.execute(_BUILD)
     await settle(connection)
+
+
+async def vary_errors(connection: "Connection", count: int) -> None:
+    """Give the newest failed jobs errors of seven kinds, no two of them alike."""
+    await connection.execute(_VARIED, count, PROJECT)
+    await settle(connection)
+
+
+async def index_statuses(connection: "Connection") -> None:
+    """Build the second index that is recommended, the one for counts and lists of one status."""
+    await connection.execute("CREATE INDEX by_status ON control_plane.jobs (project_id, status, created_at, id)")
+    await settle(connection)
+
+
+async def unindex_statuses(connection: "Connection") -> None:
+    """Drop it again."""
+    await connection.execute("DROP INDEX control_plane.by_status")
 
 
 async def make(connection: "Connection", count: int, *, status: str, kind: str = "render") -> list[str]:

@@ -72,6 +72,15 @@ class Adapters:
 
 
 @dataclass(frozen=True, slots=True)
+class Console:
+    """Counts that are made anew, and the first list. `pause_s`: between two rounds."""
+
+    rows: int = 10_000_000
+    rounds: int = 7
+    pause_s: float = 5.2  # a little more than COUNTED_EVERY_S of api/overview.py
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One run. `warm_s`: load before the figures, for caches and pools. `part_limit_s` ends a part that hangs."""
 
@@ -81,6 +90,7 @@ class Plan:
     growth: Growth = field(default_factory=Growth)
     memory: Memory = field(default_factory=Memory)
     adapters: Adapters = field(default_factory=Adapters)
+    console: Console = field(default_factory=Console)
     smoke: bool = False
     warm_s: float = 2
     part_limit_s: float = 2_700
@@ -107,6 +117,7 @@ SMOKE = Plan(
     adapters=Adapters(
         systems=("river",), rows=500, rounds=1, seconds=0.2, pages=1, backlog=100, versions=((100, 200), (10, 65_536))
     ),
+    console=Console(rows=2_000, rounds=1, pause_s=0),
     smoke=True,
     warm_s=0.1,
     part_limit_s=120,

@@ -9,7 +9,20 @@ from bench.adapters import PLAIN as PLAIN_TABLE
 from bench.growth import DEEP_PAGE, FIRST_PAGE, GET_ONE, LIST_CONNECTIONS, STATS
 from bench.machine import MORE
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, RANDOM, REDRIVE
-from bench.results import Adapters, Growth, Machine, Memory, Read, Reading, Results, Retrying, Run, Waiting, Waits
+from bench.results import (
+    Adapters,
+    Console,
+    Growth,
+    Machine,
+    Memory,
+    Read,
+    Reading,
+    Results,
+    Retrying,
+    Run,
+    Waiting,
+    Waits,
+)
 from bench.targets import TIMES, targets_of
 
 PAGE: Final = "benchmarks.md"
@@ -77,6 +90,14 @@ _MEMORY: Final = """\
 Jobs with errors and payloads of a megabyte, and clients that ask for them once and read nothing. The memory is that of
 the one `redrive api` process.
 """
+_CONSOLE: Final = """\
+## The console
+
+What the console asks for again and again, on %s jobs of one project. One in twenty has failed, the newest with errors
+of seven kinds, no two of them alike. An answer is counted once in 5 s; here it is counted anew in each round, and the
+slowest client counts. Both indexes are those that the README recommends; the second is the one on the status. Where
+it is missing, the newest jobs are counted, and the answer says so.
+"""
 
 
 _ADAPTERS: Final = """\
@@ -128,6 +149,8 @@ def _page(results: Results) -> Iterator[str]:
         yield from _memory(results.memory)
     if results.adapters is not None:
         yield from _adapters(results.adapters)
+    if results.console is not None:
+        yield from _console(results.console)
     yield from _circumstances(results.machine, results.runs)
 
 
@@ -309,6 +332,29 @@ def _adapters(adapters: Adapters) -> Iterator[str]:
             for each in adapters.versions
         ],
     )  # fmt: skip
+
+
+def _console(console: Console) -> Iterator[str]:
+    yield _CONSOLE % f"{console.rows:,}"
+    yield _table(
+        ("count", "indexes", "clients at once", "slowest, ms", "least to most", "p99 ms", "capped", "refused"),
+        [
+            (
+                each.call, str(each.indexes), f"{each.clients}{', each with another filter' * each.own_filters}",
+                f"{each.slowest_ms.median:.0f}",
+                f"{min(each.slowest_ms.rounds):.0f} to {max(each.slowest_ms.rounds):.0f}", f"{each.p99_ms:.0f}",
+                "yes" if each.capped else "no", str(each.refused),
+            )
+            for each in console.counted
+        ],
+    )  # fmt: skip
+    if (first := console.first_list) is not None:
+        rounds = ", ".join(f"{ms:.0f}" for ms in first.painted_ms.rounds)
+        yield (
+            f"The console's first list of {first.rows} jobs, in Chromium with nothing cached, from opening its address "
+            f"until it is painted: {first.painted_ms.median:.0f} ms, the median of {rounds}; {first.requests} requests,"
+            f" {first.transferred_bytes / 1000:.0f} KB with their headers.\n"
+        )
 
 
 def _circumstances(machine: Machine, runs: dict[str, Run]) -> Iterator[str]:

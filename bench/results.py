@@ -233,6 +233,47 @@ class Adapters(msgspec.Struct, frozen=True):
         return next((each for each in self.costs if each.table == table), None)
 
 
+class Counted(msgspec.Struct, frozen=True):
+    """One count of the console, made anew in each round, asked by so many clients at once; the slowest answer counts.
+
+    `own_filters`: each client's filter is another. `capped`: the answer says that there may be more. `refused`: answers
+    other than 200, of all rounds.
+    """
+
+    call: str
+    indexes: int
+    clients: int
+    own_filters: bool
+    slowest_ms: Figure
+    p99_ms: float
+    capped: bool
+    refused: int
+
+
+class FirstList(msgspec.Struct, frozen=True):
+    """The console's first list of so many rows, in a browser that has nothing cached, until it is painted."""
+
+    rows: int
+    painted_ms: Figure
+    requests: int
+    transferred_bytes: int
+
+
+class Console(msgspec.Struct, frozen=True):
+    """What became of `plan.Console`. `first_list` is None where the browser was left out."""
+
+    rows: int
+    counted: list[Counted]
+    first_list: FirstList | None
+
+    def find(self, call: str, *, indexes: int, clients: int, own_filters: bool = False) -> Counted | None:
+        """None where it was not asked."""
+        wanted = (call, indexes, clients, own_filters)
+        return next(
+            (each for each in self.counted if (each.call, each.indexes, each.clients, each.own_filters) == wanted), None
+        )
+
+
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """What it was measured on."""
 
@@ -271,6 +312,7 @@ class Results(msgspec.Struct, kw_only=True):
     growth: Growth | None = None
     memory: Memory | None = None
     adapters: Adapters | None = None
+    console: Console | None = None
 
 
 def encoded(results: Results) -> bytes:

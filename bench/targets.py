@@ -1,4 +1,4 @@
-"""What was to be reached by reading, waiting and retrying, and whether it is."""
+"""What was to be reached by reading, waiting, retrying and the console, and whether it is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ from bench.accepting import INLINE
 from bench.accepting import REDRIVE as REDRIVE_ACCEPTS
 from bench.adapters import NUMBERED as NUMBERED_TABLE
 from bench.adapters import PLAIN as PLAIN_TABLE
+from bench.console import FAILURES, SERIES, STATS, TOGETHER, TYPES
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, REDRIVE
-from bench.results import AdapterCost, Adapters, Bulk, Figure, Reading, Results, Retrying, Waiting, Waits
+from bench.results import AdapterCost, Adapters, Bulk, Console, Figure, Reading, Results, Retrying, Waiting, Waits
 from bench.settling import ACK_ONLY, CELERY, WORKER
 
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
@@ -20,6 +21,7 @@ _READING: Final = "reading"
 _WAITING: Final = "waiting"
 _RETRYING: Final = "retrying"
 _ADAPTERS: Final = "adapters"
+_CONSOLE: Final = "console"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ def targets_of(results: Results) -> list[Target]:
         found += _of_retrying(results.retrying)
     if results.adapters is not None:
         found += _of_adapters(results.adapters)
+    if results.console is not None:
+        found += _of_console(results.console)
     return found
 
 
@@ -205,6 +209,41 @@ def _of_adapters(adapters: Adapters) -> Iterator[Target]:
 
 def _page_of(cost: AdapterCost) -> Figure:
     return cost.page_ms if cost.page_with_index_ms is None else cost.page_with_index_ms
+
+
+def _of_console(console: Console) -> Iterator[Target]:
+    for call, wanted_ms in ((SERIES, 250), (TYPES, 250), (STATS, 250), (FAILURES, 600)):
+        counted = console.find(call, indexes=2, clients=1)
+        assert counted is not None
+        what = f"{call} of {console.rows:,} jobs with both indexes, counted anew"
+        yield _within_ms(_CONSOLE, what, counted.slowest_ms.median, wanted_ms, counted.refused)
+    together = console.find(FAILURES, indexes=2, clients=TOGETHER)
+    assert together is not None
+    yield _within_ms(
+        _CONSOLE, f"{FAILURES}, {TOGETHER} clients together: p99", together.p99_ms, 1_000, together.refused
+    )
+    without = console.find(STATS, indexes=1, clients=1)
+    assert without is not None
+    yield Target(
+        _CONSOLE,
+        f"{STATS} without the index on the status",
+        "an answer that says what is capped",
+        f"{'capped' if without.capped else 'counted to the end'}, {without.slowest_ms.median:.0f} ms",
+        met=without.refused == 0,
+    )
+    first = console.first_list
+    yield Target(
+        _CONSOLE,
+        "first list of 50 seen, nothing cached",
+        "300 ms",
+        None if first is None else f"{_near(first.painted_ms.median, 300, 0)} ms",
+        None if first is None else first.painted_ms.median <= 300,
+    )
+
+
+def _within_ms(part: str, what: str, measured_ms: float, wanted_ms: float, refused: int) -> Target:
+    measured = f"{_near(measured_ms, wanted_ms, 0)} ms" + (f", {refused} refused" if refused else "")
+    return Target(part, what, f"{wanted_ms:,.0f} ms", measured, measured_ms <= wanted_ms and not refused)
 
 
 def _missing(waits: Waits) -> int:

@@ -15,7 +15,7 @@ from bench.results import Results, decoded
 from bench.targets import targets_of
 
 # What the development dependencies do not bring. It says so in the results.
-LEFT_OUT = ["celery", "fastapi", "wrk"]
+LEFT_OUT = ["celery", "chromium", "fastapi", "wrk"]
 
 
 async def run_bench(*arguments: str) -> str:
@@ -42,12 +42,12 @@ async def test_its_short_form_fills_in_every_figure(tmp_path: Path) -> None:
     await run_bench("--smoke", "--without", ",".join(LEFT_OUT), "--out", str(tmp_path))
 
     results = decoded((tmp_path / "results.json").read_bytes())  # strict: a figure that is missing is an error
-    assert set(results.runs) == {"reading", "waiting", "growth", "retrying", "memory", "adapters"}
+    assert set(results.runs) == {"reading", "waiting", "growth", "retrying", "memory", "adapters", "console"}
     assert all(run.smoke and run.without == LEFT_OUT for run in results.runs.values())
     every_request_was_answered_well(results)
     all_took_part(results)
     left_out = [target.what for target in targets_of(results) if target.measured is None]
-    assert len(left_out) == 3  # FastAPI's two, and Celery's
+    assert len(left_out) == 4  # FastAPI's two, Celery's, and the browser's
 
     for name in (report.PAGE, report.READING_PLOT, report.GROWTH_PLOT):
         assert (tmp_path / name).stat().st_size > 1_000
@@ -67,6 +67,9 @@ def every_request_was_answered_well(results: Results) -> None:
     assert not sum(call.load.errors for call in results.growth.calls)
     assert not sum(server.loads.errors for server in results.retrying.accepting)
     assert not results.waiting.unheard
+    assert results.console is not None
+    assert len(results.console.counted) == 2 * (4 + 4 + 1)
+    assert all(counted.slowest_ms.median > 0 for counted in results.console.counted)
     for waits in (results.retrying.waits, results.retrying.bulk.singles_meanwhile):
         assert (waits.not_accepted, waits.not_applied) == (0, 0)
 
