@@ -20,7 +20,7 @@ customElements.define("redrive-job", class extends HTMLElement {
 	static observedAttributes = ["job", "api", "token"];
 	#line = make("span"); #slot = make("slot"); #note = make("small");
 	#stop = new AbortController();
-	#provider; #token; #tag; #over; #streams;
+	#provider; #token; #tag; #over; #streams; #had;
 
 	constructor() {
 		super();
@@ -31,7 +31,7 @@ customElements.define("redrive-job", class extends HTMLElement {
 		this.shadowRoot.adoptedStyleSheets = [sheet];
 	}
 
-	/** An async function for a token: called first, and after a 401. */
+	/** An async function for a token: first, and after a 401. */
 	set tokenProvider(provider) {
 		this.#provider = provider;
 		this.#begin();
@@ -56,12 +56,13 @@ customElements.define("redrive-job", class extends HTMLElement {
 		const { signal } = (this.#stop = new AbortController());
 		this.#over = !this.isConnected || !this.getAttribute("job");
 		if (!this.#over) document.addEventListener("visibilitychange", this.#follow, { signal });
-		await null; // what is set together is one change
+		await null; // set together, one change
 		let pauseS, failures = 0;
 		while (!signal.aborted && !this.#over && document.visibilityState !== "hidden") {
 			try {
 				holder ??= this;
 				pauseS = await (this.#streams && holder === this ? this.#stream(signal) : this.#ask(signal));
+				this.#streams ||= this.#had;
 				failures = 0;
 			} catch (error) {
 				const { status, after } = error ?? {};
@@ -97,7 +98,7 @@ customElements.define("redrive-job", class extends HTMLElement {
 			clearTimeout(timer);
 			timer = setTimeout(this.#follow, s * 1000);
 		};
-		this.#streams = false; // until an event comes: a proxy may hold streams back
+		this.#streams = false; // until an event comes: a proxy may hold it back
 		restartIn(9);
 		try {
 			const answer = await this.#call("/events", {}, signal);
@@ -109,7 +110,7 @@ customElements.define("redrive-job", class extends HTMLElement {
 				for (const lines of events) {
 					const { retry, event, id, data } = Object.fromEntries(lines.split("\n").map((line) => line.split(/: (.*)/s)));
 					pauseS = retry / 1000 || pauseS;
-					this.#streams ||= !!data;
+					this.#had = this.#streams ||= !!data;
 					if (event === "gone") this.#show("gone");
 					else if (data) this.#take(JSON.parse(data), `"${id}"`);
 				}

@@ -14,6 +14,7 @@ from tests.browser.conftest import module_fixture
 from tests.browser.console import Console
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
+from tests.servers.proxy import Proxy
 from tests.tokens import token
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
@@ -204,6 +205,38 @@ async def test_where_streams_are_held_back_the_job_is_followed_by_waiting(produc
     assert product.paths[:2] == [f"/api/jobs/{job.id}/events", f"/api/jobs/{job.id}"]
     assert len(held) == 1
     await held[0].abort()
+
+
+async def test_after_an_outage_the_job_is_followed_by_a_stream_again(
+    product: Product, element_api: Api, jobs: JobMaker
+) -> None:
+    job = await jobs.running()
+    await product.page.clock.install()
+    async with Proxy("127.0.0.1", element_api.port) as network:
+        own, product.products.api = product.products.api, f"http://127.0.0.1:{network.port}"
+        try:
+            await product.show(element(job))
+        finally:
+            product.products.api = own
+        status = product.page.get_by_role("status")
+        await expect(status).to_have_text("Running")
+        assert len(product.streams) == 1
+
+        await network.refuse()
+        await network.reset()
+        await expect(status).to_contain_text("not reached, trying again")
+        await product.page.clock.run_for(60_000)
+        assert product.asked[-1].url.endswith(str(job.id))  # not by a stream, which may be all that is away
+        await network.heal()
+
+        async def streams() -> bool:
+            await product.page.clock.run_for(1_000)
+            return bool(product.streams)
+
+        await eventually(streams)
+        await expect(status).to_have_text("Running")
+        await change(jobs, job, "completed")
+        await expect(status).to_have_text("Completed")
 
 
 async def test_of_several_elements_one_keeps_a_connection_and_all_are_followed(
