@@ -36,9 +36,9 @@ export function Share({ batch }) {
 /** How far a batch is, in a bar and in words. */
 export function BatchProgress({ batch }) {
   const settled = batch.total - batch.queued;
+  const ends = ENDS.filter(([name]) => batch[name] > 0).map(([name, word]) => `${number(batch[name])} ${word}`);
   return html`<div class="progress">
-    <p class="verdict" aria-live="polite"><strong>${batch.done ? "Done." : `${number(settled)} of ${number(batch.total)}`}</strong>
-      ${" "}${ENDS.filter(([name]) => batch[name] > 0).map(([name, word]) => `${number(batch[name])} ${word}`).join(" · ")}</p>
+    <p class="verdict" aria-live="polite"><strong>${batch.done ? "Done." : `${number(settled)} of ${number(batch.total)} settled:`}</strong> ${ends.join(" · ")}</p>
     <${Share} batch=${batch} />
   </div>`;
 }

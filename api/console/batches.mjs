@@ -17,7 +17,7 @@ export function Batches({ query }) {
     <${Title} text="Batches"><${AsOf} reading=${reading} /></${Title}>
     ${(reading.problem || !reading.body) && html`<${Standing} reading=${reading} what="the batches" />`}
     ${reading.body && rows.length === 0 && html`<${Empty}>No bulk retry has been asked for yet. Begin one from a group of failures, or from selected jobs.</${Empty}>`}
-    ${rows.length > 0 && html`<table class="card rows">
+    ${rows.length > 0 && html`<table class="card rows batches">
       <thead><tr><th scope="col">reason</th><th scope="col">who</th><th scope="col">asked</th><th scope="col" class="n">jobs</th><th scope="col" class="n">went back</th><th scope="col" class="n">rejected</th><th scope="col">how far</th></tr></thead>
       <tbody>${rows.map((batch) => html`<tr key=${batch.id} data-row=${batch.id}>
         <td class="main"><a href=${href(`batches/${batch.id}`)}>${batch.reason ? shown(batch.reason) : "no reason given"}</a><span class="muted second">${filterWords(batch.filter)}</span></td>

@@ -1,4 +1,5 @@
 /** Filters of lists: each changes the address, and so the view. */
+import { go, href } from "./router.mjs";
 import { html, useEffect, useState } from "./ui.mjs";
 import { now } from "./api.mjs";
 import { number, shown } from "./text.mjs";
@@ -46,6 +47,18 @@ export function TextFilter({ label, value = "", put, longest = 200, id }) {
   return html`<label>${label}
     <input type="search" id=${id} maxlength=${longest} value=${text} onInput=${(event) => setText(event.target.value)} />
   </label>`;
+}
+
+/** A field for the id of one job, as a log or a ticket has it; Enter opens the job. */
+export function JobById() {
+  const [id, setId] = useState("");
+  function open(event) {
+    event.preventDefault();
+    if (id.trim() !== "") go(href(`jobs/${encodeURIComponent(id.trim())}`));
+  }
+  return html`<form class="by-id" onSubmit=${open}><label>job id
+    <input type="search" maxlength="64" spellcheck=${false} autocomplete="off" placeholder="opens with Enter" value=${id} onInput=${(event) => setId(event.target.value)} />
+  </label></form>`;
 }
 
 /** A filter that is on and has no field of its own, with a button that takes it off. */

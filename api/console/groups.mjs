@@ -42,10 +42,10 @@ export function Groups({ groups, detailed = false, changed }) {
       ${groups.map((group) => html`<tr key=${group.fingerprint} data-row=${group.fingerprint}>
         <td class="n strong">${number(group.jobs)}</td>
         <td class="what">
-          <a href=${href("jobs", { status: "failed", ...filterOf(group) })}>${shown(group.type) || "(no type)"}</a>
+          <a href=${href("jobs", { status: "failed", ...filterOf(group) })}><span class="clamp">${shown(group.type) || "(no type)"}</span></a>
           <code class="clamp" title=${shown(group.error)}>${shown(group.error) || "(no error text)"}</code>
           ${detailed && html`<span class="muted">${parted(group)}</span>`}
-          <span class="narrow muted">last <${Time} at=${group.last_at} /></span>
+          <span class="narrow muted">since <${Time} at=${group.first_at} /> · last <${Time} at=${group.last_at} /></span>
         </td>
         <td class="wide"><${Time} at=${group.first_at} /></td>
         <td class="wide"><${Time} at=${group.last_at} /></td>

@@ -1,6 +1,7 @@
 /** `#/jobs/{id}`: one job, live: its error, its timeline, its facts, and the way back. */
 import { AsOf, Copy, ErrorText, Refusal, Standing, Status, Time, Title } from "./parts.mjs";
 import { call, pathOf } from "./api.mjs";
+import { href } from "./router.mjs";
 import { html, useEffect, useState } from "./ui.mjs";
 import { indented } from "./raw_json.mjs";
 import { refusalOf, session } from "./session.mjs";
@@ -34,10 +35,10 @@ function Payload({ id }) {
 function Facts({ job }) {
   return html`<dl class="facts">
     <dt>attempts</dt><dd>${job.attempts} of ${job.max_attempts}</dd>
-    <dt>created</dt><dd><${Time} at=${job.created_at} /></dd>
-    <dt>scheduled</dt><dd><${Time} at=${job.scheduled_at} /></dd>
-    <dt>started</dt><dd><${Time} at=${job.started_at} /></dd>
-    <dt>ended</dt><dd><${Time} at=${job.completed_at} /></dd>
+    <dt>created</dt><dd><${Time} at=${job.created_at} whole=${true} /></dd>
+    <dt>scheduled</dt><dd><${Time} at=${job.scheduled_at} whole=${true} /></dd>
+    <dt>started</dt><dd><${Time} at=${job.started_at} whole=${true} /></dd>
+    <dt>ended</dt><dd><${Time} at=${job.completed_at} whole=${true} /></dd>
     <dt>id</dt><dd class="id"><code>${job.id}</code> <${Copy} text=${job.id} what="the id" /></dd>
     <dt>on a page</dt><dd><a href=${`element.html#job=${encodeURIComponent(job.id)}`}>show it on a page of yours</a></dd>
   </dl>`;
@@ -59,7 +60,8 @@ export function JobPage({ id }) {
     ${(reading.problem || !job) && html`<${Standing} reading=${reading} what="the job" />`}
     ${job && html`<div class="two job">
       <div class="side">
-        ${job.last_error !== null && html`<section><h2>The error</h2><div class="card pad"><${ErrorText} text=${job.last_error} truncated=${job.last_error_truncated} /></div></section>`}
+        ${job.last_error !== null && html`<section><h2>The error</h2><div class="card pad"><${ErrorText} text=${job.last_error} truncated=${job.last_error_truncated} />
+          ${job.status === "failed" && html`<p><a href=${href("failures", { type: job.type })}>all failures of this type</a></p>`}</div></section>`}
         <section><h2>What happened</h2>
           ${retries.body
             ? html`<${Timeline} job=${job} retries=${retries.body.data} more=${retries.body.next_cursor !== null} />`

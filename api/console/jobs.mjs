@@ -1,7 +1,7 @@
 /** `#/jobs`: the jobs of a filter; failed ones unless asked otherwise. */
 import { AsOf, Empty, Standing, Status, Time, Title } from "./parts.mjs";
 import { bulkRefusal, mayBulk, openBulk } from "./bulk.mjs";
-import { Chip, Choice, since, TextFilter, TypeFilter } from "./filters.mjs";
+import { Chip, Choice, JobById, since, TextFilter, TypeFilter } from "./filters.mjs";
 import { go, href } from "./router.mjs";
 import { html, useEffect, useMemo, useState } from "./ui.mjs";
 import { many, number, short, shown } from "./text.mjs";
@@ -85,7 +85,7 @@ export function Jobs({ query }) {
   }
   const whole = ids.length > 0 && ids.every((id) => chosen.has(id));
   return html`
-    <${Title} text="Jobs"><${AsOf} reading=${reading} /></${Title}>
+    <${Title} text="Jobs"><${JobById} /><${AsOf} reading=${reading} /></${Title}>
     <${Filters} query=${query} put=${put} failed=${failed} />
     ${(reading.problem || !reading.body) && html`<${Standing} reading=${reading} what="the jobs" />`}
     ${failed && rows.length > 0 && bulkRefusal() && html`<p class="under muted">${bulkRefusal()}</p>`}

@@ -9,13 +9,14 @@ import { followKeys } from "./shortcuts.mjs";
 import { html, render, useEffect } from "./ui.mjs";
 import { JobPage } from "./job.mjs";
 import { Jobs } from "./jobs.mjs";
-import { keptToken, session, tokenFromAddress } from "./session.mjs";
 import { Me } from "./me.mjs";
-import { now, signIn } from "./api.mjs";
+import { now } from "./api.mjs";
 import { Empty, Title } from "./parts.mjs";
 import { Overview } from "./overview.mjs";
+import { session } from "./session.mjs";
 import { shown } from "./text.mjs";
 import { SignIn, SignInAgain } from "./signin.mjs";
+import { start } from "./start.mjs";
 
 const EARLY_MS = 30_000;
 const LONGEST_TIMER_MS = 2_147_483_647;
@@ -83,23 +84,9 @@ function App() {
     ${phase === "expired" && html`<${SignInAgain} />`}`;
 }
 
-/** In the order that docs/console.md says: the address bar's token, the tab's, none (a proxy may add one), a pasted one. */
-async function start() {
-  const given = tokenFromAddress();
-  if (given !== null) go("#/", { replace: true });
-  for (const token of new Set([given ?? keptToken(), null])) {
-    try {
-      await signIn(token);
-      return;
-    } catch (problem) {
-      session.set({ ...session.get(), refused: token === null ? (session.get().refused ?? problem) : problem });
-    }
-  }
-  session.set({ ...session.get(), phase: "signed-out" });
-}
-
 applyTheme();
 followAddress(start);
 followKeys();
-start();
-render(html`<${App} />`, document.getElementById("app"));
+const root = document.getElementById("app");
+root.replaceChildren(); // Preact would leave the page's first words where they are
+render(html`<${App} />`, root);

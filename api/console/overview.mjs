@@ -1,10 +1,9 @@
 /** `#/`: what is failing, since when, how much of it can go back, and whether the way back is open. */
-import { Bars } from "./chart.mjs";
 import { BatchLines } from "./batch_parts.mjs";
 import { bulkRefusal } from "./bulk.mjs";
 import { Groups } from "./groups.mjs";
 import { href } from "./router.mjs";
-import { html } from "./ui.mjs";
+import { html, useEffect, useState } from "./ui.mjs";
 import { AsOf, Empty, Standing, Status, Time, Title } from "./parts.mjs";
 import { many, number, span, zoneName } from "./text.mjs";
 import { now, pathOf } from "./api.mjs";
@@ -63,6 +62,21 @@ function WhatFails({ reading }) {
     </p>`;
 }
 
+/** The chart's code is a quarter of the console, and stands last on its page: it is read when the rest is there. */
+function Hours({ reading }) {
+  const [chart, setChart] = useState({ Bars: null, lost: false });
+  useEffect(() => {
+    Promise.all([import("./chart.mjs"), import("./vendor/uplot.mjs")]).then(
+      ([{ Bars }]) => setChart({ Bars, lost: false }),
+      () => setChart({ Bars: null, lost: true }),
+    );
+  }, []);
+  if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the hours" /></div>`;
+  if (chart.lost) return html`<${Empty}>The chart could not be loaded. Load the page again.</${Empty}>`;
+  if (chart.Bars === null) return html`<p class="loading" aria-busy="true">Loading the chart…</p>`;
+  return html`<${chart.Bars} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
+}
+
 /** The page. */
 export function Overview() {
   const stats = useQuery("jobs/stats", COUNTS_S);
@@ -92,6 +106,6 @@ export function Overview() {
     </div>
     <section>
       <h2>Last 24 hours, by creation, ${zoneName()}</h2>
-      ${series.body ? html`<${Bars} buckets=${series.body.data} label="Jobs of the last 24 hours by status" />` : html`<div class="card pad"><${Standing} reading=${series} what="the hours" /></div>`}
+      <${Hours} reading=${series} />
     </section>`;
 }

@@ -1,5 +1,5 @@
 /** The small pieces that every page is made of. */
-import { absolute, clock, number, relative, shown, zoneName } from "./text.mjs";
+import { absolute, ago, clock, many, relative, shown, zoneName } from "./text.mjs";
 import { choices, useStore } from "./store.mjs";
 import { html, useEffect, useLayoutEffect, useState } from "./ui.mjs";
 
@@ -29,11 +29,13 @@ export function useTick(everyMs = 10_000) {
   }, [everyMs]);
 }
 
-/** A time: relative to look at, absolute to point at. */
-export function Time({ at, none = "–" }) {
-  useStore(choices);
+/** A time: relative to look at, absolute to point at; `whole` shows both, to find it in a log. */
+export function Time({ at, none = "–", whole = false }) {
+  const { times } = useStore(choices);
   useTick();
-  return at ? html`<time datetime=${at} title=${absolute(at)}>${relative(at)}</time>` : html`<span class="muted">${none}</span>`;
+  if (!at) return html`<span class="muted">${none}</span>`;
+  if (!whole) return html`<time datetime=${at} title=${absolute(at)}>${relative(at)}</time>`;
+  return html`<time datetime=${at}>${absolute(at)}</time>${times === "relative" && html` <span class="muted">${ago(at)}</span>`}`;
 }
 
 /** When the numbers are of; with an answer that is old because the API is away, how old. */
@@ -89,7 +91,7 @@ export function Standing({ reading, what }) {
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;
 
 /** A heading with what belongs beside it. It takes the focus when its page is opened. */
-export const Title = ({ text, children }) => html`<div class="title"><h1 tabindex="-1">${text}</h1>${children}</div>`;
+export const Title = ({ text, children }) => html`<div class="title"><h1 tabindex="-1"><span class="clamp" title=${text}>${text}</span></h1>${children}</div>`;
 
 /** An error as it came, at most `lines` lines of it until it is unfolded. */
 export function ErrorText({ text, lines = 12, truncated = false }) {
@@ -101,7 +103,7 @@ export function ErrorText({ text, lines = 12, truncated = false }) {
     <p class="tools">
       <${Copy} text=${text} what="the error" />
       ${folded && html`<button type="button" class="small" aria-expanded=${open} onClick=${() => setOpen(!open)}>
-        ${open ? "fold" : `unfold all ${number(all.length)} lines`}
+        ${open ? "fold" : `unfold it all, ${many(all.length, "line")}`}
       </button>`}
       ${truncated && html`<span class="muted">The API shows no more of it.</span>`}
     </p>

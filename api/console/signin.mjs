@@ -4,6 +4,7 @@ import { html, useLayoutEffect, useRef, useState } from "./ui.mjs";
 import { absolute, shown } from "./text.mjs";
 import { now, signIn } from "./api.mjs";
 import { Refusal } from "./parts.mjs";
+import { start } from "./start.mjs";
 import { useStore } from "./store.mjs";
 
 function claimText(name, value) {
@@ -47,7 +48,7 @@ function Form({ expired }) {
     ${given !== "" && html`<${Claims} token=${given} />`}
     <label class="tick"><input type="checkbox" checked=${keep} onClick=${(event) => setKeep(event.target.checked)} /> keep it for this tab, also when the page is loaded again</label>
     <p class="actions"><button type="submit" class="act" disabled=${claimsOf(given) === null || state.busy}>${state.busy ? "Asking…" : "Use this token"}</button></p>
-    ${(state.problem ?? (!expired && refused?.code !== "authentication-required" && refused)) && html`<${Refusal} problem=${state.problem ?? refused} />`}
+    ${(state.problem ?? (!expired && refused?.code !== "authentication-required" && refused)) && html`<${Refusal} problem=${state.problem ?? refused} retry=${!state.problem && refused?.passing ? start : undefined} />`}
     ${!expired && html`<p class="muted">An operator makes one with <code>redrive token --project P</code>; <code>redrive up</code> prints a link that is signed in. The token stays in this page and goes to this API alone.</p>`}
   </form>`;
 }
@@ -58,8 +59,18 @@ export const SignIn = () => html`<main class="signin"><h1 tabindex="-1">Redrive<
 /** Over the page, when the token is over. */
 export function SignInAgain() {
   const element = useRef(null);
-  useLayoutEffect(() => element.current.showModal(), []);
-  return html`<dialog ref=${element} class="sheet" aria-labelledby="again" onCancel=${(event) => event.preventDefault()}>
+  useLayoutEffect(() => {
+    const dialog = element.current;
+    const keep = (event) => event.key === "Escape" && event.preventDefault(); // a second one would reach what lies below
+    document.addEventListener("keydown", keep, true);
+    dialog.showModal();
+    return () => {
+      document.removeEventListener("keydown", keep, true);
+      dialog.close(); // the focus goes back to where it was
+    };
+  }, []);
+  const reopen = () => element.current?.isConnected && element.current.showModal(); // where there is a key or gesture for back
+  return html`<dialog ref=${element} class="sheet" aria-labelledby="again" onCancel=${(event) => event.preventDefault()} onClose=${reopen}>
     <header><h2 id="again">Sign in again</h2></header>
     <${Form} expired=${true} />
   </dialog>`;

@@ -53,15 +53,18 @@ export function absolute(iso) {
   return `${parts.day} ${parts.minute}:${parts.second} ${zoneName()}`;
 }
 
-/** `4m ago`, `in 3h`, and a date beyond 24 hours. */
-export function relative(iso) {
+/** `4m ago`, `in 3h`. */
+export function ago(iso) {
   const ms = now() - Date.parse(iso);
-  if (choices.get().times === "absolute" || Math.abs(ms) > 86_400_000) {
-    const parts = partsOf(Date.parse(iso), choices.get().zone);
-    return `${parts.day} ${parts.minute}`;
-  }
   if (Math.abs(ms) < 1_000) return "now";
   return ms >= 0 ? `${span(ms)} ago` : `in ${span(-ms)}`;
+}
+
+/** The same, and a date beyond 24 hours. */
+export function relative(iso) {
+  if (choices.get().times === "relative" && Math.abs(now() - Date.parse(iso)) <= 86_400_000) return ago(iso);
+  const parts = partsOf(Date.parse(iso), choices.get().zone);
+  return `${parts.day} ${parts.minute}`;
 }
 
 /** The first eight characters of an id; all of one that is short. */

@@ -23,6 +23,8 @@ function runOf(waitedSince, startedAt, endedAt, end, error) {
  */
 export function stepsOf(job, retries) {
   const steps = [{ kind: "created", word: "created", at: job.created_at }];
+  const afterwards = []; // asked for after the last run, and not applied
+  const runAt = Date.parse(job.completed_at ?? job.started_at);
   let since = job.created_at;
   for (const retry of [...retries].reverse()) {
     if (retry.state === "applied") {
@@ -30,7 +32,8 @@ export function stepsOf(job, retries) {
       since = retry.processed_at;
     }
     const why = retry.reason ? `“${shown(retry.reason)}”` : "no reason given";
-    steps.push({ kind: "retry", word: retry.state === "applied" ? `retried by ${shown(retry.actor)}` : `retry ${retry.state.replace("_", " ")}`, at: retry.requested_at, more: `${why}; ${retry.state === "applied" ? "" : `asked by ${shown(retry.actor)}; `}${outcomeWords(retry)}` });
+    const late = retry.state !== "applied" && Date.parse(retry.requested_at) >= runAt;
+    (late ? afterwards : steps).push({ kind: "retry", word: retry.state === "applied" ? `retried by ${shown(retry.actor)}` : `retry ${retry.state.replace("_", " ")}`, at: retry.requested_at, more: `${why}; ${retry.state === "applied" ? "" : `asked by ${shown(retry.actor)}; `}${outcomeWords(retry)}` });
   }
   const ended = job.status === "failed" || job.status === "completed";
   if (job.status === "running") {
@@ -39,7 +42,7 @@ export function stepsOf(job, retries) {
     // An attempt before this one may have begun without a retry of ours, so the wait is left out where it cannot be known.
     steps.push(...runOf(retries.length > 0 || job.attempts <= 1 ? since : null, job.started_at, job.completed_at, job.status, null));
   } else steps.push({ kind: job.status === "pending" ? "pending" : "other", word: shown(job.status), at: job.scheduled_at ?? since, due: job.status === "pending" });
-  return steps;
+  return [...steps, ...afterwards];
 }
 
 /** @param {{job: any, retries: any[], more: boolean}} props */

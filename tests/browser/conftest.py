@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 import pytest_asyncio
-from playwright.async_api import Browser
+from playwright.async_api import Browser, expect
 
 from tests.api_server import Api, Serve
 from tests.browser.chromium import chromium
@@ -30,8 +30,13 @@ FROM generate_series(1, 20000) AS n
 """
 
 
+_PATIENCE_MS: Final = 30_000
+"""How long an expectation waits for what the page will show. What is measured is in bench/console.py."""
+
+
 @module_fixture
 async def browser() -> AsyncIterator[Browser]:
+    expect.set_options(timeout=_PATIENCE_MS)
     async with chromium() as running:
         yield running
 

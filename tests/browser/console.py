@@ -1,5 +1,6 @@
 """The console as a person meets it, and what a browser has against it."""
 
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final, Self
@@ -55,9 +56,9 @@ class Console:
         assert self.wrong == []
         assert await self.page.evaluate("window.violations") == []
 
-    async def sign_in(self, *, scope: str = EVERYTHING, view: str = "") -> None:
+    async def sign_in(self, *, scope: str = EVERYTHING, view: str = "", ttl_s: int = 3600) -> None:
         """Open a link that is signed in, as `redrive up` prints it, and go to a view."""
-        await self.page.goto(f"{self.url}#token={token(scope=scope)}")
+        await self.page.goto(f"{self.url}#token={token(scope=scope, exp=int(time.time()) + ttl_s)}")
         await expect(self.page.locator("main h1")).to_have_text("Overview")
         if view:
             await self.go(view)

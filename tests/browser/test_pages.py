@@ -14,6 +14,8 @@ from tests.tokens import token
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
 
+EARLY_S = 30
+"""How long before its end the page asks for a new token."""
 PAYLOAD = '{"big": 12345678901234567890123, "text": "\\"payload\\":{"}'
 HOSTILE = "<img src=x onerror='window.ran=1'>\u202e<script>window.ran=1</script>"
 
@@ -30,14 +32,16 @@ async def failed(jobs: JobMaker, api: Api) -> AsyncIterator[MadeJob]:
 
 
 async def views_of(api: Api, job: MadeJob) -> list[str]:
-    (batch,) = (await api.get("/api/retry-batches")).data
+    batch = (await api.get("/api/retry-batches")).data[-1]
     return [
         "#/", "#/failures", "#/jobs", "#/jobs?status=completed", f"#/jobs/{job.id}", "#/retries", "#/batches",
         f"#/batches/{batch['id']}", "#/dead", "#/me", "#/nowhere",
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1440), ("dark", 390)])
+@pytest.mark.parametrize(
+    ("theme", "width"), [("light", 1440), ("dark", 1440), ("dark", 1024), ("light", 390), ("dark", 390)]
+)
 async def test_no_page_has_an_error_a_violation_or_a_fault_that_axe_finds(
     browser: Browser, api: Api, failed: MadeJob, theme: str, width: int
 ) -> None:
@@ -45,11 +49,24 @@ async def test_no_page_has_an_error_a_violation_or_a_fault_that_axe_finds(
         await console.sign_in()
         for view in await views_of(api, failed):
             await console.go(view)
-            found = await Axe().run(console.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]})
-            assert found.violations_count == 0, f"{view}: {found.generate_report()}"
-            assert await console.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
-            assert await console.page.evaluate("window.ran === undefined"), view
-            await console.check()
+            await look_for_faults(console, view)
+        await console.go("#/failures")
+        await console.page.get_by_role("button", name="Retry").first.click()
+        await expect(console.page.locator("dialog .verdict")).to_contain_text("can go back")
+        await look_for_faults(console, "the bulk dialog")
+        await console.page.goto("about:blank")
+        await console.page.goto(console.url)
+        await console.page.get_by_label("token", exact=True).fill(token(sub=HOSTILE))
+        await look_for_faults(console, "the sign-in")
+
+
+async def look_for_faults(console: Console, where: str) -> None:
+    """Nothing that axe finds, nothing wider than the window, nothing that ran, no error and no violation."""
+    found = await Axe().run(console.page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21aa", "wcag22aa"]})
+    assert found.violations_count == 0, f"{where}: {found.generate_report()}"
+    assert await console.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), where
+    assert await console.page.evaluate("window.ran === undefined"), where
+    await console.check()
 
 
 async def test_the_token_leaves_the_address_bar_and_is_kept_only_where_that_is_ticked(console: Console) -> None:
@@ -114,7 +131,41 @@ async def test_a_refusal_is_said_in_words_with_its_request_id(
     await expect(alert).to_contain_text("request-77")
 
 
-async def test_a_token_that_expires_in_a_dialog_loses_nothing_that_was_typed(console: Console, failed: MadeJob) -> None:
+async def test_a_token_that_expires_in_the_bulk_dialog_loses_nothing_that_was_typed(
+    console: Console, jobs: JobMaker
+) -> None:
+    page = console.page
+    await jobs.make(3, status="failed", kind="short.lived", last_error="HTTPError: 503")
+    await console.sign_in(view="#/failures?type=short.lived", ttl_s=EARLY_S + 8)
+    await page.get_by_role("button", name="Retry 3 jobs of short.lived").click()
+    bulk = page.get_by_role("dialog", name="Retry short.lived")
+    await bulk.get_by_label("spread").select_option("over 5 minutes")
+    await bulk.get_by_label("extra attempts").select_option("2")
+    await bulk.get_by_label("reason").fill("the gateway is back")
+
+    again = page.get_by_role("dialog", name="Sign in again")
+    await expect(again).to_be_visible()
+    for _ in range(3):
+        await page.keyboard.press("Escape")  # it is not to be dismissed: nothing works without a token
+    await again.get_by_label("token", exact=True).fill(token(scope=EVERYTHING))
+    await again.get_by_role("button", name="Use this token").click()
+    await expect(again).to_have_count(0)
+
+    await expect(bulk.get_by_label("reason")).to_be_focused()
+    await expect(bulk.get_by_label("reason")).to_have_value("the gateway is back")
+    await expect(bulk.get_by_label("spread")).to_have_value("300")
+    await bulk.get_by_role("button", name="Retry 3 jobs").click()
+    await expect(bulk).to_contain_text("0 of 3")
+    asked = await jobs.pool.fetchrow(
+        "SELECT reason, extra_attempts FROM redrive.retry_requests WHERE reason IS NOT NULL ORDER BY requested_at DESC"
+    )
+    assert asked is not None
+    assert tuple(asked) == ("the gateway is back", 2)
+
+
+async def test_a_token_that_the_api_refuses_in_a_panel_loses_nothing_that_was_typed(
+    console: Console, failed: MadeJob
+) -> None:
     page = console.page
     await console.sign_in(view=f"#/jobs/{failed.id}")
     await page.get_by_label("reason").fill("the mail server is back")
@@ -133,20 +184,85 @@ async def test_a_token_that_expires_in_a_dialog_loses_nothing_that_was_typed(con
     await expect(page.get_by_label("reason")).to_have_value("the mail server is back")
 
 
-async def test_a_hidden_tab_asks_for_nothing(console: Console) -> None:
+async def test_a_hidden_tab_asks_for_nothing(console: Console, api: Api, failed: MadeJob) -> None:
     page = console.page
     await page.clock.install()
     await console.sign_in()
     asked: list[str] = []
-    await page.evaluate(
-        "Object.defineProperty(document, 'visibilityState', {get: () => 'hidden'});"
-        "document.dispatchEvent(new Event('visibilitychange'))"
-    )
     page.on("request", lambda request: asked.append(request.url))
+    for view in await views_of(api, failed):
+        await console.go(view)
+        await see(console, "hidden")
+        asked.clear()
 
-    await page.clock.run_for(600_000)
+        await page.clock.run_for(600_000)
 
-    assert asked == []
+        assert asked == [], view
+        await see(console, "visible")
+
+
+async def see(console: Console, state: str) -> None:
+    """Hide the tab, or show it; a browser without windows does neither by itself."""
+    await console.page.evaluate(
+        "to => { Object.defineProperty(document, 'visibilityState', {get: () => to, configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange')); }",
+        state,
+    )
+
+
+async def test_the_timeline_of_a_job_is_in_the_order_in_which_it_happened(console: Console, jobs: JobMaker) -> None:
+    page = console.page
+    job = await jobs.failed(kind="in.order")
+    await console.sign_in(view=f"#/jobs/{job.id}")
+    await page.get_by_role("button", name="Retry this job").click()
+    await page.get_by_role("button", name="Take it back").click()
+    await expect(page.get_by_role("button", name="Retry this job")).to_be_visible()
+
+    await expect(page.locator(".timeline li").first).to_contain_text("retry cancelled")
+    await expect(page.locator(".timeline li").nth(1)).to_contain_text("failed")
+    await expect(page.locator(".timeline li").last).to_contain_text("created")
+
+
+async def test_a_job_is_found_by_its_id(console: Console, failed: MadeJob) -> None:
+    page = console.page
+    await console.sign_in(view="#/jobs")
+
+    await page.get_by_label("job id").fill(f" {failed.id} ")
+    await page.get_by_label("job id").press("Enter")
+
+    await expect(page.locator("main h1")).to_contain_text("<img")
+    await page.get_by_role("link", name="all failures of this type").click()
+    await expect(page.locator("table.groups tbody tr")).to_have_count(1)
+
+
+async def test_the_pages_first_words_are_gone_once_it_is_there(console: Console) -> None:
+    await console.page.goto(console.url)
+    await expect(console.page.get_by_label("token", exact=True)).to_be_focused()
+    await expect(console.page.get_by_text("Loading the console")).to_have_count(0)
+
+    await console.sign_in()
+    await expect(console.page.get_by_text("Loading the console")).to_have_count(0)
+
+
+async def test_a_link_that_is_opened_while_the_api_is_away_signs_in_once_it_is_back(console: Console) -> None:
+    page = console.page
+    await page.route("**/api/**", lambda route: route.abort())
+    await page.goto(f"{console.url}#token={token(scope=EVERYTHING)}")
+    await expect(page.get_by_role("alert")).to_contain_text("The API does not answer")
+
+    await page.unroute_all()
+    await page.get_by_role("button", name="try again").click()
+
+    await expect(page.locator("main h1")).to_have_text("Overview")
+    assert page.url == f"{console.url}#/"
+
+
+async def test_a_bad_link_in_a_window_that_is_signed_in_ends_that_session(console: Console) -> None:
+    await console.sign_in()
+    await console.page.evaluate("location.hash = '#token=a.b.c'")
+
+    await expect(console.page.get_by_role("alert")).to_contain_text("invalid-token")
+    await expect(console.page.get_by_label("token", exact=True)).to_be_visible()
 
 
 async def test_a_link_with_a_token_that_is_none_leads_to_the_sign_in(console: Console) -> None:
@@ -205,3 +321,30 @@ async def test_an_api_that_is_lost_is_said_and_the_page_goes_on_once_it_is_back(
     await page.clock.run_for(12_000)  # less than the 20 s after which the page takes a call for lost
 
     await expect(page.get_by_role("alert")).to_have_count(0)
+
+
+@pytest.mark.parametrize("width", [390, 720, 1440])
+async def test_long_names_and_many_words_make_no_page_wider_than_its_window(
+    browser: Browser, api: Api, jobs: JobMaker, width: int
+) -> None:
+    """720 pixels are a window of 1440 at 200 %."""
+    long, words = "VeryLongNameWithoutAnyBreak" * 15, "because the night shift says so " * 15
+    job = await jobs.failed(kind=long, last_error=long, project_id="long")
+    long_token = token(project_id="long", sub=long[:200], scope=EVERYTHING)
+    body = {"filter": {}, "max": 9, "reason": words}
+    assert (await api.post("/api/jobs/retry?dry_run=false", body, token=long_token)).status == 202
+    (batch,) = (await api.get("/api/retry-batches?limit=1", token=long_token)).data
+    async with Console.opened(browser, api, width=width) as console:
+        await console.page.goto(f"{console.url}#token={long_token}")
+        await expect(console.page.locator("main h1")).to_have_text("Overview")
+        for view in (
+            "#/",
+            "#/failures",
+            "#/jobs",
+            f"#/jobs/{job.id}",
+            "#/retries",
+            "#/batches",
+            f"#/batches/{batch['id']}",
+        ):
+            await console.go(view)
+            assert await console.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
