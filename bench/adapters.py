@@ -38,7 +38,7 @@ CONNECTIONS: Final = 64
 _IDS: Final = 1_000
 _WITHIN_S: Final = 300
 _LOOK_S: Final = 0.02
-_VERSION_PAIRS: Final = 9
+_VERSION_PAIRS: Final = 31
 _DB_TIMEOUT_S: Final = "2.5"  # the longest that there is: a list that takes longer is a 503
 
 _TO_NUMBERS: Final = """
