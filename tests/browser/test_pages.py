@@ -348,3 +348,45 @@ async def test_long_names_and_many_words_make_no_page_wider_than_its_window(
         ):
             await console.go(view)
             assert await console.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+
+
+async def test_a_project_without_jobs_and_tokens_that_may_little_find_words_on_every_page(
+    browser: Browser, api: Api, failed: MadeJob
+) -> None:
+    tokens = {
+        "a project without jobs": token(project_id="empty", scope=EVERYTHING),
+        "no scope named": token(),
+        "no scope at all": token(scope=""),
+        "one job alone": token(jobs=[str(failed.id)]),
+    }
+    for case, given in tokens.items():
+        async with Console.opened(browser, api) as console:
+            await console.page.goto(f"{console.url}#token={given}")
+            await expect(console.page.locator("main h1")).to_have_text("Overview")
+            for view in await views_of(api, failed):
+                await console.go(view)
+                assert await console.page.locator("main p, main table, main dl").count() > 0, (case, view)
+                await console.check()
+            if case == "one job alone":
+                await console.go(f"#/jobs/{failed.id}")
+                await expect(console.page.locator("main h1")).to_contain_text("<img")
+                await expect(console.page.get_by_text("narrowed to some jobs").first).to_be_visible()
+
+
+async def test_going_back_returns_to_the_row_and_the_scroll_position(console: Console, jobs: JobMaker) -> None:
+    page = console.page
+    await jobs.make(50, status="failed", kind="row.of.fifty", project_id="fifty")
+    await page.goto(f"{console.url}#token={token(project_id='fifty', scope=EVERYTHING)}")
+    await console.go("#/jobs")
+    link = page.locator("table.jobs tbody tr").nth(45).get_by_role("link")
+    await link.scroll_into_view_if_needed()
+    name, scrolled = await link.get_attribute("href"), await page.evaluate("scrollY")
+    await link.focus()
+    await page.keyboard.press("Enter")
+    await expect(page.locator("main h1")).to_have_text("row.of.fifty")
+
+    await page.keyboard.press("Escape")
+
+    await expect(page.locator("main h1")).to_have_text("Jobs")
+    await expect(page.locator(f"table.jobs a[href='{name}']")).to_be_focused()
+    assert abs(await page.evaluate("scrollY") - scrolled) < 60
