@@ -24,6 +24,7 @@ from tests.compose import ROOT
 from tests.servers.processes import free_port
 
 _PROGRAMS: Mapping[str, type[Settings]] = {"api": ApiSettings, "worker": WorkerSettings, "migrate": WorkerSettings}
+_FOR_TRACES = {"OTEL_EXPORTER_OTLP_ENDPOINT"}  # OpenTelemetry's own
 _ALL_SETTINGS = variables(ApiSettings) | variables(WorkerSettings)
 _SECRETS_OF = {
     "POSTGRES_PASSWORD": {"postgres"},
@@ -89,7 +90,7 @@ def test_every_variable_that_a_program_is_given_is_a_setting_of_it(
     program: str, services: dict[str, dict[str, Any]]
 ) -> None:
     assert services[program]["command"] == [program]
-    assert set(services[program]["environment"]) <= variables(_PROGRAMS[program])
+    assert set(services[program]["environment"]) <= variables(_PROGRAMS[program]) | _FOR_TRACES
 
 
 def test_every_variable_of_the_image_and_of_the_example_is_a_setting(example: dict[str, str]) -> None:
