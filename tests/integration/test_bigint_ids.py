@@ -441,7 +441,7 @@ async def test_each_look_up_goes_by_the_primary_key(jobs: JobMaker) -> None:
         "blocks": ["'p1'", job, "0"],
         "insert_requests": [
             "gen_random_uuid()", "'p1'", "ARRAY[gen_random_uuid()]", "ARRAY[redrive.job_uuid(100000)]", "'ana'",
-            "NULL", "0", "0", "0",
+            "NULL", "0", "0", "0", "NULL",
         ],
         "apply": [f"ARRAY['{request}']::uuid[]", "ARRAY[]::uuid[]", "true"],
         "block_unmoved": [f"ARRAY['{request}']::uuid[]", "ARRAY['x']"],
