@@ -32,7 +32,7 @@ def traced(door: "Middleware", tracing: "Tracing") -> "Middleware":
             with structlog.contextvars.bound_contextvars(trace_id=span.trace_id):
                 answer = await door(request, handler)
             resource = request.match_info.route.resource
-            span.answered(request.method, None if resource is None else resource.canonical, answer.status)
+            span.note_answer(request.method, None if resource is None else resource.canonical, answer.status)
             return answer
         finally:
             span.end()

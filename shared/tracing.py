@@ -75,7 +75,7 @@ class RequestSpan:
         finally:
             span.end()
 
-    def answered(self, method: str, route: str | None, status: int) -> None:
+    def note_answer(self, method: str, route: str | None, status: int) -> None:
         """Name the span after the route, which is known now, and note the answer."""
         self._span.update_name(method if route is None else f"{method} {route}")
         if route is not None:
