@@ -17,7 +17,7 @@ const keyOf = (row) => row.id;
 export function usePages(path) {
   const reading = useQuery(path, EVERY_S);
   const [list, setList] = useState({ path, rows: null, cursor: null });
-  const [state, setState] = useState({ busy: false, problem: null });
+  const [state, setState] = useState({ path, busy: false, problem: null });
   const current = list.path === path ? list : { path, rows: null, cursor: null };
   const first = reading.body;
   const begin = () => setList({ path, rows: first.data, cursor: first.next_cursor });
@@ -36,17 +36,20 @@ export function usePages(path) {
   }, [first]);
 
   async function readMore() {
-    setState({ busy: true, problem: null });
+    const { cursor } = current;
+    setState({ path, busy: true, problem: null });
     try {
-      const { body } = await call("GET", `${path}${path.includes("?") ? "&" : "?"}cursor=${encodeURIComponent(current.cursor)}`);
+      const { body } = await call("GET", `${path}${path.includes("?") ? "&" : "?"}cursor=${encodeURIComponent(cursor)}`);
       const added = body.data.filter((row) => !known.has(keyOf(row)));
-      setList({ ...current, rows: [...current.rows, ...added], cursor: body.next_cursor });
-      setState({ busy: false, problem: null });
+      // Meanwhile another list may have been chosen, or this one begun anew.
+      setList((now) => (now.path === path && now.cursor === cursor ? { path, rows: [...now.rows, ...added], cursor: body.next_cursor } : now));
+      setState({ path, busy: false, problem: null });
     } catch (problem) {
-      setState({ busy: false, problem });
+      setState({ path, busy: false, problem });
     }
   }
-  return { ...state, rows: current.rows ?? [], newer, showNewer: begin, more: current.cursor !== null, readMore, reading };
+  const { busy, problem } = state.path === path ? state : { busy: false, problem: null };
+  return { busy, problem, rows: current.rows ?? [], newer, showNewer: begin, more: current.cursor !== null, readMore, reading };
 }
 
 /** The button above a list for rows that came since. */

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from tests.api_server import Api, Serve
 from tests.browser.console import EVERYTHING, Console
@@ -390,3 +390,40 @@ async def test_going_back_returns_to_the_row_and_the_scroll_position(console: Co
     await expect(page.locator("main h1")).to_have_text("Jobs")
     await expect(page.locator(f"table.jobs a[href='{name}']")).to_be_focused()
     assert abs(await page.evaluate("scrollY") - scrolled) < 60
+
+
+async def test_older_rows_that_come_late_do_not_disturb_the_list_that_was_chosen_meanwhile(
+    console: Console, jobs: JobMaker
+) -> None:
+    page = console.page
+    await jobs.make(60, status="failed", kind="late", project_id="late")
+    await jobs.make(2, status="completed", kind="soon", project_id="late")
+    await page.clock.install()
+    await page.goto(f"{console.url}#token={token(project_id='late', scope=EVERYTHING)}")
+    await console.go("#/jobs")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    await page.route("**/api/jobs?*cursor=*", hold)
+    await page.get_by_role("button", name="Older").click()
+    await page.get_by_label("status").select_option("completed")
+    await expect(page.locator("table.jobs tbody tr")).to_have_count(2)
+
+    await page.evaluate(
+        "new MutationObserver(() => { window.emptied ||= !document.querySelector('table.jobs'); })"
+        ".observe(document.body, {childList: true, subtree: true})"
+    )
+    async with page.expect_response("**/api/jobs?*cursor=*"):
+        await held[0].continue_()
+    async with page.expect_response("**/api/jobs?status=completed*"):
+        await page.clock.run_for(16_000)
+
+    assert not await page.evaluate("window.emptied")
+    await expect(page.get_by_role("link", name="soon")).to_have_count(2)
+    await page.get_by_label("status").select_option("failed")
+    await expect(page.locator("table.jobs tbody tr")).to_have_count(50)
+    await page.unroute_all()
+    await page.get_by_role("button", name="Older").click()
+    await expect(page.locator("table.jobs tbody tr")).to_have_count(60)
