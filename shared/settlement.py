@@ -121,8 +121,9 @@ class Settlement:
     ) -> list[RetryMessage]:
         """Lease up to `limit` queued requests that the broker holds up, the oldest first, to settle them from here.
 
-        They are older than `older_than_s`; no relay has published them, or one has, more than `held_up_s` ago. From now
-        on they are published alone, and never leased here again. `bulk`: those of batches, or single ones.
+        They are older than `older_than_s`, and a relay had `held_up_s` for them since they were last published, leased
+        or deferred. From now on they are published alone, and never leased here again. `bulk`: those of batches, or
+        single ones.
         """
         ages = (timedelta(seconds=each) for each in (older_than_s, held_up_s, lease_s))
         rows = await self._database.fetch(self._sql["lease_held_up"], limit, bulk, *ages)

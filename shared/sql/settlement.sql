@@ -263,7 +263,7 @@ RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
 -- A relay may have published them: what that message brings later is settled. If the worker dies with them, they are
 -- published alone, and not taken here again: one of them may be why it died.
 -- $1 int how many, $2 bool those of batches, or single ones, $3 interval how old they are at least, $4 interval how long
--- ago they were published, if they were, $5 interval the lease
+-- ago they were published, or their last lease or deferral ended, $5 interval the lease
 UPDATE redrive.retry_requests
 SET published_at = NULL, publish_lease_until = now() + $5::interval, publish_alone = true
 WHERE id = ANY (ARRAY(
@@ -272,7 +272,7 @@ WHERE id = ANY (ARRAY(
         state = 'queued' AND processed_at IS NULL AND NOT publish_alone
         AND (batch_id IS NOT NULL) = $2 AND requested_at < now() - $3::interval
         AND (published_at IS NULL OR published_at < now() - $4::interval)
-        AND (publish_lease_until IS NULL OR publish_lease_until < now())
+        AND (publish_lease_until IS NULL OR publish_lease_until < now() - $4::interval)
     ORDER BY requested_at, id
     LIMIT $1
     FOR UPDATE SKIP LOCKED -- a worker settles a locked one

@@ -50,6 +50,16 @@ async def test_a_request_is_held_up_that_is_old_and_neither_leased_nor_just_publ
 
 
 @pytest.mark.usefixtures("waiting")
+async def test_a_request_whose_deferral_has_just_ended_is_left_to_the_relay(jobs: JobMaker, ledger: Ledger) -> None:
+    end = "UPDATE redrive.retry_requests SET publish_lease_until = now() - $1 * interval '1 s'"
+    await jobs.pool.execute(end, 1.0)
+    assert await leased(ledger) == 0
+
+    await jobs.pool.execute(end, 6.0)
+    assert await leased(ledger) == 3
+
+
+@pytest.mark.usefixtures("waiting")
 async def test_what_a_worker_dies_with_is_published_alone_and_not_taken_again(ledger: Ledger) -> None:
     assert await leased(ledger, lease_s=0) == 3
 

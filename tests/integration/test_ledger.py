@@ -334,6 +334,22 @@ async def test_a_message_says_what_was_asked_for(jobs: JobMaker, ledger: Ledger)
     )
 
 
+async def test_a_lease_behind_another_takes_what_follows_and_the_next_look_takes_the_rest(
+    ledger: Ledger, jobs: JobMaker
+) -> None:
+    for job in await jobs.many_failed(3):
+        await ledger.retries.accept(a_retry_of(job))
+    (first,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
+    await ledger.outbox.give_back([first.lease])
+
+    behind = await ledger.outbox.lease(10, lease_s=30, bulk=False, after=first)
+    rest = await ledger.outbox.lease(10, lease_s=30, bulk=False)
+
+    assert len(behind) == 2
+    assert all(row.message.id > first.message.id for row in behind)
+    assert [row.message.id for row in rest] == [first.message.id]
+
+
 async def test_a_lease_ends_and_can_be_given_back_and_a_published_row_stays_published(
     jobs: JobMaker, ledger: Ledger
 ) -> None:
