@@ -12,7 +12,7 @@ help: ## list what there is to type
 
 # --inexact leaves the development tools in place, so that `run` and `test` do not undo each other's work.
 run: ## install what is missing, then run all of Redrive on this machine (ARGS="--port 8081" …)
-	@$(SYNC) --no-dev --inexact $(if $(findstring --adapter procrastinate,$(ARGS)),--extra procrastinate)
+	@$(SYNC) --no-dev --inexact $(if $(findstring --adapter,$(ARGS)),--extra procrastinate)
 	@exec $(BIN)/redrive up $(ARGS)
 
 test: sync ## install what the tests need, then linters, types and every test (TESTS="tests/unit -k limits" …)

@@ -65,8 +65,8 @@ class Adapters:
     systems: tuple[str, ...] = ("chancy", "django-tasks-db", "oban", "pgqueuer", "procrastinate", "river")
     rows: int = 100_000
     rounds: int = 3
-    seconds: float = 3
-    pages: int = 7
+    seconds: float = 2
+    pages: int = 5
     backlog: int = 10_000
     versions: tuple[tuple[int, int], ...] = ((10_000, 200), (1_000, 65_536))
 
