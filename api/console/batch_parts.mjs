@@ -38,7 +38,7 @@ export function BatchProgress({ batch }) {
   const settled = batch.total - batch.queued;
   const ends = ENDS.filter(([name]) => batch[name] > 0).map(([name, word]) => `${number(batch[name])} ${word}`);
   return html`<div class="progress">
-    <p class="verdict" aria-live="polite"><strong>${batch.done ? "Done." : `${number(settled)} of ${number(batch.total)} settled:`}</strong> ${ends.join(" · ")}</p>
+    <p class="verdict" aria-live="polite"><strong>${batch.total === 0 ? "Nothing was asked for." : batch.done ? "Done." : `${number(settled)} of ${number(batch.total)} settled:`}</strong> ${ends.join(" · ")}</p>
     <${Share} batch=${batch} />
   </div>`;
 }

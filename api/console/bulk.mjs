@@ -4,7 +4,7 @@ import { announcement, createStore, useStore } from "./store.mjs";
 import { call, newKey } from "./api.mjs";
 import { href } from "./router.mjs";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./ui.mjs";
-import { many } from "./text.mjs";
+import { blockWords, many, number } from "./text.mjs";
 import { BulkForm, Forecast } from "./bulk_form.mjs";
 import { Refusal } from "./parts.mjs";
 import { refusalOf, session } from "./session.mjs";
@@ -55,6 +55,14 @@ function usePreview(what, form) {
   return { ...state, again: () => setRound((n) => n + 1) };
 }
 
+/** Jobs that were left out when the retries were accepted, by reason. */
+function LeftOut({ skipped }) {
+  const counts = new Map();
+  for (const { code } of skipped) counts.set(code, (counts.get(code) ?? 0) + 1);
+  return html`<div class="muted"><p>${many(skipped.length, "job")} could not be asked for, and nothing was done to them:</p>
+    <ul>${[...counts].map(([code, count]) => html`<li key=${code}>${number(count)}: ${blockWords(code)}</li>`)}</ul></div>`;
+}
+
 function Progress({ accepted, close }) {
   const reading = useWatched(`retry-batches/${accepted.batch_id}`);
   const batch = reading.body?.data;
@@ -64,7 +72,7 @@ function Progress({ accepted, close }) {
   return html`
     ${reading.problem && html`<${Refusal} problem=${reading.problem} retry=${reading.reload} />`}
     ${batch ? html`<${BatchProgress} batch=${batch} />` : !reading.problem && html`<p class="loading">Reading the batch…</p>`}
-    ${accepted.skipped.length > 0 && html`<p class="muted">${many(accepted.skipped.length, "job")} could not be asked for and stayed as they are.</p>`}
+    ${accepted.skipped.length > 0 && html`<${LeftOut} skipped=${accepted.skipped} />`}
     ${batch?.rejected > 0 && html`<${Rejected} key=${batch.done} batchId=${batch.id} count=${batch.rejected} />`}
     <p class="actions">
       <a href=${href(`batches/${accepted.batch_id}`)} onClick=${close}>the batch's own page</a>

@@ -15,10 +15,10 @@ const LATE_MS = 120_000;
 
 const CARDS = ["failed", "running", "pending", "completed"];
 
-function Card({ status, stat }) {
+function Card({ status, stat, queued }) {
   const under =
     status === "failed" && stat.count > 0
-      ? html`${number(stat.retryable, stat.capped)} can go back`
+      ? html`${number(stat.retryable, stat.capped)} can go back${queued?.count > 0 && ` · ${number(queued.count, queued.capped)} queued`}`
       : stat.oldest_at
         ? html`oldest <${Time} at=${stat.oldest_at} />`
         : "none";
@@ -90,7 +90,7 @@ export function Overview() {
     <${Title} text="Overview"><${AsOf} reading=${stats} at=${stats.body?.data && stats.body.as_of} /></${Title}>
     ${away && stats.body && html`<${Standing} reading=${{ ...stats, problem: away }} />`}
     ${stats.body
-      ? html`<div class="counts" aria-live="polite">${CARDS.map((status) => html`<${Card} key=${status} status=${status} stat=${stats.body.data[status]} />`)}</div>
+      ? html`<div class="counts" aria-live="polite">${CARDS.map((status) => html`<${Card} key=${status} status=${status} stat=${stats.body.data[status]} queued=${retries.body?.data.queued} />`)}</div>
           ${stats.body.data.other.count > 0 && html`<p class="under muted">${many(stats.body.data.other.count, "job", stats.body.data.other.capped)} in other states</p>`}`
       : html`<${Standing} reading=${stats} what="the counts" />`}
     <div class=${`two ${first}`}>

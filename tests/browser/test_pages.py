@@ -427,3 +427,25 @@ async def test_older_rows_that_come_late_do_not_disturb_the_list_that_was_chosen
     await page.unroute_all()
     await page.get_by_role("button", name="Older").click()
     await expect(page.locator("table.jobs tbody tr")).to_have_count(60)
+
+
+async def test_a_bulk_retry_that_another_operator_was_faster_with_says_that_nothing_was_asked_for(
+    console: Console, api: Api, jobs: JobMaker
+) -> None:
+    page = console.page
+    await jobs.make(3, status="failed", kind="both.at.once", project_id="two")
+    theirs = token(project_id="two", scope=EVERYTHING)
+    await page.goto(f"{console.url}#token={theirs}")
+    await page.get_by_role("button", name="Retry 3 jobs of both.at.once").click()
+    dialog = page.get_by_role("dialog")
+    await dialog.get_by_label("reason").fill("the other side is back")
+    await expect(dialog.get_by_role("button", name="Retry 3 jobs")).to_be_enabled()
+    body = {"filter": {"type": "both.at.once"}, "max": 9, "reason": "so say I"}
+    assert (await api.post("/api/jobs/retry?dry_run=false", body, token=theirs)).status == 202
+
+    await dialog.get_by_role("button", name="Retry 3 jobs").click()
+
+    await expect(dialog).to_contain_text("Nothing was asked for.")
+    await expect(dialog).to_contain_text("3: a retry is queued already")
+    await dialog.get_by_role("button", name="Close").last.click()
+    await expect(page.locator("a.count.failed")).to_contain_text("3 queued")
