@@ -1,6 +1,6 @@
 """The spans of requests that are traced: around the door, which knows nothing of them."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
@@ -23,10 +23,12 @@ def traced(door: "Middleware", tracing: "Tracing") -> "Middleware":
     """The door, with a span around each request that is sampled; the log lines of these have a `trace_id`."""
 
     @web.middleware
-    async def traced_door(request: web.Request, handler: "Handler") -> web.StreamResponse:
+    def traced_door(request: web.Request, handler: "Handler") -> "Awaitable[web.StreamResponse]":
+        """No coroutine of its own: a request that is not sampled pays for the question alone."""
         span = tracing.begin_request(request.method, request.headers.get(_TRACEPARENT))
-        if span is None:
-            return await door(request, handler)
+        return door(request, handler) if span is None else answered(span, request, handler)
+
+    async def answered(span: "RequestSpan", request: web.Request, handler: "Handler") -> web.StreamResponse:
         request[_SPAN] = span
         try:
             with structlog.contextvars.bound_contextvars(trace_id=span.trace_id):
