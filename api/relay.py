@@ -274,9 +274,10 @@ class _Lane:
                 return
             self._under_way += 1
             publishing.create_task(self._publish(exchange, rows, room))
-            if len(rows) < BATCH:
+            if len(rows) < BATCH:  # or one row to try with, whose confirm wakes this lane for the others
                 return
-            after = rows[-1]
+            # Of a long backlog the oldest rows are looked for again once a second: some are given back meanwhile.
+            after = None if await self._keep_books() else rows[-1]
 
     async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Leased]", room: asyncio.Semaphore) -> None:
         """Publish one batch: note the rows that are confirmed, give the others back, and record the failure."""
@@ -314,10 +315,14 @@ class _Lane:
             if self._waiting and not self._under_way:
                 self.wake()
 
-    async def _keep_books(self) -> None:
-        """Mark once a second what was confirmed before, and once a minute publish again what must have been lost."""
+    async def _keep_books(self) -> bool:
+        """Mark once a second what was confirmed before, and once a minute publish again what must have been lost.
+
+        Returns whether a second was over.
+        """
         now = asyncio.get_running_loop().time()
-        if now >= self._mark_at:
+        is_due = now >= self._mark_at
+        if is_due:
             self._mark_at = now + MARK_EVERY_S
             due_at = now - (MARK_BULK_AFTER_S if self._bulk else MARK_AFTER_S)
             await self._mark(sum(1 for _ in takewhile(lambda each: each[0] <= due_at, self._confirmed)))
@@ -325,6 +330,7 @@ class _Lane:
             self._sweep_at = now + SWEEP_EVERY_S
             if stale := await self._outbox.republish_stale(SWEEP, age_s=STALE_S, bulk=self._bulk):
                 log.warning("requests to be published again", requests=stale, unsettled_for_s=STALE_S)
+        return is_due
 
     async def _mark(self, count: int) -> None:
         """Mark the first `count` that were confirmed. Where this fails, the leases end: they are published again."""

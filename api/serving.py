@@ -20,7 +20,7 @@ from api.app import create_app
 from api.server import Runner
 from shared.backoff import wait_for_any
 from shared.errors import DatabaseUnavailable
-from shared.migrations import warn_of_missing
+from shared.migrations import SchemaWatch
 from shared.ops import Readiness, Status, exposition_of, serve_ops
 from shared.relation import Guard
 from shared.telemetry import metrics_registry, tracing_of
@@ -59,7 +59,8 @@ async def run(
     async with AsyncExitStack() as stack:
         tracing = await stack.enter_async_context(tracing_of("api", settings.tracing))
         api = create_app(settings, registry, tracing)
-        api.app.cleanup_ctx.append(api.background.context(lambda _stop: warn_of_missing(api.database)))
+        schema = SchemaWatch(api.database)
+        api.app.cleanup_ctx.append(api.background.context(lambda _stop: schema.run()))
         _guard(api, api.database, settings, updates=not settings.read_only)
         if api.replica is not None:
             _guard(api, api.replica, settings, updates=False)
@@ -75,7 +76,7 @@ async def run(
                     host=settings.host,
                     port=settings.ops_port,
                     path=ops_path,
-                    ready=lambda: readiness(api, listening=listening.is_set()),
+                    ready=lambda: readiness(api, schema, listening=listening.is_set()),
                     metrics=exposition_of(registry),
                 )
             )
@@ -128,8 +129,8 @@ async def _await_first_requests(pause_s: float) -> None:
     await asyncio.sleep(pause_s)
 
 
-async def readiness(api: "Api", *, listening: bool = True) -> Readiness:
-    """Whether to send requests here; not before the api is `listening`.
+async def readiness(api: "Api", schema: SchemaWatch | None = None, *, listening: bool = True) -> Readiness:
+    """Whether to send requests here; not before the api is `listening`, and the `schema` complete.
 
     The database must take writes, or be read where the api only reads; the replica must be read. Keys must have been
     fetched once: later they stay good while their issuer is away. A broker that is away only delays retries.
@@ -137,6 +138,8 @@ async def readiness(api: "Api", *, listening: bool = True) -> Readiness:
     databases = {"database": api.database} | ({} if api.replica is None else {"replica": api.replica})
     health = await asyncio.gather(*map(_health, databases.values()))
     checks = dict(zip(databases, health, strict=True))
+    if schema is not None and not schema.is_complete:
+        checks["schema"] = Status.UNAVAILABLE
     if api.keys is not None:
         checks["keys"] = Status.OK if api.keys.ready else Status.UNAVAILABLE
     if api.relay is not None:

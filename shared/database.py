@@ -114,7 +114,7 @@ class Session:
         return await self._connection.fetch(sql, *args)
 
     async def secure(self) -> None:
-        """Let the commit of this transaction be one that `Database.secure` describes."""
+        """Make the commit of this transaction wait as `Database.secure` does."""
         await self._connection.fetch(_SQL["secure"])
 
 

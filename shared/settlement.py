@@ -10,7 +10,8 @@
    `publish_lease_until` has passed; then the relay publishes it again, or, without a broker, `apply_queued` takes it.
 5. The caller (worker/settling.py) finds the one request that fails a batch: `block` rejects it, where the table's owner
    refuses the change of its job; `defer` sets it aside, where the change takes too long.
-6. `dead_letter` gives up requests whose message killed its worker too often.
+6. `dead_letter` gives up requests whose message killed its worker too often, or that can be neither blocked nor
+   deferred.
 7. `take_apart` has requests published again, each alone: they came in one message, and a worker may have failed with
    it.
 8. `lease_held_up` takes requests from the ledger that the broker holds up, for `apply`.
@@ -65,7 +66,9 @@ class Settlement:
             settled = await self._apply(session, list(by_id), adopted, published=True)
             if missing := by_id.keys() - settled.keys():
                 known = await self._outcomes(session, list(missing))
-                await session.secure()  # their worker may not have seen the commit, and now they are acknowledged
+                # Another worker committed these, and may have died before the standby had it. After our acknowledgement
+                # their messages are gone.
+                await session.secure()
                 for each in missing:
                     if (outcome := known.get(each, Outcome.SUPERSEDED)) is not None:
                         settled[each] = Settled(outcome, None)
@@ -85,6 +88,8 @@ class Settlement:
             adopted = await self._adopt(session, theirs)
             reach(Failpoint.IN_TRANSACTION)
             rows = await session.fetch(self._sql["take_apart"], list(by_id), adopted)
+            if len(rows) < len(by_id):
+                await session.secure()  # as in `apply`
             reach(Failpoint.BEFORE_COMMIT)
         reach(Failpoint.AFTER_COMMIT)
         return {RetryId(row[0]): None if row[1] is None else Settled(Outcome(row[1]), row[2]) for row in rows}

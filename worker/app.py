@@ -19,7 +19,7 @@ from shared.database import Database
 from shared.dead_letters import DeadLetters
 from shared.errors import DatabaseUnavailable
 from shared.job_ids import job_ids
-from shared.migrations import warn_of_missing
+from shared.migrations import SchemaWatch
 from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
 from shared.outbox import Outbox
 from shared.relation import Guard
@@ -64,6 +64,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
     ids = job_ids(settings.job_id)
     settlement = Settlement(database, ids)
     guard = Guard(database, job_id=settings.job_id, updates=True)
+    schema = SchemaWatch(database)
     topology = None if settings.amqp_url is None else Topology.of(settings.amqp_url.get_secret_value())
     async with AsyncExitStack() as stack:
         tracing = await stack.enter_async_context(tracing_of("worker", settings.tracing))
@@ -73,14 +74,14 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
         sources: list[Source] = [*queues, *_bypasses(settings, settlement, settler, metrics, queues)]
         sources = sources or [LedgerSource(settler(), batch_size=settings.worker_batch_size)]
         if ops:
-            ready = _ready(database, guard, sources, stop, broker=topology is not None)
+            ready = _ready(database, guard, schema, sources, stop, broker=topology is not None)
             await stack.enter_async_context(
                 serve_ops(host=settings.host, port=settings.ops_port, ready=ready, metrics=exposition_of(registry))
             )
         async with asyncio.TaskGroup() as tasks:
             watching = [
                 tasks.create_task(metrics.database.run(database, stop=stop)),
-                tasks.create_task(warn_of_missing(database)),
+                tasks.create_task(schema.run()),
                 tasks.create_task(guard.run()),
             ]
             await guard.first_look()
@@ -148,13 +149,19 @@ def _bypasses(
 
 
 def _ready(
-    database: Database, guard: Guard, sources: "Sequence[Source]", stop: asyncio.Event, *, broker: bool
+    database: Database,
+    guard: Guard,
+    schema: SchemaWatch,
+    sources: "Sequence[Source]",
+    stop: asyncio.Event,
+    *,
+    broker: bool,
 ) -> Ready:
     """What `/readyz` asks.
 
-    The worker is unavailable before its first look at the jobs, once `stop` is set, while its database does not answer,
-    takes no writes or is not migrated, and, where there is a `broker`, while a source has no consumer. It is degraded
-    while a settler is.
+    The worker is unavailable before its first look at the jobs, while migrations are missing, once `stop` is set, while
+    its database does not answer or takes no writes, and, where there is a `broker`, while a source has no consumer. It
+    is degraded while a settler is.
     """
 
     async def ready() -> Readiness:
@@ -164,6 +171,8 @@ def _ready(
             checks["database"] = Status.OK
         except DatabaseUnavailable:
             checks["database"] = Status.UNAVAILABLE
+        if not schema.is_complete:
+            checks["schema"] = Status.UNAVAILABLE
         if any(source.settler.is_degraded for source in sources):
             checks["settling"] = Status.DEGRADED
         if broker:

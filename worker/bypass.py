@@ -1,15 +1,15 @@
-"""Bypass: settles requests straight from the ledger that a cluster of RabbitMQ holds up.
+"""Bypass: settles, from the ledger, requests whose messages a cluster of RabbitMQ holds up. worker/app.py builds it.
 
 1. A queue stops when the node of its leader is frozen, or cut off from the others, for as long as RabbitMQ needs to
-   notice: about ten seconds for another leader, and up to 75 until publishers find it. What a lost node has given to
-   its consumers is delivered again only then, too.
+   notice: about ten seconds for another leader, and up to 75 seconds until publishers find the new one. What a lost
+   node has given to its consumers is delivered again only then, too.
 2. Such a request is still queued in the ledger, as every accepted one is. Once a second a worker looks for requests
    that have waited three seconds longer than those that its queue delivers, and settles them. A queue that is only
    long delivers its oldest requests, so that none is older by so much.
 3. It leases them first, in a transaction of its own, and marks them to be published alone. If the worker dies with
    them, the lease ends, and the relay publishes each of them; none is taken here a second time. So a request that
-   kills its worker has its twenty deliveries and no more.
-4. Their messages are delivered some time, and change nothing: the requests are settled.
+   kills its worker does so once more by this way, and no more.
+4. Their messages are delivered later, and change nothing: the requests are settled.
 
 With a single node there is no bypass: requests then wait until RabbitMQ is back.
 """
@@ -41,7 +41,8 @@ WARN_EVERY_S: Final = 60.0
 class Lag:
     """How far behind a queue is, as one worker sees it: how long the youngest request of its last batch had waited.
 
-    A queue that has delivered nothing for HELD_UP_S is not behind: what waits elsewhere for longer is held up.
+    A queue that has delivered nothing for HELD_UP_S has no backlog to be behind with: then a request that has waited
+    for longer is held up.
     """
 
     def __init__(self, *, clock: "Callable[[], float]" = time.monotonic) -> None:
@@ -60,8 +61,12 @@ class Lag:
             self._settling = False
             self._noted_at = self._clock()
 
+    def restart(self) -> None:
+        """Count the time without a delivery from now on: before, none could be settled."""
+        self._noted_at = self._clock()
+
     def note(self, settled: "Iterable[Settled]") -> None:
-        """Note the requests of a batch."""
+        """Note the requests of a batch that were in the ledger before: since when others wait, nothing says."""
         waits = [waited_s for _, waited_s in settled if waited_s is not None]
         if waits:
             self._s = max(0.0, min(waits))  # the clock of another program may be ahead
@@ -104,6 +109,7 @@ class Bypass:
 
     async def session(self, stop: "asyncio.Event") -> None:
         """Look once a second until `stop` is set, and again at once after a full batch. Raises DatabaseUnavailable."""
+        self._lag.restart()
         while not stop.is_set():
             if await self._settle_held_up() < self._batch_size:
                 await wait_for_any(stop, timeout_s=LOOK_S)

@@ -23,7 +23,7 @@ from shared.backoff import wait_for_any
 from shared.broker import Nodes, connected, is_cluster, translated
 from shared.errors import BrokerUnavailable
 from shared.failpoints import Failpoint, reach
-from shared.messages import MOST_REQUESTS
+from shared.messages import MOST_REQUESTS, LedgerMessage
 from shared.models import Outcome
 from shared.telemetry import traceparent_of
 from shared.topology import RETRIES, RETRIES_BULK
@@ -212,7 +212,7 @@ class QueueSource:
         whole = [each for each in batch if not each.is_to_be_taken_apart]
         requests = [request for each in whole for request in each.contents.requests]
         settled = await self.settler.settle(requests) if requests else {}
-        self.lag.note(settled.values())
+        self.lag.note(settled[each.id] for each in requests if isinstance(each, LedgerMessage) and each.id in settled)
         letters += _letters_of(whole, {each for each, (outcome, _) in settled.items() if outcome is Outcome.POISON})
         if letters:
             await dead_letters.put_aside(self._url, letters, self._topology)

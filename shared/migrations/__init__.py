@@ -116,20 +116,32 @@ def missing(url: "Url") -> list[str]:
     return asyncio.run(look())
 
 
-async def warn_of_missing(database: "Database") -> None:
-    """Log the missing migrations, once, as soon as the database answers."""
-    while True:
-        try:
-            missing = await missing_from(database)
-        except DatabaseUnfit as error:  # it answers, and this user may not read the table
-            log.warning("migrations cannot be looked at", reason=str(error))
-            return
-        except DatabaseUnavailable:
-            await asyncio.sleep(LOOK_AGAIN_S)
-            continue
-        if missing:
-            log.warning("migrations missing", missing=len(missing), first=missing[0], mend="run `redrive migrate`")
-        return
+class SchemaWatch:
+    """Looks for missing migrations until there is none. A program is not ready before."""
+
+    def __init__(self, database: "Database") -> None:
+        self._database = database
+        self.is_complete = False
+        """Whether no migration is missing, or this user may not look."""
+
+    async def run(self) -> None:
+        """Log the missing migrations, once, as soon as the database answers; return when none is missing."""
+        told = False
+        while not self.is_complete:
+            try:
+                missing = await missing_from(self._database)
+            except DatabaseUnfit as error:  # it answers, and this user may not read the table
+                log.warning("migrations cannot be looked at", reason=str(error))
+                missing = []
+            except DatabaseUnavailable:
+                await asyncio.sleep(LOOK_AGAIN_S)
+                continue
+            self.is_complete = not missing
+            if missing and not told:
+                told = True
+                log.warning("migrations missing", missing=len(missing), first=missing[0], mend="run `redrive migrate`")
+            if missing:
+                await asyncio.sleep(LOOK_AGAIN_S)
 
 
 async def _facts(connection: "asyncpg.Connection[asyncpg.Record]") -> asyncpg.Record:

@@ -12,10 +12,11 @@ import aiohttp
 import asyncpg
 import pytest
 
+import shared.migrations
 import shared.relation
 from api.serving import readiness, run
 from shared.database import open_database
-from shared.migrations import migrate
+from shared.migrations import migrate, names
 from shared.ops import Status
 from shared.relation import faults_of
 from shared.settings import ApiSettings, read
@@ -243,6 +244,27 @@ async def test_the_api_is_not_ready_before_it_listens(url: str, serve: Serve) ->
 
     assert (await readiness(api.parts, listening=False)).checks["process"] is Status.UNAVAILABLE
     assert (await readiness(api.parts)).status is Status.OK
+
+
+async def test_no_program_is_ready_before_the_newest_migration(
+    database_url: str, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an upgrade, in which new pods start while the old ones go on."""
+    monkeypatch.setattr(shared.migrations, "LOOK_AGAIN_S", 0.05)
+    version = names()[-1].partition("_")[0]
+    await execute(database_url, f"DELETE FROM redrive.schema_migrations WHERE version = '{version}'")
+    async with an_api(database_url, job_id="uuid") as api, a_worker(database_url, ready=False) as worker:
+        await eventually(worker.readiness)  # it listens
+        before = [await program.health() for program in (api, worker)]
+        await execute(database_url, f"INSERT INTO redrive.schema_migrations VALUES ('{version}')")
+
+        async def are_ready() -> bool:
+            return [await program.readiness() for program in (api, worker)] == [200, 200]
+
+        await eventually(are_ready)
+
+    assert [(status, body["checks"]["schema"]) for status, body in before] == [(503, "unavailable")] * 2
+    assert [line["event"] for line in log.lines].count("migrations missing") == 2
 
 
 async def test_who_only_reads_needs_no_trigger(url: str, log: Log) -> None:

@@ -30,3 +30,17 @@ def test_nothing_is_known_before_the_queue_had_time_to_deliver() -> None:
     seen.append(lag.seconds)
 
     assert seen == [None, 0.0]
+
+
+def test_the_time_in_which_nothing_could_be_settled_does_not_count() -> None:
+    clock = Clock()
+    lag = Lag(clock=clock.time)
+    with lag.settling():
+        lag.note([Settled(Outcome.APPLIED, 5.0)])
+    clock.now += 60  # the database was away
+    lag.restart()
+    seen = [lag.seconds]
+    clock.now += HELD_UP_S
+    seen.append(lag.seconds)
+
+    assert seen == [5.0, 0.0]
