@@ -148,9 +148,6 @@ async def test_with_an_adapter_the_jobs_are_procrastinates_and_its_own_worker_co
         assert await up.status() == 0
         assert up.err == ""
 
-    async with Up.ready(folder, "--adapter", "procrastinate") as up:
-        assert (await jobs_of(up))[0]["id"] == jobs[0]["id"]  # a second start finds its data
-
 
 async def test_a_demo_that_there_is_not_or_that_is_not_installed_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch
