@@ -3,6 +3,7 @@
 A value that is refused raises ValueError with the words that follow the variable's name: "must be …".
 """
 
+import math
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -118,8 +119,16 @@ def _claim(text: str) -> str:
     return text
 
 
-def _share(value: object) -> object:
-    return None if value == "off" or value is None else value
+def _share(value: object) -> float | None:
+    if value == "off" or value is None:
+        return None
+    try:
+        share = float(str(value))
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise ValueError("must be a number from 0 to 1, or off")
+    return share
 
 
 def _traceable(share: float | None) -> float | None:
@@ -133,9 +142,7 @@ def _traceable(share: float | None) -> float | None:
     return share
 
 
-OptionalShare = Annotated[
-    Annotated[float, Field(ge=0, le=1)] | None, NoDecode, BeforeValidator(_share), AfterValidator(_traceable)
-]
+OptionalShare = Annotated[float | None, NoDecode, BeforeValidator(_share), AfterValidator(_traceable)]
 OptionalLimit = Annotated[Limit | None, NoDecode, BeforeValidator(_limit)]
 PostgresUrl = Annotated[SecretStr, _url(check_postgres_url)]
 AmqpUrl = Annotated[SecretStr, _url(check_amqp_url)]

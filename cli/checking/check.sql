@@ -83,9 +83,9 @@ WHERE c.oid = $1::oid;
 -- Read a column of some rows; it and its type take the place of those here.
 SELECT count(status::text) FROM (SELECT status FROM control_plane.jobs LIMIT 1000) AS some_rows;
 
--- name: odd_id
--- An id that is none of ours, of a table whose ids are bigint.
-SELECT id::bigint AS id FROM control_plane.jobs WHERE id <= 0 LIMIT 1;
+-- name: least_id
+-- The least of all ids.
+SELECT id::text AS id FROM control_plane.jobs ORDER BY id LIMIT 1;
 
 -- name: table_rights
 -- Which of these rights we have on a table.

@@ -21,6 +21,7 @@ from shared.relation import (
     columns_of,
     find_relation,
     missing_columns,
+    missing_trigger,
     odd_types,
     parameters_of,
 )
@@ -134,21 +135,16 @@ async def _of_jobs(place: _Place) -> Looks:
     """The jobs table. Another program owns it: the check reports what is wrong and changes nothing."""
     relation = await find_relation(place.database.fetch, "control_plane", "jobs")
     if relation is None:
-        yield Verdict.FAILED, f"{JOBS} is not there: run `redrive migrate`, or see docs/deploying.md"
+        yield Verdict.FAILED, f"{JOBS} is not there: run `redrive migrate`, or the SQL of your adapter"
         return
-    wrong = False
-    async for verdict, text in _of_relation(place, relation):
-        wrong |= verdict is Verdict.FAILED
-        yield verdict, text
-    if not wrong:  # else each statement would say the same again
-        async for verdict, text in _of_statements(place, relation):
+    for look in (_of_relation, _of_statements, _unreadable, _trigger_for_the_api):
+        wrong = False
+        async for verdict, text in look(place, relation):
             wrong |= verdict is Verdict.FAILED
             yield verdict, text
-    if not wrong:
-        async for verdict, text in _unreadable(place):
-            wrong |= verdict is Verdict.FAILED
-            yield verdict, text
-    if not wrong:
+        if wrong:  # each statement would say the same again
+            break
+    else:
         can = "can be read and updated" if place.updates_jobs else "can be read"
         yield Verdict.OK, f"{JOBS} {can}, all statements fit"
     async for text in _missing_indexes(place):
@@ -198,7 +194,14 @@ async def _of_statements(place: _Place, relation: "Row") -> Looks:
             yield Verdict.NOTE, f"{text}; it serves as well"
 
 
-async def _unreadable(place: _Place) -> Looks:
+async def _trigger_for_the_api(place: _Place, relation: "Row") -> Looks:
+    """What `look_at_view` finds for a worker: the api takes no retry that no worker could put into effect."""
+    is_the_apis = place.writes and not place.updates_jobs and relation["kind"] == "v"
+    if is_the_apis and (fault := await missing_trigger(place.database.fetch, relation["oid"])):
+        yield Verdict.FAILED, fault
+
+
+async def _unreadable(place: _Place, _relation: "Row") -> Looks:
     """Columns that the database refuses to read of some rows, such as an expression of a view that fails for one."""
     async for text in _odd_ids(place):
         yield Verdict.WARNING, text
@@ -224,8 +227,10 @@ async def _odd_ids(place: _Place) -> AsyncIterator[str]:
     if place.job_id != "bigint":
         return
     with suppress(StatementRefused, DatabaseUnavailable):
-        for (number,) in await place.database.fetch_within(_LOOK_S, statements("check", "cli.checking")["odd_id"]):
-            yield f"{JOBS} has ids below 1, such as {number}: these jobs are in no list and cannot be read or retried"
+        for (number,) in await place.database.fetch_within(_LOOK_S, statements("check", "cli.checking")["least_id"]):
+            if int(number) < 1:
+                told = f"{JOBS} has ids below 1, such as {number}"
+                yield f"{told}: these jobs are in no list and cannot be read or retried"
 
 
 def _rights_on_jobs(relation: "Row", columns: "Collection[Row]", *, watches: bool, updates: bool) -> Iterator[str]:

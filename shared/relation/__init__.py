@@ -1,7 +1,9 @@
-"""What stands at `control_plane.jobs`, a table or a view of another system's, and why no program could work with it.
+"""Checks whether `control_plane.jobs`, another system's table or view, fits Redrive.
 
-`redrive check` tells what is wrong there, and more. The programs look at their start, and answer nothing from such a
-relation: `Guard`.
+1. `faults_of` looks at its columns and types, at a view's trigger, and at the version of an adapter's system.
+2. `Guard` runs it in each program, at the start and now and then, and has the database refuse calls while there are
+   faults.
+3. `redrive check` tells the same faults by the same functions, and more.
 """
 
 import asyncio
@@ -47,9 +49,13 @@ _ADAPTER: Final = re.compile(
 )
 _SQL: Final = statements("look", __name__)
 
+_MEND: Final = "mend control_plane.jobs, which `redrive check` looks at; no restart is needed"
 FIRST_LOOK_S: Final = 1.0
 """How long a program waits at its start for the first look."""
 LOOK_AGAIN_S: Final = 5.0
+"""How long after a fault, or a database that did not answer, a program looks again."""
+LOOK_EVERY_S: Final = 30.0
+"""How long after a look that found no fault: a table may be changed while programs run."""
 
 Fetch = Callable[..., "Awaitable[list[Row]]"]
 """Runs a statement with its arguments; answers all rows."""
@@ -167,16 +173,15 @@ def parameters_of(sql: str) -> int:
     return max((int(number) for number in _PARAMETER.findall(sql)), default=0)
 
 
-async def faults_of(fetch: Fetch, *, job_id: JobIdType, updates: bool) -> list[str] | None:
-    """Why no program could work with the relation, a line for each; None where it is not there.
+async def faults_of(fetch: Fetch, *, job_id: JobIdType, updates: bool, versions: bool = True) -> list[str]:
+    """Why no program could work with the relation, a line for each.
 
-    `updates`: retries are to be put into effect there. Raises DatabaseUnavailable.
+    `updates`: retries are to be put into effect there. `versions`: the version of an adapter's system counts. Raises
+    DatabaseUnavailable.
     """
     found = await find_relation(fetch, *JOBS.split("."))
-    if found is None:
-        return None
-    if not (its_columns := await columns_of(fetch, found["oid"])):
-        return None  # it was dropped meanwhile
+    if found is None or not (its_columns := await columns_of(fetch, found["oid"])):
+        return [f"{JOBS} is not there"]
     told = list(missing_columns(its_columns))
     odd = await odd_types(fetch, its_columns, job_id)
     refused = bool(odd) and not told and await _are_refused(fetch, job_id)
@@ -184,7 +189,7 @@ async def faults_of(fetch: Fetch, *, job_id: JobIdType, updates: bool) -> list[s
     if found["kind"] == "v":
         if updates and (fault := await missing_trigger(fetch, found["oid"])):
             told.append(fault)
-        if (adapter := await adapter_of(fetch, found["oid"])) and adapter.fault:
+        if versions and (adapter := await adapter_of(fetch, found["oid"])) and adapter.fault:
             told.append(adapter.fault)
     return told
 
@@ -208,6 +213,7 @@ class Guard:
         self._job_id: JobIdType = job_id
         self._updates = updates
         self._looked = asyncio.Event()
+        self._fitted = False
 
     @property
     def has_looked(self) -> bool:
@@ -221,26 +227,31 @@ class Guard:
                 await self._looked.wait()
 
     async def run(self) -> None:
-        """Look as soon as the database answers. Log faults once, then look again until they are mended, and return."""
+        """Look as soon as the database answers, and again and again. Log faults once, and once that they are mended.
+
+        A system that is upgraded while the programs run is left to `redrive check`: what was tested may still hold.
+        """
         told: list[str] = []
         while True:
+            pause_s = LOOK_AGAIN_S
             try:
-                found = await faults_of(self._database.look, job_id=self._job_id, updates=self._updates)
-            except RedriveError:  # who needs the database now says what it is
-                found = None
-            if found == []:
-                self._database.refuse(None)
-                self._looked.set()
-                if told:
+                found = await self._faults()
+            except RedriveError:
+                pass  # the callers that need the database report that themselves
+            else:
+                if found and found != told:
+                    log.error("jobs cannot be served", faults=found, mend=_MEND)
+                if told and not found:
                     log.info("jobs can be served")
-                return
-            if found and found != told:
+                self._database.refuse("; ".join(found) or None)
                 told = found
-                self._database.refuse("; ".join(found))
-                log.error(
-                    "jobs cannot be served",
-                    faults=found,
-                    mend="mend control_plane.jobs, which `redrive check` looks at; no restart is needed",
-                )
+                if not found:
+                    self._fitted = True
+                    pause_s = LOOK_EVERY_S
             self._looked.set()
-            await asyncio.sleep(LOOK_AGAIN_S)
+            await asyncio.sleep(pause_s)
+
+    async def _faults(self) -> list[str]:
+        return await faults_of(
+            self._database.look, job_id=self._job_id, updates=self._updates, versions=not self._fitted
+        )

@@ -21,6 +21,10 @@ COLUMNS: Final = """
     error AS last_error, due AS scheduled_at, NULL::timestamptz AS started_at, NULL::timestamptz AS completed_at,
     made AS created_at
 """
+TRIGGER: Final = """
+CREATE TRIGGER retry_job INSTEAD OF UPDATE ON control_plane.jobs
+FOR EACH ROW EXECUTE FUNCTION control_plane.retry_job();
+"""
 THEIRS: Final = f"""
 CREATE SCHEMA theirs;
 CREATE TABLE theirs.work (
@@ -35,8 +39,7 @@ BEGIN
     RETURN CASE WHEN found THEN new END;
 END
 $$;
-CREATE TRIGGER retry_job INSTEAD OF UPDATE ON control_plane.jobs
-FOR EACH ROW EXECUTE FUNCTION control_plane.retry_job();
+{TRIGGER}
 INSERT INTO theirs.work (no, queue, state, tries) SELECT n, 'p' || n % 9, 'dead', 1 FROM generate_series(1, 50) AS n;
 ANALYZE theirs.work;
 """
@@ -105,7 +108,7 @@ async def test_a_view_that_fits_is_in_order(users: Users) -> None:
             "control_plane.jobs has no column last_error",
         ),
         (
-            OTHER_VIEW + COLUMNS.replace("no AS id", "no::text AS id") + " FROM theirs.work",
+            OTHER_VIEW + COLUMNS.replace("no AS id", "no::text AS id") + " FROM theirs.work;" + TRIGGER,
             "control_plane.jobs.id is of type text, wanted: bigint",
         ),
         ("REVOKE UPDATE ON control_plane.jobs FROM redrive_worker", "no right to update status"),
@@ -126,6 +129,16 @@ async def test_what_a_program_could_not_work_with_is_named(users: Users, change:
     )
 
     assert named.replace("{owner}", owner) in (await told(users))[Verdict.FAILED]
+
+
+@pytest.mark.parametrize("program", ["api", "worker"])
+async def test_a_trigger_is_needed_by_who_takes_retries_as_by_who_settles_them(users: Users, program: str) -> None:
+    await run(users.admin, "DROP TRIGGER retry_job ON control_plane.jobs")
+
+    found = await looked_at(users.api if program == "api" else users.worker, program)
+    assert [each.text for each in found if each.verdict is Verdict.FAILED] == [
+        "database: control_plane.jobs cannot be updated: a view needs an INSTEAD OF UPDATE trigger, and it has none"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,7 @@ async def url(empty_database_url: str) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared.relation, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(shared.relation, "LOOK_EVERY_S", 0.05)
 
 
 @pytest.fixture
@@ -237,6 +238,33 @@ async def test_what_is_mended_is_served_without_a_restart(url: str, log: Log) ->
     told = ["control_plane.jobs has no column last_error", UNFIT[3].values[1]]
     assert refusals(log) == [told, told]
     assert [line["event"] for line in log.lines].count("jobs can be served") == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ("DROP VIEW control_plane.jobs", "control_plane.jobs is not there"),
+        (view(WITHOUT_ERROR, TRIGGER), "control_plane.jobs has no column last_error"),
+        ("DROP TRIGGER retry ON control_plane.jobs", UNFIT[3].values[1]),
+    ],
+)
+@pytest.mark.usefixtures("impatient")
+async def test_what_is_changed_while_they_run_is_noticed_and_healed(
+    url: str, log: Log, change: str, fault: str
+) -> None:
+    async with an_api(url) as api, a_worker(url, job_id="bigint") as worker:
+        await execute(url, change)
+
+        async def are(status: int) -> bool:
+            return [await program.readiness() for program in (api, worker)] == [status, status]
+
+        await eventually(lambda: are(503))
+        refused, _ = await api.call("GET", "/api/jobs/1")
+        await execute(url, view(FITS, TRIGGER))
+        await eventually(lambda: are(200))
+        served, _ = await api.call("GET", "/api/jobs/1")
+
+    assert (refused, served, refusals(log)) == (503, 200, [[fault]] * 2)
 
 
 async def test_the_api_is_not_ready_before_it_listens(url: str, serve: Serve) -> None:

@@ -276,6 +276,9 @@ def test_there_is_exactly_one_kind_of_key(environment: pytest.MonkeyPatch, keys:
         ("HOST", "\udcff", "must be text in UTF-8"),
         ("HOST", "a..b", "must be an address or a name of this machine, such as 127.0.0.1 or localhost"),
         ("LIMIT_IP", f"{'9' * 5000}/1", "must be requests/seconds, such as 600/60, or off"),
+        ("TRACING", "1.5", "must be a number from 0 to 1, or off"),
+        ("TRACING", "nan", "must be a number from 0 to 1, or off"),
+        ("TRACING", "on", "must be a number from 0 to 1, or off"),
     ],
 )
 def test_a_wrong_value_is_told_with_what_is_allowed(
