@@ -4,18 +4,19 @@
 2. A session leases a batch of unpublished rows. The relays of other processes lease other rows; when a relay dies, its
    leases end, and another relay publishes the rows. The worker ignores the second copy that this may cost.
 3. The session publishes the batch, packed into messages, and waits until RabbitMQ confirms each. As long as batches
-   are full, three may be under way. Otherwise the next one is leased when the last has ended: what is accepted
-   meanwhile, in some milliseconds, travels together.
-4. It gives back the rows that were not confirmed, and ends with that failure. After a pause the next session begins,
-   with one row: as long as nothing is confirmed, all others are free for a worker that takes them from the ledger.
-5. It marks confirmed rows as published a second later, three for bulk ones, if they are still queued. Most are settled
-   by then, and settling marks them too: that saves a write, and the worker, which has the message at once, never waits
-   for our commit.
+   are full, three may be under way. Otherwise the session leases the next batch only after those under way have ended:
+   retries that are accepted in these milliseconds then go out together.
+4. The session gives back the rows that were not confirmed, and ends with that failure. After a pause the next session
+   begins with one row. While nothing is confirmed it leases no other row, so that a worker can take the others from
+   the ledger.
+5. The session marks confirmed rows as published a second later (bulk ones: three seconds), if they are still queued.
+   Most are settled by then, and settling marks them, too. That saves a write, and the worker, which has the message at
+   once, never waits for our commit.
 
-Nothing is kept in memory that would be missed: the normal case and recovery are one path, from the ledger.
+Nothing is kept in memory that would be missed: a relay that starts anew finds all that it needs in the ledger.
 
-Single and bulk retries have a lane each, with a session of its own: ten thousand retries of a batch are published
-beside the next single one, not before it.
+Single and bulk retries have a lane each, with a session of its own: a single retry does not wait until the ten
+thousand of a bulk retry are published.
 """
 
 import asyncio
@@ -140,10 +141,10 @@ class _Lane:
         self._backoff = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
         self._outage = Outage()
         self._topology_missing = False
-        self._under_way = 0  # batches
-        self._waiting = False  # for these to end; what is accepted meanwhile travels together
+        self._batches_under_way = 0
+        self._awaits_batches = False  # leases nothing until those under way have ended
         self._failure: BaseException | None = None
-        self._doubtful = False  # the last message was not confirmed; the next one goes alone
+        self._confirm_missing = False  # at the last batch; the next one has one row
         self._confirmed: deque[tuple[float, Lease]] = deque()  # since when, and which
         self._mark_at = 0.0
         self._sweep_at = 0.0
@@ -216,7 +217,7 @@ class _Lane:
 
         Raises the session's first failure, after each batch under way has been confirmed or given back.
         """
-        self._failure, self._under_way = None, 0
+        self._failure, self._batches_under_way = None, 0
         async with asyncio.TaskGroup() as publishing:
             try:
                 await self._look_until_stopped(channel, exchange, stop, publishing)
@@ -248,11 +249,11 @@ class _Lane:
             self._woken.clear()
             if channel.is_closed:  # also when there is nothing to publish
                 raise BrokerUnavailable("channel closed")
-            if not self._under_way and loop.time() >= healthy_at:
+            if not self._batches_under_way and loop.time() >= healthy_at:
                 self._note_success()
             await self._keep_books()
-            self._waiting = bool(self._under_way) and not stop.is_set()
-            if not self._waiting:
+            self._awaits_batches = bool(self._batches_under_way) and not stop.is_set()
+            if not self._awaits_batches:
                 await self._start_batches(exchange, publishing, room)
             if stop.is_set():
                 return
@@ -266,13 +267,13 @@ class _Lane:
         while True:
             await room.acquire()
             if self._failure is not None:
-                return
-            limit = 1 if self._doubtful else BATCH
+                return  # keeps its room, which ends with the session: nothing else starts
+            limit = 1 if self._confirm_missing else BATCH
             rows = await self._outbox.lease(limit, lease_s=LEASE_S, bulk=self._bulk, after=after)
             if not rows:
                 room.release()
                 return
-            self._under_way += 1
+            self._batches_under_way += 1
             publishing.create_task(self._publish(exchange, rows, room))
             if len(rows) < BATCH:  # or one row to try with, whose confirm wakes this lane for the others
                 return
@@ -297,22 +298,22 @@ class _Lane:
                 self._metrics.published.inc(len(confirmed))
             refused = [(row.lease, failure) for pack, failure in outcomes if failure is not None for row in pack.rows]
             if refused:
-                self._doubtful = True
+                self._confirm_missing = True
                 await self._outbox.give_back([lease for lease, _ in refused])
                 self._fail(refused[0][1])
                 return
             self._note_success()
-            if self._doubtful:
-                self._doubtful = False
+            if self._confirm_missing:
+                self._confirm_missing = False
                 self.wake()  # for the others
             if len(self._confirmed) > MOST_UNMARKED:
                 await self._mark(MARK)
         except Exception as error:  # noqa: BLE001 - the session raises it, after the other batches have ended
             self._fail(error)
         finally:
-            self._under_way -= 1
+            self._batches_under_way -= 1
             room.release()
-            if self._waiting and not self._under_way:
+            if self._awaits_batches and not self._batches_under_way:
                 self.wake()
 
     async def _keep_books(self) -> bool:
