@@ -1,9 +1,12 @@
 """Settler: settles batches of retry requests, and finds the one request that makes a batch fail.
 
+Each source has a Settler of its own. A source is what the worker takes its batches from: a queue on RabbitMQ, or the
+ledger (worker/sources.py, worker/bypass.py). It calls `settle` or `settle_queued`; worker/sessions.py calls `catch_up`.
+
 1. A batch is one transaction, `Settlement.apply`. As a rule that is all.
 2. The database may refuse a batch because of one job (StatementRefused): a constraint, or a trigger of the table's
-   owner. The batch is bisected: the refused request is rejected as `blocked`, and all others are settled. A request
-   that cannot be rejected either is dead-lettered.
+   owner. The batch is bisected: the request of that job is rejected as `blocked`, and all others are settled. Where
+   the database refuses this rejection, too, the request is dead-lettered.
 3. A batch may also fail for a reason that lies with the server or with Redrive: a slow trigger, a lock, a missing right
    (DatabaseUnavailable). Then the settler probes: it runs the same statements for no request.
    - The probe succeeds: the batch is bisected, and a request that fails alone is deferred. It stays queued and comes
@@ -15,15 +18,16 @@
    before the next session takes a message. So an outage costs a message one of the twenty deliveries that its queue
    allows, however long the outage lasts.
 
-An error of case 2 says something of the one job. Its SQLSTATE is of a class 22, 23, 38, 39, P0, 09, 20, 21, 27, 2F, 44
-or 54, or made up by the table's owner. `shared/database.py` lists those of case 3.
+An error of item 2 is the fault of one job. Its SQLSTATE is of a class 22, 23, 38, 39, P0, 09, 20, 21, 27, 2F, 44 or
+54, or of a class that PostgreSQL does not use, as a trigger of the table's owner may raise it. `shared/database.py`
+lists the errors of item 3.
 """
 
 import logging
 import math
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 
@@ -49,6 +53,17 @@ MOST_TRACED: Final = 128
 """Requests of one batch that get a span: a bulk retry would make ten thousand."""
 DEGRADED_S: Final = 90.0
 """For so long after a request was deferred, the settler is degraded: a deferred request comes again within a minute."""
+
+
+class _Results(NamedTuple):
+    """What became of a batch. A request whose job is locked is in none of these: the ledger has deferred it."""
+
+    settled: dict[RetryId, Settled]
+    """Their outcomes; of those that are dead-lettered, too."""
+    deferred: set[RetryId]
+    """Each failed alone, and comes again."""
+    dead_lettered: set[RetryId]
+    """Each could not even be rejected."""
 
 
 class Settler:
@@ -79,15 +94,15 @@ class Settler:
         """
         began, began_ns = time.perf_counter(), time.time_ns()
         try:
-            settled, failing, refused = await self._apply(messages)
+            results = await self._apply(messages)
         except DatabaseUnavailable:
             self._unsettled.extend(messages)
             raise
+        settled = results.settled
         deferred = {message.id for message in messages} - settled.keys()
-        self._report(settled, len(messages), began, deferred=len(deferred), refused=refused)
-        if self._tracing is not None:
-            await self._trace(self._tracing, settled, len(messages), began_ns)
-        await self._deferrals.warn(settled, deferred - failing)
+        self._report(settled, len(messages), began, deferred=len(deferred), dead_lettered=results.dead_lettered)
+        await self._trace(settled, len(messages), began_ns)
+        await self._deferrals.warn(settled, deferred - results.deferred)
         return settled
 
     async def take_apart(self, requests: "Sequence[RetryMessage]", *, messages: int) -> set[RetryId]:
@@ -118,15 +133,14 @@ class Settler:
         """
         began, began_ns = time.perf_counter(), time.time_ns()
         locked: set[RetryId] = set()
-        refused: set[RetryId] = set()
+        dead_lettered: set[RetryId] = set()
         try:
             settled = await self._settlement.apply_queued(limit, deferred=locked)
         except (StatementRefused, DatabaseUnavailable):  # where the database is away, the next call says so
-            settled, _, refused = await self._apply(await self._settlement.queued(limit))
+            settled, _, dead_lettered = await self._apply(await self._settlement.queued(limit))
         if settled:
-            self._report(settled, len(settled), began, refused=refused)
-            if self._tracing is not None:
-                await self._trace(self._tracing, settled, len(settled), began_ns)
+            self._report(settled, len(settled), began, dead_lettered=dead_lettered)
+            await self._trace(settled, len(settled), began_ns)
             if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # looked up once, not for each request
                 for request_id, (outcome, _) in settled.items():
                     log.debug("retry request settled", request_id=str(request_id), outcome=outcome.value)
@@ -145,20 +159,15 @@ class Settler:
             self._unsettled = []
             await self.settle(messages)
 
-    async def _apply(
-        self, messages: "Sequence[RetryMessage]"
-    ) -> tuple[dict[RetryId, Settled], set[RetryId], set[RetryId]]:
-        """Settle what can be settled; block or defer the rest. Returns the outcomes, the ids deferred, the ids refused.
-
-        A request whose job is locked is in none of them: the ledger has deferred it.
-        """
-        results, faults = await bisect(messages, self._attempt)
+    async def _apply(self, messages: "Sequence[RetryMessage]") -> _Results:
+        """Settle what can be settled; block, defer or dead-letter the rest."""
+        found, faults = await bisect(messages, self._attempt)
         if len(messages) == 1 and faults and isinstance(faults[0][1], DatabaseUnavailable):
             # It has failed only once: the database may have been away then, and back for the probe.
-            results, faults = await bisect(messages, self._attempt)
-        settled = dict(results)
+            found, faults = await bisect(messages, self._attempt)
+        settled = dict(found)
         deferred: set[RetryId] = set()
-        refused: set[RetryId] = set()
+        dead_lettered: set[RetryId] = set()
         for message, fault in faults:
             if message.id in settled:
                 continue  # a batch may hold a message twice
@@ -170,8 +179,8 @@ class Settler:
                     deferred.add(message.id)
             except StatementRefused as error:
                 settled[message.id] = await self._dead_letter(message, str(error))
-                refused.add(message.id)
-        return settled, deferred, refused
+                dead_lettered.add(message.id)
+        return _Results(settled, deferred, dead_lettered)
 
     async def _attempt(self, messages: "Sequence[RetryMessage]") -> dict[RetryId, Settled] | RedriveError:
         try:
@@ -208,10 +217,13 @@ class Settler:
             settled = {}
         return settled.get(message.id, Settled(Outcome.POISON, None))
 
-    async def _trace(
-        self, tracing: "Tracing", settled: "Mapping[RetryId, Settled]", messages: int, began_ns: int
-    ) -> None:
-        """Add the spans of a batch that is committed. Without the ledger there are none, and all else goes on."""
+    async def _trace(self, settled: "Mapping[RetryId, Settled]", messages: int, began_ns: int) -> None:
+        """Add the spans of a batch that is committed, if tracing is on.
+
+        Where the database is away by now, there are no spans; the batch is settled all the same.
+        """
+        if self._tracing is None:
+            return
         ended_ns = time.time_ns()
         with suppress(DatabaseUnavailable):
             traces = await self._settlement.traces(list(settled), most=MOST_TRACED)
@@ -219,7 +231,7 @@ class Settler:
                 (each, str(request_id), settled[request_id].outcome.value, settled[request_id].waited_s is None)
                 for request_id, each in traces.items()
             ]
-            tracing.add_batch(processed, requests=messages, began_ns=began_ns, ended_ns=ended_ns)
+            self._tracing.add_batch(processed, requests=messages, began_ns=began_ns, ended_ns=ended_ns)
 
     def _report(
         self,
@@ -228,7 +240,7 @@ class Settler:
         began: float,
         *,
         deferred: int = 0,
-        refused: "Collection[RetryId]" = (),
+        dead_lettered: "Collection[RetryId]" = (),
     ) -> None:
         elapsed_s = time.perf_counter() - began
         self._metrics.batches.inc()
@@ -238,7 +250,7 @@ class Settler:
         fresh = [
             outcome
             for request_id, (outcome, waited_s) in settled.items()
-            if waited_s is not None and request_id not in refused
+            if waited_s is not None and request_id not in dead_lettered
         ]
         applied = fresh.count(Outcome.APPLIED)
         log.info(
@@ -246,8 +258,8 @@ class Settler:
             messages=messages,
             applied=applied,
             rejected=len(fresh) - applied,
-            repeated=messages - len(fresh) - len(refused) - deferred,
+            repeated=messages - len(fresh) - len(dead_lettered) - deferred,
             deferred=deferred,
-            refused=len(refused),
+            refused=len(dead_lettered),
             elapsed_ms=round(elapsed_s * 1000, 1),
         )
