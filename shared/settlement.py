@@ -8,8 +8,8 @@
    same transaction, then settled like the others.
 4. A job that another transaction has locked is not waited for: its request is deferred. It stays queued until its
    `publish_lease_until` has passed; then the relay publishes it again, or, without a broker, `apply_queued` takes it.
-5. The caller (worker/settling.py) finds the one request that fails a batch: `block` rejects it, where the table's owner
-   refuses the change of its job; `defer` sets it aside, where the change takes too long.
+5. The caller (worker/settling.py) finds the one request that fails a batch. `block` rejects it, where a constraint or a
+   trigger of the jobs table refuses the change of its job. `defer` sets it aside, where the change takes too long.
 6. `dead_letter` gives up requests whose message killed its worker too often, or that can be neither blocked nor
    deferred.
 7. `take_apart` has requests published again, each alone: they came in one message, and a worker may have failed with
@@ -19,7 +19,7 @@
 The table at the top of shared/sql/settlement.sql has every change of a row, and the columns that it sets.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -41,7 +41,7 @@ class Settled(NamedTuple):
 
 
 class Settlement:
-    """Settles requests. Every method raises DatabaseUnavailable."""
+    """Settles requests. Every method may raise DatabaseUnavailable."""
 
     def __init__(self, database: "Database", ids: "JobIds") -> None:
         self._database = database
@@ -58,10 +58,9 @@ class Settlement:
         Raises DatabaseUnavailable: try all of it again later. Raises StatementRefused: one of the requests is at fault;
         nothing was settled.
         """
-        by_id = {message.id: message for message in reversed(messages)}
+        by_id = _by_id(messages)
         async with self._database.transaction() as session:
-            theirs = [message for message in by_id.values() if not isinstance(message, LedgerMessage)]
-            adopted = await self._adopt(session, theirs)
+            adopted = await self._adopt(session, by_id.values())
             reach(Failpoint.IN_TRANSACTION)
             settled = await self._apply(session, list(by_id), adopted, published=True)
             if missing := by_id.keys() - settled.keys():
@@ -82,17 +81,17 @@ class Settlement:
         Answers the requests that were queued, or that the ledger did not know, with None where they are queued now. One
         that the ledger did not know is superseded where another is queued for its job. Raises as `apply` does.
         """
-        by_id = {message.id: message for message in reversed(messages)}
+        by_id = _by_id(messages)
         async with self._database.transaction() as session:
-            theirs = [message for message in by_id.values() if not isinstance(message, LedgerMessage)]
-            adopted = await self._adopt(session, theirs)
+            adopted = await self._adopt(session, by_id.values())
             reach(Failpoint.IN_TRANSACTION)
             rows = await session.fetch(self._sql["take_apart"], list(by_id), adopted)
             if len(rows) < len(by_id):
                 await session.secure()  # as in `apply`
             reach(Failpoint.BEFORE_COMMIT)
         reach(Failpoint.AFTER_COMMIT)
-        return {RetryId(row[0]): None if row[1] is None else Settled(Outcome(row[1]), row[2]) for row in rows}
+        queued = {RetryId(row["id"]): None for row in rows if row["outcome"] is None}
+        return queued | _settled_of([row for row in rows if row["outcome"] is not None])
 
     async def apply_queued(self, limit: int, *, deferred: set[RetryId] | None = None) -> dict[RetryId, Settled]:
         """Settle up to `limit` queued requests straight from the ledger, oldest first: dispatch without a broker.
@@ -145,7 +144,7 @@ class Settlement:
         )
 
     async def block(self, message: RetryMessage) -> Settled:
-        """Reject a request whose job the table's owner does not take back now; one settled before keeps its outcome.
+        """Reject a request whose job the database does not let be retried; one settled before keeps its outcome.
 
         Inserts a request that `apply` would adopt, as rejected. Where what the job holds cannot be written down, the
         request is rejected without it. Raises StatementRefused where the request cannot be written down at all.
@@ -157,8 +156,7 @@ class Settlement:
 
     async def _block(self, message: RetryMessage, *, read_job: bool) -> Settled:
         async with self._database.transaction() as session:
-            theirs = [] if isinstance(message, LedgerMessage) else [message]
-            adopted = await self._adopt(session, theirs)
+            adopted = await self._adopt(session, [message])
             rows = await session.fetch(self._sql["block"], [message.id], adopted, read_job)
             if rows:
                 return _settled_of(rows)[message.id]
@@ -190,9 +188,13 @@ class Settlement:
         """Lock queued requests; answers their ids."""
         return [RetryId(row["id"]) for row in await session.fetch(self._sql["take"], limit)]
 
-    async def _adopt(self, session: "Session", messages: Sequence[RetryMessage]) -> list[RetryId]:
-        """Insert the requests of another program's messages; answers the ids of those that the ledger did not know."""
-        rows = await session.fetch(self._sql["adopt"], *self._columns_of(messages))
+    async def _adopt(self, session: "Session", messages: Iterable[RetryMessage]) -> list[RetryId]:
+        """Insert the requests that another program published; answers the ids of those that the ledger did not know.
+
+        A LedgerMessage was made of a row: no other row is inserted for it.
+        """
+        theirs = [message for message in messages if not isinstance(message, LedgerMessage)]
+        rows = await session.fetch(self._sql["adopt"], *self._columns_of(theirs))
         return [RetryId(row["id"]) for row in rows]
 
     async def _apply(
@@ -201,7 +203,7 @@ class Settlement:
         """Settle queued and adopted requests; deferred ones, and ones settled before, are missing in the answer."""
         rows = await session.fetch(self._sql["apply"], ids, adopted, published)
         settled = _settled_of(rows)
-        if seen := {RetryId(row[0]): row[3] for row in rows if row[3] is not None}:
+        if seen := {RetryId(row["id"]): row["job_version"] for row in rows if row["job_version"] is not None}:
             settled |= await self._block_unmoved(session, settled, seen)
         return settled
 
@@ -232,5 +234,10 @@ class Settlement:
         ]
 
 
+def _by_id(messages: Sequence[RetryMessage]) -> dict[RetryId, RetryMessage]:
+    """The messages by their ids; of several with one id the first: a dict keeps the last that it is given."""
+    return {message.id: message for message in reversed(messages)}
+
+
 def _settled_of(rows: "Sequence[Row]") -> dict[RetryId, Settled]:
-    return {RetryId(row[0]): Settled(Outcome(row[1]), row[2]) for row in rows}
+    return {RetryId(row["id"]): Settled(Outcome(row["outcome"]), row["waited_s"]) for row in rows}

@@ -163,13 +163,13 @@ SET
 FROM done
 WHERE r.id = ANY ($1::uuid[]) AND r.id = done.id AND done.what_became <> 'deferred'
 RETURNING
-    r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8,
+    r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8 AS waited_s,
     CASE
         WHEN r.outcome = 'applied' AND (
             SELECT relkind <> 'r' OR relhastriggers OR relhassubclass FROM pg_class
             WHERE oid = 'control_plane.jobs'::regclass
         ) THEN done.version
-    END;
+    END AS job_version;
 
 -- name: block_unmoved
 -- Of requests that `apply` has just applied, reject those whose job is failed still, at the version that was seen: what
@@ -256,7 +256,7 @@ SET
     publish_alone = true
 FROM verdict
 WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id
-RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8;
+RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8 AS waited_s;
 
 -- name: lease_held_up
 -- Take the oldest queued requests that the broker holds up, on a lease: until it ends no relay and no worker takes them.
@@ -340,7 +340,7 @@ WHERE id = ANY (ARRAY(
     ORDER BY id -- the lock order: other workers may be settling the same rows
     FOR UPDATE
 ))
-RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
+RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8 AS waited_s;
 
 -- name: dead_letter
 -- Give up requests that are still queued. Answers them; a request that is missing was settled before.
@@ -352,7 +352,7 @@ WHERE id = ANY (ARRAY(
     ORDER BY id -- the lock order: other workers may be settling the same rows
     FOR UPDATE
 ))
-RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8;
+RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8 AS waited_s;
 
 -- name: traces
 -- The trace context of each of these requests whose trace is sampled: the last bit of the flags, which end it.
