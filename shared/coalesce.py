@@ -1,15 +1,21 @@
 """Coalescer: concurrent calls for single keys become a few queries for many keys.
 
+A store makes one for each kind of look-up (shared/jobs.py, shared/retries.py), and calls `get` for each request.
+
 1. `get(key)` puts the key into `_waiting`, with a future for its caller. Calls for the same key share a place there.
 2. An idle Coalescer takes all waiting keys at the end of the event loop's current iteration, and loads them in one
    query: it does not wait for more callers. Keys that arrive while the query runs wait for the next one. So a caller
    never gets the result of a query that began before its call: it reads its own writes.
-3. At most `max_in_flight` queries run at once. With `late_s`, a second one starts only when the first has taken so
-   long: fewer and larger queries cost less, and only a slow query is a reason not to wait for its end.
+3. At most `max_in_flight` queries run at once. With `overlap_after_s`, a query starts beside another one only when that
+   one has taken so long: fewer and larger queries cost less, and only a slow query is a reason not to wait for its end.
 4. When the query ends, each future gets its key's value, None for a key that matches nothing, or an error. A caller
    waits for at most `deadline_s`, in line and in the query together.
-5. Where the database refuses a query because of one key, the Splitter halves the batch until that key stands alone. The
-   other keys get their values. The refused key becomes a suspect, and is loaded apart from the others until it loads.
+5. The database may refuse a query because of one key. Then the Splitter halves the batch until that key stands alone.
+   The other keys get their values. The refused key becomes a suspect, and is loaded apart from the others until it
+   loads.
+6. Where the store has given a `probe`, the Splitter runs it before it halves a batch: the same query for no key. If
+   that is refused, too, no key is at fault: a column or a right is missing, say. The batch is not halved, and every
+   caller gets the probe's error.
 """
 
 import asyncio
@@ -25,7 +31,7 @@ V = TypeVar("V")
 SUSPECTS: Final = 1_000
 """How many refused keys are remembered, to be loaded apart; the oldest is forgotten first."""
 
-_APART: Final = 16
+_SUSPECTS_AT_ONCE: Final = 16
 """How many suspects are loaded in one query."""
 
 
@@ -67,7 +73,7 @@ class Splitter(Generic[K, V]):
                 if self._probe is None:
                     raise
                 fault = error
-            if self._probe is not None and len(part) == len(keys):
+            if self._probe is not None and len(part) == len(keys):  # once; the halves run the statement just probed
                 await self._probe()
             if refused is not None and len(part) == 1:
                 refused(part[0])
@@ -107,7 +113,7 @@ class Coalescer(Generic[K, V]):
         *,
         max_batch: int = 512,
         max_in_flight: int = 2,
-        late_s: float = 0.0,
+        overlap_after_s: float = 0.0,
         deadline_s: float = 2.5,
         probe: Callable[[], Awaitable[object]] | None = None,
         refusal: Callable[[], RedriveError] | None = None,
@@ -115,7 +121,7 @@ class Coalescer(Generic[K, V]):
         self._splitter = Splitter(load, probe=probe, refusal=refusal)
         self._max_batch = max_batch
         self._max_in_flight = max_in_flight
-        self._late_s = late_s
+        self._overlap_after_s = overlap_after_s
         self._deadline_s = deadline_s
         self._waiting: dict[K, _Callers[V]] = {}
         self._scheduled: asyncio.Handle | None = None
@@ -128,8 +134,7 @@ class Coalescer(Generic[K, V]):
         if self._suspects and key in self._suspects:
             return await self._get_apart(key)
         loop = asyncio.get_running_loop()
-        # One for each caller: cancelling one does not cancel the others.
-        future: asyncio.Future[V | None] = loop.create_future()
+        future: asyncio.Future[V | None] = loop.create_future()  # of this caller alone: it may be cancelled
         if (others := self._waiting.get(key)) is not None:
             others.futures.append(future)
         else:
@@ -138,9 +143,15 @@ class Coalescer(Generic[K, V]):
         return await future
 
     async def _get_apart(self, key: K) -> V | None:
-        """The value behind a suspect, loaded without delaying the other keys."""
+        """The value behind a suspect, loaded without delaying the other keys.
+
+        The Coalescer in here calls this one's Splitter, which answers refused keys with their errors. Its own Splitter
+        then has nothing to split, so it needs no `probe` and no `refusal`, and it suspects no key.
+        """
         if self._apart is None:
-            self._apart = Coalescer(self._splitter.load, max_batch=_APART, max_in_flight=1, deadline_s=self._deadline_s)
+            self._apart = Coalescer(
+                self._splitter.load, max_batch=_SUSPECTS_AT_ONCE, max_in_flight=1, deadline_s=self._deadline_s
+            )
         value = await self._apart.get(key)
         self._suspects.pop(key, None)  # it loads again, or is gone
         return value
@@ -153,8 +164,8 @@ class Coalescer(Generic[K, V]):
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         if not self._waiting or self._scheduled is not None or len(self._in_flight) >= self._max_in_flight:
             return
-        if self._in_flight and self._late_s:
-            self._scheduled = loop.call_later(self._late_s, self._start, loop)
+        if self._in_flight and self._overlap_after_s:
+            self._scheduled = loop.call_later(self._overlap_after_s, self._start, loop)
         else:
             self._scheduled = loop.call_soon(self._start, loop)
 
@@ -179,7 +190,7 @@ class Coalescer(Generic[K, V]):
 
     def _deliver(self, batch: "dict[K, _Callers[V]]", task: asyncio.Task[Mapping[K, V | RedriveError]]) -> None:
         self._in_flight.discard(task)
-        if self._scheduled is not None:  # it was to start when this load is late
+        if self._scheduled is not None:  # the next load need not wait for `overlap_after_s` any more
             self._scheduled.cancel()
             self._scheduled = None
         self._schedule(task.get_loop())

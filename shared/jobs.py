@@ -54,7 +54,7 @@ _STATUSES: Final = {str(status): status for status in JobStatus}
 
 _HASH_DIGITS: Final = 16
 
-LATE_S: Final = 0.02
+OVERLAP_AFTER_S: Final = 0.02
 """A look-up of jobs takes a millisecond or two. After this time the next one starts beside it."""
 
 IN_HAND_BYTES: Final = 16 * 2**20
@@ -101,20 +101,28 @@ class Jobs:
         self._failed = FailedJobs(database, ids)
         self._rows = JobRows(database, ids)
         self._coalescer: Coalescer[JobKey, Job] = Coalescer(
-            self._find, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
+            self._find, overlap_after_s=OVERLAP_AFTER_S, probe=self._probe, refusal=JobUnreadable
         )
         self._with_payload: Coalescer[JobKey, Job] = Coalescer(
             self._find_with_payload,
             max_batch=WHOLE_AT_ONCE,
-            late_s=LATE_S,
+            overlap_after_s=OVERLAP_AFTER_S,
             probe=self._probe_payload,
             refusal=JobUnreadable,
         )
         self._whole: Coalescer[JobKey, Job] = Coalescer(
-            self._find_whole, max_batch=WHOLE_AT_ONCE, late_s=LATE_S, probe=self._probe, refusal=JobUnreadable
+            self._find_whole,
+            max_batch=WHOLE_AT_ONCE,
+            overlap_after_s=OVERLAP_AFTER_S,
+            probe=self._probe,
+            refusal=JobUnreadable,
         )
         self._whole_with_payload: Coalescer[JobKey, Job] = Coalescer(
-            self._find_whole_with_payload, max_batch=1, late_s=LATE_S, probe=self._probe_payload, refusal=JobUnreadable
+            self._find_whole_with_payload,
+            max_batch=1,
+            overlap_after_s=OVERLAP_AFTER_S,
+            probe=self._probe_payload,
+            refusal=JobUnreadable,
         )
         self._splitter: Splitter[JobKey, Job] = Splitter(self._find_any, probe=self._probe, refusal=JobUnreadable)
         self._in_hand = Allowance(IN_HAND_BYTES)

@@ -108,7 +108,7 @@ async def test_while_loads_are_under_way_the_rest_gathers(loads: Loads) -> None:
 
 
 async def test_the_rest_gathers_until_a_load_is_late_and_waits_for_it_no_longer(loads: Loads) -> None:
-    coalescer = Coalescer(loads.load, max_in_flight=2, late_s=0.05)
+    coalescer = Coalescer(loads.load, max_in_flight=2, overlap_after_s=0.05)
     calls = await many(coalescer, "a")
     await loads.begun(1)
     for key in "bcb":
@@ -127,7 +127,7 @@ async def test_the_rest_gathers_until_a_load_is_late_and_waits_for_it_no_longer(
 
 
 async def test_a_load_that_ends_in_time_is_followed_at_once(loads: Loads) -> None:
-    coalescer = Coalescer(loads.load, late_s=30)
+    coalescer = Coalescer(loads.load, overlap_after_s=30)
     calls = await many(coalescer, "a")
     await loads.begun(1)
     calls += await many(coalescer, "b")
@@ -251,7 +251,7 @@ async def test_a_line_that_never_ends_makes_no_call_late(loads: Loads, monkeypat
     st.sampled_from([0.0, 0.0001, 1.0]),
 )
 def test_each_call_gets_what_was_true_after_it_began(
-    turns: list[list[int]], max_in_flight: int, max_batch: int, late_s: float
+    turns: list[list[int]], max_in_flight: int, max_batch: int, overlap_after_s: float
 ) -> None:
     async def run() -> None:
         clock = 0
@@ -265,7 +265,7 @@ def test_each_call_gets_what_was_true_after_it_began(
                 await asyncio.sleep(0)
             return dict.fromkeys(keys, read_at)
 
-        coalescer = Coalescer(load, max_in_flight=max_in_flight, max_batch=max_batch, late_s=late_s)
+        coalescer = Coalescer(load, max_in_flight=max_in_flight, max_batch=max_batch, overlap_after_s=overlap_after_s)
 
         async def ask(key: int) -> None:
             nonlocal clock
