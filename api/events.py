@@ -37,7 +37,7 @@ from shared.models import Job, JobId, JobKey, UnreadableJob
 
 if TYPE_CHECKING:
     from api.door import Call
-    from api.watch import StatusWatch
+    from api.watch import Watch
     from shared.job_ids import JobIds
     from shared.jobs import Jobs
 
@@ -53,7 +53,7 @@ _view: Final = JobView()
 class EventResource:
     """`/api/jobs/{id}/events`."""
 
-    def __init__(self, store: "Jobs", ids: "JobIds", watch: "StatusWatch[JobKey, Job]") -> None:
+    def __init__(self, store: "Jobs", ids: "JobIds", watch: "Watch[JobKey, Job]") -> None:
         self._store = store
         self._ids = ids
         self._watch = watch

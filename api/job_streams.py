@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from api.door import Call
-    from api.watch import StatusWatch, Waiter
+    from api.watch import Waiter, Watch
     from shared.job_ids import JobIds
     from shared.jobs import Jobs
 
@@ -84,7 +84,7 @@ def _tag_of(job: Job | UnreadableJob) -> str:
 class JobStreamResource:
     """`/api/jobs/events`."""
 
-    def __init__(self, store: "Jobs", ids: "JobIds", watch: "StatusWatch[JobKey, Job]") -> None:
+    def __init__(self, store: "Jobs", ids: "JobIds", watch: "Watch[JobKey, Job]") -> None:
         self._store = store
         self._ids = ids
         self._watch = watch

@@ -25,7 +25,7 @@ from shared.database import in_time
 
 if TYPE_CHECKING:
     from api.door import Call
-    from api.watch import StatusWatch
+    from api.watch import Watch
 
 LONGEST_S: Final = 60
 _PREFER: Final = istr("Prefer")
@@ -113,7 +113,7 @@ class Reader(Generic[K, V]):
         self,
         *,
         get: Callable[[K], Awaitable[V]],
-        watch: "StatusWatch[K, V]",
+        watch: "Watch[K, V]",
         view: View[V],
         max_wait_s: int,
         rest_of: Callable[[K, V], AbstractAsyncContextManager[V] | None] | None = None,

@@ -16,7 +16,7 @@ from api.long_poll import Reader
 from api.overview import OverviewResource
 from api.retries import RetryResource
 from api.retry_view import RetryView
-from api.watch import StatusWatch
+from api.watch import Watch
 from shared.batches import Batch, Batches, BatchKey
 from shared.jobs import Jobs
 from shared.models import Job, JobKey, Retry
@@ -63,18 +63,18 @@ class Stores(NamedTuple):
 class Watches(NamedTuple):
     """The watches: what clients can wait for."""
 
-    jobs: StatusWatch[JobKey, Job]
-    retries: StatusWatch[RetryKey, Retry]
-    batches: StatusWatch[BatchKey, Batch]
+    jobs: Watch[JobKey, Job]
+    retries: Watch[RetryKey, Retry]
+    batches: Watch[BatchKey, Batch]
 
     @classmethod
     def over(cls, stores: Stores, *, interval_s: float, waiters: "Waiters") -> "Watches":
         """Make the watches; their waiters are counted together."""
         jobs, retries, batches = stores.jobs, stores.retries, stores.batches
         return cls(
-            StatusWatch(changed=jobs.changed, load=jobs.find_many, interval_s=interval_s, waiters=waiters),
-            StatusWatch(changed=retries.changed, load=retries.find_many, interval_s=interval_s, waiters=waiters),
-            StatusWatch(changed=batches.changed, load=batches.find_many, interval_s=interval_s, waiters=waiters),
+            Watch(changed=jobs.changed, load=jobs.find_many, interval_s=interval_s, waiters=waiters),
+            Watch(changed=retries.changed, load=retries.find_many, interval_s=interval_s, waiters=waiters),
+            Watch(changed=batches.changed, load=batches.find_many, interval_s=interval_s, waiters=waiters),
         )
 
     def close(self) -> None:

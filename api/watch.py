@@ -1,4 +1,7 @@
-"""StatusWatch: any number of clients wait for a value to change, and one query a tick serves them all.
+"""Watch: any number of clients wait for values to change, and one query a tick serves them all.
+
+There is one Watch each for jobs, retries and batches (api/routes.py). Long polls and streams of one job call
+`wait_for_change`; streams of many jobs call `waiter`, `add` and `news`.
 
 1. A waiter names one key or many, and the value that it has seen of each. The waiters of one key share what was seen
    of it last.
@@ -63,7 +66,7 @@ class Waiters:
 
 
 class Waiter(Generic[K, V]):
-    """One client, and the keys that it waits for. Between two calls of `StatusWatch.news`, what has changed is kept."""
+    """One client, and the keys that it waits for. Between two calls of `Watch.news`, what has changed is kept."""
 
     __slots__ = ("_alive", "_news", "_woken", "keys")
 
@@ -105,9 +108,11 @@ class Waiter(Generic[K, V]):
 
 
 class _Watched(Generic[K, V]):
-    """One key: the value seen last, and each waiter with the number of the look before it came.
+    """One key: the value seen last, and the waiters, each with the number of looks that had begun when it came.
 
-    The key is disputed when the waiters have seen different values.
+    `disputed`: the waiters have seen different values. It is never reset: the next look wakes all waiters that came
+    before it, and where none is left, the key is forgotten and its `_Watched` with it. Where one is left, it came
+    during that look, and the key is disputed because of it (item 5 at the top).
     """
 
     __slots__ = ("disputed", "seen", "waiters")
@@ -118,7 +123,7 @@ class _Watched(Generic[K, V]):
         self.waiters: dict[Waiter[K, V], int] = {}
 
 
-class StatusWatch(Generic[K, V]):
+class Watch(Generic[K, V]):
     """Watches values by key.
 
     `changed` returns the keys whose value is no longer the one seen, or is gone; `load` reads values, and leaves out
@@ -278,7 +283,7 @@ class StatusWatch(Generic[K, V]):
         if watched is None:
             return 0
         # The others came during this look, and may have seen a newer value.
-        told = [waiter for waiter, since in watched.waiters.items() if since < look]
+        told = [waiter for waiter, looks_before in watched.waiters.items() if looks_before < look]
         for waiter in told:
             del watched.waiters[waiter]
             waiter.tell(key, value)

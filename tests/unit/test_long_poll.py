@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from api.auth import Principal
 from api.door import Call
 from api.long_poll import Reader, wait_of
-from api.watch import StatusWatch, Waiters
+from api.watch import Waiters, Watch
 from shared.errors import DatabaseUnavailable
 from shared.models import ProjectId
 from shared.seen import Seen
@@ -43,7 +43,7 @@ class PendingView:
         return b"{}"
 
 
-def watching(*, look: Callable[[], None] = lambda: None) -> StatusWatch[str, Pending]:
+def watching(*, look: Callable[[], None] = lambda: None) -> Watch[str, Pending]:
     """A watch that never sees a change; `look` is called each time that it looks."""
 
     async def changed(_: Mapping[str, Seen[Pending]]) -> Sequence[str]:
@@ -53,11 +53,11 @@ def watching(*, look: Callable[[], None] = lambda: None) -> StatusWatch[str, Pen
     async def load(_: Sequence[str]) -> Mapping[str, Pending]:
         raise AssertionError
 
-    return StatusWatch(changed=changed, load=load, interval_s=0, waiters=Waiters(1))
+    return Watch(changed=changed, load=load, interval_s=0, waiters=Waiters(1))
 
 
 def reading(
-    get: Callable[[str], Awaitable[Pending]], watch: StatusWatch[str, Pending], *, max_wait_s: int = 60
+    get: Callable[[str], Awaitable[Pending]], watch: Watch[str, Pending], *, max_wait_s: int = 60
 ) -> Reader[str, Pending]:
     return Reader(
         get=get,

@@ -1,4 +1,4 @@
-"""StatusWatch, over values in memory."""
+"""Watch, over values in memory."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from api.watch import LOOKED_AT_ONCE, StatusWatch, Waiters
+from api.watch import LOOKED_AT_ONCE, Waiters, Watch
 from shared.seen import Seen
 from tests.eventually import eventually
 from tests.logs import Log
@@ -30,7 +30,7 @@ class Values:
 
 async def test_others_get_their_turns_while_thousands_hear_of_a_change() -> None:
     values, loop = Values(), asyncio.get_running_loop()
-    watch = StatusWatch(changed=values.changed, load=values.load, interval_s=0.01, waiters=Waiters(MANY))
+    watch = Watch(changed=values.changed, load=values.load, interval_s=0.01, waiters=Waiters(MANY))
     heard = 0
     heard_by_turn: list[int] = []
 
@@ -69,7 +69,7 @@ async def test_a_look_that_fails_is_told_of_once_and_followed_by_another(caplog:
             raise ZeroDivisionError
         return await values.changed(seen)
 
-    watch = StatusWatch(changed=changed, load=values.load, interval_s=0.01, waiters=Waiters(1))
+    watch = Watch(changed=changed, load=values.load, interval_s=0.01, waiters=Waiters(1))
     values.now = 2
     with Log(caplog).recording() as log:
         held = watch.wait_for_change(1, 1, until=loop.time() + 10, enough=lambda value: value == 2, alive=lambda: True)
@@ -93,7 +93,7 @@ async def test_many_keys_are_looked_at_in_parts_and_their_one_waiter_hears_of_al
         loaded.append(len(keys))
         return await values.load(keys)
 
-    watch = StatusWatch(changed=changed, load=load, interval_s=0, waiters=Waiters(1))
+    watch = Watch(changed=changed, load=load, interval_s=0, waiters=Waiters(1))
     keys = 2 * LOOKED_AT_ONCE + 7
     heard: dict[int, int | None] = {}
     with watch.waiter(lambda: True) as waiter:
@@ -120,7 +120,7 @@ async def test_keys_that_cannot_be_looked_at_do_not_keep_the_others_from_their_w
             raise ZeroDivisionError
         return await values.changed(seen)
 
-    watch = StatusWatch(changed=changed, load=values.load, interval_s=0, waiters=Waiters(1))
+    watch = Watch(changed=changed, load=values.load, interval_s=0, waiters=Waiters(1))
     with Log(caplog).recording() as log, watch.waiter(lambda: True) as waiter:
         for key in range(LOOKED_AT_ONCE + 1):
             watch.add(waiter, key, 1)
@@ -184,7 +184,7 @@ async def test_a_look_does_not_tell_an_older_value_to_a_waiter_that_came_while_i
     async def changed(seen: Mapping[str, Seen[int]]) -> Sequence[str]:
         return [key for key, one in seen.items() if one.value != now[key]]
 
-    watch = StatusWatch(changed=changed, load=load, interval_s=0, waiters=Waiters(2))
+    watch = Watch(changed=changed, load=load, interval_s=0, waiters=Waiters(2))
     with watch.waiter(lambda: True) as first, watch.waiter(lambda: True) as second:
         watch.add(first, "a", 1)
         await asyncio.wait_for(looking.wait(), SOON_S)
@@ -229,7 +229,7 @@ async def test_a_mark_is_kept_as_long_as_the_value_that_it_was_made_for_and_no_l
     async def load(keys: Sequence[str]) -> Mapping[str, int]:
         return {key: now[key] for key in keys}
 
-    watch = StatusWatch(changed=changed, load=load, interval_s=0, waiters=Waiters(1))
+    watch = Watch(changed=changed, load=load, interval_s=0, waiters=Waiters(1))
     with watch.waiter(lambda: True) as waiter:
         watch.add(waiter, "a", 1)
         await eventually(lambda: (1, 1) in marks)
@@ -241,7 +241,7 @@ async def test_a_mark_is_kept_as_long_as_the_value_that_it_was_made_for_and_no_l
     assert all(mark in {None, value} for value, mark in marks)
 
 
-def watching(now: dict[str, int]) -> StatusWatch[str, int]:
+def watching(now: dict[str, int]) -> Watch[str, int]:
     """A watch over these values, which looks as often as it can."""
 
     async def changed(seen: Mapping[str, Seen[int]]) -> Sequence[str]:
@@ -250,7 +250,7 @@ def watching(now: dict[str, int]) -> StatusWatch[str, int]:
     async def load(keys: Sequence[str]) -> Mapping[str, int]:
         return {key: now[key] for key in keys if key in now}
 
-    return StatusWatch(changed=changed, load=load, interval_s=0, waiters=Waiters(2))
+    return Watch(changed=changed, load=load, interval_s=0, waiters=Waiters(2))
 
 
 def in_time() -> float:

@@ -15,7 +15,7 @@ import pytest
 
 import api.events
 from api.events import EventResource
-from api.watch import StatusWatch
+from api.watch import Watch
 from shared.errors import DatabaseUnavailable, JobNotFound
 from shared.jobs import Jobs
 from shared.models import Job
@@ -288,13 +288,13 @@ async def test_a_job_that_was_read_anew_and_is_the_same_is_no_event(
     api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(api_events(), "KEEP_ALIVE_S", 0.05)
-    wait_for_change = StatusWatch.wait_for_change
+    wait_for_change = Watch.wait_for_change
 
     async def wait_and_read_anew(*args: Any, **given: Any) -> Job | None:  # noqa: ANN401 - passed on
         held: Job | None = await wait_for_change(*args, **given)
         return held if held is None else msgspec.structs.replace(held)
 
-    monkeypatch.setattr(StatusWatch, "wait_for_change", wait_and_read_anew)
+    monkeypatch.setattr(Watch, "wait_for_change", wait_and_read_anew)
     job = await jobs.pending()
     async with stream_of(api, job) as stream:
         blocks = [await stream.news() for _ in range(3)]

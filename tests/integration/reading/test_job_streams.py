@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from api.events import send
-from api.watch import StatusWatch, Waiter
+from api.watch import Waiter, Watch
 from shared.errors import JobNotFound, JobUnreadable
 from shared.job_ids import UuidIds
 from shared.jobs import Jobs
@@ -174,7 +174,7 @@ async def test_a_stream_of_many_is_kept_alive_though_its_jobs_are_read_anew(
         await asyncio.sleep(0)
         return {waiter.keys.pop(): msgspec.structs.replace(same)}
 
-    monkeypatch.setattr(StatusWatch, "news", read_anew)
+    monkeypatch.setattr(Watch, "news", read_anew)
     async with stream_of(api, [job.id]) as stream:
         blocks = [await stream.news() for _ in range(3)]
 
