@@ -15,7 +15,7 @@ from typing import Final
 from shared.errors import RedriveError
 
 _MAX_NAME_BYTES: Final = 63
-_PLACEHOLDER: Final = re.compile(r"\{(schema|project|adapter|name|system|tested|versions|settings)\}")
+_PLACEHOLDER: Final = re.compile(r"\{(schema|project|adapter|name|system|tested|versions|settings|functions)\}")
 _QUOTED: Final = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
 _DOLLAR_TAG: Final = "$redrive$"
 _PLAIN: Final = frozenset({"graphile_worker", "pgboss", "public"})
@@ -54,6 +54,10 @@ class Adapter:
             "versions": "" if self.versions is None else "; schema version {} to {}".format(*self.versions),
             "tested": self.tested,
             "settings": self.setting or "no setting for its ids",
+            "functions": ", ".join(
+                f"control_plane.{name}()"
+                for name in ("retry_job", *(() if self.versions is None else ("schema_version",)))
+            ),
         }
         values["adapter"] = _filled(_template(self.name), values).strip()
         return _filled(_template("frame"), values)

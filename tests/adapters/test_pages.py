@@ -1,4 +1,4 @@
-"""The five commands of each system's page, pasted into a shell: from an installed system to the first retry."""
+"""The commands of each system's page, pasted into a shell: from an installed system to the first retry."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)  # the first test of each system waits for
 def commands_for(rig: Rig, api_ops: int, worker_ops: int) -> str:
     """The commands of its page, with this test's names in place of the page's."""
     page = (ROOT / "docs" / "adapters" / f"{rig.system.adapter}.md").read_text("utf-8")
-    (script,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    script = "".join(re.findall(r"```sh\n(.*?)```", page, re.DOTALL))
     places = {
         "postgresql://postgres@localhost/app": rig.admin_url,
         "postgresql://owner@localhost/app": rig.owner_url,

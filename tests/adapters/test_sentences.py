@@ -4,6 +4,7 @@ Its own library has made the tables, and its own worker has failed the jobs. Whe
 the system's own table, and whether it was completed is what its own worker did with it.
 """
 
+import asyncio
 import json
 import re
 import time
@@ -20,6 +21,7 @@ from cli.checking.database import database_findings
 from cli.checking.findings import Verdict
 from shared import adapters
 from shared.database import open_database
+from shared.migrations import migrate
 from shared.models import JobId
 from tests.adapters.drivers.jobs import ERROR, QUEUE
 from tests.adapters.rig import Rig
@@ -389,3 +391,32 @@ async def test_the_check_finds_it_in_order_and_names_a_version_that_was_not_test
             "CREATE OR REPLACE FUNCTION control_plane.schema_version() RETURNS bigint LANGUAGE sql RETURN 999"
         )
         assert "tables have version 999" in (await check())[Verdict.FAILED]
+
+
+async def test_after_migrate_the_adapter_says_the_way_out_and_its_first_lines_remove_it(rig: Rig) -> None:
+    owner = urlsplit(rig.owner_url).username
+    sql = adapters.get(rig.system.adapter).sql(project=rig.system.project)
+    await rig.pool.execute("DROP SCHEMA redrive CASCADE; DROP SCHEMA control_plane CASCADE")
+    await asyncio.to_thread(migrate, rig.admin_url)
+    connection = await asyncpg.connect(rig.owner_url, timeout=10)
+    try:
+        with pytest.raises(asyncpg.RaiseError, match=r"control_plane\.jobs is a table") as refused:
+            await connection.execute(sql)
+        await connection.execute("ROLLBACK")
+        drop, give, _ = str(getattr(refused.value, "hint", "")).partition(": ")[2].split("; ")
+        assert (drop, give) == ("DROP TABLE control_plane.jobs", f"ALTER SCHEMA control_plane OWNER TO {owner}")
+        await rig.pool.execute(drop)
+        with pytest.raises(asyncpg.RaiseError, match="belongs to another user"):
+            await connection.execute(sql)
+        await connection.execute("ROLLBACK")
+        await rig.pool.execute(give)
+        await connection.execute(sql)
+        shown = await rig.statuses()
+        assert shown.keys() >= set(rig.failed)
+        assert await rig.pool.fetchval("SELECT has_table_privilege('redrive_api', 'control_plane.jobs', 'SELECT')")
+
+        (remove,) = re.findall(r"To remove it:\n-- (.*)", sql)
+        await connection.execute(remove)
+        await connection.execute("DROP SCHEMA control_plane")  # nothing is left in it, or this fails
+    finally:
+        await connection.close()
