@@ -135,9 +135,9 @@ def _of_retrying(retrying: Retrying) -> Iterator[Target]:
     yield Target(
         _RETRYING,
         f"p99 of single retries while {retrying.bulk.jobs:,} bulk ones run",
-        "500 ms",
-        f"{_near(retrying.bulk.singles_meanwhile.applied_p99_ms, 500, 0)} ms",
-        retrying.bulk.singles_meanwhile.applied_p99_ms <= 500 and not _missing(retrying.bulk.singles_meanwhile),
+        "300 ms",
+        f"{_near(retrying.bulk.singles_meanwhile.applied_p99_ms, 300, 0)} ms",
+        retrying.bulk.singles_meanwhile.applied_p99_ms <= 300 and not _missing(retrying.bulk.singles_meanwhile),
     )
 
 
@@ -155,9 +155,9 @@ def _of_bulk(bulk: Bulk) -> Target:
     return Target(
         _RETRYING,
         f"bulk by filter, {bulk.jobs:,} jobs: accepted / all applied",
-        "1.5 s / 6 s",
-        f"{_near(bulk.accepted_s.median, 1.5, 2)} s / {_near(bulk.applied_s.median, 6, 2)} s",
-        bulk.accepted_s.median <= 1.5 and bulk.applied_s.median <= 6,
+        "0.5 s / 2 s",
+        f"{_near(bulk.accepted_s.median, 0.5, 2)} s / {_near(bulk.applied_s.median, 2, 2)} s",
+        bulk.accepted_s.median <= 0.5 and bulk.applied_s.median <= 2,
     )
 
 
