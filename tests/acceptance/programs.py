@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from tests.eventually import eventually
 from tests.logins import BrokerUsers, Users
 from tests.namesakes import folder_of_namesakes
 from tests.ops_port import OpsPort
-from tests.servers.processes import free_port
+from tests.servers.processes import ROOT, free_port
 from tests.servers.reaper import reaper
 from tests.tokens import SECRET, token
 
@@ -32,14 +33,15 @@ class Program(OpsPort):
 
     @classmethod
     @asynccontextmanager
-    async def started(cls, *command: str, **settings: str) -> AsyncIterator[Self]:
-        """Start one; it is killed in the end, if it still runs."""
+    async def started(cls, *command: str, module: str | None = None, **settings: str) -> AsyncIterator[Self]:
+        """Start one; it is killed in the end, if it still runs. `module`: of the tests, to be run in place of it."""
         ops_port = free_port()
+        redrive = [COMMAND] if module is None else [sys.executable, "-m", module]
         process = await asyncio.create_subprocess_exec(
-            COMMAND,
+            *redrive,
             *command,
             env=environment(**{"OPS_PORT": str(ops_port), **settings}),
-            cwd=folder_of_namesakes(),
+            cwd=folder_of_namesakes() if module is None else ROOT,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

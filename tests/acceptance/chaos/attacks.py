@@ -116,14 +116,15 @@ def resident_kib(pid: int | None = None) -> int:
 
 
 @asynccontextmanager
-async def target(database_url: str, **settings: str) -> AsyncIterator[Target]:
-    """Start an api without limits, unless `settings` has some."""
+async def target(database_url: str, *, looks: bool = True, **settings: str) -> AsyncIterator[Target]:
+    """Start an api without limits, unless `settings` has some. `looks`: it looks at its database beside requests."""
     port = free_port()
     given = {
         "DATABASE_URL": database_url, "JWT_SECRET": SECRET, "PORT": str(port), "LIMIT_IP": "off", "LIMIT_READ": "off",
         "LIMIT_RETRY": "off", "LIMIT_BULK": "off", **settings,
     }  # fmt: skip
-    async with Program.started("api", **given) as program:
+    module = None if looks else "tests.acceptance.chaos.without_looks"
+    async with Program.started("api", module=module, **given) as program:
         await program.until_ready()
         yield Target(program, port)
 
