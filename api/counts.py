@@ -3,6 +3,7 @@
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Hashable
+from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial
 from typing import Final
@@ -31,7 +32,7 @@ class Counts:
         kept = self._kept.get(key)
         if kept is None or now - kept[0] >= self._every_s:
             self._forget(now)
-            kept = (now, loop.create_task(_counted(count)))
+            kept = (now, loop.create_task(_counted(count), context=Context()))  # no trace of the first caller
             self._kept[key] = kept
             kept[1].add_done_callback(partial(self._forget_failed, key))
         try:

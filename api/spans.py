@@ -43,15 +43,15 @@ def traced(door: "Middleware", tracing: "Tracing") -> "Middleware":
 
 
 @contextmanager
-def creating(request: web.Request, *, requests: int = 1) -> Iterator[str | None]:
-    """Yield what the ledger is to have as the `traceparent` of retries that are accepted in the block.
+def start_create_span(request: web.Request) -> Iterator[str | None]:
+    """Start a span for the block, in which retries are accepted. Yields their `traceparent` for the ledger.
 
-    That is the context of a span for the block, where the request is traced; else what the client sent, if that is a
-    trace context.
+    That is the context of the span. A request that is not traced has no span: then it is what the client sent, if that
+    is a trace context.
     """
     span = request.get(_SPAN)
     if span is None:
         yield traceparent_of(request.headers.get(_TRACEPARENT))
     else:
-        with span.creating(requests=requests) as traceparent:
+        with span.start_create_span() as traceparent:
             yield traceparent

@@ -20,6 +20,7 @@ There is one Watch each for jobs, retries and batches (api/routes.py). Long poll
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import Context
 from typing import Final, Generic, TypeVar
 
 import structlog
@@ -203,7 +204,8 @@ class Watch(Generic[K, V]):
         watched.waiters[waiter] = self._looks
         waiter.keys.add(key)
         if not self.closed and (self._ticking is None or self._ticking.done()):
-            self._ticking = asyncio.get_running_loop().create_task(self._tick())
+            # A context of its own: it serves all waiters, and must not log the trace of the request that came first.
+            self._ticking = asyncio.get_running_loop().create_task(self._tick(), context=Context())
 
     async def news(self, waiter: Waiter[K, V], *, until: float) -> Mapping[K, V | None]:
         """Wait until one of the waiter's keys has changed; return the new values, None for a key that is gone.

@@ -20,6 +20,7 @@ A store makes one for each kind of look-up (shared/jobs.py, shared/retries.py), 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from contextvars import Context
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from shared.bisection import bisect
@@ -128,6 +129,7 @@ class Coalescer(Generic[K, V]):
         self._in_flight: set[asyncio.Task[Mapping[K, V | RedriveError]]] = set()
         self._suspects: dict[K, None] = {}
         self._apart: Coalescer[K, V] | None = None
+        self._context = Context()  # empty: a load serves many calls, and must not log the trace of the first
 
     async def get(self, key: K) -> V | None:
         """The value behind `key`, read after this call began; None when there is none. Raises the key's own error."""
@@ -165,9 +167,9 @@ class Coalescer(Generic[K, V]):
         if not self._waiting or self._scheduled is not None or len(self._in_flight) >= self._max_in_flight:
             return
         if self._in_flight and self._overlap_after_s:
-            self._scheduled = loop.call_later(self._overlap_after_s, self._start, loop)
+            self._scheduled = loop.call_later(self._overlap_after_s, self._start, loop, context=self._context)
         else:
-            self._scheduled = loop.call_soon(self._start, loop)
+            self._scheduled = loop.call_soon(self._start, loop, context=self._context)
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
         self._scheduled = None

@@ -1,7 +1,7 @@
 """What both programs show of the database as gauges: the backlog, missing migrations, refused calls, a replica's lag.
 
-Every process looks for itself, every five seconds, so that the api shows what waits while no worker runs. While the
-database is away, the gauges keep their last values.
+Every process looks for itself, every five seconds, so that the api shows what waits while no worker runs. While
+a database is away, the gauges that need it keep their last values.
 """
 
 import asyncio
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from shared.database import Database
 
+_SQL: Final = statements("gauges")
+
 EVERY_S: Final = 5.0
 _MIGRATIONS_EVERY: Final = 12  # looks
 
@@ -37,30 +39,25 @@ class Backlog(NamedTuple):
     oldest_s: float
 
 
-class Sights:
-    """What is to be seen in one database. Every method raises DatabaseUnavailable."""
-
-    def __init__(self, database: "Database") -> None:
-        self._database = database
-        self._sql = statements("gauges")
-
-    async def backlog(self) -> Backlog:
-        """How many requests wait, and for how long."""
-        ((requests, oldest_s),) = await self._database.fetch(self._sql["backlog"])
-        return Backlog(requests, oldest_s)
-
-    async def written(self) -> int | None:
-        """How far a primary has written its log; None for a standby."""
-        ((position,),) = await self._database.fetch(self._sql["written"])
-        return None if position is None else int(position)
-
-    async def replayed(self) -> int | None:
-        """How far a standby has replayed its primary's log; None for any other server."""
-        ((position,),) = await self._database.fetch(self._sql["replayed"])
-        return None if position is None else int(position)
+async def backlog(database: "Database") -> Backlog:
+    """How many requests wait, and for how long. Raises DatabaseUnavailable."""
+    ((requests, oldest_s),) = await database.fetch(_SQL["backlog"])
+    return Backlog(requests, oldest_s)
 
 
-class Lag:
+async def written(primary: "Database") -> int | None:
+    """How far a primary has written its log, in bytes; None for a standby. Raises DatabaseUnavailable."""
+    ((position,),) = await primary.fetch(_SQL["written"])
+    return None if position is None else int(position)
+
+
+async def replayed(standby: "Database") -> int | None:
+    """How far a standby has replayed its primary's log, in bytes; None for any other server. Raises as `written`."""
+    ((position,),) = await standby.fetch(_SQL["replayed"])
+    return None if position is None else int(position)
+
+
+class ReplicaLag:
     """How long ago a primary wrote the oldest of what its standby has not replayed, as seen at each look."""
 
     def __init__(self) -> None:
@@ -111,18 +108,27 @@ class DatabaseGauges:
     async def run(self, database: "Database", replica: "Database | None" = None, *, stop: asyncio.Event) -> None:
         """Look until `stop` is set."""
         self._refused.databases = (database,) if replica is None else (database, replica)
-        lag = Lag()
+        lag = ReplicaLag()
         for look in count():
             if stop.is_set():
                 return
-            with suppress(DatabaseUnavailable):  # the programs log it where they need the database
-                backlog = await Sights(database).backlog()
-                self._requests.set(backlog.requests)
-                self._oldest.set(backlog.oldest_s)
-                if replica is not None:
-                    written, replayed = await Sights(database).written(), await Sights(replica).replayed()
-                    if written is not None and replayed is not None:
-                        self._lag.set(lag.seconds(written=written, replayed=replayed, now=time.monotonic()))
-                if look % _MIGRATIONS_EVERY == 0:
+            # Each by itself: one database may be away without the other. The programs log it where they need it.
+            with suppress(DatabaseUnavailable):
+                await self._show_backlog(database)
+            if look % _MIGRATIONS_EVERY == 0:
+                with suppress(DatabaseUnavailable):
                     self._missing.set(len(await missing_from(database)))
+            if replica is not None:
+                with suppress(DatabaseUnavailable):
+                    await self._show_lag(lag, database, replica)
             await wait_for_any(stop, timeout_s=EVERY_S)
+
+    async def _show_backlog(self, database: "Database") -> None:
+        requests, oldest_s = await backlog(database)
+        self._requests.set(requests)
+        self._oldest.set(oldest_s)
+
+    async def _show_lag(self, lag: ReplicaLag, primary: "Database", standby: "Database") -> None:
+        ahead, behind = await written(primary), await replayed(standby)
+        if ahead is not None and behind is not None:
+            self._lag.set(lag.seconds(written=ahead, replayed=behind, now=time.monotonic()))

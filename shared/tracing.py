@@ -58,8 +58,8 @@ class RequestSpan:
         return trace.format_trace_id(self._span.get_span_context().trace_id)
 
     @contextmanager
-    def creating(self, *, requests: int = 1) -> Iterator[str]:
-        """A span for the block, in which retries are accepted. Yields what the ledger is to have as `traceparent`."""
+    def start_create_span(self) -> Iterator[str]:
+        """Start a span for the block, in which retries are accepted. Yields their `traceparent` for the ledger."""
         span = self._tracer.start_span(
             "create redrive.retries",
             context=trace.set_span_in_context(self._span),
@@ -67,7 +67,6 @@ class RequestSpan:
             attributes={
                 "messaging.operation.type": "create",
                 "messaging.destination.name": "redrive.retries",
-                "messaging.batch.message_count": requests,
             },
         )
         try:
@@ -97,7 +96,7 @@ class Tracing:
         self._share = share
 
     def begin_request(self, method: str, header: str | None) -> RequestSpan | None:
-        """Begin the span of a request with this `traceparent`; None where it is not sampled."""
+        """Begin the span of a request with this `traceparent`; None where it is not sampled, or the SDK is disabled."""
         if header is None:
             if random.random() >= self._share:  # noqa: S311 - whom it picks is no secret
                 return None
@@ -113,7 +112,8 @@ class Tracing:
             kind=trace.SpanKind.SERVER,
             attributes={"http.request.method": method},
         )
-        return RequestSpan(self._tracer, span)
+        # With OTEL_SDK_DISABLED a span has no ids, or the client's.
+        return RequestSpan(self._tracer, span) if span.is_recording() else None
 
     def add_batch(self, processed: Sequence[Processed], *, requests: int, began_ns: int, ended_ns: int) -> None:
         """Add the spans of a batch that is committed: its own, and one for each request that it settled first."""

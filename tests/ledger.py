@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from shared.gauges import Sights
 from shared.job_ids import UuidIds
 from shared.jobs import Jobs
 from shared.outbox import Outbox
@@ -14,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """The api's `retries`, the relay's `outbox` and the worker's `settlement`, and what all see of it."""
+    """The api's `retries`, the relay's `outbox` and the worker's `settlement`, and their database."""
 
     def __init__(self, database: "Database") -> None:
         ids = UuidIds()
+        self.database = database
         self.retries = Retries(database, Jobs(database, ids), ids)
         self.outbox = Outbox(database, ids)
         self.settlement = Settlement(database, ids)
-        self.sights = Sights(database)

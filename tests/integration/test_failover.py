@@ -11,7 +11,7 @@ import pytest
 
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
-from shared.gauges import Lag, Sights
+from shared.gauges import ReplicaLag, replayed, written
 from shared.models import Outcome
 from shared.secret import FileSecret
 from shared.settlement import Settled
@@ -310,26 +310,24 @@ async def test_a_replica_that_is_behind_shows_no_waiter_the_failure_from_before(
 
 
 async def test_the_lag_of_a_replica_is_the_age_of_the_oldest_that_it_has_not_replayed(pair: Pair) -> None:
-    lag = Lag()
+    lag = ReplicaLag()
     async with (
         database_at(pair.writer).opened() as writer,
         database_at(pair.reader, writes=False).opened() as reader,
         JobMaker.on(pair.writer) as jobs,
     ):
-        primary, standby = Sights(writer), Sights(reader)
-        written = await primary.written()
-        assert written is not None
-        assert (await standby.written(), await primary.replayed()) == (None, None)
+        assert await written(writer) is not None
+        assert (await written(reader), await replayed(writer)) == (None, None)
 
         async def caught_up() -> bool:
-            return (await standby.replayed() or 0) >= (await primary.written() or 0)
+            return (await replayed(reader) or 0) >= (await written(writer) or 0)
 
         control = await asyncpg.connect(pair.reader)
         try:
             await control.execute("SELECT pg_wal_replay_pause()")
             await jobs.failed()
-            behind = await standby.replayed()
-            ahead = await primary.written()
+            behind = await replayed(reader)
+            ahead = await written(writer)
             assert ahead is not None
             assert behind is not None
             assert ahead > behind

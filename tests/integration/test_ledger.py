@@ -10,6 +10,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from shared import gauges
 from shared.batches import COUNTED_AT_ONCE, AcceptedBatch, Batch, Batches, BatchKey, BatchRequest
 from shared.database import Database
 from shared.dead_letters import DeadLetters
@@ -482,10 +483,10 @@ async def test_workers_without_a_broker_take_different_rows_oldest_first(jobs: J
 
 
 async def test_the_backlog_tells_how_many_wait_and_for_how_long(jobs: JobMaker, ledger: Ledger) -> None:
-    assert await ledger.sights.backlog() == (0, 0.0)
+    assert await gauges.backlog(ledger.database) == (0, 0.0)
     for job in await jobs.many_failed(3):
         await ledger.retries.accept(a_retry_of(job))
-    requests, oldest_s = await ledger.sights.backlog()
+    requests, oldest_s = await gauges.backlog(ledger.database)
     assert requests == 3
     assert 0 < oldest_s < 60
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,6 +92,26 @@ async def test_no_call_gets_an_answer_from_a_load_that_began_before_it(loads: Lo
     loads.end(0)
 
     assert await asyncio.gather(*early, *late) == [0, 1]
+
+
+async def test_a_load_has_no_trace_of_the_call_that_began_it() -> None:
+    bound: list[Mapping[str, object]] = []
+    second = asyncio.Event()
+
+    async def load(keys: Sequence[str]) -> Mapping[str, int]:
+        bound.append(structlog.contextvars.get_contextvars())
+        if len(bound) == 2:
+            second.set()
+        await second.wait()
+        return dict.fromkeys(keys, 0)
+
+    coalescer = Coalescer(load, max_in_flight=2, overlap_after_s=0.001)
+    with structlog.contextvars.bound_contextvars(trace_id="first"):
+        calls = await many(coalescer, "a")  # at once
+        calls += await many(coalescer, "b")  # once the first is late
+        await asyncio.gather(*calls)
+
+    assert bound == [{}, {}]
 
 
 async def test_while_loads_are_under_way_the_rest_gathers(loads: Loads) -> None:

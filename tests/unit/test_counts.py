@@ -2,6 +2,7 @@ import asyncio
 from datetime import datetime
 
 import pytest
+import structlog
 
 from api.counts import Counts
 from shared.errors import DatabaseUnavailable
@@ -26,6 +27,14 @@ async def test_a_count_that_fails_after_its_callers_have_left_is_not_kept() -> N
     await asyncio.wait([failing])
 
     assert await counts.get("key", count) == b"counted"
+
+
+async def test_a_count_has_no_trace_of_the_call_that_began_it() -> None:
+    async def count(_as_of: datetime) -> bytes:
+        return str(structlog.contextvars.get_contextvars()).encode()
+
+    with structlog.contextvars.bound_contextvars(trace_id="first"):
+        assert await Counts(every_s=60).get("key", count) == b"{}"
 
 
 async def test_each_caller_of_a_count_that_fails_gets_an_error_of_its_own() -> None:

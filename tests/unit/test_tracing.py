@@ -80,6 +80,14 @@ def test_a_request_that_is_cut_off_ends_its_span(exporter: InMemorySpanExporter,
     assert ended.name == "GET"
 
 
+@pytest.mark.parametrize("header", [TRACE, None])
+def test_a_disabled_sdk_traces_no_request(header: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    disabled = Tracing(TracerProvider(shutdown_on_exit=False).get_tracer("test"), share=1)
+
+    assert disabled.begin_request("GET", header) is None
+
+
 def test_nothing_of_opentelemetry_is_imported_while_traces_are_off() -> None:
     code = "import sys, api.serving, worker.app, cli.main; print(*sys.modules)"
 

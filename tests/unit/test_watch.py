@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import pytest
+import structlog
 
 from api.watch import LOOKED_AT_ONCE, Waiters, Watch
 from shared.seen import Seen
@@ -77,6 +78,22 @@ async def test_a_look_that_fails_is_told_of_once_and_followed_by_another(caplog:
 
     assert looks == 4
     assert [(line["event"], line["exc_info"]) for line in log.lines] == [("watch could not look", True)]
+
+
+async def test_a_look_has_no_trace_of_the_request_that_waited_first() -> None:
+    values, loop = Values(), asyncio.get_running_loop()
+    values.now = 2
+    bound: list[Mapping[str, object]] = []
+
+    async def changed(seen: Mapping[int, Seen[int]]) -> Sequence[int]:
+        bound.append(structlog.contextvars.get_contextvars())
+        return await values.changed(seen)
+
+    watch = Watch(changed=changed, load=values.load, interval_s=0.01, waiters=Waiters(1))
+    with structlog.contextvars.bound_contextvars(trace_id="first"):
+        await watch.wait_for_change(1, 1, until=loop.time() + 10, enough=lambda value: value == 2, alive=lambda: True)
+
+    assert bound == [{}]
 
 
 async def test_many_keys_are_looked_at_in_parts_and_their_one_waiter_hears_of_all() -> None:
