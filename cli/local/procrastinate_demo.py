@@ -117,18 +117,24 @@ class ProcrastinateDemo:
 
     async def run_jobs(self, *, stop: asyncio.Event) -> None:
         """Run Procrastinate's worker until `stop` is set, and the jobs in hand."""
-        worker = asyncio.create_task(
-            self._app.run_worker_async(
+        async with asyncio.TaskGroup() as tasks:  # cancelled, it leaves nothing running
+            worker = tasks.create_task(self._run_worker())
+            stopping = tasks.create_task(stop.wait())
+            await asyncio.wait([worker, stopping], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            worker.cancel()
+        if not worker.cancelled() and (error := worker.result()) is not None:
+            raise CommandFailed(f"Procrastinate's worker ended by itself: {error}") from error
+
+    async def _run_worker(self) -> Exception | None:
+        """Run the worker until it is cancelled, and what it has in hand; returns what it has failed with."""
+        try:
+            await self._app.run_worker_async(
                 queues=[QUEUE], concurrency=5, install_signal_handlers=False, shutdown_graceful_timeout=2 * _TAKES_S
             )
-        )
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait([worker, stopping], return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        worker.cancel()
-        await asyncio.wait([worker])
-        if not worker.cancelled() and (error := worker.exception()) is not None:
-            raise CommandFailed(f"Procrastinate's worker ended by itself: {error}") from error
+        except Exception as error:  # noqa: BLE001 - of any kind: the group would wrap it
+            return error
+        return None
 
     async def _defer(self, name: str, number: int, *, later_s: int = 0) -> None:
         schedule = {"seconds": later_s} if later_s else None
