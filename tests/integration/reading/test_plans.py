@@ -40,6 +40,7 @@ IN_LINE = {
     "gauges.backlog",
     "settlement.take",
     "settlement.queued",
+    "settlement.lease_held_up",
     "dead_letters.any_overdue",
     "dead_letters.dead_lettered",
 }
