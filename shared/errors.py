@@ -116,7 +116,9 @@ class DatabaseUnfit(DatabaseUnavailable):
 
 
 class JobsUnfit(DatabaseUnavailable):
-    """`control_plane.jobs` is not what the contract says, so nothing is read or written until its owner mends it.
+    """`control_plane.jobs` is not what the contract says, so nothing is read or written until that is mended.
+
+    Its owner mends it, and no restart is needed; or REDRIVE_JOB_ID is wrong: then the program is to be started again.
 
     `str()` says why; it was logged when the program looked.
     """

@@ -49,7 +49,10 @@ _ADAPTER: Final = re.compile(
 )
 _SQL: Final = statements("look", __name__)
 
-_MEND: Final = "mend control_plane.jobs, which `redrive check` looks at; no restart is needed"
+_MEND: Final = (
+    "mend control_plane.jobs, which `redrive check` looks at, and no restart is needed; "
+    "or, where REDRIVE_JOB_ID is wrong, set it right and restart"
+)
 FIRST_LOOK_S: Final = 1.0
 """How long a program waits at its start for the first look."""
 LOOK_AGAIN_S: Final = 5.0

@@ -1,8 +1,9 @@
 -- A project's jobs counted by status, type, time and error, and its retries.
 -- Every part of a statement here reads a bounded number of rows along an index, and says how many it has read
 -- (`looked_at`): a number above the bound means that there may be more. A condition that no index serves (a type) is
--- checked after the bound, not before it. Each statement on a status has a second form (`*_of_newest`), for tables
--- without an index on (project_id, status, created_at, id): it reads the newest rows, whatever their status.
+-- checked after the bound, not before it. So is that of numbers that are no ids, where there is a status: before it, the
+-- planner takes another index. Each statement on a status has a second form (`*_of_newest`), for tables without an index on
+-- (project_id, status, created_at, id): it reads the newest rows, whatever their status.
 
 -- name: stats
 -- For each status, how many jobs have it, from the oldest on, the oldest, and how many have no attempts left.
@@ -16,7 +17,10 @@ CROSS JOIN LATERAL (
         count(*) FILTER (WHERE wanted AND used_up) AS exhausted, count(*) AS looked_at
     FROM (
         SELECT
-            j.created_at, $2::text IS NULL OR j.type::text = $2 AS wanted,
+            j.created_at,
+            ($2::text IS NULL OR j.type::text = $2)
+            AND j.id > 0 -- only where ids are bigint
+            AS wanted,
             redrive.is_exhausted(j.attempts, j.max_attempts, 0) AS used_up
         FROM control_plane.jobs AS j
         WHERE j.project_id = $1 AND j.status::text = s.status
@@ -33,7 +37,9 @@ FROM (
         coalesce(j.status::text NOT IN ('pending', 'running', 'failed', 'completed'), true)
         AND ($2::text IS NULL OR j.type::text = $2) AS wanted
     FROM control_plane.jobs AS j
-    WHERE j.project_id = $1
+    WHERE
+        j.project_id = $1
+        AND j.id > 0 -- only where ids are bigint
     ORDER BY j.created_at DESC, j.id DESC
     LIMIT $3::int + 1
 ) AS newest;
@@ -47,7 +53,9 @@ WITH newest AS MATERIALIZED (
         j.created_at, $2::text IS NULL OR j.type::text = $2 AS wanted,
         redrive.is_exhausted(j.attempts, j.max_attempts, 0) AS used_up
     FROM control_plane.jobs AS j
-    WHERE j.project_id = $1
+    WHERE
+        j.project_id = $1
+        AND j.id > 0 -- only where ids are bigint
     ORDER BY j.created_at DESC, j.id DESC
     LIMIT $3::int + 1
 )
@@ -66,7 +74,9 @@ SELECT
     type, count(*) AS jobs, (sum(count(*)) OVER ())::bigint AS looked_at, count(*) OVER () AS types,
     EXISTS (
         SELECT FROM control_plane.jobs AS j
-        WHERE j.project_id = $1
+        WHERE
+            j.project_id = $1
+            AND j.id > 0 -- only where ids are bigint
         ORDER BY j.created_at DESC, j.id DESC
         OFFSET $2::int
         LIMIT 1
@@ -74,7 +84,9 @@ SELECT
 FROM (
     SELECT coalesce(left(j.type::text, 1000), '') AS type
     FROM control_plane.jobs AS j
-    WHERE j.project_id = $1
+    WHERE
+        j.project_id = $1
+        AND j.id > 0 -- only where ids are bigint
     ORDER BY j.created_at DESC, j.id DESC
     LIMIT $2::int
 ) AS newest
@@ -116,7 +128,10 @@ WITH RECURSIVE counted AS (
         SELECT count(*) FILTER (WHERE wanted) AS jobs, count(*) AS looked_at
         FROM (
             (
-                SELECT $2::text IS NULL OR j.type::text = $2 AS wanted
+                SELECT
+                    ($2::text IS NULL OR j.type::text = $2)
+                    AND j.id > 0 -- only where ids are bigint
+                    AS wanted
                 FROM control_plane.jobs AS j
                 WHERE
                     next.status <> 'other' AND j.project_id = $1 AND j.status::text = next.status
@@ -129,7 +144,9 @@ WITH RECURSIVE counted AS (
             (
                 SELECT
                     coalesce(j.status::text NOT IN ('pending', 'running', 'failed', 'completed'), true)
-                    AND ($2::text IS NULL OR j.type::text = $2) AS wanted
+                    AND ($2::text IS NULL OR j.type::text = $2)
+                    AND j.id > 0 -- only where ids are bigint
+                    AS wanted
                 FROM control_plane.jobs AS j
                 WHERE
                     next.status = 'other' AND j.project_id = $1
@@ -166,7 +183,9 @@ CROSS JOIN LATERAL (
             END AS status
         FROM control_plane.jobs AS j
         WHERE
-            j.project_id = $1 AND j.created_at >= b.at
+            j.project_id = $1
+            AND j.id > 0 -- only where ids are bigint
+            AND j.created_at >= b.at
             AND j.created_at < least(b.at + $5::int * interval '1 second', $8::timestamptz)
         ORDER BY j.created_at DESC, j.id DESC
         LIMIT b.most + 1

@@ -151,6 +151,9 @@ async def test_a_number_that_is_no_id_is_in_no_list_and_in_no_bulk_retry(api: Ap
         assert (await read(api, f"/api/jobs?limit=1&cursor={page.json['next_cursor']}")).json["next_cursor"] is None
         (group,) = (await read(api, "/api/failures")).data
         assert (group["jobs"], group["sample"]) == (2, newest_first)
+        assert (await read(api, "/api/jobs/stats")).data["failed"]["count"] == 2
+        assert (await read(api, "/api/jobs/types")).data == [{"type": "email", "jobs": 2}]
+        assert sum(each["failed"]["count"] for each in (await read(api, "/api/jobs/series")).data) == 2
         bulk = await sent(api, "/api/jobs/retry", {"filter": {"type": "email"}, "reason": "x", "max": 9})
         assert (bulk.data["matched"], bulk.data["sample"]) == (2, newest_first)
 
