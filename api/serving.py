@@ -98,7 +98,7 @@ async def run(
 
 
 def _guard(api: "Api", database: "Database", settings: "ApiSettings", *, updates: bool) -> None:
-    """Have the api look at the jobs of a database before it serves; see Guard."""
+    """Have the api look at the jobs of a database; before it serves it waits for that, a second at most. See Guard."""
     guard = Guard(database, job_id=settings.job_id, updates=updates)
 
     async def first_look(_app: web.Application) -> AsyncIterator[None]:

@@ -2,7 +2,8 @@
 --
 -- published_at  publish_lease_until   a queued request is
 -- NULL          NULL, or in the past  waiting: a relay may lease it
--- NULL          in the future         leased by a relay, or deferred by a worker: no relay and no worker takes it
+-- NULL          in the future         leased by a relay, or by a worker's bypass, or deferred by a worker: no relay and no
+--                                     worker takes it
 -- set           NULL                  with the broker
 --
 -- Every statement chooses its rows once, in an ARRAY, and finds them by their ids. Joined to the choice instead, the
@@ -50,14 +51,15 @@ id = ANY (ARRAY(
 
 -- name: mark_published
 -- Mark requests that the broker has confirmed. A request that a worker has settled is marked already. A request whose
--- lease is another by now stays unmarked and is published again: a worker has deferred it meanwhile.
+-- lease is another by now stays unmarked and is published again, unless it is settled before: a worker has deferred it
+-- meanwhile, or taken it past the broker (`lease_held_up`).
 -- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
 WHERE {still_leased};
 
 -- name: give_back
 -- End the lease of requests that could not be published, so that the next attempt does not wait for its end. A lease that
--- is another by now is another relay's, or a worker has deferred the request: it stays.
+-- is another by now is another relay's or a bypass's, or a worker has deferred the request: it stays.
 -- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET publish_lease_until = NULL
 WHERE {still_leased};

@@ -32,8 +32,9 @@
 -- replace the update, `block_unmoved` checks the job again. A request that is missing was settled before, or is deferred:
 -- another transaction has locked its job, and this one does not wait for it. Jobs of adopted requests are waited for,
 -- because no relay would bring these requests again.
--- $1 uuid[] request ids, $2 uuid[] the adopted among them, $3 bool whether a broker brought them: then they were
--- published, though their relay may not have marked them yet
+-- $1 uuid[] request ids, $2 uuid[] the adopted among them, $3 bool whether there is a broker: then a request without
+-- a published_at gets one now. Its relay may not have marked it yet; of what a bypass takes from the ledger, some was never
+-- published
 WITH request AS MATERIALIZED (
     SELECT
         id, job_id, project_id, job_version, delay_seconds, extra_attempts,
