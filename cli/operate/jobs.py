@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from redrive_client import Job, Redrive, StatusStats, UnreadableJob
 
-app = typer.Typer(name="jobs", help="Count, list and show jobs.", no_args_is_help=True)
+app = typer.Typer(name="jobs", help="Count, list and get jobs.", no_args_is_help=True)
 
 _STATUSES = ("pending", "running", "failed", "completed", "other")
 _COLUMNS = ("ID", "TYPE", "STATUS", "TRIES", "CREATED", "ERROR")
