@@ -41,7 +41,7 @@ COLUMNS: Final[dict[str, tuple[str, frozenset[str]]]] = {
 # With REDRIVE_JOB_ID=bigint. The index on a narrower integer serves look-ups by a bigint, too.
 _NUMBERED: Final = {**COLUMNS, "id": ("bigint", _COUNT)}
 _READS: Final = (("jobs", "find"), ("jobs", "page"), ("jobs", "changed"))
-"""Statements that between them do to each column all that any does."""
+"""Together they use every column in every way in which a statement of ours does."""
 _PARAMETER: Final = re.compile(r"\$(\d+)")
 _ADAPTER: Final = re.compile(
     r"redrive adapter (?P<name>[\w-]+); tested with (?P<tested>[^;]+)"
@@ -65,7 +65,7 @@ Fetch = Callable[..., "Awaitable[list[Row]]"]
 
 
 class OddType(NamedTuple):
-    """A column of another type than the contract's; `is_fatal`: that goes wrong. Of others, statements tell."""
+    """A column of another type than the contract's. `is_fatal`: it cannot work; else `_are_refused` decides."""
 
     text: str
     is_fatal: bool
@@ -73,7 +73,7 @@ class OddType(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FoundAdapter:
-    """The adapter that a view is of; `fault`: why the system behind it is none that was tested."""
+    """The adapter that a view is of; `fault`: why this version of its system is untested."""
 
     words: str
     fault: str | None

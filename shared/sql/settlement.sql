@@ -1,5 +1,12 @@
 -- The worker's side of the ledger: the statements that end a request, or defer it.
 --
+-- Lock order of every statement: ledger rows by id, then jobs by (project_id, id). Two batches can wait for each other's
+-- rows, and never deadlock. Look-ups are LATERAL, or join to arrays, for the reason that jobs.sql gives. Words in braces,
+-- such as {version}, are fragments of fragments.sql.
+--
+-- No relay takes a queued request before its publish_lease_until, and no worker takes one from the ledger: it is leased to
+-- be published or settled, or deferred until then. A request that a message brings is settled whatever its lease.
+--
 -- Every change of a row's state, the statement that makes it, and the columns that it sets. `queued` means outcome and
 -- processed_at NULL; every other state sets both. outbox.sql says how published_at and publish_lease_until go together.
 --
@@ -21,10 +28,6 @@
 --   queued         cancelled      retries.cancel, batches.cancel           cancelled_by
 --   dead_lettered  queued         retries.redrive, dead_letters.redrive    redriven_by, redriven_at; published_at NULL
 --   not queued     no row         prune.prune_requests
---
--- Lock order of every statement: ledger rows by id, then jobs by (project_id, id). Two batches can wait for each other's
--- rows, and never deadlock. No relay and no worker takes a queued request before its publish_lease_until.
--- Look-ups are LATERAL, or join to arrays, for the reason that jobs.sql gives.
 
 -- name: apply
 -- retry_job for a batch: settle every request of $1 that is still queued, and every request of $2, which `adopt` has just
@@ -60,7 +63,8 @@ waited_for AS MATERIALIZED (
 ),
 wanted AS MATERIALIZED (
     SELECT DISTINCT project_id, job_id FROM request
-    WHERE (SELECT count(*) FROM waited_for) IS NOT NULL -- runs waited_for first: to wait while holding a later job breaks the order
+    -- Always true; it runs waited_for first: to wait for a job while holding a later one breaks the order.
+    WHERE (SELECT count(*) FROM waited_for) IS NOT NULL
     ORDER BY project_id, job_id
 ),
 job AS MATERIALIZED (
@@ -263,8 +267,8 @@ RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8 AS
 -- Take the oldest queued requests that the broker holds up, on a lease: until it ends no relay and no worker takes them.
 -- A relay may have published them: what that message brings later is settled. If the worker dies with them, they are
 -- published alone, and not taken here again: one of them may be why it died.
--- $1 int how many, $2 bool those of batches, or single ones, $3 interval how old they are at least, $4 interval how long
--- ago they were published, or their last lease or deferral ended, $5 interval the lease
+-- $1 int how many, $2 bool true: only those of batches, false: only single ones, $3 interval how old they are
+-- at least, $4 interval how long ago they were published, or their last lease or deferral ended, $5 interval the lease
 UPDATE redrive.retry_requests
 SET published_at = NULL, publish_lease_until = now() + $5::interval, publish_alone = true
 WHERE id = ANY (ARRAY(
