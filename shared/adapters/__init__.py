@@ -16,6 +16,7 @@ from shared.errors import RedriveError
 
 _MAX_NAME_BYTES: Final = 63
 _PLACEHOLDER: Final = re.compile(r"\{(schema|project|adapter|name|system|tested|versions|settings|functions)\}")
+_FUNCTION: Final = re.compile(r"^CREATE OR REPLACE FUNCTION (control_plane\.\w+\([^)]*\))", re.MULTILINE)
 _QUOTED: Final = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"")
 _DOLLAR_TAG: Final = "$redrive$"
 _PLAIN: Final = frozenset({"graphile_worker", "pgboss", "public"})
@@ -54,12 +55,10 @@ class Adapter:
             "versions": "" if self.versions is None else "; schema version {} to {}".format(*self.versions),
             "tested": self.tested,
             "settings": self.setting or "no setting for its ids",
-            "functions": ", ".join(
-                f"control_plane.{name}()"
-                for name in ("retry_job", *(() if self.versions is None else ("schema_version",)))
-            ),
         }
-        values["adapter"] = _filled(_template(self.name), values).strip()
+        template = _template(self.name)
+        values["functions"] = ", ".join(_FUNCTION.findall(template))
+        values["adapter"] = _filled(template, values).strip()
         return _filled(_template("frame"), values)
 
 

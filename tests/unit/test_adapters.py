@@ -46,7 +46,7 @@ def test_what_is_printed_has_no_placeholder_and_says_where_the_owner_decides(
     assert not re.search(r"\{(schema|project|adapter|name|system|tested|versions|setting|functions)", out)
     assert "You decide" in out
     assert f"IS 'redrive adapter {name}; tested with {adapters.get(name).tested}" in out
-    made = set(re.findall(r"CREATE OR REPLACE FUNCTION (control_plane\.\w+\(\))", out))
+    made = set(re.findall(r"CREATE OR REPLACE FUNCTION (control_plane\.\w+\([^)]*\))", out))
     (dropped,) = re.findall(r"DROP FUNCTION (.*);", out)
     assert made == set(dropped.split(", "))
     assert ("control_plane.schema_version()" in made) == ("; schema version " in out)
