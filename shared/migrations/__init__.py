@@ -127,7 +127,7 @@ class SchemaWatch:
     async def run(self) -> None:
         """Log the missing migrations, once, as soon as the database answers; return when none is missing."""
         told = False
-        while not self.is_complete:
+        while True:
             try:
                 missing = await missing_from(self._database)
             except DatabaseUnfit as error:  # it answers, and this user may not read the table
@@ -136,12 +136,13 @@ class SchemaWatch:
             except DatabaseUnavailable:
                 await asyncio.sleep(LOOK_AGAIN_S)
                 continue
-            self.is_complete = not missing
-            if missing and not told:
+            if not missing:
+                self.is_complete = True
+                return
+            if not told:
                 told = True
                 log.warning("migrations missing", missing=len(missing), first=missing[0], mend="run `redrive migrate`")
-            if missing:
-                await asyncio.sleep(LOOK_AGAIN_S)
+            await asyncio.sleep(LOOK_AGAIN_S)
 
 
 async def _facts(connection: "asyncpg.Connection[asyncpg.Record]") -> asyncpg.Record:

@@ -3,7 +3,6 @@
 They run in the module's loop, too: `pytestmark = pytest.mark.asyncio(loop_scope="module")`.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -11,11 +10,11 @@ import pytest
 import pytest_asyncio
 from pytest_aiohttp import AiohttpClient
 
-from shared.gauges import DatabaseGauges
 from tests.api_server import Api, Serve, start_api
 from tests.jobs import JobMaker
 from tests.servers.postgres import Postgres
 from tests.servers.proxy import Proxy
+from tests.without_looks import stop_looks
 
 module_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
 
@@ -39,15 +38,11 @@ async def database_proxy(database_url: str) -> AsyncIterator[Proxy]:
         yield proxy
 
 
-async def _never_look(_gauges: DatabaseGauges, *_databases: object, stop: asyncio.Event) -> None:
-    await stop.wait()
-
-
 @module_fixture
 async def proxied_url(database_url: str, database_proxy: Proxy) -> AsyncIterator[str]:
     """The database behind the proxy. No look goes on beside the requests: what they send is counted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(DatabaseGauges, "run", _never_look)
+        stop_looks(patch)
         yield database_proxy.url_of(database_url)
 
 
