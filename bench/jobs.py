@@ -121,8 +121,7 @@ async def clear(connection: "Connection") -> None:
 
 async def settle(connection: "Connection") -> None:
     """Leave the server nothing to clean up, and tell its planner what is there."""
-    await connection.execute("VACUUM (ANALYZE) control_plane.jobs")
-    await connection.execute("VACUUM (ANALYZE) redrive.retry_requests")
+    await connection.execute("VACUUM (ANALYZE)")
     await connection.execute("CHECKPOINT")
 
 

@@ -47,6 +47,7 @@ _SUBJECTS = {
     "DatabaseUnavailable": "the database does not answer, or answers with an error",
     "BrokerUnavailable": "RabbitMQ does not answer, or answers with an error",
     "MigrationFailed": "a migration failed",
+    "MigrationsUnknown": "this release does not continue the schema of the database",
 }
 
 

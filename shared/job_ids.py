@@ -22,7 +22,7 @@ HIGHEST_NUMBER: Final = 2**63 - 1
 
 _FORM: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
-# As the migration `job_ids` makes it.
+# As redrive.job_uuid makes it.
 _OF_NUMBER: Final = re.compile(r"([0-9a-f]{8})-([0-9a-f]{4})-8([0-9a-f]{3})-8([0-9a-f])00-626967696e74", re.ASCII)
 
 

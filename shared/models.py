@@ -134,7 +134,10 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def retry_blocked_by(self) -> RetryBlock | None:
-        """Why a retry without extra attempts would be refused; None when it would be accepted. In SQL: migration 6."""
+        """Why a retry without extra attempts would be refused; None when it would be accepted.
+
+        In SQL, redrive.is_exhausted has the last of these rules.
+        """
         if self.status is not JobStatus.FAILED:
             return RetryBlock.NOT_FAILED
         if self.pending_retry is not None:

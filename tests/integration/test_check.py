@@ -1,4 +1,4 @@
-"""`redrive check` and `redrive migrate` on real servers."""
+"""`redrive check` on real servers."""
 
 import asyncio
 import os
@@ -11,6 +11,7 @@ import aio_pika
 import asyncpg
 import pytest
 
+from shared.migrations import names, version_of
 from shared.sql import statements
 from tests.queues import Queues
 
@@ -54,35 +55,9 @@ async def test_check_without_a_broker_says_how_retries_travel(database_url: str)
     assert "ok       broker: none, retries are dispatched through the ledger" in answer.out
 
 
-async def test_migrate_says_what_is_missing_and_what_it_applied(empty_database_url: str) -> None:
-    missing = await redrive("migrate", "--check", DATABASE_URL=empty_database_url)
-    applied = await redrive("migrate", DATABASE_URL=empty_database_url)
-    again = await redrive("migrate", "--check", DATABASE_URL=empty_database_url)
-
-    names = [line.removeprefix("missing ") for line in missing.out.splitlines()]
-    assert names
-    assert missing.status == 1
-    assert missing.err == f"redrive: migrations are missing: {len(names)}; `redrive migrate` applies them\n"
-    assert applied.out.splitlines() == [*(f"applied {name}" for name in names), "the database is up to date"]
-    assert (again.status, again.out, again.err) == (0, "the database is up to date\n", "")
-
-
-async def test_migrate_makes_an_empty_database_ready_and_may_be_run_again(empty_database_url: str) -> None:
-    before = await redrive("check", DATABASE_URL=empty_database_url)
-    assert before.status == 1
-    assert re.search(
-        r"^failed   database: (\d) of \1 migrations are missing: run `redrive migrate`$", before.out, re.MULTILINE
-    )
-
-    for _ in range(2):
-        assert (await redrive("migrate", DATABASE_URL=empty_database_url)).status == 0
-
-    assert (await redrive("check", DATABASE_URL=empty_database_url)).status == 0
-
-
 async def test_check_names_a_missing_migration(database_url: str) -> None:
     connection = await asyncpg.connect(database_url)
-    await connection.execute("DELETE FROM redrive.schema_migrations WHERE version = '20261123000003'")
+    await connection.execute("DELETE FROM redrive.schema_migrations WHERE version = $1", version_of(names()[1]))
     await connection.close()
 
     answer = await redrive("check", DATABASE_URL=database_url)

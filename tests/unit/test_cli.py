@@ -293,8 +293,8 @@ def test_migrations_are_printed_without_a_database(redrive: Redrive) -> None:
     answer = redrive("migrate", "--print")
 
     assert answer.status == 0
-    assert "-- migrate:up" in answer.out
     assert "CREATE TABLE redrive.retry_requests" in answer.out
+    assert "migrate:down" not in answer.out
 
 
 @pytest.mark.parametrize("command", [["migrate"], ["check"]])

@@ -33,4 +33,4 @@ END
 $$;
 
 -- migrate:down
-SELECT; -- the table may have jobs by now, and may belong to the control plane
+DO $$ BEGIN RAISE EXCEPTION 'migrations of Redrive only go forward'; END $$;

@@ -21,9 +21,23 @@ GRANT USAGE ON SCHEMA redrive TO redrive_api, redrive_worker, redrive_scaler;
 GRANT SELECT, INSERT, UPDATE ON redrive.retry_requests TO redrive_api, redrive_worker;
 GRANT SELECT, INSERT, UPDATE ON redrive.idempotency_keys TO redrive_api;
 GRANT SELECT, INSERT ON redrive.retry_batches TO redrive_api;
+GRANT SELECT ON redrive.cursor_key TO redrive_api;
 GRANT SELECT ON redrive.backlog TO redrive_scaler;
 
--- `redrive check` reads which migrations are applied. Where these files are run by hand, the table does not exist.
+-- The planner puts a function in place of its call only where the role may execute it. Every role may execute those that
+-- are not named here.
+REVOKE EXECUTE ON FUNCTION redrive.job_version(
+    text, text, bigint, bigint, text, timestamptz, timestamptz, timestamptz, timestamptz
+) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION redrive.job_version(
+    text, text, bigint, bigint, text, timestamptz, timestamptz, timestamptz, timestamptz
+) TO redrive_api, redrive_worker;
+REVOKE EXECUTE ON FUNCTION redrive.job_uuid(bigint), redrive.job_number(uuid) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION redrive.job_uuid(bigint), redrive.job_number(uuid) TO redrive_api, redrive_worker;
+REVOKE EXECUTE ON FUNCTION redrive.error_text(text), redrive.fingerprint(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION redrive.error_text(text), redrive.fingerprint(text, text) TO redrive_api;
+
+-- Both programs read which migrations are applied. Where these files are run by hand, the table may not exist.
 DO $$
 BEGIN
     IF to_regclass('redrive.schema_migrations') IS NOT NULL THEN
@@ -45,4 +59,4 @@ END
 $$;
 
 -- migrate:down
-SELECT; -- the roles may have been granted to users, or serve another database
+DO $$ BEGIN RAISE EXCEPTION 'migrations of Redrive only go forward'; END $$;

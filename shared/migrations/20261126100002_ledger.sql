@@ -26,6 +26,7 @@ CREATE TABLE redrive.retry_requests (
     requested_at timestamptz NOT NULL DEFAULT now(),
     publish_lease_until timestamptz,
     published_at timestamptz,
+    publish_alone boolean NOT NULL DEFAULT false, -- its message was delivered before, and a worker may have failed with it
     processed_at timestamptz,
     cancelled_by text, -- the actor that cancelled the request
     redriven_by text, -- the last actor that redrove it, and when
@@ -85,15 +86,6 @@ CREATE TABLE redrive.retry_batches (
 );
 CREATE INDEX retry_batches_project_idx ON redrive.retry_batches (project_id, requested_at DESC, id DESC);
 
--- For a scaler of workers: how many queued requests a worker could take now, counted up to 20,000.
-CREATE VIEW redrive.backlog AS
-SELECT count(*)::int AS waiting
-FROM (
-    SELECT FROM redrive.retry_requests
-    WHERE state = 'queued' AND processed_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
-    LIMIT 20000
-) AS queued;
-
 -- What a client's idempotency key names. It is kept apart from the ledger, because a key can also name a request that was
 -- queued by another.
 CREATE TABLE redrive.idempotency_keys (
@@ -109,5 +101,22 @@ CREATE TABLE redrive.idempotency_keys (
 );
 CREATE INDEX idempotency_keys_created_idx ON redrive.idempotency_keys (created_at);
 
+-- What cursors are signed with: the same for all processes of a deployment, unknown to clients, and not changed where a
+-- password or a key of tokens is. A row of the database outlives all of these, and goes along with a dump.
+CREATE TABLE redrive.cursor_key (
+    id boolean PRIMARY KEY DEFAULT true CHECK (id), -- one row
+    key bytea NOT NULL
+);
+INSERT INTO redrive.cursor_key (key) VALUES (sha256(uuid_send(gen_random_uuid()) || uuid_send(gen_random_uuid())));
+
+-- For a scaler of workers: how many queued requests a worker could take now, counted up to 20,000.
+CREATE VIEW redrive.backlog AS
+SELECT count(*)::int AS waiting
+FROM (
+    SELECT FROM redrive.retry_requests
+    WHERE state = 'queued' AND processed_at IS NULL AND (publish_lease_until IS NULL OR publish_lease_until < now())
+    LIMIT 20000
+) AS queued;
+
 -- migrate:down
-DROP SCHEMA redrive CASCADE;
+DO $$ BEGIN RAISE EXCEPTION 'migrations of Redrive only go forward'; END $$;
