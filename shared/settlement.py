@@ -12,6 +12,8 @@
    trigger of the jobs table refuses the change of its job. `defer` sets it aside, where the change takes too long.
 6. `dead_letter` gives up requests whose message killed its worker too often, or that can be neither blocked nor
    deferred.
+   A dead-lettered request is to have a letter in the dead-letter queue. Its letter is due until `mark_put_aside`, so
+   that each message of it becomes one until one is there: after a crash in between, and from then on no more.
 7. `take_apart` has requests published again, each alone: they came in one message, and a worker may have failed with
    it.
 8. `lease_held_up` takes requests from the ledger that the broker holds up, for `apply`.
@@ -19,7 +21,7 @@
 The table at the top of shared/sql/settlement.sql has every change of a row, and the columns that it sets.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -79,19 +81,24 @@ class Settlement:
         """Have the relay publish these requests again, each alone, in one transaction.
 
         Answers the requests that were queued, or that the ledger did not know, with None where they are queued now. One
-        that the ledger did not know is superseded where another is queued for its job. Raises as `apply` does.
+        that the ledger did not know is superseded where another is queued for its job. Those that were dead-lettered
+        before are in the answer, too. Raises as `apply` does.
         """
         by_id = _by_id(messages)
         async with self._database.transaction() as session:
             adopted = await self._adopt(session, by_id.values())
             reach(Failpoint.IN_TRANSACTION)
             rows = await session.fetch(self._sql["take_apart"], list(by_id), adopted)
-            if len(rows) < len(by_id):
+            dead: dict[RetryId, Settled] = {}
+            if missing := by_id.keys() - {RetryId(row["id"]) for row in rows}:
+                known = await self._outcomes(session, list(missing))
                 await session.secure()  # as in `apply`
+                poison = [each for each, outcome in known.items() if outcome is Outcome.POISON]
+                dead = {each: Settled(Outcome.POISON, None) for each in poison}
             reach(Failpoint.BEFORE_COMMIT)
         reach(Failpoint.AFTER_COMMIT)
         queued = {RetryId(row["id"]): None for row in rows if row["outcome"] is None}
-        return queued | _settled_of([row for row in rows if row["outcome"] is not None])
+        return queued | _settled_of([row for row in rows if row["outcome"] is not None]) | dead
 
     async def apply_queued(self, limit: int, *, deferred: set[RetryId] | None = None) -> dict[RetryId, Settled]:
         """Settle up to `limit` queued requests straight from the ledger, oldest first: dispatch without a broker.
@@ -173,6 +180,14 @@ class Settlement:
             known = await self._outcomes(session, [each for each in ids if each not in settled])
             settled |= {each: Settled(outcome, None) for each, outcome in known.items() if outcome is not None}
         return settled
+
+    async def put_aside(self, ids: Collection[RetryId]) -> set[RetryId]:
+        """Which of these requests are dead-lettered and have their letter."""
+        return {RetryId(row["id"]) for row in await self._database.fetch(self._sql["put_aside"], list(ids))}
+
+    async def mark_put_aside(self, ids: Collection[RetryId]) -> None:
+        """Mark dead-lettered requests whose letter is in the dead-letter queue; the others are left alone."""
+        await self._database.fetch(self._sql["mark_put_aside"], list(ids))
 
     async def traces(self, ids: Sequence[RetryId], *, most: int) -> dict[RetryId, str]:
         """The `traceparent` of each of these requests whose trace is sampled, of no more than `most`."""

@@ -107,7 +107,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
 
 
 def _queue_sources(
-    settings: "WorkerSettings", settler: "Callable[[], Settler]", metrics: Metrics, topology: Topology, ids: "JobIds"
+    settings: "WorkerSettings", settler: "Callable[..., Settler]", metrics: Metrics, topology: Topology, ids: "JobIds"
 ) -> list[QueueSource]:
     return [
         QueueSource(
@@ -127,7 +127,7 @@ def _queue_sources(
 def _bypasses(
     settings: "WorkerSettings",
     settlement: Settlement,
-    settler: "Callable[[], Settler]",
+    settler: "Callable[..., Settler]",
     metrics: Metrics,
     queues: "Sequence[QueueSource]",
 ) -> list[Bypass]:
@@ -139,7 +139,7 @@ def _bypasses(
             queue.name,
             queue.lag,
             settlement,
-            settler(),
+            settler(dead_letters=False),
             metrics,
             bulk=queue.name == RETRIES_BULK,
             batch_size=settings.worker_batch_size,

@@ -9,9 +9,9 @@
 3. It leases them first, in a transaction of its own, and marks them to be published alone. If the worker dies with
    them, the lease ends, and the relay publishes each of them; none is taken here a second time. So a request that
    kills its worker does so once more by this way, and no more.
-4. Their messages are delivered later, and change nothing: the requests are settled. One that is dead-lettered becomes a
-   letter then: nothing is put aside from here, so that there is one letter and not two. Of a request that no relay has
-   published there is none, and the ledger alone has it.
+4. Their messages are delivered later, and change nothing: the requests are settled.
+5. A request that can be neither applied nor rejected is left queued: nothing is put aside from here. Its lease ends,
+   the relay publishes it alone, and the worker that gets that message dead-letters it.
 
 With a single node there is no bypass: requests then wait until RabbitMQ is back.
 """

@@ -162,6 +162,7 @@ class DeadWatch:
     async def _mark(self, overdue: "list[RetryId]") -> None:
         if overdue:
             settled = await self._settlement.dead_letter(overdue)
+            await self._settlement.mark_put_aside(overdue)  # their letters are there already
             self._metrics.count_settled(settled.values())
             log.warning("requests dead-lettered", requests=len(settled), reason="delivered too often")
 

@@ -6,7 +6,8 @@ ledger (worker/sources.py, worker/bypass.py). It calls `settle` or `settle_queue
 1. A batch is one transaction, `Settlement.apply`. As a rule that is all.
 2. The database may refuse a batch because of one job (StatementRefused): a constraint, or a trigger of the table's
    owner. The batch is bisected: the request of that job is rejected as `blocked`, and all others are settled. Where
-   the database refuses this rejection, too, the request is dead-lettered.
+   the database refuses this rejection, too, the request is dead-lettered. A bypass has no message to become its letter:
+   it leaves the request to the message that a relay publishes when the bypass's lease has ended.
 3. A batch may also fail for a reason that lies with the server or with Redrive: a slow trigger, a lock, a missing right
    (DatabaseUnavailable). Then the settler probes: it runs the same statements for no request.
    - The probe succeeds: the batch is bisected, and a request that fails alone is deferred. It stays queued and comes
@@ -61,18 +62,29 @@ class _Results(NamedTuple):
     settled: dict[RetryId, Settled]
     """Their outcomes; of those that are dead-lettered, too."""
     deferred: set[RetryId]
-    """Each failed alone, and comes again."""
+    """Each failed alone, and comes again; those that are left to their messages, too."""
     dead_lettered: set[RetryId]
     """Each could not even be rejected."""
 
 
 class Settler:
-    """Settles batches for one source."""
+    """Settles batches for one source.
 
-    def __init__(self, settlement: "Settlement", metrics: "Metrics", tracing: "Tracing | None" = None) -> None:
+    `dead_letters`: it gives up a request that cannot even be blocked; or else it leaves such a request as it is.
+    """
+
+    def __init__(
+        self,
+        settlement: "Settlement",
+        metrics: "Metrics",
+        tracing: "Tracing | None" = None,
+        *,
+        dead_letters: bool = True,
+    ) -> None:
         self._settlement = settlement
         self._metrics = metrics
         self._tracing = tracing
+        self._dead_letters = dead_letters
         self._unsettled: list[RetryMessage] = []
         self._deferrals = Deferrals(settlement)
         self._deferred_at = -math.inf
@@ -106,16 +118,28 @@ class Settler:
         return settled
 
     async def take_apart(self, requests: "Sequence[RetryMessage]", *, messages: int) -> set[RetryId]:
-        """Have the requests of these messages published again, each alone; returns those that the ledger refuses.
+        """Have the requests of these messages published again, each alone; returns those that are dead letters.
+
+        These are the ones that the ledger refuses, and the ones that were dead-lettered before.
 
         Raises DatabaseUnavailable; nothing needs to be caught up with then, as the messages come again.
         """
         results, faults = await bisect(requests, self._attempt_apart)
-        superseded = [settled for settled in results.values() if settled is not None]
-        self._metrics.count_settled(superseded)
-        queued = len(results) - len(superseded)
+        settled = [each for each in results.values() if each is not None]
+        self._metrics.count_settled(settled)
+        queued = len(results) - len(settled)
         log.warning("messages taken apart", messages=messages, requests=len(requests), queued=queued)
-        return {request.id for request, _ in faults}
+        dead = {each for each, found in results.items() if found is not None and found.outcome is Outcome.POISON}
+        return dead | {request.id for request, _ in faults}
+
+    async def put_aside(self, ids: "Collection[RetryId]") -> set[RetryId]:
+        """Which of these requests have their letter. Raises DatabaseUnavailable."""
+        return await self._settlement.put_aside(ids) if ids else set()
+
+    async def mark_put_aside(self, ids: "Collection[RetryId]") -> None:
+        """Note that these requests have their letter, where they are dead-lettered. Raises DatabaseUnavailable."""
+        if ids:
+            await self._settlement.mark_put_aside(ids)
 
     async def _attempt_apart(self, requests: "Sequence[RetryMessage]") -> dict[RetryId, Settled | None] | RedriveError:
         for _ in range(_ROUNDS):
@@ -178,6 +202,10 @@ class Settler:
                     await self._defer(message, str(fault))
                     deferred.add(message.id)
             except StatementRefused as error:
+                if not self._dead_letters:
+                    log.warning("retry request left to its message", request_id=str(message.id), sqlstate=str(error))
+                    deferred.add(message.id)
+                    continue
                 settled[message.id] = await self._dead_letter(message, str(error))
                 dead_lettered.add(message.id)
         return _Results(settled, deferred, dead_lettered)

@@ -205,17 +205,19 @@ class QueueSource:
     async def _settle(self, batch: list[Delivery]) -> None:
         letters = [Letter(each.message, *part) for each in batch for part in each.contents.unreadable]
         unreadable = len(letters)
+        poison: set[RetryId] = set()
         if apart := [each for each in batch if each.is_to_be_taken_apart]:
             requests = [request for each in apart for request in each.contents.requests]
-            refused = await self.settler.take_apart(requests, messages=len(apart))
-            letters += _letters_of(apart, refused)
+            poison |= await self.settler.take_apart(requests, messages=len(apart))
         whole = [each for each in batch if not each.is_to_be_taken_apart]
         requests = [request for each in whole for request in each.contents.requests]
         settled = await self.settler.settle(requests) if requests else {}
         self.lag.note(settled[each.id] for each in requests if isinstance(each, LedgerMessage) and each.id in settled)
-        letters += _letters_of(whole, {each for each, (outcome, _) in settled.items() if outcome is Outcome.POISON})
+        poison |= {each for each, (outcome, _) in settled.items() if outcome is Outcome.POISON}
+        letters += _letters_of(batch, poison - await self.settler.put_aside(poison))
         if letters:
             await dead_letters.put_aside(self._url, letters, self._topology)
+            await self.settler.mark_put_aside(poison)
             self._metrics.unreadable.inc(unreadable)
             reasons = sorted({letter.reason for letter in letters})
             log.warning("messages dead-lettered", queue=self.name, messages=len(letters), reasons=reasons)
@@ -234,13 +236,19 @@ def _prefetch_for(queue: str, batch_size: int) -> int:
 
 
 def _letters_of(deliveries: "Sequence[Delivery]", refused: "Collection[RetryId]") -> list[Letter]:
-    """The refused requests of these deliveries, each a letter of its own."""
-    return [
-        Letter(each.message, each.body_of(request), _REFUSED)
-        for each in deliveries
-        for request in each.contents.requests
-        if request.id in refused
-    ]
+    """The refused requests of these deliveries, each a letter of its own.
+
+    Two messages of one row are one letter. Two of another program's may differ, and the ledger has neither.
+    """
+    letters: list[Letter] = []
+    seen: set[RetryId] = set()
+    for each in deliveries:
+        for request in each.contents.requests:
+            if request.id in refused and request.id not in seen:
+                letters.append(Letter(each.message, each.body_of(request), _REFUSED))
+                if isinstance(request, LedgerMessage):
+                    seen.add(request.id)
+    return letters
 
 
 def _log_settled(delivery: Delivery, settled: "Mapping[RetryId, Settled]") -> None:

@@ -148,6 +148,7 @@ async def _purge_batch(
     ids = [request.id for letter in batch for request in letter.requests]
     if ids and (still_queued := await letters.overdue_among(ids, 0)):
         await settlement.dead_letter(still_queued)
+        await settlement.mark_put_aside(still_queued)  # another message of theirs is to be no letter, either
     for letter in batch:
         await queue.ack(letter)
     return len(batch)

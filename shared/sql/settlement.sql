@@ -24,7 +24,8 @@
 --   queued         rejected       apply                                    attempts_before, max_attempts_before
 --   queued         rejected       block                                    the same; outcome 'blocked'
 --   applied        rejected       block_unmoved                            outcome 'blocked'; in the transaction of `apply`
---   queued         dead_lettered  dead_letter                              outcome 'poison'
+--   queued         dead_lettered  dead_letter                              outcome 'poison'; published_at NULL: its letter is due
+--   dead_lettered  dead_lettered  mark_put_aside                           published_at
 --   queued         cancelled      retries.cancel, batches.cancel           cancelled_by
 --   dead_lettered  queued         retries.redrive, dead_letters.redrive    redriven_by, redriven_at; published_at NULL
 --   not queued     no row         prune.prune_requests
@@ -348,16 +349,35 @@ WHERE id = ANY (ARRAY(
 RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8 AS waited_s;
 
 -- name: dead_letter
--- Give up requests that are still queued. Answers them; a request that is missing was settled before.
+-- Give up requests that are still queued. Answers them; a request that is missing was settled before. Without a lease, so
+-- that a relay, which may mark them as published only now, leaves published_at NULL: a letter is due.
 -- $1 uuid[] request ids
 UPDATE redrive.retry_requests
-SET state = 'dead_lettered', outcome = 'poison', processed_at = now()
+SET
+    state = 'dead_lettered', outcome = 'poison', processed_at = now(), published_at = NULL, publish_lease_until = NULL
 WHERE id = ANY (ARRAY(
     SELECT refused.id FROM redrive.retry_requests AS refused WHERE id = ANY ($1::uuid[]) AND state = 'queued'
     ORDER BY id -- the lock order: other workers may be settling the same rows
     FOR UPDATE
 ))
 RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8 AS waited_s;
+
+-- name: put_aside
+-- Which of these requests are dead-lettered and have their letter.
+-- $1 uuid[] request ids
+SELECT id FROM redrive.retry_requests
+WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered' AND published_at IS NOT NULL;
+
+-- name: mark_put_aside
+-- Mark dead-lettered requests whose letter the broker has confirmed: another message of theirs is no second letter.
+-- $1 uuid[] request ids
+UPDATE redrive.retry_requests SET published_at = now()
+WHERE id = ANY (ARRAY(
+    SELECT dead.id FROM redrive.retry_requests AS dead
+    WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered' AND published_at IS NULL
+    ORDER BY id -- the lock order
+    FOR UPDATE
+));
 
 -- name: traces
 -- The trace context of each of these requests whose trace is sampled: the last bit of the flags, which end it.
