@@ -25,7 +25,7 @@ export function Batches({ query }) {
         <td data-label="asked"><${Time} at=${batch.requested_at} /></td>
         <td class="n" data-label="jobs">${number(batch.total)}</td>
         <td class="n" data-label="went back">${number(batch.applied)}</td>
-        <td class="n" data-label="rejected">${number(batch.rejected)}</td>
+        <td class=${batch.rejected > 0 ? "n bad" : "n"} data-label="rejected">${number(batch.rejected)}</td>
         <td class="bar" data-label="how far"><${Share} batch=${batch} /></td>
       </tr>`)}</tbody>
     </table>`}

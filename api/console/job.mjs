@@ -59,19 +59,17 @@ export function JobPage({ id }) {
     </${Title}>
     ${(reading.problem || !job) && html`<${Standing} reading=${reading} what="the job" />`}
     ${job && html`<div class="two job">
-      <div class="side">
-        ${job.last_error !== null && html`<section><h2>The error</h2><div class="card pad"><${ErrorText} text=${job.last_error} truncated=${job.last_error_truncated} />
-          ${job.status === "failed" && html`<p><a href=${href("failures", { type: job.type })}>all failures of this type</a></p>`}</div></section>`}
-        <section><h2>What happened</h2>
-          ${retries.body
-            ? html`<${Timeline} job=${job} retries=${retries.body.data} more=${retries.body.next_cursor !== null} />`
-            : html`<div class="card pad"><${Standing} reading=${retries} what="its retries" /></div>`}
-        </section>
-        <section><h2>Payload</h2><div class="card pad"><${Payload} id=${id} /></div></section>
-      </div>
+      ${job.last_error !== null && html`<section><h2>The error</h2><div class="card pad"><${ErrorText} text=${job.last_error} truncated=${job.last_error_truncated} />
+        ${job.status === "failed" && html`<p><a href=${href("failures", { type: job.type })}>all failures of this type</a></p>`}</div></section>`}
       <div class="side">
         <section><h2>The way back</h2><div class="card pad" aria-live="polite"><${RetryPanel} job=${job} etag=${reading.etag} changed=${reading.reload} /></div></section>
-        <section><h2>Facts</h2><div class="card pad"><${Facts} job=${job} /></div></section>
+        <section class="facts"><h2>Facts</h2><div class="card pad"><${Facts} job=${job} /></div></section>
       </div>
+      <section><h2>What happened</h2>
+        ${retries.body
+          ? html`<${Timeline} job=${job} retries=${retries.body.data} more=${retries.body.next_cursor !== null} />`
+          : html`<div class="card pad"><${Standing} reading=${retries} what="its retries" /></div>`}
+      </section>
+      <section><h2>Payload</h2><div class="card pad"><${Payload} id=${id} /></div></section>
     </div>`}`;
 }

@@ -7,13 +7,16 @@ import { html, useEffect, useMemo, useState } from "./ui.mjs";
 import { many, number, short, shown } from "./text.mjs";
 import { More, Newer, usePages } from "./pages.mjs";
 import { pathOf } from "./api.mjs";
+import { useQuery } from "./query.mjs";
 
 const LIMIT = 50;
 const STATUSES = [["failed", "failed"], ["running", "running"], ["pending", "pending"], ["completed", "completed"], ["any", "any"]];
 const HOURS = [["", "at any time"], ["1", "in the last hour"], ["6", "in the last 6 hours"], ["24", "in the last 24 hours"], ["168", "in the last 7 days"]];
 
 function Filters({ query, put, failed }) {
-  const statuses = STATUSES.some(([key]) => key === (query.status ?? "failed")) ? STATUSES : [...STATUSES, [query.status, shown(query.status)]];
+  const counts = useQuery("jobs/stats").body?.data ?? {};
+  const known = STATUSES.some(([key]) => key === (query.status ?? "failed")) ? STATUSES : [...STATUSES, [query.status, shown(query.status)]];
+  const statuses = known.map(([key, words]) => [key, counts[key] ? `${words} (${number(counts[key].count, counts[key].capped)})` : words]);
   return html`<div class="filters">
     <${Choice} label="status" value=${query.status ?? "failed"} options=${statuses} put=${(status) => put(status === "failed" ? { status } : { status, retryable: "", error: "", fingerprint: "" })} />
     <${TypeFilter} value=${query.type} put=${(type) => put({ type, fingerprint: "" })} />

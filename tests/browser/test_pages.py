@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Route, expect
+from playwright.async_api import Browser, Locator, Route, expect
 
 from tests.api_server import Api, Serve
 from tests.browser.console import EVERYTHING, Console
@@ -40,7 +40,8 @@ async def views_of(api: Api, job: MadeJob) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("theme", "width"), [("light", 1440), ("dark", 1440), ("dark", 1024), ("light", 390), ("dark", 390)]
+    ("theme", "width"),
+    [("light", 1440), ("dark", 1440), ("light", 1024), ("dark", 1024), ("light", 390), ("dark", 390)],
 )
 async def test_no_page_has_an_error_a_violation_or_a_fault_that_axe_finds(
     browser: Browser, api: Api, failed: MadeJob, theme: str, width: int
@@ -221,6 +222,38 @@ async def test_the_timeline_of_a_job_is_in_the_order_in_which_it_happened(consol
     await expect(page.locator(".timeline li").first).to_contain_text("retry cancelled")
     await expect(page.locator(".timeline li").nth(1)).to_contain_text("failed")
     await expect(page.locator(".timeline li").last).to_contain_text("created")
+
+
+async def test_the_status_filter_says_how_many_jobs_each_has(console: Console, jobs: JobMaker) -> None:
+    await jobs.make(3, status="failed", project_id="counted")
+    await jobs.make(2, status="completed", project_id="counted")
+    await console.page.goto(f"{console.url}#token={token(project_id='counted', scope=EVERYTHING)}")
+    await console.go("#/jobs")
+
+    options = console.page.get_by_label("status").locator("option")
+
+    await expect(options).to_have_text(["failed (3)", "running (0)", "pending (0)", "completed (2)", "any"])
+
+
+async def test_a_phone_shows_jobs_in_its_upper_half_and_the_retry_right_below_the_error(
+    browser: Browser, api: Api, failed: MadeJob
+) -> None:
+    async with Console.opened(browser, api, width=390, height=844) as phone:
+        await phone.sign_in(view="#/jobs")
+        first_y = await _top_of(phone.page.locator("table.jobs tbody tr").first)
+        await phone.go(f"#/jobs/{failed.id}")
+        headings = phone.page.get_by_role("heading", level=2)
+        await expect(headings).to_have_count(5)
+        seen = sorted([(await _top_of(each), await each.inner_text()) for each in await headings.all()])
+
+    assert first_y < 844 / 2
+    assert [words for _, words in seen] == ["The error", "The way back", "What happened", "Payload", "Facts"]
+
+
+async def _top_of(element: Locator) -> float:
+    box = await element.bounding_box()
+    assert box is not None
+    return box["y"]
 
 
 async def test_a_job_is_found_by_its_id(console: Console, failed: MadeJob) -> None:
