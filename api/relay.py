@@ -69,7 +69,7 @@ SWEEP_EVERY_S: Final = 60.0
 STALE_S: Final = 3600.0
 SWEEP: Final = 1_000
 _FIRST_PAUSE_S: Final = 0.2
-_LONGEST_PAUSE_S: Final = 5.0
+_LONGEST_PAUSE_S: Final = 2.0
 _LONGEST_CONNECT_PAUSE_S: Final = 1.0
 """Between attempts to connect: an attempt costs a broker next to nothing, and a broker that is back is used soon."""
 _HEALTHY_S: Final = 10.0

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 log = structlog.stdlib.get_logger(__name__)
 
 FIRST_PAUSE_S: Final = 0.2
-LONGEST_PAUSE_S: Final = 5.0
+LONGEST_PAUSE_S: Final = 2.0
+"""A server that is back is used again within it, and an attempt costs it next to nothing."""
 HEALTHY_S: Final = 10.0
 """After a session that lasted so long, the next one follows soon."""
 
