@@ -1,4 +1,4 @@
-/** <redrive-job job api token>: the state of one job, live, on any page: see docs/console.md. */
+/** <redrive-job job api token>: one job's state, live: see docs/console.md. */
 {
 const API = new URL("../api", document.currentScript.src).href;
 const WORDS = {
@@ -59,9 +59,14 @@ customElements.define("redrive-job", class extends HTMLElement {
 		await null; // set together, one change
 		let pauseS, failures = 0;
 		while (!signal.aborted && !this.#over && document.visibilityState !== "hidden") {
+			let timer;
+			const allow = (s) => {
+				clearTimeout(timer);
+				timer = setTimeout(this.#follow, s * 1000);
+			};
 			try {
 				holder ??= this;
-				pauseS = await (this.#streams && holder === this ? this.#stream(signal) : this.#ask(signal));
+				pauseS = await (this.#streams && holder === this ? this.#stream(signal, allow) : this.#ask(signal, allow));
 				this.#streams ||= this.#had;
 				failures = 0;
 			} catch (error) {
@@ -75,7 +80,7 @@ customElements.define("redrive-job", class extends HTMLElement {
 				else if (WHY[status]) this.#show("refused", WHY[status]);
 				else this.#note.textContent = " · not reached, trying again";
 				pauseS = +after || Math.min(2 ** ++failures, 30);
-			}
+			} finally { clearTimeout(timer); }
 			if (!this.#over) await new Promise((wake) => setTimeout((signal.onabort = wake), pauseS * 1000));
 		}
 		if (holder === this) holder = null;
@@ -92,36 +97,31 @@ customElements.define("redrive-job", class extends HTMLElement {
 		return answer;
 	}
 
-	async #stream(signal) {
-		let timer, pauseS = 1, text = "";
-		const restartIn = (s) => {
-			clearTimeout(timer);
-			timer = setTimeout(this.#follow, s * 1000);
-		};
+	async #stream(signal, allow) {
+		let pauseS = 1, text = "";
 		this.#streams = false; // until an event comes: a proxy may hold it back
-		restartIn(9);
-		try {
-			const answer = await this.#call("/events", {}, signal);
-			const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-			for (let part; !(part = await reader.read()).done; ) {
-				restartIn(40); // it has a line every 15 s
-				const events = (text + part.value).split("\n\n");
-				text = events.pop();
-				for (const lines of events) {
-					const { retry, event, id, data } = Object.fromEntries(lines.split("\n").map((line) => line.split(/: (.*)/s)));
-					pauseS = retry / 1000 || pauseS;
-					this.#had = this.#streams ||= !!data;
-					if (event === "gone") this.#show("gone");
-					else if (data) this.#take(JSON.parse(data), `"${id}"`);
-				}
+		allow(9);
+		const answer = await this.#call("/events", {}, signal);
+		const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+		for (let part; !(part = await reader.read()).done; ) {
+			allow(40); // it has a line every 15 s
+			const events = (text + part.value).split("\n\n");
+			text = events.pop();
+			for (const lines of events) {
+				const { retry, event, id, data } = Object.fromEntries(lines.split("\n").map((line) => line.split(/: (.*)/s)));
+				pauseS = retry / 1000 || pauseS;
+				this.#had = this.#streams ||= !!data;
+				if (event === "gone") this.#show("gone");
+				else if (data) this.#take(JSON.parse(data), `"${id}"`);
 			}
-		} finally { clearTimeout(timer); }
+		}
 		return pauseS;
 	}
 
-	async #ask(signal) {
+	async #ask(signal, allow) {
 		const headers = this.#tag ? { "If-None-Match": this.#tag } : {};
 		if (this.#tag && holder === this) headers.Prefer = "wait=25";
+		allow(40);
 		const answer = await this.#call("", headers, signal);
 		if (answer.status === 200) this.#take((await answer.json()).data, answer.headers.get("ETag"));
 		return answer.headers.has("Preference-Applied") ? 1 : +answer.headers.get("Retry-After") || 10;

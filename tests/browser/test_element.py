@@ -207,6 +207,26 @@ async def test_where_streams_are_held_back_the_job_is_followed_by_waiting(produc
     await held[0].abort()
 
 
+async def test_a_network_that_swallows_what_is_asked_is_asked_again(product: Product, jobs: JobMaker) -> None:
+    job = await jobs.running()
+    await product.page.clock.install()
+    swallowed: list[Route] = []
+
+    def swallow(route: Route) -> None:
+        swallowed.append(route)
+
+    await product.page.route("**/api/jobs/**", swallow)
+    await product.show(element(job))
+    for paths in (1, 2, 3):  # a stream, and then two that wait
+        await eventually(lambda paths=paths: len(swallowed) == paths)  # type: ignore[misc]
+        await product.page.clock.run_for(41_000)
+    await eventually(lambda: len(swallowed) == 4)
+    await product.page.unroute("**/api/jobs/**")
+    await product.page.clock.run_for(41_000)
+
+    await expect(product.page.get_by_role("status")).to_have_text("Running")
+
+
 async def test_after_an_outage_the_job_is_followed_by_a_stream_again(
     product: Product, element_api: Api, jobs: JobMaker
 ) -> None:
@@ -228,12 +248,11 @@ async def test_after_an_outage_the_job_is_followed_by_a_stream_again(
         await product.page.clock.run_for(60_000)
         assert product.asked[-1].url.endswith(str(job.id))  # not by a stream, which may be all that is away
         await network.heal()
-
-        async def streams() -> bool:
-            await product.page.clock.run_for(1_000)
-            return bool(product.streams)
-
-        await eventually(streams)
+        # It waits for news, by the clock of the api.
+        async with product.page.expect_response(f"**/api/jobs/{job.id}", timeout=60_000):
+            await product.page.clock.run_for(31_000)
+        await product.page.clock.run_for(1_000)
+        await eventually(lambda: product.streams)
         await expect(status).to_have_text("Running")
         await change(jobs, job, "completed")
         await expect(status).to_have_text("Completed")
