@@ -61,7 +61,7 @@ fmt: sync ## put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: sync-bench ## measure Redrive beside others, half an hour on a quiet machine: docs/benchmarks.md (ARGS="reading …")
+bench: sync-bench ## measure Redrive beside others, three quarters of an hour on a quiet machine: docs/benchmarks.md (ARGS="reading …")
 	@$(BIN)/python -m bench $(ARGS)
 
 bench-smoke: sync-bench ## see within a minute or two that `make bench` still works; its figures mean nothing

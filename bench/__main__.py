@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench import adapters, console, growth, memory, reading, report, retrying, waiting
+from bench import adapters, console, growth, ledger, memory, reading, report, retrying, scaling, waiting
 from bench.client import Disconnected, NothingMeasured
 from bench.load import Loader, WrkFailed
 from bench.machine import NONE, commit, load_average, machine_of
@@ -33,10 +33,12 @@ PARTS: Final = {
     "growth": growth.measure,
     "memory": memory.measure,
     "retrying": retrying.measure,
+    "scaling": scaling.measure,
+    "ledger": ledger.measure,
     "adapters": adapters.measure,
     "console": console.measure,
 }
-NEEDS_BROKER: Final = frozenset({"retrying"})
+NEEDS_BROKER: Final = frozenset({"retrying", "scaling"})
 CAN_BE_LEFT_OUT: Final = ("bare", "plain", "fastapi", "inline", "ack_only", "celery", "wrk", console.CHROMIUM)
 REPORT: Final = "report"
 
@@ -85,13 +87,15 @@ async def _measure(parts: Sequence[str], plan: Plan, without: frozenset[str], fi
         stage = Stage(
             plan=plan,
             without=without,
-            postgres=postgres,
-            rabbitmq=broker,
+            postgres=postgres.postgres,
+            rabbitmq=None if broker is None else broker.rabbitmq,
+            postgres_pid=postgres.pid,
+            rabbitmq_pid=None if broker is None else broker.pid,
             folder=folder,
             loader=Loader(folder, with_wrk="wrk" not in without),
             say=lambda text: print(text, file=sys.stderr, flush=True),
         )
-        machine = await machine_of(postgres, broker)
+        machine = await machine_of(stage.postgres, stage.rabbitmq)
         results = _known(file, Results(machine=machine, runs={}))
         for part in parts:
             load_before, began_at = load_average(), time.perf_counter()

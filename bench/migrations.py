@@ -67,7 +67,11 @@ async def main() -> None:
     parser.add_argument("--from", dest="since", default="", metavar="VERSION")
     parser.add_argument("--rows", type=int, default=1_000_000)
     given = parser.parse_args()
-    async with postgres_server() as server, server.database(migrated=False) as url, jobs.connected(url) as connection:
+    async with (
+        postgres_server() as server,
+        server.postgres.database(migrated=False) as url,
+        jobs.connected(url) as connection,
+    ):
         await connection.execute(sql_of(names()[0]))  # the jobs table; run again, it leaves that alone
         before = [name for name in names() if version_of(name) <= given.since]
         for name in before:

@@ -14,13 +14,16 @@ from tests.servers.rabbitmq import Rabbitmq
 class Stage:
     """Servers, a folder for logs, and how much is to be measured.
 
-    `without`: the comparators that are left out, by name. `rabbitmq` is there for the parts that need it.
+    `without`: the comparators that are left out, by name. `rabbitmq` is there for the parts that need it. A server's
+    pid is None where it is no process of this machine.
     """
 
     plan: Plan
     without: frozenset[str]
     postgres: Postgres
     rabbitmq: Rabbitmq | None
+    postgres_pid: int | None
+    rabbitmq_pid: int | None
     folder: Path
     loader: Loader
     say: Callable[[str], None]

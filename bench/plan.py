@@ -37,6 +37,39 @@ class Retrying:
     rate_s: float = 20
     bulk: int = 10_000
     singles_per_s: int = 50
+    pairs: int = 9
+    carried: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """More processes. `few`: clients, for the costs of small batches. `warm`: retries before those that count."""
+
+    apis: tuple[int, ...] = (1, 2)
+    workers: tuple[int, ...] = (1, 2, 4)
+    rounds: int = 3
+    clients: int = 128
+    connections: int = 64
+    few: int = 16
+    warm: int = 1_000
+    retries: int = 10_000
+    few_retries: int = 3_000
+    seconds: float = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """A ledger of settled rows. `days`: their age; those older than `kept_days` are pruned."""
+
+    rows: tuple[int, ...] = (10_000, 10_000_000)
+    days: int = 100
+    kept_days: int = 90
+    clients: int = 64
+    posts: int = 10_000
+    rate_per_s: int = 200
+    rate_s: float = 10
+    connections: int = 16
+    seconds: float = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +120,8 @@ class Plan:
     reading: Reading = field(default_factory=Reading)
     waiting: Waiting = field(default_factory=Waiting)
     retrying: Retrying = field(default_factory=Retrying)
+    scaling: Scaling = field(default_factory=Scaling)
+    ledger: Ledger = field(default_factory=Ledger)
     growth: Growth = field(default_factory=Growth)
     memory: Memory = field(default_factory=Memory)
     adapters: Adapters = field(default_factory=Adapters)
@@ -111,7 +146,13 @@ SMOKE = Plan(
         rate_s=1,
         bulk=200,
         singles_per_s=20,
+        pairs=1,
+        carried=100,
     ),
+    scaling=Scaling(
+        workers=(1,), rounds=1, clients=16, connections=16, few=2, warm=20, retries=100, few_retries=20, seconds=0.2
+    ),
+    ledger=Ledger(rows=(2_000,), clients=8, posts=100, rate_per_s=50, rate_s=1, connections=4, seconds=0.2),
     growth=Growth(rows=(1_000,), connections=(1, 10), seconds=0.2, deep_page=20),
     memory=Memory(readers=5, seconds=1),
     adapters=Adapters(

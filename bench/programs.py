@@ -11,14 +11,13 @@ from typing import Final
 import jwt
 
 from bench.client import Disconnected, ask, request
-from tests.servers import trees
+from bench.processor import processor_s
 from tests.servers.processes import Process, free_port
 
 ROOT: Final = Path(__file__).parents[1]
 SECRET: Final = "the secret of a benchmark, longer than 32 bytes"
 PROJECT: Final = "p1"
 _READY_S: Final = 60
-_TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 # Every limit is on, and none is ever reached.
@@ -41,11 +40,7 @@ class Program:
 
     def cpu_s(self) -> float:
         """Seconds of processor time, its children's included."""
-        total = 0
-        for pid in trees.tree_of(self._process.pid):
-            fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-        return total / _TICKS_PER_S
+        return processor_s(self._process.pid)
 
     def rss_bytes(self) -> int:
         """Memory that is really there."""
@@ -94,9 +89,9 @@ async def answers(program: Program, path: str, *, port: int | None = None, statu
 
 @asynccontextmanager
 async def redrive_api(
-    folder: Path, database_url: str, amqp_url: str | None = None, **settings: str
+    folder: Path, database_url: str, amqp_url: str | None = None, processes: int = 1, /, **settings: str
 ) -> AsyncIterator[Program]:
-    """`redrive api` with its whole door on, ready."""
+    """`redrive api` with its whole door on, ready, in so many processes."""
     port, ops_port = free_port(), free_port()
     env = {
         "REDRIVE_DATABASE_URL": database_url,
@@ -107,7 +102,8 @@ async def redrive_api(
         **({} if amqp_url is None else {"REDRIVE_AMQP_URL": amqp_url}),
         **settings,
     }
-    async with running([_beside("redrive"), "api"], env, folder / "redrive-api.log", port) as program:
+    command: list[str | Path] = [_beside("redrive"), "api", *(["--processes", str(processes)] if processes > 1 else [])]
+    async with running(command, env, folder / "redrive-api.log", port) as program:
         await answers(program, "/readyz", port=ops_port)
         yield program
 

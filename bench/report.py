@@ -6,13 +6,16 @@ from typing import Final
 
 from bench import plot
 from bench.adapters import PLAIN as PLAIN_TABLE
+from bench.capacity import Cost
 from bench.growth import DEEP_PAGE, FIRST_PAGE, GET_ONE, LIST_CONNECTIONS, STATS
+from bench.ledger import CALLS as LEDGER_CALLS
 from bench.machine import MORE
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, RANDOM, REDRIVE
 from bench.results import (
     Adapters,
     Console,
     Growth,
+    Ledger,
     Machine,
     Memory,
     Read,
@@ -20,6 +23,8 @@ from bench.results import (
     Results,
     Retrying,
     Run,
+    Scaling,
+    Sizes,
     Waiting,
     Waits,
 )
@@ -79,6 +84,27 @@ _DISPATCHING: Final = """\
 
 Api, one worker, RabbitMQ. A trigger of the bench's own tells when a job is put back; its cost is in the figures.
 """
+_CARRYING: Final = """\
+### What RabbitMQ costs
+
+Single retries by %d clients, from the first POST until the last job is put back, one api and one worker each: through
+RabbitMQ, and straight from the ledger, in turn. Processor time is for one retry, that of servers and client included.
+"""
+_SCALING: Final = """\
+## Scaling
+
+More processes, beside what the [capacity model](scaling.md#the-capacity-model) predicts for them. It knows one api
+process and one worker, with many clients and with %d, and the %d cores, which servers and client share, too. Reads are
+of 1,000 jobs at random. Retries are single ones through RabbitMQ, from the first POST until the last job is put back.
+"""
+_LEDGER: Final = """\
+## The ledger
+
+Settled retries of one project, of %d days, inserted by one statement with every index in place. %d clients POST while
+the worker is frozen; then it settles their retries, straight from the ledger. `waited` is of retries at %g/s, from
+their place in the ledger until they are applied. Reads are by %d connections. Then what is older than %d days is
+pruned, while four clients POST.
+"""
 _GROWTH: Final = """\
 ## Growth
 
@@ -137,12 +163,21 @@ def _page(results: Results) -> Iterator[str]:
         for each in targets_of(results)
     ]
     yield _table(("part", "what", "must reach", "measured", ""), rows)
+    yield from _parts(results)
+    yield from _circumstances(results.machine, results.runs)
+
+
+def _parts(results: Results) -> Iterator[str]:
     if results.reading is not None:
         yield from _reading(results.reading)
     if results.waiting is not None:
         yield from _waiting(results.waiting)
     if results.retrying is not None:
         yield from _retrying(results.retrying)
+    if results.scaling is not None:
+        yield from _scaling(results.scaling)
+    if results.ledger is not None:
+        yield from _ledger(results.ledger)
     if results.growth is not None:
         yield from _growth(results.growth)
     if results.memory is not None:
@@ -151,7 +186,6 @@ def _page(results: Results) -> Iterator[str]:
         yield from _adapters(results.adapters)
     if results.console is not None:
         yield from _console(results.console)
-    yield from _circumstances(results.machine, results.runs)
 
 
 def _verdict(*, met: bool | None) -> str:
@@ -229,6 +263,8 @@ def _retrying(retrying: Retrying) -> Iterator[str]:
             for each in retrying.accepting
         ],
     )  # fmt: skip
+    if retrying.carrying:
+        yield from _carrying(retrying)
     yield _SETTLING
     yield _table(
         ("consumer", "processes", "messages", "settled/s"),
@@ -269,6 +305,95 @@ def _waits_row(name: str, waits: Waits) -> Sequence[str]:
         f"{waits.applied_p50_ms:.1f}", f"{waits.applied_p99_ms:.1f}", f"{waits.applied_max_ms:.1f}",
         str(waits.not_accepted + waits.not_applied),
     )  # fmt: skip
+
+
+def _carrying(retrying: Retrying) -> Iterator[str]:
+    yield _CARRYING % retrying.clients
+    yield _table(
+        ("single retries", "applied/s", "lowest to highest", *_SPENDERS),
+        [
+            (
+                each.way, f"{each.per_s.median:,.0f}",
+                f"{min(each.per_s.rounds):,.0f} to {max(each.per_s.rounds):,.0f}",
+                *(_costs(each.cost) if each.cost is not None else [""] * len(_SPENDERS)),
+            )
+            for each in retrying.carrying
+        ],
+    )  # fmt: skip
+
+
+_SPENDERS: Final = ("api, ms", "worker", "PostgreSQL", "RabbitMQ", "client", "together")
+
+
+def _costs(cost: Cost) -> Sequence[str]:
+    return [f"{ms:.3f}" for ms in (cost.api, cost.worker, cost.postgresql, cost.rabbitmq, cost.client, cost.total)]
+
+
+def _scaling(scaling: Scaling) -> Iterator[str]:
+    yield _SCALING % (scaling.few, scaling.cores)
+    yield _table(
+        ("what", "api", "workers", "clients", "predicted/s", "limited by", "measured/s", "lowest to highest", "ratio"),
+        [
+            (
+                each.what, str(each.apis), str(each.workers or ""), str(each.clients), f"{each.predicted_per_s:,.0f}",
+                each.limit, f"{each.per_s.median:,.0f}",
+                f"{min(each.per_s.rounds):,.0f} to {max(each.per_s.rounds):,.0f}",
+                f"{each.per_s.median / each.predicted_per_s:.2f} {TIMES}",
+            )
+            for each in scaling.scaled
+        ],
+    )  # fmt: skip
+    yield "Processor time for one request, in ms, and how many requests there were in a batch:\n"
+    yield _table(
+        ("what", "api", "workers", "clients", *_SPENDERS, "accepted or read together", "published", "settled"),
+        [
+            (
+                each.what, str(each.apis), str(each.workers or ""), str(each.clients), *_costs(each.cost),
+                *(
+                    f"{1 / batches:.0f}" if batches else ""
+                    for batches in (each.batches.accepted, each.batches.leased, each.batches.settled)
+                ),
+            )
+            for each in scaling.scaled
+        ],
+    )  # fmt: skip
+    yield "The model's costs, in ms: of a request without its batches, and of a batch.\n"
+    yield _table(
+        ("what", *_SPENDERS),
+        [
+            (f"{what}, {kind}", *_costs(costs[what]))
+            for what in scaling.own
+            for kind, costs in (("a request", scaling.own), ("a batch", scaling.of_batch))
+        ],
+    )
+
+
+def _ledger(ledger: Ledger) -> Iterator[str]:
+    yield _LEDGER % (ledger.days, ledger.clients, ledger.rate_per_s, ledger.connections, ledger.kept_days)
+    of = ledger.ledgers
+    loads = [
+        (f"accepted/s, p99 ms, by {ledger.clients} clients", [each.accepting for each in of]),
+        *((f"{call}: reads/s, p99 ms", [each.find(call) for each in of]) for call in LEDGER_CALLS),
+        ("accepted/s, p99 ms, by 4 clients while rows are pruned", [each.meanwhile for each in of]),
+    ]
+    rows = [
+        ("filled in, s", *(f"{each.filled_s:,.1f}" for each in of)),
+        *((what, *(f"{load.per_s:,.0f}, {load.p99_ms:.1f}" for load in found)) for what, found in loads),
+        ("settled/s, one worker", *(f"{each.settled_per_s:,.0f}" for each in of)),
+        ("waited, p99 ms", *(f"{each.waited_p99_ms:.1f}" for each in of)),
+        ("pruned", *(f"{each.pruned:,}" for each in of)),
+        ("pruned/s", *(f"{each.pruned_per_s:,.0f}" for each in of)),
+        ("slowest statement of prune, ms", *(f"{each.slowest_ms:.0f}" for each in of)),
+        ("table and indexes before, MB", *(_megabytes(each.before) for each in of)),
+        ("after prune", *(_megabytes(each.after_prune) for each in of)),
+        ("after VACUUM", *(_megabytes(each.after_vacuum) for each in of)),
+        ("VACUUM takes, s", *(f"{each.vacuum_s:.1f}" for each in of)),
+    ]
+    yield _table(("settled rows", *(f"{each.rows:,}" for each in of)), rows)
+
+
+def _megabytes(sizes: Sizes) -> str:
+    return f"{sizes.table / 1e6:,.1f}, {sizes.indexes / 1e6:,.1f}"
 
 
 def _growth(growth: Growth) -> Iterator[str]:

@@ -8,6 +8,8 @@ from statistics import median
 
 import msgspec
 
+from bench.capacity import Batches, Cost
+
 
 class Figure(msgspec.Struct, frozen=True):
     """One quantity, measured once a round."""
@@ -144,14 +146,24 @@ class Bulk(msgspec.Struct, frozen=True):
     singles_meanwhile: Waits
 
 
+class Dispatched(msgspec.Struct, frozen=True, kw_only=True):
+    """Single retries, from the first POST until the last job was put back. `cost` is None where it cannot be seen."""
+
+    way: str
+    retries: int
+    per_s: Figure
+    cost: Cost | None
+
+
 class Retrying(msgspec.Struct, frozen=True):
-    """What became of `plan.Retrying`."""
+    """What became of `plan.Retrying`. `carrying` is empty in figures from before it was measured."""
 
     clients: int
     accepting: list[Accepting]
     settling: list[Settling]
     waits: Waits
     bulk: Bulk
+    carrying: list[Dispatched] = []
 
     def find_accepting(self, server: str) -> Accepting | None:
         """None where it was left out."""
@@ -161,6 +173,93 @@ class Retrying(msgspec.Struct, frozen=True):
         """None where it was left out."""
         wanted = (consumer, processes)
         return next((each for each in self.settling if (each.consumer, each.processes) == wanted), None)
+
+
+class Scaled(msgspec.Struct, frozen=True, kw_only=True):
+    """So many processes under one load: measured, and predicted by the model, which knows the first of them only."""
+
+    what: str
+    apis: int
+    workers: int
+    clients: int
+    per_s: Figure
+    cost: Cost
+    batches: Batches
+    predicted_per_s: float
+    limit: str
+
+
+class Scaling(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of `plan.Scaling`. `own` and `of_batch`: the model's costs, of reads and of retries."""
+
+    cores: int
+    few: int
+    scaled: list[Scaled]
+    own: dict[str, Cost]
+    of_batch: dict[str, Cost]
+
+    def find(self, what: str, *, apis: int, workers: int, clients: int) -> Scaled | None:
+        """None where it was not measured."""
+        wanted = (what, apis, workers, clients)
+        return next(
+            (each for each in self.scaled if (each.what, each.apis, each.workers, each.clients) == wanted), None
+        )
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """Bytes of the ledger."""
+
+    table: int
+    indexes: int
+
+
+class LedgerCall(msgspec.Struct, frozen=True):
+    """One kind of request to the ledger."""
+
+    call: str
+    load: Load
+
+
+class LedgerOf(msgspec.Struct, frozen=True, kw_only=True):
+    """A ledger of so many settled rows.
+
+    `waited_p99_ms`: of single retries at a steady rate, from their place in the ledger until they were applied.
+    `meanwhile`: POSTs while rows were pruned. `slowest_ms`: the longest statement of prune.
+    """
+
+    rows: int
+    filled_s: float
+    accepting: Load
+    settled_per_s: float
+    waited_p99_ms: float
+    calls: list[LedgerCall]
+    pruned: int
+    pruned_per_s: float
+    slowest_ms: float
+    meanwhile: Load
+    before: Sizes
+    after_prune: Sizes
+    after_vacuum: Sizes
+    vacuum_s: float
+
+    def find(self, call: str) -> Load:
+        """The load of one kind of request."""
+        return next(each.load for each in self.calls if each.call == call)
+
+
+class Ledger(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of `plan.Ledger`."""
+
+    days: int
+    kept_days: int
+    clients: int
+    connections: int
+    rate_per_s: float
+    ledgers: list[LedgerOf]
+
+    def find(self, rows: int) -> LedgerOf | None:
+        """None where it was not measured."""
+        return next((each for each in self.ledgers if each.rows == rows), None)
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -309,6 +408,8 @@ class Results(msgspec.Struct, kw_only=True):
     reading: Reading | None = None
     waiting: Waiting | None = None
     retrying: Retrying | None = None
+    scaling: Scaling | None = None
+    ledger: Ledger | None = None
     growth: Growth | None = None
     memory: Memory | None = None
     adapters: Adapters | None = None

@@ -1,6 +1,6 @@
-"""Retrying, as a whole: accepting, settling, and the way from one to the other."""
+"""Retrying, as a whole: accepting, settling, the way from one to the other, and what RabbitMQ costs on it."""
 
-from bench import accepting, dispatching, settling
+from bench import accepting, carrying, dispatching, settling
 from bench.part import Stage
 from bench.results import Retrying
 
@@ -8,5 +8,6 @@ from bench.results import Retrying
 async def measure(stage: Stage) -> Retrying:
     """The figures. Raises ServerFailed, TimeoutError."""
     accepted = await accepting.measure(stage)
+    carried = await carrying.measure(stage)
     waits, bulk = await dispatching.measure(stage)
-    return Retrying(stage.plan.retrying.clients, accepted, await settling.measure(stage), waits, bulk)
+    return Retrying(stage.plan.retrying.clients, accepted, await settling.measure(stage), waits, bulk, carried)

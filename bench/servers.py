@@ -5,29 +5,29 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from tests.servers.postgres import Postgres, private_postgres
-from tests.servers.rabbitmq import Rabbitmq, private_rabbitmq
+from tests.servers.postgres import Postgres, PrivatePostgres, private_postgres
+from tests.servers.rabbitmq import PrivateRabbitmq, private_rabbitmq
 
 
 @asynccontextmanager
-async def postgres_server() -> AsyncIterator[Postgres]:
+async def postgres_server() -> AsyncIterator[PrivatePostgres]:
     """PostgreSQL as it comes: it waits for the disk before it says that something is committed."""
     server = private_postgres(durable=True)
     try:
         await server.start()
         await server.postgres.prepare()
-        yield server.postgres
+        yield server
     finally:
         await server.close()
 
 
 @asynccontextmanager
-async def rabbitmq_server() -> AsyncIterator[Rabbitmq]:
+async def rabbitmq_server() -> AsyncIterator[PrivateRabbitmq]:
     """RabbitMQ, one node."""
     server = private_rabbitmq()
     try:
         await server.start()
-        yield server.rabbitmq
+        yield server
     finally:
         await server.close()
 

@@ -1,4 +1,4 @@
-"""What was to be reached by reading, waiting, retrying and the console, and whether it is."""
+"""What was to be reached by reading, waiting, retrying, scaling and the console, and whether it is."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,9 +8,22 @@ from bench.accepting import INLINE
 from bench.accepting import REDRIVE as REDRIVE_ACCEPTS
 from bench.adapters import NUMBERED as NUMBERED_TABLE
 from bench.adapters import PLAIN as PLAIN_TABLE
+from bench.carrying import THROUGH_LEDGER, THROUGH_RABBITMQ
 from bench.console import FAILURES, SERIES, STATS, TOGETHER, TYPES
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, REDRIVE
-from bench.results import AdapterCost, Adapters, Bulk, Console, Figure, Reading, Results, Retrying, Waiting, Waits
+from bench.results import (
+    AdapterCost,
+    Adapters,
+    Bulk,
+    Console,
+    Figure,
+    Reading,
+    Results,
+    Retrying,
+    Scaling,
+    Waiting,
+    Waits,
+)
 from bench.settling import ACK_ONLY, CELERY, WORKER
 
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
@@ -20,6 +33,7 @@ _MOST_DECIMALS: Final = 6
 _READING: Final = "reading"
 _WAITING: Final = "waiting"
 _RETRYING: Final = "retrying"
+_SCALING: Final = "scaling"
 _ADAPTERS: Final = "adapters"
 _CONSOLE: Final = "console"
 
@@ -57,6 +71,8 @@ def targets_of(results: Results) -> list[Target]:
         found += _of_waiting(results.waiting)
     if results.retrying is not None:
         found += _of_retrying(results.retrying)
+    if results.scaling is not None:
+        found += _of_scaling(results.scaling)
     if results.adapters is not None:
         found += _of_adapters(results.adapters)
     if results.console is not None:
@@ -130,6 +146,10 @@ def _of_retrying(retrying: Retrying) -> Iterator[Target]:
     ):
         theirs = retrying.find_settling(consumer)
         yield _at_least(_RETRYING, what, None if theirs is None else worker.per_s.over(theirs.per_s), wanted)
+    dispatched = {each.way: each.per_s for each in retrying.carrying}
+    if dispatched:
+        what = f"retries through RabbitMQ against the ledger, {retrying.clients} clients, single POSTs"
+        yield _at_least(_RETRYING, what, dispatched[THROUGH_RABBITMQ].over(dispatched[THROUGH_LEDGER]), 0.85)
     yield _of_waits(retrying.waits)
     yield _of_bulk(retrying.bulk)
     yield Target(
@@ -159,6 +179,22 @@ def _of_bulk(bulk: Bulk) -> Target:
         f"{_near(bulk.accepted_s.median, 0.5, 2)} s / {_near(bulk.applied_s.median, 2, 2)} s",
         bulk.accepted_s.median <= 0.5 and bulk.applied_s.median <= 2,
     )
+
+
+def _of_scaling(scaling: Scaling) -> Iterator[Target]:
+    """Each configuration that the model did not know."""
+    for each in scaling.scaled:
+        if (each.apis, each.workers) in {(1, 0), (1, 1)}:
+            continue
+        ratio = each.per_s.median / each.predicted_per_s
+        processes = f"{each.apis} api" + (f", {each.workers} worker{'s' * (each.workers > 1)}" if each.workers else "")
+        yield Target(
+            _SCALING,
+            f"{each.what}, {processes}, {each.clients} clients: measured against predicted",
+            f"0.8 to 1.2 {TIMES}",
+            f"{ratio:.2f} {TIMES}",
+            0.8 <= ratio <= 1.2,
+        )
 
 
 def _of_adapters(adapters: Adapters) -> Iterator[Target]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import adapters, growth, reading, report, settling
+from bench import adapters, carrying, growth, ledger, reading, report, scaling, settling
 from bench.plan import SMOKE
 from bench.programs import ROOT
 from bench.results import Results, decoded
@@ -42,7 +42,9 @@ async def test_its_short_form_fills_in_every_figure(tmp_path: Path) -> None:
     await run_bench("--smoke", "--without", ",".join(LEFT_OUT), "--out", str(tmp_path))
 
     results = decoded((tmp_path / "results.json").read_bytes())  # strict: a figure that is missing is an error
-    assert set(results.runs) == {"reading", "waiting", "growth", "retrying", "memory", "adapters", "console"}
+    assert set(results.runs) == {
+        "reading", "waiting", "growth", "retrying", "scaling", "ledger", "memory", "adapters", "console",
+    }  # fmt: skip
     assert all(run.smoke and run.without == LEFT_OUT for run in results.runs.values())
     every_request_was_answered_well(results)
     all_took_part(results)
@@ -70,6 +72,11 @@ def every_request_was_answered_well(results: Results) -> None:
     assert results.console is not None
     assert len(results.console.counted) == 2 * (4 + 4 + 1)
     assert all(counted.slowest_ms.median > 0 for counted in results.console.counted)
+    assert results.ledger is not None
+    for filled in results.ledger.ledgers:
+        loads = [filled.accepting, filled.meanwhile, *(each.load for each in filled.calls)]
+        assert not sum(load.errors for load in loads)
+        assert filled.pruned == filled.rows * (results.ledger.days - results.ledger.kept_days) // results.ledger.days
     for waits in (results.retrying.waits, results.retrying.bulk.singles_meanwhile):
         assert (waits.not_accepted, waits.not_applied) == (0, 0)
 
@@ -87,6 +94,16 @@ def all_took_part(results: Results) -> None:
     assert len(results.retrying.accepting) == 2
     consumers = {settled.consumer for settled in results.retrying.settling}
     assert consumers == {settling.WORKER, settling.WITHOUT_BROKER, settling.ACK_ONLY}
+    assert {each.way for each in results.retrying.carrying} == {carrying.THROUGH_RABBITMQ, carrying.THROUGH_LEDGER}
+    assert results.scaling is not None
+    plan = SMOKE.scaling
+    for apis in plan.apis:
+        assert results.scaling.find(scaling.READS, apis=apis, workers=0, clients=plan.connections) is not None
+        for workers in plan.workers:
+            assert results.scaling.find(scaling.RETRIES, apis=apis, workers=workers, clients=plan.clients) is not None
+    assert results.ledger is not None
+    for call in ledger.CALLS:
+        assert all(filled.find(call).requests > 0 for filled in results.ledger.ledgers)
     for rows in SMOKE.growth.rows:
         for call in (growth.GET_ONE, growth.FIRST_PAGE, growth.DEEP_PAGE, growth.STATS):
             assert results.growth.find(rows, call, growth.LIST_CONNECTIONS) is not None

@@ -102,6 +102,11 @@ class PrivatePostgres(ABC):
 
     postgres: Postgres
 
+    @property
+    def pid(self) -> int | None:
+        """Its first process, from which all others descend; None where it is no process of this machine."""
+        return None
+
     @abstractmethod
     async def start(self) -> None:
         """Start it, or start it again; return when it answers. Nothing happens if it runs."""
@@ -185,6 +190,10 @@ class LocalPostgres(PrivatePostgres):
         )
         if done.returncode != 0:
             raise ServerFailed(f"{Path(command[0]).name} failed: {done.stderr.strip()}")
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process and self._process.alive else None
 
     async def start(self) -> None:
         if self._process and self._process.alive:

@@ -130,6 +130,11 @@ class PrivateRabbitmq(ABC):
 
     rabbitmq: Rabbitmq
 
+    @property
+    def pid(self) -> int | None:
+        """Its first process, from which all others descend; None where it is no process of this machine."""
+        return None
+
     @abstractmethod
     async def start(self) -> None:
         """Start it, or start it again; return when it takes connections (about 10 s). Nothing happens if it runs."""
@@ -249,6 +254,10 @@ class LocalRabbitmq(PrivateRabbitmq):
     def node(self) -> str:
         """Its name within a cluster."""
         return self._env["RABBITMQ_NODENAME"]
+
+    @property
+    def pid(self) -> int | None:
+        return self._node.pid if self._node and self._node.alive else None
 
     async def join(self) -> None:
         """Join the cluster of the first node; this one has nothing in it yet. Both run."""

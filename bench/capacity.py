@@ -1,0 +1,183 @@
+"""The capacity model: how many requests a second so many processes do on so many cores, and what limits them.
+
+Who takes part (api, worker, PostgreSQL, RabbitMQ, client) spends processor time on each request, and on each batch of
+requests. A batch costs much the same whatever it holds, so
+
+    cost of a request = own + of a batch * batches for one request
+
+The two parts follow from two measurements of one api process and one worker, with many clients and with few: fewer
+clients make smaller batches. More processes make smaller batches, too:
+
+- Each of n api processes has an n-th of the clients, and what waits in one process is accepted, and leased to be
+  published, together. So there are n times as many batches for one request.
+- A worker settles together what a lease has brought it. A lease of more than a hundred requests is several messages,
+  which go to different workers. While a worker waits for more to come, and settles, further leases come, and it settles
+  them together: it makes no more batches a second than this cycle allows. So the batches depend on the rate, and the
+  rate on the batches; the model repeats both until they agree.
+
+The rate is the lowest of these limits:
+
+    cores / the cost of a request to all         api processes / its cost to the api, which has one event loop in each
+    workers / its cost to the worker             1 / its cost to RabbitMQ: a queue is one process of its own there
+    1 / its cost to the client, where it is one process
+
+The model knows no waiting: not for the disk, not for the network, and not for a core that another program has.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from math import ceil
+from typing import Final
+
+MOST_REQUESTS: Final = 100
+"""In a message."""
+_ROUNDS: Final = 50
+
+
+class Limit(StrEnum):
+    """What a rate can be limited by."""
+
+    CORES = "cores"
+    API = "the api's event loops"
+    WORKERS = "the workers' event loops"
+    QUEUE = "the queue"
+    CLIENT = "the client's event loop"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Milliseconds of processor time for one request, or for one batch, by who spends them."""
+
+    api: float
+    worker: float
+    postgresql: float
+    rabbitmq: float
+    client: float
+
+    @property
+    def total(self) -> float:
+        """What all of them spend."""
+        return self.api + self.worker + self.postgresql + self.rabbitmq + self.client
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Batches for one request, so 1 where each is alone.
+
+    `accepted`: commits of the api that accept retries; of reads, queries. `leased`: leases of the relay. `settled`:
+    batches of the worker.
+    """
+
+    accepted: float
+    leased: float = 0.0
+    settled: float = 0.0
+
+    def of(self, who: str) -> float:
+        """Those that cost `who` something, a field of Cost."""
+        match who:
+            case "api":
+                return self.accepted + self.leased
+            case "worker":
+                return self.settled
+            case "postgresql":
+                return self.accepted + self.leased + self.settled
+            case "rabbitmq":
+                return self.leased + self.settled
+            case _:
+                return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """One api process and one worker, loaded by so many clients, each of which waits for its answer."""
+
+    clients: int
+    cost: Cost
+    batches: Batches
+    cycle_s: float = 0.0
+    """How long a worker waits for a batch that is not full, and settles it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A rate, what it is limited by, and what a request costs then."""
+
+    per_s: float
+    limit: Limit
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """`own`: the cost of a request without its batch. `of_batch`: the cost of a batch."""
+
+    own: Cost
+    of_batch: Cost
+    many: Observed
+
+    @classmethod
+    def fitted(cls, many: Observed, few: Observed) -> "Model":
+        """The model that agrees with both measurements, of many clients and of few.
+
+        Where more batches did not cost more, a batch costs nothing.
+        """
+        own, of_batch = {}, {}
+        for each in fields(Cost):
+            who = each.name
+            more = few.batches.of(who) - many.batches.of(who)
+            dearer = getattr(few.cost, who) - getattr(many.cost, who)
+            cost = max(0.0, dearer / more) if more > 0 else 0.0
+            of_batch[who] = cost = min(cost, getattr(many.cost, who) / many.batches.of(who)) if cost else 0.0
+            own[who] = getattr(many.cost, who) - cost * many.batches.of(who)
+        return cls(Cost(**own), Cost(**of_batch), many)
+
+    def batches(self, *, apis: int, workers: int, clients: int, per_s: float) -> Batches:
+        """Batches for one request with so many processes, at such a rate."""
+        share = apis * self.many.clients / clients
+        accepted, leased = (min(1.0, each * share) for each in (self.many.batches.accepted, self.many.batches.leased))
+        if not leased:
+            return Batches(accepted)
+        settled = min(1.0, leased * min(workers, ceil(1 / leased / MOST_REQUESTS)))
+        if self.many.cycle_s:
+            settled = min(settled, workers / self.many.cycle_s / per_s)
+        return Batches(accepted, leased, settled)
+
+    def cost(self, batches: Batches) -> Cost:
+        """What one request costs."""
+        return Cost(
+            **{
+                each.name: getattr(self.own, each.name) + getattr(self.of_batch, each.name) * batches.of(each.name)
+                for each in fields(Cost)
+            }
+        )
+
+    def limits(self, cost: Cost, *, apis: int, workers: int, cores: int) -> Mapping[Limit, float]:
+        """Requests a second that each limit allows; those that do not apply are left out."""
+        parts = {
+            Limit.CORES: (cores, cost.total),
+            Limit.API: (apis, cost.api),
+            Limit.WORKERS: (workers, cost.worker),
+            Limit.QUEUE: (1, cost.rabbitmq),
+            Limit.CLIENT: (1, cost.client),
+        }
+        return {limit: count * 1_000 / ms for limit, (count, ms) in parts.items() if ms > 0}
+
+    def predicted(self, *, apis: int, workers: int, clients: int, cores: int) -> Prediction:
+        """The rate with so many processes, on so many cores."""
+
+        def follow(per_s: float) -> Prediction:
+            cost = self.cost(self.batches(apis=apis, workers=workers, clients=clients, per_s=per_s))
+            limits = self.limits(cost, apis=apis, workers=workers, cores=cores)
+            limit = min(limits, key=lambda each: limits[each])
+            return Prediction(limits[limit], limit, cost)
+
+        predicted = follow(1.0)
+        for _ in range(_ROUNDS):
+            predicted = follow(predicted.per_s)
+        return predicted
+
+
+def processes_needed(per_s: float, ms: float) -> int:
+    """How many processes with one event loop each do so many requests a second, which cost one of them so much."""
+    return max(1, ceil(per_s * ms / 1_000))
