@@ -24,6 +24,8 @@ PAGES: Final = {
 }
 METHODS: Final = ("get", "post", "put", "patch", "delete")
 _LINK: Final = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+_REFERENCE: Final = re.compile(r"^\[[^\]]+\]: \.\./\.\./.*\n?", re.MULTILINE)
+"""Where a link leads on the page of the repository, and nowhere in the site: from one version to the next."""
 _SOURCE: Final = re.compile(r'((?:src|srcset)=")docs/')
 
 Node = dict[str, Any]
@@ -56,7 +58,7 @@ def on_page_markdown(markdown: str, page: "Page", **_more: object) -> str:
             return f"[{text}]({up}{path.relative_to('docs')}{anchor})"
         return text if text.startswith("`") else f"`{text}`"
 
-    return markdown if uri == "api.md" else _LINK.sub(there, markdown)
+    return markdown if uri == "api.md" else _LINK.sub(there, _REFERENCE.sub("", markdown))
 
 
 def api_lines(spec: Node) -> Iterator[str]:

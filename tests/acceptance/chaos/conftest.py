@@ -15,13 +15,12 @@ from tests.acceptance.chaos.tally import SCALE
 from tests.servers.postgres import PostgresPair, PrivatePostgres
 from tests.servers.rabbitmq import PrivateRabbitmq, RabbitmqCluster
 
-collect_ignore = ["test_adapters.py", "test_failovers.py"] if SCALE == 1 else []
+collect_ignore = ["test_failovers.py"] if SCALE == 1 else []
 _RIGS = frozenset({"rig", "rig_of_nodes", "rig_of_pair"})
 _LONGEST_FIRST = (
     "test_p20_",
     "test_p21_",
     "test_p22_",
-    "test_p26_",
     "test_p6_",
     "test_p19_",
     "test_no_order_of_events_",
