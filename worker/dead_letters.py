@@ -5,7 +5,7 @@ crash makes a second copy, and loses none.
 
 To read a queue, AMQP takes messages from it. A reader takes letters, keeps them in hand, and gives them back
 (`basic.nack`): to their places from RabbitMQ 4.0 on, to the end of the queue before. Each return counts as a delivery,
-and from 4.0 on a message is dropped after twenty
+until 4.3, which counts no `basic.nack`, but lost connections still; and from 4.0 on a message is dropped after twenty
 (https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling). An argument of the queue cannot prevent it: a
 limit of `-1`, which ends the counting in 4.0, makes 3.10 drop a letter when it is given back first (measured). So a
 letter that has come back ten times is published anew, confirmed, and then acknowledged: its copy is counted from zero.
