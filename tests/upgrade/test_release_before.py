@@ -174,3 +174,16 @@ async def test_an_upgrade_in_the_documented_order_loses_and_doubles_nothing(plac
         async with started(NOW, "api", place.api), started(NOW, "worker", place.worker):
             await ask()
             await put_back_once(maker, asked)
+
+
+async def test_an_upgrade_of_the_api_before_the_workers_loses_and_doubles_nothing(place: Place) -> None:
+    """What a worker of before cannot read waits until one of now comes."""
+    await place.migrate(NOW)
+    async with JobMaker.on(place.users.admin) as maker, started(NOW, "api", place.api):
+        asked = await maker.many_failed(20)
+        async with started(BEFORE, "worker", place.worker):
+            await retried(place.port, asked)
+            async with started(NOW, "worker", place.worker):  # beside it, and then alone
+                more = await maker.many_failed(20)
+                await retried(place.port, more)
+                await put_back_once(maker, [*asked, *more])
