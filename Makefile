@@ -43,9 +43,10 @@ chaos: export REDRIVE_CHAOS_SCALE ?= 100
 chaos: export REDRIVE_CHAOS_RESULTS := $(shell mktemp -u)
 chaos: sync ## break everything, again and again, for 30 to 50 minutes on two free processors; writes docs/reliability.md (REDRIVE_CHAOS_SCALE=3 …)
 	@.ci/test-servers
+	@.ci/test-browser
 	@timeout --signal=INT --kill-after=60 4500 \
 		$(BIN)/pytest -n 3 --dist loadgroup --no-loadscope-reorder -o timeout=3600 \
-		tests/acceptance/chaos tests/integration/test_ledger_machine.py \
+		tests/acceptance/chaos tests/integration/test_ledger_machine.py tests/browser/test_left_alone.py \
 		|| { echo "what was counted until then: $$REDRIVE_CHAOS_RESULTS"; exit 1; }
 	@$(BIN)/python -m tests.acceptance.chaos.report $$REDRIVE_CHAOS_RESULTS
 

@@ -9,6 +9,7 @@ from typing import Final
 import pytest_asyncio
 from playwright.async_api import Browser, expect
 
+from tests.acceptance.chaos.tally import SCALE
 from tests.api_server import Api, Serve
 from tests.browser.chromium import chromium
 from tests.browser.console import Console
@@ -18,6 +19,8 @@ from tests.servers.postgres import Postgres
 from tests.servers.rabbitmq import Rabbitmq
 
 __all__ = ["serve"]
+
+collect_ignore = ["test_left_alone.py"] if SCALE == 1 else []
 
 module_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
 

@@ -19,6 +19,15 @@ document.addEventListener("securitypolicyviolation", (event) => {
 """
 
 
+async def see(page: Page, state: str) -> None:
+    """Let the tab be `hidden`, or `visible`; a browser without windows does neither by itself."""
+    await page.evaluate(
+        "to => { Object.defineProperty(document, 'visibilityState', {get: () => to, configurable: true});"
+        "document.dispatchEvent(new Event('visibilitychange')); }",
+        state,
+    )
+
+
 class Console:
     """One window. `wrong` gathers page errors, and errors on the browser's console but its own line for a status."""
 

@@ -11,7 +11,7 @@ from playwright.async_api import Browser, Page, Request, Route, expect
 
 from tests.api_server import Api, Serve
 from tests.browser.conftest import module_fixture
-from tests.browser.console import Console
+from tests.browser.console import Console, see
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.servers.proxy import Proxy
@@ -98,11 +98,7 @@ class Product:
         return told
 
     async def hide(self, hidden: str = "hidden") -> None:
-        await self.page.evaluate(
-            "to => { Object.defineProperty(document, 'visibilityState', {get: () => to, configurable: true});"
-            "document.dispatchEvent(new Event('visibilitychange')); }",
-            hidden,
-        )
+        await see(self.page, hidden)
 
     @property
     def paths(self) -> list[str]:

@@ -8,7 +8,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Locator, Route, expect
 
 from tests.api_server import Api, Serve
-from tests.browser.console import EVERYTHING, Console
+from tests.browser.console import EVERYTHING, Console, see
 from tests.jobs import JobMaker, MadeJob
 from tests.tokens import token
 
@@ -193,22 +193,13 @@ async def test_a_hidden_tab_asks_for_nothing(console: Console, api: Api, failed:
     page.on("request", lambda request: asked.append(request.url))
     for view in await views_of(api, failed):
         await console.go(view)
-        await see(console, "hidden")
+        await see(page, "hidden")
         asked.clear()
 
         await page.clock.run_for(600_000)
 
         assert asked == [], view
-        await see(console, "visible")
-
-
-async def see(console: Console, state: str) -> None:
-    """Hide the tab, or show it; a browser without windows does neither by itself."""
-    await console.page.evaluate(
-        "to => { Object.defineProperty(document, 'visibilityState', {get: () => to, configurable: true});"
-        "document.dispatchEvent(new Event('visibilitychange')); }",
-        state,
-    )
+        await see(page, "visible")
 
 
 async def test_the_timeline_of_a_job_is_in_the_order_in_which_it_happened(console: Console, jobs: JobMaker) -> None:

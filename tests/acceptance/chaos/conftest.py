@@ -23,6 +23,7 @@ _LONGEST_FIRST = (
     "test_p22_",
     "test_p6_",
     "test_p19_",
+    "test_two_tabs_",
     "test_no_order_of_events_",
     "test_p1_",
     "test_p5_",
