@@ -4,6 +4,7 @@ A value that is refused raises ValueError with the words that follow the variabl
 """
 
 import math
+import os
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from pydantic_settings import NoDecode
 
 from shared.claims import claim_path
 from shared.models import JobStatus
+from shared.otel_settings import is_disabled
 from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
 MIN_SECRET_BYTES: Final = 32
@@ -132,6 +134,8 @@ def _share(value: object) -> float | None:
 
 
 def _traceable(share: float | None) -> float | None:
+    if is_disabled(os.environ):
+        return None
     if share is not None:
         try:
             found = find_spec("opentelemetry.sdk") and find_spec("opentelemetry.exporter.otlp.proto.http")

@@ -2,7 +2,8 @@
 
 Every variable begins with `REDRIVE_`. A secret can also come from a file, which the same variable with `_FILE` at its
 end names; servers' URLs are read from it again for each new connection. An empty variable counts as unset. One error
-names every problem, and shows no value. Settings without effect are in `notes`.
+names every problem, and shows no value. Settings without effect are in `notes`. OpenTelemetry's own variables are
+checked where there are to be traces (shared/otel_settings.py).
 """
 
 import os
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin
 from pydantic import Field, PrivateAttr, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared import otel_settings
 from shared.errors import SettingsError
 from shared.models import FINAL_STATUSES
 from shared.postgres_url import postgres_url
@@ -187,9 +189,9 @@ def read(kind: type[S], **known: object) -> S:
             for problem in error.errors()
             if problem["loc"][0] not in unread
         ]
-        raise SettingsError(sorted([*problems, *unread.values()])) from None
-    if unread:
-        raise SettingsError(sorted(unread.values()))
+        raise SettingsError(sorted([*problems, *unread.values(), *_otel_problems(known)])) from None
+    if problems := [*unread.values(), *_otel_problems(known)]:
+        raise SettingsError(sorted(problems))
     settings._files = {  # noqa: SLF001 - a part of reading them, which the caller cannot do
         field: FileSecret(Path(os.environ[f"{PREFIX}{field.upper()}_FILE"]), value, check)
         for field, value in secrets.items()
@@ -213,6 +215,21 @@ def _notes(
         if isinstance(secret, SecretStr):
             for note in postgres_url(secret.get_secret_value()).ignored:
                 yield f"{_origin(field, from_files)}: {note}"
+    if _asks_for_traces(known):
+        if otel_settings.is_disabled(os.environ):
+            yield f"{PREFIX}TRACING is ignored: {otel_settings.DISABLED} is true"
+        elif ignored := otel_settings.ignored_in(os.environ):
+            yield f"of OpenTelemetry's variables, these have no effect on Redrive: {', '.join(ignored)}"
+
+
+def _asks_for_traces(known: Mapping[str, object]) -> bool:
+    return known.get("tracing", os.environ.get(f"{PREFIX}TRACING")) not in {None, "", "off"}
+
+
+def _otel_problems(known: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with OpenTelemetry's own variables, where there are to be traces."""
+    if _asks_for_traces(known) and not otel_settings.is_disabled(os.environ):
+        yield from otel_settings.problems_in(os.environ)
 
 
 def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str, str]]:

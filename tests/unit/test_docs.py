@@ -16,6 +16,7 @@ import worker.metrics
 from api.app import create_app
 from shared.database import open_database
 from shared.errors import DatabaseUnavailable
+from shared.otel_settings import HONOURED
 from shared.setting_types import Limit
 from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read
 from shared.telemetry import metrics_registry
@@ -148,6 +149,17 @@ def test_every_log_event_is_explained() -> None:
     }
 
     assert told == set(events())
+
+
+def test_every_variable_of_opentelemetry_that_has_an_effect_is_explained() -> None:
+    told = {
+        name
+        for row in rows(text_of("docs/observability.md"), r"(`OTEL_[A-Z_]+`(, )?)+")
+        for name in re.findall(r"`(OTEL_\w+)`", row[0])
+    }
+    of_traces = {name.replace("_OTLP_", "_OTLP_TRACES_") for name in told if name.startswith("OTEL_EXPORTER_OTLP_")}
+
+    assert told | of_traces == HONOURED
 
 
 async def test_pgbouncer_is_told_of_every_parameter_that_connections_send(monkeypatch: pytest.MonkeyPatch) -> None:
