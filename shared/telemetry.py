@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 from prometheus_client import CollectorRegistry, Gauge, GCCollector, PlatformCollector, ProcessCollector
 
+from shared.otel_log import OtelLog
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
@@ -24,6 +26,9 @@ _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{
 
 # At INFO these log what our programs log themselves, once and with more facts.
 _QUIET: Final = ("aio_pika", "aiormq", "aiohttp.access", "asyncio")
+
+_EXPORTING: Final = ("opentelemetry", "urllib3")
+"""What makes spans and sends them; urllib3 is its HTTP client."""
 
 
 def configure_logging(*, level: str, json: bool) -> None:
@@ -67,6 +72,12 @@ def configure_logging(*, level: str, json: bool) -> None:
     root.setLevel(level)
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.DEBUG if level == "DEBUG" else logging.CRITICAL)
+    otel_log = OtelLog()
+    for name in _EXPORTING:
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [otel_log]
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
 
 
 def metrics_registry() -> CollectorRegistry:

@@ -2,6 +2,8 @@
 
 import gzip
 import signal
+import socket
+from contextlib import ExitStack
 
 import aiohttp
 import pytest
@@ -77,3 +79,42 @@ async def test_the_spans_of_a_retry_arrive_from_both_programs_at_the_latest_when
     assert {(program, name) for program, name, trace in collector.spans if trace != TRACE[3:35]} == {
         ("redrive-worker", "settle")
     }
+
+
+@pytest.mark.parametrize(
+    ("listens", "timeout_s", "trouble"), [(False, "10", "connection refused"), (True, "300", "Queue full")]
+)
+async def test_a_collector_that_is_away_or_hangs_is_told_in_plain_lines_and_keeps_no_program_from_ending(
+    *, listens: bool, timeout_s: str, trouble: str, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port()
+    with ExitStack() as stack:
+        collector = stack.enter_context(socket.socket())
+        collector.bind(("127.0.0.1", 0))
+        if listens:
+            collector.listen()  # it takes connections, and never answers
+        collector_port = collector.getsockname()[1]
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://user:canary@127.0.0.1:{collector_port}/key-canary")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", timeout_s)
+        monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
+        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+        settings = {"DATABASE_URL": database_url, "TRACING": "1", "JWT_SECRET": SECRET, "PORT": str(port)}
+        async with (
+            Program.started("api", **settings) as api,
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {token()}"}) as client,
+        ):
+            await api.until_ready()
+
+            async def told() -> bool:
+                async with client.get(f"http://127.0.0.1:{port}/api/me") as answer:
+                    assert answer.status == 200
+                return any(trouble in line.get("reason", "") for line in api.log)
+
+            await eventually(told, within_s=30)
+            api.send(signal.SIGTERM)
+            assert await api.ended() == 0, api.err
+
+    lines = [line for line in api.log if line["event"] == "opentelemetry reported trouble"]
+    assert all(line["level"] == "warning" and "exception" not in line for line in lines)
+    assert not any(secret in api.err for secret in ("canary", str(collector_port)))
