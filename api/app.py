@@ -16,7 +16,6 @@ from api.pages import Cursors
 from api.ratelimit import ClientAddresses, RateLimit
 from api.relay import Relay
 from api.routes import Stores, Watches, add_routes
-from api.spans import traced
 from api.watch import Waiters
 from shared.batches import Batches
 from shared.cursor_key import cursor_key
@@ -81,6 +80,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry", tracing: 
         read_only=settings.read_only,
         origins=Origins(settings.cors_origins),
         metrics=metrics,
+        tracing=tracing,
     )
     waiters = Waiters(settings.max_waiters)
     metrics.watch(waiters)
@@ -89,7 +89,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry", tracing: 
     background = Background()
 
     # Opened in this order, and closed in the opposite one.
-    app = web.Application(middlewares=[door.middleware if tracing is None else traced(door.middleware, tracing)])
+    app = web.Application(middlewares=[door.middleware])
     app.cleanup_ctx.append(_opened(database))
     if reading is not database:
         app.cleanup_ctx.append(_opened(reading))

@@ -15,7 +15,7 @@ from api.ids import retry_id_of
 from api.pages import flag_of, page_of, text_of
 from api.problems import Fault, InvalidBody
 from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of, key_text_of
-from api.spans import start_create_span
+from api.spans import create_span
 from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, BulkDryRun, Skipped
 from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
@@ -124,7 +124,7 @@ class BatchResource:
         )
         if dry_run or (dry_run is None and body.filter is not None):
             return _dry_run_answer(await self._batches.dry_run(request))
-        with start_create_span(call.request) as traceparent:
+        with create_span(call) as traceparent:
             async with in_time():
                 accepted = await self._batches.accept(msgspec.structs.replace(request, traceparent=traceparent))
         self._poke()

@@ -9,8 +9,12 @@ steps after it, for each handler.
 
 A preflight is answered at its step. With `Transfer-Encoding`, which no browser sends, it is none (`is_preflight`), and
 like any other OPTIONS in chunks it is charged to its address and answered 411.
+
+A sampled request has a span, where traces are on, once its token, its limits and its scopes have let it in: what is
+refused before is not traced, so that a stranger cannot have spans made.
 """
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -38,6 +42,7 @@ from api.problems import (
     ReadOnly,
     problem_answer,
 )
+from api.spans import begin_span, end_span
 from shared.errors import DatabaseUnavailable, JobsUnfit, RedriveError
 from shared.models import JobId, ProjectId
 
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 
     from api.metrics import Metrics
     from api.ratelimit import Bucket, ClientAddresses, RateLimit
+    from shared.tracing import RequestSpan, Tracing
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -94,12 +100,16 @@ class Access(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A request that has passed the door: made by `principal`, about the project `project_id`."""
+    """A request that has passed the door: made by `principal`, about the project `project_id`.
+
+    `span` is there if it is traced.
+    """
 
     request: web.Request
     principal: Principal
     project_id: ProjectId
     parameters: dict[str, str]
+    span: "RequestSpan | None" = None
 
     @property
     def foreign_project_id(self) -> ProjectId | None:
@@ -115,15 +125,16 @@ class Passage:
     """What the door knows of a request so far.
 
     `limit_state` is the project's limit, and the bucket that was charged. `cross_origin` are the answer's CORS headers;
-    None where no origins are listed.
+    None where no origins are listed. `span` is there once a request that is traced was let in.
     """
 
-    __slots__ = ("cross_origin", "limit_state", "request_id")
+    __slots__ = ("cross_origin", "limit_state", "request_id", "span")
 
     def __init__(self, request_id: str) -> None:
         self.request_id = request_id
         self.cross_origin: Mapping[str, str] | None = None
         self.limit_state: tuple[RateLimit, Bucket] | None = None
+        self.span: RequestSpan | None = None
 
     def complete(self, headers: "MutableMapping[str, str]") -> None:
         """Add the headers that every answer has, and those of the limit if one was charged."""
@@ -168,6 +179,7 @@ class Door:
         read_only: bool,
         origins: Origins,
         metrics: "Metrics",
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._noted_at = -1.0
         self.closing = False
@@ -179,6 +191,7 @@ class Door:
         self._read_only = read_only
         self.origins = origins
         self._metrics = metrics
+        self._tracing = tracing
         self._compressor = Compressor()
 
     @property
@@ -200,13 +213,19 @@ class Door:
             except Exception as error:  # noqa: BLE001 - `_problem_of` logs what is not meant for the client
                 _abort_if_begun(request)
                 answer = self._problem_of(error, request)
+            except asyncio.CancelledError:
+                end_span(passage.span, request, None, time.perf_counter() - started_at)
+                raise
             if answer.__class__ is Answer or not answer.prepared:  # a stream has been: it sends its headers itself
                 if answer.__class__ is Answer and (body := answer.body) is not None and len(body) >= LEAST_BYTES:
                     await self._compressor.compress(answer, request.headers)
                 passage.complete(answer.headers)
                 if self.closing:
                     answer.force_close()
-            self._metrics.count_answer(request, answer.status, time.perf_counter() - started_at)
+            took_s = time.perf_counter() - started_at
+            if passage.span is not None:
+                end_span(passage.span, request, answer.status, took_s)
+            self._metrics.count_answer(request, answer.status, took_s)
             return answer
 
         return door
@@ -259,6 +278,7 @@ class Door:
         limit = self._by_project[access.cost]
         units = 1 if limit is None else min(access.units, limit.requests)
         closed = access.writes and self._read_only
+        tracing = self._tracing
 
         async def behind_the_door(request: web.Request) -> web.StreamResponse:
             if access.writes and self.origins.is_cross_site(request):
@@ -273,10 +293,13 @@ class Door:
             _require_scope(principal, access, query)
             if closed:
                 raise ReadOnly
+            span = None
+            if tracing is not None and (span := begin_span(tracing, request)) is not None:
+                request[PASSAGE].span = span
             if not query:
-                return await handler(Call(request, principal, principal.project_id, {}))
+                return await handler(Call(request, principal, principal.project_id, {}, span))
             parameters = _parameters_of(query, access.parameters)
-            return await handler(Call(request, principal, _project_of(principal, parameters), parameters))
+            return await handler(Call(request, principal, _project_of(principal, parameters), parameters, span))
 
         return behind_the_door
 

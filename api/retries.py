@@ -17,7 +17,7 @@ from api.job_view import versions_of
 from api.pages import fitting, flag_of, page_of, text_of
 from api.problems import InvalidParameter
 from api.retry_view import RetryView, path_of
-from api.spans import start_create_span
+from api.spans import create_span
 from shared.database import in_time
 from shared.errors import JobChanged
 from shared.idempotency import IdempotencyKey
@@ -142,7 +142,7 @@ class RetryResource:
         )
         if dry_run:
             return await self._dry_run(request)
-        with start_create_span(call.request) as traceparent:
+        with create_span(call) as traceparent:
             async with in_time():
                 accepted = await self._retries.accept(msgspec.structs.replace(request, traceparent=traceparent))
         self._poke()

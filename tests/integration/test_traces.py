@@ -1,22 +1,34 @@
 """One trace from the POST through ledger and RabbitMQ to the effect, taken with OpenTelemetry's in-memory exporter."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
+from uuid import uuid4
 
+import msgspec
 import pytest
+import structlog
+from aiohttp import web
+from aiohttp.test_utils import make_mocked_request
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, SpanKind
+from prometheus_client import CollectorRegistry
 
+from api.door import Call
+from api.routes import READ
 from shared import tracing
 from shared.tracing import Tracing
-from tests.api_server import Serve
+from tests.api_server import NO_TOKEN, Serve
 from tests.eventually import eventually
-from tests.jobs import JobMaker
+from tests.jobs import JobMaker, a_retry_of
+from tests.ledger import Ledger
 from tests.tokens import token
 from tests.workers import a_worker
+from worker.metrics import Metrics
+from worker.settling import Settler
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = TRACE[:-1] + "0"
@@ -146,3 +158,110 @@ async def test_what_a_client_has_not_sampled_keeps_its_context_in_the_ledger_and
 
     assert await jobs.pool.fetchval("SELECT traceparent FROM redrive.retry_requests") == UNSAMPLED
     assert exporter.get_finished_spans() == ()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "scope", "status"),
+    [
+        ("GET", "/api/jobs/{id}", None, 401),
+        ("GET", "/api/jobs/{id}", "jobs:retry", 403),
+        ("GET", "/api/jobs/{id}", "jobs:read", 429),
+        ("POST", "/api/jobs/{id}/retry", None, 401),
+        ("GET", "/api/openapi.json", None, 200),
+        ("GET", "/nowhere", "jobs:read", 404),
+        ("PUT", "/api/jobs/{id}", "jobs:read", 405),
+    ],
+)
+async def test_what_the_door_does_not_let_in_is_not_traced(
+    *,
+    method: str,
+    path: str,
+    scope: str | None,
+    status: int,
+    database_url: str,
+    jobs: JobMaker,
+    serve: Serve,
+    exporter: InMemorySpanExporter,
+    of_api: Tracing,
+) -> None:
+    job = await jobs.failed()
+    limit = "1/3600" if status == 429 else None
+    api = await serve(database_url, traced_by=of_api, require_scopes=True, limit_read=limit)
+    given = NO_TOKEN if scope is None else token(scope=scope)
+    if status == 429:
+        assert (await api.get(f"/api/jobs/{job.id}", token=given)).status == 200
+
+    answer = await api.call(method, path.format(id=job.id), token=given, headers={"traceparent": TRACE})
+
+    assert answer.status == status
+    assert exporter.get_finished_spans() == ()
+
+
+async def test_what_a_handler_refuses_is_traced(
+    database_url: str, serve: Serve, exporter: InMemorySpanExporter, of_api: Tracing
+) -> None:
+    api = await serve(database_url, traced_by=of_api)
+
+    answer = await api.get(f"/api/jobs/{uuid4()}", headers={"traceparent": TRACE})
+
+    (span,) = exporter.get_finished_spans()
+    assert (answer.status, attributes_of(span)["http.response.status_code"]) == (404, 404)
+
+
+async def test_log_lines_of_a_traced_request_have_its_trace_and_the_next_requests_have_none(
+    database_url: str, serve: Serve, of_api: Tracing
+) -> None:
+    bound = []
+    door = (await serve(database_url, traced_by=of_api)).parts.door
+
+    async def handler(_call: Call) -> web.Response:
+        bound.append(structlog.contextvars.get_contextvars())
+        return web.Response()
+
+    for headers in ({"traceparent": TRACE}, {}):
+        request = make_mocked_request("GET", "/", headers={"Authorization": f"Bearer {token()}", **headers})
+        await door.middleware(request, door.guarded(READ, handler))
+
+    assert bound == [{"trace_id": TRACE[3:35]}, {}]
+
+
+async def test_a_request_that_is_cut_off_has_a_span_without_a_status(
+    database_url: str, serve: Serve, exporter: InMemorySpanExporter, of_api: Tracing
+) -> None:
+    door = (await serve(database_url, traced_by=of_api)).parts.door
+    let_in = asyncio.Event()
+
+    async def handler(_call: Call) -> web.Response:
+        let_in.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    headers = {"Authorization": f"Bearer {token()}", "traceparent": TRACE}
+    request = make_mocked_request("GET", "/", headers=headers)
+    answering = asyncio.ensure_future(door.middleware(request, door.guarded(READ, handler)))
+    await let_in.wait()
+    answering.cancel()
+    await asyncio.wait([answering])
+
+    (span,) = exporter.get_finished_spans()
+    assert "http.response.status_code" not in attributes_of(span)
+    assert answering.cancelled()
+
+
+
+async def test_a_message_that_is_delivered_again_is_a_link_of_another_batch_and_no_second_span(
+    jobs: JobMaker, ledger: Ledger, exporter: InMemorySpanExporter, of_api: Tracing
+) -> None:
+    job = await jobs.failed()
+    await ledger.retries.accept(msgspec.structs.replace(a_retry_of(job), traceparent=TRACE))
+    messages = await ledger.settlement.queued(1)
+    settler = Settler(ledger.settlement, Metrics(CollectorRegistry()), of_api)
+
+    await settler.settle(messages)
+    await settler.settle(messages)
+
+    spans = exporter.get_finished_spans()
+    assert [span.kind for span in spans] == [SpanKind.CONSUMER, SpanKind.INTERNAL, SpanKind.INTERNAL]
+    assert [parent_of(spans[0]), *(link.context.span_id for span in spans[1:] for link in span.links)] == [
+        int(TRACE[36:52], 16)
+    ] * 3

@@ -1,21 +1,18 @@
 """Traces: what is sampled, what a repeated delivery leaves, and that nothing of it is loaded while they are off."""
 
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
-import structlog
-from aiohttp import web
-from aiohttp.typedefs import Handler
-from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind
-from pytest_aiohttp import AiohttpClient
+from opentelemetry.trace import SpanKind, StatusCode
 
-from api.spans import traced
 from shared.errors import SettingsError
 from shared.settings import WorkerSettings, read
+from shared.telemetry import tracing_of
 from shared.tracing import Tracing
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -28,9 +25,7 @@ def exporter() -> InMemorySpanExporter:
 
 @pytest.fixture
 def tracing(exporter: InMemorySpanExporter) -> Tracing:
-    provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    return Tracing(provider.get_tracer("test"), share=0)
+    return Tracing(SimpleSpanProcessor(exporter), program="test", share=0)
 
 
 def test_a_repeated_delivery_is_a_link_of_its_batch_and_no_second_span(
@@ -54,38 +49,54 @@ def test_a_batch_without_a_sampled_request_has_no_span(exporter: InMemorySpanExp
     assert exporter.get_finished_spans() == ()
 
 
-async def test_log_lines_of_a_traced_request_have_its_trace_and_the_next_request_s_have_none(
-    tracing: Tracing, aiohttp_client: AiohttpClient
-) -> None:
-    bound = []
+@pytest.mark.parametrize("header", [TRACE, TRACE[:-2] + "03", TRACE.replace("00-0", "cc-0")])
+def test_what_a_client_has_sampled_is_traced_at_any_share(header: str, tracing: Tracing) -> None:
+    span = tracing.begin_request(header)
 
-    @web.middleware
-    async def door(request: web.Request, handler: Handler) -> web.StreamResponse:  # noqa: ARG001
-        bound.append(structlog.contextvars.get_contextvars())
-        return web.Response()
-
-    client = await aiohttp_client(web.Application(middlewares=[traced(door, tracing)]))
-    await client.get("/", headers={"traceparent": TRACE})
-    await client.get("/")
-
-    assert bound == [{"trace_id": TRACE[3:35]}, {}]
-
-
-def test_a_request_that_is_cut_off_ends_its_span(exporter: InMemorySpanExporter, tracing: Tracing) -> None:
-    span = tracing.begin_request("GET", TRACE)
     assert span is not None
-    span.end()
+    assert span.trace_id == TRACE[3:35]
+
+
+@pytest.mark.parametrize("header", ["", TRACE[:-1] + "0", TRACE[:-1] + "A", TRACE.upper(), "x1", TRACE + "-1"])
+def test_what_a_client_has_not_sampled_is_traced_at_no_share(header: str, exporter: InMemorySpanExporter) -> None:
+    assert Tracing(SimpleSpanProcessor(exporter), program="test", share=1).begin_request(header) is None
+
+
+def test_every_request_that_begins_a_trace_has_one_of_its_own(exporter: InMemorySpanExporter) -> None:
+    tracing = Tracing(SimpleSpanProcessor(exporter), program="test", share=1)
+    spans = [tracing.begin_request(None) for _ in range(100)]
+
+    assert len({span.trace_id for span in spans if span is not None}) == 100
+
+
+def test_a_span_lasts_as_long_as_its_request_took(exporter: InMemorySpanExporter, tracing: Tracing) -> None:
+    span = tracing.begin_request(TRACE)
+    assert span is not None
+    span.end("GET", "/", 503, took_s=1.5)
 
     (ended,) = exporter.get_finished_spans()
-    assert ended.name == "GET"
+    assert ended.start_time is not None
+    assert ended.end_time is not None
+    assert ended.end_time - ended.start_time == 1_500_000_000
+    assert ended.status.status_code is StatusCode.ERROR
+    assert ended.resource.attributes["service.name"] == "redrive-test"
 
 
-@pytest.mark.parametrize("header", [TRACE, None])
-def test_a_disabled_sdk_traces_no_request(header: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
-    disabled = Tracing(TracerProvider(shutdown_on_exit=False).get_tracer("test"), share=1)
+async def test_a_collector_that_hangs_costs_spans_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # it takes connections, and never answers
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{hanging.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "300")
+        monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
+        monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
+        began_at = time.monotonic()
+        async with tracing_of("test", 1.0) as tracing:
+            assert tracing is not None
+            for _ in range(1_000):
+                span = tracing.begin_request(None)
+                assert span is not None
+                span.end("GET", "/", 200, took_s=0.001)
 
-    assert disabled.begin_request("GET", header) is None
+    assert time.monotonic() - began_at < 60  # of the 300 s that the exporter waits
 
 
 def test_nothing_of_opentelemetry_is_imported_while_traces_are_off() -> None:
