@@ -223,9 +223,11 @@ class Door:
                 if self.closing:
                     answer.force_close()
             took_s = time.perf_counter() - started_at
-            if passage.span is not None:
+            if passage.span is None:
+                self._metrics.count_answer(request, answer.status, took_s)
+            else:
                 end_span(passage.span, request, answer.status, took_s)
-            self._metrics.count_answer(request, answer.status, took_s)
+                self._metrics.count_answer(request, answer.status, took_s, trace_id=passage.span.trace_id)
             return answer
 
         return door

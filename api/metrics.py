@@ -1,5 +1,6 @@
 """The api's metrics. All labels come from closed sets: routes as declared, served methods, statuses."""
 
+import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import accumulate
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from prometheus_client import Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from shared.gauges import DatabaseGauges
 
@@ -31,13 +33,20 @@ class _Series(NamedTuple):
 
 
 class _Tally:
-    """The answers of one series, by how long they took."""
+    """The answers of one series, by how long they took, and the last one of each bucket that was traced."""
 
-    __slots__ = ("buckets", "seconds")
+    __slots__ = ("buckets", "exemplars", "seconds")
 
     def __init__(self) -> None:
         self.buckets = [0] * len(_BOUNDS)
+        self.exemplars: dict[int, Exemplar] = {}
         self.seconds = 0.0
+
+    def cumulated(self) -> Iterator[tuple[str, float] | tuple[str, float, Exemplar]]:
+        """The buckets as prometheus_client wants them."""
+        for bucket, (bound, answers) in enumerate(zip(_BOUNDS, accumulate(self.buckets), strict=True)):
+            exemplar = self.exemplars.get(bucket)
+            yield (bound, answers) if exemplar is None else (bound, answers, exemplar)
 
 
 class _Requests(Collector):
@@ -56,9 +65,8 @@ class _Requests(Collector):
             "redrive_http_request_seconds", "Time from a request's headers to its answer.", labels=_Series._fields
         )
         for series, tally in list(self.tallies.items()):
-            cumulated = list(accumulate(tally.buckets))
-            total.add_metric(series, cumulated[-1])
-            took.add_metric(series, list(zip(_BOUNDS, cumulated, strict=True)), tally.seconds)
+            total.add_metric(series, sum(tally.buckets))
+            took.add_metric(series, list(tally.cumulated()), tally.seconds)
         yield total
         yield took
 
@@ -95,14 +103,17 @@ class Metrics:
         """Show how old the issuer's keys are."""
         self._jwks_age.set_function(lambda: keys.age_s)
 
-    def count_answer(self, request: "web.Request", status: int, seconds: float) -> None:
-        """Count one answer."""
+    def count_answer(self, request: "web.Request", status: int, seconds: float, *, trace_id: str | None = None) -> None:
+        """Count one answer; it is the exemplar of its bucket where it was traced."""
         resource = request.match_info.route.resource
         tally = self._known.get((resource, request.method, status))
         if tally is None:
             tally = self._tally_of(request, status)
-        tally.buckets[bisect_left(_SECONDS, seconds)] += 1
+        bucket = bisect_left(_SECONDS, seconds)
+        tally.buckets[bucket] += 1
         tally.seconds += seconds
+        if trace_id is not None:
+            tally.exemplars[bucket] = Exemplar({"trace_id": trace_id}, seconds, time.time())
 
     def _tally_of(self, request: "web.Request", status: int) -> _Tally:
         resource = request.match_info.route.resource

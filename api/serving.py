@@ -21,7 +21,7 @@ from api.server import Runner
 from shared.backoff import wait_for_any
 from shared.errors import DatabaseUnavailable
 from shared.migrations import SchemaWatch
-from shared.ops import Readiness, Status, exposition_of, serve_ops
+from shared.ops import Readiness, Status, metrics_of, serve_ops
 from shared.relation import Guard
 from shared.telemetry import metrics_registry, tracing_of
 
@@ -77,7 +77,7 @@ async def run(
                     port=settings.ops_port,
                     path=ops_path,
                     ready=lambda: readiness(api, schema, listening=listening.is_set()),
-                    metrics=exposition_of(registry),
+                    metrics=metrics_of(registry),
                 )
             )
         await runner.setup()

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Final
 import aiohttp
 import msgspec
 import structlog
+from aiohttp import hdrs
 from prometheus_client.core import Metric
-from prometheus_client.exposition import generate_latest
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector, CollectorRegistry
 
 from shared.ops import Readiness, Status, serve_ops
@@ -88,14 +89,14 @@ class _Child:
             process.kill()
             await process.wait()
 
-    async def ask(self, path: str) -> bytes | None:
+    async def ask(self, path: str, *, accept: str = "*/*") -> bytes | None:
         """What its ops port answers; None where it does not answer."""
         timeout = aiohttp.ClientTimeout(total=ASK_S)
         connector = aiohttp.UnixConnector(str(self._socket))
         try:
             async with (
                 aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
-                session.get(f"http://api{path}") as response,
+                session.get(f"http://api{path}", headers={hdrs.ACCEPT: accept}) as response,
             ):
                 return await response.read()
         except (aiohttp.ClientError, OSError, TimeoutError):
@@ -143,13 +144,13 @@ async def _readiness(children: Sequence[_Child], stop: asyncio.Event) -> Readine
     return min(answers, key=lambda answer: list(Status).index(answer.status))
 
 
-async def _metrics(children: Sequence[_Child]) -> bytes:
-    """All processes' metrics, with the label `process` added."""
-    answers = await asyncio.gather(*(child.ask("/metrics") for child in children))
+async def _metrics(children: Sequence[_Child]) -> CollectorRegistry:
+    """All processes' metrics, with the label `process` added. Asked for in OpenMetrics, as it has exemplars."""
+    answers = await asyncio.gather(*(child.ask("/metrics", accept=CONTENT_TYPE_LATEST) for child in children))
     texts = [(child.number, answer) for child, answer in zip(children, answers, strict=True) if answer is not None]
     registry = CollectorRegistry()
     registry.register(_Merged(texts))
-    return generate_latest(registry)
+    return registry
 
 
 class _Merged(Collector):
@@ -160,7 +161,7 @@ class _Merged(Collector):
         """One family for each name, with the samples of all processes."""
         families: dict[str, Metric] = {}
         for number, text in self._texts:
-            for family in text_string_to_metric_families(text.decode()):
+            for family in text_string_to_metric_families(text.decode()):  # type: ignore[no-untyped-call]
                 merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 merged.samples += [
                     sample._replace(labels={**sample.labels, "process": str(number)}) for sample in family.samples

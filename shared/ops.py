@@ -10,8 +10,9 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 
 import msgspec
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from aiohttp import hdrs, web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 
 from shared.trailers import Runner
 
@@ -32,25 +33,25 @@ class Readiness(msgspec.Struct, frozen=True):
 
 
 Ready = Callable[[], Awaitable[Readiness]]
-Exposition = Callable[[], Awaitable[bytes]]
-"""Metrics in Prometheus's text format."""
+Metrics = Callable[[], Awaitable[CollectorRegistry]]
 
 
-def exposition_of(registry: CollectorRegistry) -> Exposition:
-    """A function that returns the metrics of `registry` as text."""
+def metrics_of(registry: CollectorRegistry) -> Metrics:
+    """A function that returns `registry`, for a program whose metrics are its own."""
 
-    async def text() -> bytes:
-        return generate_latest(registry)
+    async def metrics() -> CollectorRegistry:
+        return registry
 
-    return text
+    return metrics
 
 
 @asynccontextmanager
 async def serve_ops(
-    *, ready: Ready, metrics: Exposition, host: str = "", port: int = 0, path: str | None = None
+    *, ready: Ready, metrics: Metrics, host: str = "", port: int = 0, path: str | None = None
 ) -> AsyncIterator[None]:
     """Serve the ops port until the block ends: on `host` and `port`, or on the Unix socket at `path`.
 
+    Metrics are in Prometheus's text format, or in OpenMetrics, which has exemplars, for a client that accepts it.
     Raises OSError when the port is taken.
     """
 
@@ -65,8 +66,12 @@ async def serve_ops(
             status=503 if readiness.status is Status.UNAVAILABLE else 200,
         )
 
-    async def expose(_request: web.Request) -> web.Response:
-        return web.Response(body=await metrics(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def expose(request: web.Request) -> web.Response:
+        try:
+            encode, content_type = choose_encoder(request.headers.get(hdrs.ACCEPT, ""))
+        except TypeError:  # the version that it asks for is none, and the library compares it with numbers
+            encode, content_type = choose_encoder("")
+        return web.Response(body=encode(await metrics()), headers={hdrs.CONTENT_TYPE: content_type})
 
     app = web.Application()
     app.add_routes([web.get("/livez", livez), web.get("/readyz", readyz), web.get("/metrics", expose)])

@@ -106,3 +106,8 @@ async def tracing_of(program: str, share: float | None) -> "AsyncIterator[Tracin
 def traceparent_of(header: str | None) -> str | None:
     """The header's value where it is a W3C trace context (https://www.w3.org/TR/trace-context/), else None."""
     return header if header is not None and _TRACEPARENT.fullmatch(header) else None
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The trace of a W3C trace context, 32 hex digits."""
+    return traceparent[3:35]

@@ -21,6 +21,7 @@ class OpsPort:
         async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/readyz") as answer:
             return answer.status, await answer.json()
 
-    async def metrics(self) -> str:
-        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/metrics") as answer:
+    async def metrics(self, *, accept: str = "*/*") -> str:
+        headers = {"Accept": accept}
+        async with aiohttp.ClientSession() as session, session.get(f"{self._ops}/metrics", headers=headers) as answer:
             return await answer.text()

@@ -20,7 +20,7 @@ from shared.dead_letters import DeadLetters
 from shared.errors import DatabaseUnavailable
 from shared.job_ids import job_ids
 from shared.migrations import SchemaWatch
-from shared.ops import Readiness, Ready, Status, exposition_of, serve_ops
+from shared.ops import Readiness, Ready, Status, metrics_of, serve_ops
 from shared.outbox import Outbox
 from shared.relation import Guard
 from shared.settlement import Settlement
@@ -76,7 +76,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
         if ops:
             ready = _ready(database, guard, schema, sources, stop, broker=topology is not None)
             await stack.enter_async_context(
-                serve_ops(host=settings.host, port=settings.ops_port, ready=ready, metrics=exposition_of(registry))
+                serve_ops(host=settings.host, port=settings.ops_port, ready=ready, metrics=metrics_of(registry))
             )
         async with asyncio.TaskGroup() as tasks:
             watching = [

@@ -163,7 +163,7 @@ class DeadWatch:
         if overdue:
             settled = await self._settlement.dead_letter(overdue)
             await self._settlement.mark_put_aside(overdue)  # their letters are there already
-            self._metrics.count_settled(settled.values())
+            self._metrics.count_settled(settled)
             log.warning("requests dead-lettered", requests=len(settled), reason="delivered too often")
 
     async def _republish_lost(self) -> None:

@@ -1,6 +1,7 @@
 """The worker's metrics. Labels come from closed sets: outcomes, and what ends a session."""
 
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -9,10 +10,11 @@ from shared.gauges import DatabaseGauges
 from shared.models import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Mapping
 
     from prometheus_client import CollectorRegistry
 
+    from shared.models import RetryId
     from shared.settlement import Settled
 
 _BATCH_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -71,12 +73,16 @@ class Metrics:
         self.consumers = Gauge("redrive_consumers", "Live consumers on RabbitMQ.", registry=registry)
         self.database = DatabaseGauges(registry)
 
-    def count_settled(self, requests: "Iterable[Settled]") -> None:
-        """Count requests, except those that were settled before."""
-        for outcome, waited_s in requests:
+    def count_settled(
+        self, requests: "Mapping[RetryId, Settled]", traced: "Mapping[RetryId, str]" = MappingProxyType({})
+    ) -> None:
+        """Count requests, except those that were settled before. `traced`: the trace of each that has one."""
+        for request_id, (outcome, waited_s) in requests.items():
             if waited_s is not None:
                 self._settled.labels(outcome.value).inc()
-                self._waits.observe(max(0.0, waited_s))  # another program's clock may be ahead of the database's
+                trace_id = traced.get(request_id)
+                exemplar = None if trace_id is None else {"trace_id": trace_id}
+                self._waits.observe(max(0.0, waited_s), exemplar)  # another clock may be ahead of the database's
 
     def count_session(self, end: SessionEnd) -> None:
         """Count a session."""

@@ -36,6 +36,7 @@ from shared.bisection import bisect
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused
 from shared.models import Outcome, RetryId
 from shared.settlement import Settled
+from shared.telemetry import trace_id_of
 from worker.deferrals import Deferrals
 
 if TYPE_CHECKING:
@@ -112,8 +113,9 @@ class Settler:
             raise
         settled = results.settled
         deferred = {message.id for message in messages} - settled.keys()
-        self._report(settled, len(messages), began, deferred=len(deferred), dead_lettered=results.dead_lettered)
-        await self._trace(settled, len(messages), began_ns)
+        await self._note(
+            settled, len(messages), began, began_ns, deferred=len(deferred), dead_lettered=results.dead_lettered
+        )
         await self._deferrals.warn(settled, deferred - results.deferred)
         return settled
 
@@ -125,7 +127,7 @@ class Settler:
         Raises DatabaseUnavailable; nothing needs to be caught up with then, as the messages come again.
         """
         results, faults = await bisect(requests, self._attempt_apart)
-        settled = [each for each in results.values() if each is not None]
+        settled = {request_id: each for request_id, each in results.items() if each is not None}
         self._metrics.count_settled(settled)
         queued = len(results) - len(settled)
         log.warning("messages taken apart", messages=messages, requests=len(requests), queued=queued)
@@ -163,8 +165,7 @@ class Settler:
         except (StatementRefused, DatabaseUnavailable):  # where the database is away, the next call says so
             settled, _, dead_lettered = await self._apply(await self._settlement.queued(limit))
         if settled:
-            self._report(settled, len(settled), began, dead_lettered=dead_lettered)
-            await self._trace(settled, len(settled), began_ns)
+            await self._note(settled, len(settled), began, began_ns, dead_lettered=dead_lettered)
             if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):  # looked up once, not for each request
                 for request_id, (outcome, _) in settled.items():
                     log.debug("retry request settled", request_id=str(request_id), outcome=outcome.value)
@@ -245,13 +246,33 @@ class Settler:
             settled = {}
         return settled.get(message.id, Settled(Outcome.POISON, None))
 
-    async def _trace(self, settled: "Mapping[RetryId, Settled]", messages: int, began_ns: int) -> None:
-        """Add the spans of a batch that is committed, if tracing is on.
+    async def _note(
+        self,
+        settled: dict[RetryId, Settled],
+        messages: int,
+        began: float,
+        began_ns: int,
+        *,
+        deferred: int = 0,
+        dead_lettered: "Collection[RetryId]" = (),
+    ) -> None:
+        """Trace, count and log a batch that is committed."""
+        elapsed_s = time.perf_counter() - began
+        traced: Mapping[RetryId, str] = {}
+        try:
+            traced = await self._trace(settled, messages, began_ns)
+        finally:  # it is counted also where the worker is told to stop meanwhile
+            self._report(settled, messages, elapsed_s, traced, deferred=deferred, dead_lettered=dead_lettered)
+
+    async def _trace(
+        self, settled: "Mapping[RetryId, Settled]", messages: int, began_ns: int
+    ) -> "Mapping[RetryId, str]":
+        """Add the spans of a batch that is committed, if tracing is on; return the trace of each request that has one.
 
         Where the database is away by now, there are no spans; the batch is settled all the same.
         """
         if self._tracing is None:
-            return
+            return {}
         ended_ns = time.time_ns()
         with suppress(DatabaseUnavailable):
             traces = await self._settlement.traces(list(settled), most=MOST_TRACED)
@@ -260,21 +281,23 @@ class Settler:
                 for request_id, each in traces.items()
             ]
             self._tracing.add_batch(processed, requests=messages, began_ns=began_ns, ended_ns=ended_ns)
+            return {request_id: trace_id_of(each) for request_id, each in traces.items()}
+        return {}
 
     def _report(
         self,
         settled: dict[RetryId, Settled],
         messages: int,
-        began: float,
+        elapsed_s: float,
+        traced: "Mapping[RetryId, str]",
         *,
         deferred: int = 0,
         dead_lettered: "Collection[RetryId]" = (),
     ) -> None:
-        elapsed_s = time.perf_counter() - began
         self._metrics.batches.inc()
         self._metrics.batch_seconds.observe(elapsed_s)
         self._metrics.batch_messages.observe(messages)
-        self._metrics.count_settled(settled.values())
+        self._metrics.count_settled(settled, traced)
         fresh = [
             outcome
             for request_id, (outcome, waited_s) in settled.items()

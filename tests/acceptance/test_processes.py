@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from tests.acceptance.programs import Program
 from tests.eventually import eventually
@@ -96,3 +97,21 @@ async def test_none_is_left_behind_when_the_one_that_looks_after_them_is_killed(
         children = several.children()
         several.program.send(signal.SIGKILL)
         await eventually(lambda: not trees.any_runs(children), within_s=20)
+
+
+async def test_exemplars_come_through_with_the_number_of_their_process(api_url: str) -> None:
+    port = free_port()
+    settings = {"DATABASE_URL": api_url, "JWT_SECRET": SECRET, "PORT": str(port), "LIMIT_IP": "off", "TRACING": "1"}
+    async with Program.started("api", "--processes", "2", **settings) as program:
+        await program.until_ready()
+        several = Several(program, port)
+
+        async def shown() -> bool:
+            assert await several.status() == 200
+            text = await program.metrics(accept="application/openmetrics-text")
+            families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+            (took,) = (family for family in families if family.name == "redrive_http_request_seconds")
+            traced = [sample for sample in took.samples if sample.exemplar is not None]
+            return any(sample.labels["process"] in "01" and sample.exemplar.labels["trace_id"] for sample in traced)
+
+        await eventually(shown, within_s=30)

@@ -16,6 +16,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, SpanKind
 from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from api.door import Call
 from api.routes import READ
@@ -247,6 +248,35 @@ async def test_a_request_that_is_cut_off_has_a_span_without_a_status(
     assert "http.response.status_code" not in attributes_of(span)
     assert answering.cancelled()
 
+
+async def test_a_traced_request_is_the_exemplar_of_its_bucket_and_another_is_none(
+    database_url: str, jobs: JobMaker, serve: Serve, of_api: Tracing
+) -> None:
+    job = await jobs.failed()
+    api = await serve(database_url, traced_by=of_api)
+    for headers in ({}, {"traceparent": TRACE}, {"traceparent": UNSAMPLED}):
+        assert (await api.get(f"/api/jobs/{job.id}", headers=headers)).status == 200
+
+    (took,) = (metric for metric in api.registry.collect() if metric.name == "redrive_http_request_seconds")
+    (exemplar,) = (sample.exemplar for sample in took.samples if sample.exemplar is not None)
+    assert exemplar.labels == {"trace_id": TRACE[3:35]}
+
+
+async def test_a_traced_retry_is_the_exemplar_of_its_wait(
+    database_url: str, jobs: JobMaker, serve: Serve, exporter: InMemorySpanExporter, of_api: Tracing
+) -> None:
+    first, second = await jobs.many_failed(2)
+    api = await serve(database_url, traced_by=of_api)
+    async with a_worker(database_url, tracing=0.0) as working:
+        for job, headers in ((first, {"traceparent": TRACE}), (second, {})):
+            assert (await api.post(f"/api/jobs/{job.id}/retry", headers=headers)).status == 202
+        await spans_of(exporter, processed=1)
+        await working.sampled("redrive_retry_wait_seconds_count", 2)
+        text = await working.metrics(accept="application/openmetrics-text")
+
+    families = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    (exemplar,) = (sample.exemplar for family in families for sample in family.samples if sample.exemplar is not None)
+    assert exemplar.labels == {"trace_id": TRACE[3:35]}
 
 
 async def test_a_message_that_is_delivered_again_is_a_link_of_another_batch_and_no_second_span(

@@ -4,9 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
+from aiohttp import hdrs
+from prometheus_client import CollectorRegistry, Histogram
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from shared.ops import Readiness, Status, serve_ops
+from shared.ops import Readiness, Status, metrics_of, serve_ops
 from tests.servers.reusing import answers_over
 from tests.trailers import FIELDS, LEAKED, with_trailer
 
@@ -20,11 +24,10 @@ async def ops(tmp_path: Path) -> AsyncIterator[str]:
     async def ready() -> Readiness:
         return Readiness(Status.OK, {})
 
-    async def metrics() -> bytes:
-        return b""
-
+    registry = CollectorRegistry()
+    Histogram("wait_seconds", "Waits.", registry=registry).observe(1, {"trace_id": "4bf92f35"})
     path = str(tmp_path / "ops")
-    async with serve_ops(ready=ready, metrics=metrics, path=path):
+    async with serve_ops(ready=ready, metrics=metrics_of(registry), path=path):
         yield path
 
 
@@ -83,3 +86,33 @@ async def test_what_cannot_be_read_is_answered_plainly_and_not_repeated(
     assert b"canary" not in answer
     assert b"\xff" not in answer
     assert "Traceback" not in "".join(capfd.readouterr())
+
+
+async def metrics_at(ops: str, accept: str) -> tuple[str, str]:
+    """The type of the metrics, and their text."""
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.UnixConnector(ops)) as session,
+        session.get("http://ops/metrics", headers={hdrs.ACCEPT: accept}) as answer,
+    ):
+        return answer.content_type, await answer.text()
+
+
+async def test_metrics_have_exemplars_for_a_client_that_accepts_openmetrics(ops: str) -> None:
+    accepted = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+
+    content_type, text = await metrics_at(ops, accepted)
+
+    (family,) = text_string_to_metric_families(text)  # type: ignore[no-untyped-call]
+    assert content_type == "application/openmetrics-text"
+    assert [each.exemplar.labels for each in family.samples if each.exemplar] == [{"trace_id": "4bf92f35"}]
+
+
+@pytest.mark.parametrize(
+    "accepted", ["*/*", "text/plain;version=0.0.4", "text/html", "openmetrics", "text/plain;version=new"]
+)
+async def test_metrics_are_plain_text_for_any_other_client(ops: str, accepted: str) -> None:
+    content_type, text = await metrics_at(ops, accepted)
+
+    assert content_type == "text/plain"
+    assert 'wait_seconds_bucket{le="1.0"} 1.0\n' in text
+    assert "trace_id" not in text
