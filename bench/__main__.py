@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench import adapters, console, growth, ledger, memory, reading, report, retrying, scaling, waiting
+from bench import adapters, console, growth, ledger, memory, reading, report, retrying, scaling, tracing, waiting
 from bench.client import Disconnected, NothingMeasured
 from bench.load import Loader, WrkFailed
 from bench.machine import NONE, commit, load_average, machine_of
@@ -37,6 +37,7 @@ PARTS: Final = {
     "ledger": ledger.measure,
     "adapters": adapters.measure,
     "console": console.measure,
+    "tracing": tracing.measure,
 }
 NEEDS_BROKER: Final = frozenset({"retrying", "scaling"})
 CAN_BE_LEFT_OUT: Final = ("bare", "plain", "fastapi", "inline", "ack_only", "celery", "wrk", console.CHROMIUM)

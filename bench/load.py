@@ -11,11 +11,11 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from bench.client import HOST, Answer, drive, load_of, request
 from bench.results import Load
@@ -23,6 +23,7 @@ from tests.servers import trees
 from tests.servers.reaper import reaper
 
 _SCRIPT: Final = Path(__file__).with_name("random_path.lua")
+_MOST_S: Final = 600
 _UNITS_MS: Final = {"us": 0.001, "ms": 1.0, "s": 1_000.0, "m": 60_000.0}
 
 
@@ -49,15 +50,27 @@ class Loader:
     async def load(self, aim: Aim, *, connections: int, seconds: float) -> Load:
         """Ask for so long. Raises WrkFailed."""
         if self._with_wrk:
-            return await self._wrk(aim, connections, seconds)
+            whole_s = max(1, round(seconds))  # it knows whole seconds only
+            async with self._wrk(aim, connections, whole_s) as process:
+                return _load_of(await _said(process, within_s=whole_s + 60))
         return await _own(aim, connections, seconds)
 
-    async def _wrk(self, aim: Aim, connections: int, seconds: float) -> Load:
+    @asynccontextmanager
+    async def pausing(self, aim: Aim, *, connections: int) -> AsyncIterator["PausingLoad"]:
+        """A load that asks only when it is told to, and keeps its connections meanwhile if it is wrk's."""
+        if self._with_wrk:
+            async with self._wrk(aim, connections, _MOST_S) as process:
+                yield _PausingWrk(process)
+        else:
+            yield _PausingClient(aim, connections)
+
+    @asynccontextmanager
+    async def _wrk(self, aim: Aim, connections: int, seconds: int) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Its process, which is killed in the end if it still runs."""
         program = shutil.which("wrk")
         if program is None:
             raise WrkFailed("wrk is not installed")
-        whole_s = max(1, round(seconds))  # it knows whole seconds only
-        arguments = ["-t1", f"-c{connections}", f"-d{whole_s}s", "--timeout", "30s", "--latency"]
+        arguments = ["-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s", "--latency"]
         for name, value in aim.headers.items():
             arguments += ["-H", f"{name}: {value}"]
         if len(aim.paths) > 1:
@@ -66,29 +79,69 @@ class Loader:
             arguments += ["-s", str(_SCRIPT), f"http://{HOST}:{aim.port}/", str(paths)]
         else:
             arguments.append(f"http://{HOST}:{aim.port}{aim.paths[0]}")
-        return _load_of(await _said(program, arguments, within_s=whole_s + 60))
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+        )
+        reaper().tell("adopt", process.pid)
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                with suppress(ProcessLookupError):
+                    process.send_signal(signal.SIGKILL)
+                await process.wait()
+            reaper().tell("release", process.pid)
+            assert not trees.any_runs([process.pid])
 
 
-async def _said(program: str, arguments: Sequence[str], *, within_s: float) -> str:
-    process = await asyncio.create_subprocess_exec(
-        program,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    reaper().tell("adopt", process.pid)
-    try:
-        async with asyncio.timeout(within_s):
-            said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGKILL)
-            await process.wait()
-        reaper().tell("release", process.pid)
-        assert not trees.any_runs([process.pid])
+class PausingLoad(Protocol):
+    """A load that asks only when it is told to."""
+
+    async def ask(self, seconds: float) -> None:
+        """Ask for so long; what was asked last may be answered after it."""
+
+    async def end(self) -> tuple[int, int]:
+        """How many requests it has made in all, and how many errors it saw. Raises WrkFailed."""
+
+
+class _PausingWrk:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        process.send_signal(signal.SIGSTOP)
+
+    async def ask(self, seconds: float) -> None:
+        self._process.send_signal(signal.SIGCONT)
+        await asyncio.sleep(seconds)
+        self._process.send_signal(signal.SIGSTOP)
+
+    async def end(self) -> tuple[int, int]:
+        self._process.send_signal(signal.SIGCONT)  # first: of a stopped process, any thread may get the next signal
+        self._process.send_signal(signal.SIGINT)  # its main thread ends its sleep, and prints the figures
+        load = _load_of(await _said(self._process, within_s=60))
+        return load.requests, load.errors
+
+
+class _PausingClient:
+    def __init__(self, aim: Aim, connections: int) -> None:
+        self._aim = aim
+        self._connections = connections
+        self._loads: list[Load] = []
+
+    async def ask(self, seconds: float) -> None:
+        self._loads.append(await _own(self._aim, self._connections, seconds))
+
+    async def end(self) -> tuple[int, int]:
+        return sum(load.requests for load in self._loads), sum(load.errors for load in self._loads)
+
+
+async def _said(process: asyncio.subprocess.Process, *, within_s: float) -> str:
+    async with asyncio.timeout(within_s):
+        said, _ = await process.communicate()
     return said.decode()
 
 

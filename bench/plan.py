@@ -114,6 +114,16 @@ class Console:
 
 
 @dataclass(frozen=True, slots=True)
+class Tracing:
+    """Reads with traces on and off; a round has so many turns of each."""
+
+    connections: int = 64
+    rounds: int = 9
+    turns: int = 20
+    turn_s: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One run. `warm_s`: load before the figures, for caches and pools. `part_limit_s` ends a part that hangs."""
 
@@ -126,6 +136,7 @@ class Plan:
     memory: Memory = field(default_factory=Memory)
     adapters: Adapters = field(default_factory=Adapters)
     console: Console = field(default_factory=Console)
+    tracing: Tracing = field(default_factory=Tracing)
     smoke: bool = False
     warm_s: float = 2
     part_limit_s: float = 2_700
@@ -159,6 +170,7 @@ SMOKE = Plan(
         systems=("river",), rows=500, rounds=1, seconds=0.2, pages=1, backlog=100, versions=((100, 200), (10, 65_536))
     ),
     console=Console(rows=2_000, rounds=1, pause_s=0),
+    tracing=Tracing(rounds=1, turns=2),
     smoke=True,
     warm_s=0.1,
     part_limit_s=120,

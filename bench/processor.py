@@ -22,3 +22,16 @@ def processor_s(root: int) -> float:
             fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
             ticks += sum(map(int, fields[11:15]))
     return ticks / _TICKS_PER_S
+
+
+def threads_s(pid: int) -> tuple[float, float]:
+    """Seconds that a process's main thread has used, and all its other threads that live, to the nanosecond."""
+    main_s = others_s = 0.0
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            used_s = int((thread / "schedstat").read_text().split()[0]) / 1e9
+            if thread.name == str(pid):
+                main_s = used_s
+            else:
+                others_s += used_s
+    return main_s, others_s

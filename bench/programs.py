@@ -11,7 +11,7 @@ from typing import Final
 import jwt
 
 from bench.client import Disconnected, ask, request
-from bench.processor import processor_s
+from bench.processor import processor_s, threads_s
 from tests.servers.processes import Process, free_port
 
 ROOT: Final = Path(__file__).parents[1]
@@ -41,6 +41,10 @@ class Program:
     def cpu_s(self) -> float:
         """Seconds of processor time, its children's included."""
         return processor_s(self._process.pid)
+
+    def threads_s(self) -> tuple[float, float]:
+        """Seconds of processor time of its main thread, and of its others, without its children."""
+        return threads_s(self._process.pid)
 
     def rss_bytes(self) -> int:
         """Memory that is really there."""

@@ -1,8 +1,8 @@
 """`docs/benchmarks.md` and its plots, made from `results.json` and nothing else."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from bench import plot
 from bench.adapters import PLAIN as PLAIN_TABLE
@@ -25,10 +25,13 @@ from bench.results import (
     Run,
     Scaling,
     Sizes,
+    Tracing,
     Waiting,
     Waits,
 )
 from bench.targets import TIMES, targets_of
+
+P = TypeVar("P")
 
 PAGE: Final = "benchmarks.md"
 READING_PLOT: Final = "benchmarks-reading.svg"
@@ -143,6 +146,16 @@ row; for a version it has to be fetched and hashed, up to its 65,536th character
 """
 
 
+_TRACES: Final = """\
+## Traces
+
+`GET /api/jobs/{id}` of one hot job, %d connections, from an api that begins a trace of such a share of the requests,
+and in turn from one without traces in the same process, a fifth of a second each. What the first line differs from 1 by
+is what the measurement cannot tell. The spans go to a collector that drops them, once a second; the time of the thread
+that sends them is in the figures.
+"""
+
+
 def write(results: Results, folder: Path) -> None:
     """Write the page and its plots into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,24 +181,20 @@ def _page(results: Results) -> Iterator[str]:
 
 
 def _parts(results: Results) -> Iterator[str]:
-    if results.reading is not None:
-        yield from _reading(results.reading)
-    if results.waiting is not None:
-        yield from _waiting(results.waiting)
-    if results.retrying is not None:
-        yield from _retrying(results.retrying)
-    if results.scaling is not None:
-        yield from _scaling(results.scaling)
-    if results.ledger is not None:
-        yield from _ledger(results.ledger)
-    if results.growth is not None:
-        yield from _growth(results.growth)
-    if results.memory is not None:
-        yield from _memory(results.memory)
-    if results.adapters is not None:
-        yield from _adapters(results.adapters)
-    if results.console is not None:
-        yield from _console(results.console)
+    yield from _if_measured(results.reading, _reading)
+    yield from _if_measured(results.waiting, _waiting)
+    yield from _if_measured(results.retrying, _retrying)
+    yield from _if_measured(results.scaling, _scaling)
+    yield from _if_measured(results.ledger, _ledger)
+    yield from _if_measured(results.growth, _growth)
+    yield from _if_measured(results.memory, _memory)
+    yield from _if_measured(results.adapters, _adapters)
+    yield from _if_measured(results.console, _console)
+    yield from _if_measured(results.tracing, _traces)
+
+
+def _if_measured(part: P | None, described: Callable[[P], Iterator[str]]) -> Iterator[str]:
+    return iter(()) if part is None else described(part)
 
 
 def _verdict(*, met: bool | None) -> str:
@@ -480,6 +489,23 @@ def _console(console: Console) -> Iterator[str]:
             f"until it is painted: {first.painted_ms.median:.0f} ms, the median of {rounds}; {first.requests} requests,"
             f" {first.transferred_bytes / 1000:.0f} KB with their headers.\n"
         )
+
+
+def _traces(tracing: Tracing) -> Iterator[str]:
+    yield _TRACES % tracing.connections
+    yield _table(
+        ("share", "api's CPU, µs a request", "without traces", "against it", "requests/s", "without traces",
+         "against it", "errors"),
+        [
+            (
+                each.share, f"{each.cpu_us.median:.1f}", f"{each.cpu_us_without.median:.1f}",
+                f"{each.cpu_us.over(each.cpu_us_without):.3f} {TIMES}", f"{each.per_s.median:,.0f}",
+                f"{each.per_s_without.median:,.0f}", f"{each.per_s.over(each.per_s_without):.3f} {TIMES}",
+                str(each.errors),
+            )
+            for each in tracing.reads
+        ],
+    )  # fmt: skip
 
 
 def _circumstances(machine: Machine, runs: dict[str, Run]) -> Iterator[str]:

@@ -400,6 +400,29 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     took_s: float
 
 
+class TracedReads(msgspec.Struct, frozen=True, kw_only=True):
+    """One hot job, read in turn from an api that traces such a share of the requests, and from one that traces none."""
+
+    share: str
+    per_s: Figure
+    per_s_without: Figure
+    cpu_us: Figure
+    """What one request took of the process, the export of its spans included."""
+    cpu_us_without: Figure
+    errors: int
+
+
+class Tracing(msgspec.Struct, frozen=True):
+    """What became of `plan.Tracing`."""
+
+    connections: int
+    reads: list[TracedReads]
+
+    def find(self, share: str) -> TracedReads:
+        """The figures of one share."""
+        return next(each for each in self.reads if each.share == share)
+
+
 class Results(msgspec.Struct, kw_only=True):
     """All of it. A part that was never run on this machine is None."""
 
@@ -414,6 +437,7 @@ class Results(msgspec.Struct, kw_only=True):
     memory: Memory | None = None
     adapters: Adapters | None = None
     console: Console | None = None
+    tracing: Tracing | None = None
 
 
 def encoded(results: Results) -> bytes:

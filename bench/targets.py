@@ -21,10 +21,12 @@ from bench.results import (
     Results,
     Retrying,
     Scaling,
+    Tracing,
     Waiting,
     Waits,
 )
 from bench.settling import ACK_ONLY, CELERY, WORKER
+from bench.tracing import HUNDREDTH, NONE
 
 TIMES: Final = "\N{MULTIPLICATION SIGN}"
 _CONNECTIONS: Final = 64
@@ -36,6 +38,7 @@ _RETRYING: Final = "retrying"
 _SCALING: Final = "scaling"
 _ADAPTERS: Final = "adapters"
 _CONSOLE: Final = "console"
+_TRACING: Final = "tracing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ def targets_of(results: Results) -> list[Target]:
         found += _of_adapters(results.adapters)
     if results.console is not None:
         found += _of_console(results.console)
+    if results.tracing is not None:
+        found += _of_tracing(results.tracing)
     return found
 
 
@@ -275,6 +280,24 @@ def _of_console(console: Console) -> Iterator[Target]:
         None if first is None else f"{_near(first.painted_ms.median, 300, 0)} ms",
         None if first is None else first.painted_ms.median <= 300,
     )
+
+
+def _of_tracing(tracing: Tracing) -> Iterator[Target]:
+    for share, what, wanted in (
+        (NONE, "traces on, but none sampled", 1.01),
+        (HUNDREDTH, "one read in a hundred traced", 1.02),
+    ):
+        traced = tracing.find(share)
+        cpu = traced.cpu_us.over(traced.cpu_us_without)
+        yield Target(
+            _TRACING,
+            f"`GET` one job, {tracing.connections} connections, {what}: processor time of the api, against off",
+            f"at most {wanted:g} {TIMES}",
+            f"{_near(cpu, wanted, 3)} {TIMES}",
+            cpu <= wanted,
+        )
+        per_s = traced.per_s.over(traced.per_s_without)
+        yield _at_least(_TRACING, "the same: reads/s", per_s, round(2 - wanted, 2))
 
 
 def _within_ms(part: str, what: str, measured_ms: float, wanted_ms: float, refused: int) -> Target:

@@ -44,6 +44,7 @@ async def test_its_short_form_fills_in_every_figure(tmp_path: Path) -> None:
     results = decoded((tmp_path / "results.json").read_bytes())  # strict: a figure that is missing is an error
     assert set(results.runs) == {
         "reading", "waiting", "growth", "retrying", "scaling", "ledger", "memory", "adapters", "console",
+        "tracing",
     }  # fmt: skip
     assert all(run.smoke and run.without == LEFT_OUT for run in results.runs.values())
     every_request_was_answered_well(results)
@@ -62,6 +63,9 @@ def every_request_was_answered_well(results: Results) -> None:
     assert results.growth is not None
     assert results.memory is not None
     assert results.adapters is not None
+    assert results.tracing is not None
+    assert not sum(reads.errors for reads in results.tracing.reads)
+    assert all(reads.cpu_us.median > 0 for reads in results.tracing.reads)
     assert not sum(cost.get.errors for cost in results.adapters.costs)
     assert [cost.table for cost in results.adapters.costs] == [adapters.PLAIN, adapters.NUMBERED, "river"]
     assert all(0 < each.body_bytes < 2_000_000 and each.most_bytes > 0 for each in results.memory.unread)
