@@ -15,7 +15,7 @@ run: ## install what is missing, then run all of Redrive on this machine (ARGS="
 	@$(SYNC) --no-dev --inexact $(if $(findstring --adapter,$(ARGS)),--extra procrastinate)
 	@exec $(BIN)/redrive up $(ARGS)
 
-test: sync ## install what the tests need, then linters, types and every test (TESTS="tests/unit -k limits" …)
+test: sync ## install what the tests need, then linters, types and every test (TESTS="tests/unit -k ratelimit" …)
 	@.ci/test-servers
 	@$(MAKE) --no-print-directory check
 	@$(BIN)/pytest -n 3 --dist loadgroup $(TESTS)
