@@ -132,7 +132,8 @@ def up(
 
     if adapter is not None and adapter not in WITH_ADAPTER:
         raise typer.BadParameter(
-            f"there is no demo of {adapter!r}, only of {', '.join(WITH_ADAPTER)}; see `redrive adapter list`"
+            f"there is no demo of {adapter!r}: --adapter takes {', '.join(WITH_ADAPTER)}. The other systems of "
+            "`redrive adapter list` have SQL to run in a database of yours: `redrive adapter print NAME`"
         )
     if adapter is not None and not demo:
         raise typer.BadParameter("--adapter is a demo: it cannot be used with --no-demo")

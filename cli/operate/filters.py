@@ -21,6 +21,7 @@ FIELDS: Final = ("type", "created_after", "created_before", "error_contains", "f
 _DURATION: Final = re.compile(r"(\d{1,6})([smhdw]?)", re.ASCII)
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")
 _UNITS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_UUID: Final = "a UUID such as 0193c9a8-4a5b-4c6d-8e7f-000000000001"
 _FIELD: Final = re.compile(rf",(?=(?:{'|'.join(FIELDS)})=)")
 
 
@@ -51,18 +52,23 @@ def time_of(text: str | None) -> datetime | None:
 
 
 def id_of(text: str) -> "UUID":
-    """An id. Raises typer.BadParameter."""
+    """The id of a retry or a batch. Raises typer.BadParameter."""
+    return _uuid_of(text, _UUID)
+
+
+def job_id_of(text: str) -> str:
+    """The id of a job: a UUID, or, where the API has REDRIVE_JOB_ID=bigint, a number. Raises typer.BadParameter."""
+    is_number = text.isascii() and text.isdigit()
+    return text if is_number else str(_uuid_of(text, f"{_UUID}, or a number where the API has REDRIVE_JOB_ID=bigint"))
+
+
+def _uuid_of(text: str, form: str) -> "UUID":
     from uuid import UUID  # noqa: PLC0415 - not for `redrive --help`
 
     try:
         return UUID(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not an id") from None
-
-
-def job_id_of(text: str) -> str:
-    """The id of a job: a UUID, or, where the API has REDRIVE_JOB_ID=bigint, a number. Raises typer.BadParameter."""
-    return text if text.isascii() and text.isdigit() else str(id_of(text))
+        raise typer.BadParameter(f"{text!r} is not an id: {form}") from None
 
 
 def failed_filter_of(texts: Sequence[str]) -> "FailedFilter":

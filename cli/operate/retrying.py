@@ -9,7 +9,7 @@ import typer
 from cli.errors import CommandFailed
 from cli.operate.bulk_retrying import RetryOptions, retry_ids, retry_matches
 from cli.operate.connection import ask, is_terminal, line_of_refusal, note, report_refusal
-from cli.operate.filters import duration_of, failed_filter_of, job_id_of
+from cli.operate.filters import FIELDS, duration_of, failed_filter_of, job_id_of
 from cli.operate.options import LOCAL, AsJson, DryRun, TokenFile, Url, Yes
 from cli.operate.retries import show_retry
 from cli.operate.tables import print_json, printable
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_IDS: Final = 1000
 DEFAULT_MAX: Final = 1000
+# What lists have as options of their own: found by who tries them here, and told what to type.
+_ELSEWHERE: Final = tuple(f"--{field.replace('_', '-')}" for field in FIELDS if field != "fingerprint")
 
 
 def retry(
@@ -35,6 +37,7 @@ def retry(
     fingerprint: Annotated[
         str | None, typer.Option(help="The failed jobs of this group of `redrive failures`; as --filter fingerprint=….")
     ] = None,
+    elsewhere: Annotated[str | None, typer.Option(*_ELSEWHERE, hidden=True)] = None,
     canary: Annotated[
         int,
         typer.Option(
@@ -79,6 +82,11 @@ def retry(
     A filter first shows what would happen, and asks. The worker checks an accepted retry again when it applies it.
     Status 3: at least one was refused, or ended rejected.
     """
+    if elsewhere is not None:
+        raise typer.BadParameter(
+            f"{', '.join(_ELSEWHERE)} are no options here: put them into --filter, such as "
+            "--filter type=email,created_after=3h"
+        )
     ids = [job_id_of(each) for each in job_ids or ()]
     filters = [*(filters or ()), *(() if fingerprint is None else (f"fingerprint={fingerprint}",))]
     wanted = failed_filter_of(filters) if filters else None

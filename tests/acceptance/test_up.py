@@ -153,7 +153,7 @@ async def test_a_demo_that_there_is_not_or_that_is_not_installed_is_one_line(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for arguments, told in (
-        (("--adapter", "oban"), "there is no demo of 'oban', only of procrastinate"),
+        (("--adapter", "oban"), "there is no demo of 'oban': --adapter takes procrastinate."),
         (("--adapter", "procrastinate", "--no-demo"), "cannot be used with --no-demo"),
     ):
         async with Up.started(folder, *arguments) as up:

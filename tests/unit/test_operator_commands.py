@@ -935,6 +935,30 @@ def test_a_filter_that_does_not_exist_is_named(redrive: Redrive) -> None:
     assert "'foo' is not something to choose by" in redrive("retry", "--filter", "foo=bar", "--dry-run").err
 
 
+@pytest.mark.parametrize("option", ["--type", "--created-after", "--error-contains", "--retried-fewer-than"])
+def test_what_lists_take_as_options_is_said_to_belong_into_the_filter(api: Api, redrive: Redrive, option: str) -> None:
+    answer = redrive("retry", option, "email", "--reason", "back", "--yes")
+
+    assert (answer.status, api.asked) == (2, [])
+    words = " ".join(re.sub("[│╭╰─╮╯]", " ", answer.err).split())
+    assert "are no options here: put them into --filter, such as --filter type=email,created_after=3h" in words
+
+
+@pytest.mark.parametrize(
+    ("args", "form"),
+    [
+        (["jobs", "get", "42x"], "a UUID such as 0193c9a8-4a5b-4c6d-8e7f-000000000001, or a number where the API has"),
+        (["retry", "42x"], "a UUID such as 0193c9a8-4a5b-4c6d-8e7f-000000000001, or a number where the API has"),
+        (["retries", "show", "42x"], "a UUID such as 0193c9a8-4a5b-4c6d-8e7f-000000000001"),
+        (["batches", "get", "42"], "a UUID such as 0193c9a8-4a5b-4c6d-8e7f-000000000001"),
+    ],
+)
+def test_what_is_not_an_id_is_told_with_what_an_id_looks_like(redrive: Redrive, args: list[str], form: str) -> None:
+    words = " ".join(re.sub("[│╭╰─╮╯]", " ", redrive(*args).err).split())
+
+    assert f"'{args[-1]}' is not an id: {form}" in words
+
+
 EMPTY = {
     "jobs list": ("GET /api/jobs", "jobs"),
     "failures": ("GET /api/failures", "failed jobs"),

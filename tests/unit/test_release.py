@@ -100,6 +100,12 @@ def test_a_new_migration_comes_after_those_that_were_released() -> None:
     assert names()[: len(released())] == sorted(released())
 
 
+def test_no_migration_has_a_way_back() -> None:
+    refused = "\n\n-- migrate:down\nDO $$ BEGIN RAISE EXCEPTION 'migrations of Redrive only go forward'; END $$;\n"
+
+    assert [name for name in names() if not (folder() / name).read_text("utf-8").endswith(refused)] == []
+
+
 def test_a_version_that_is_cut_has_all_its_migrations_among_the_released() -> None:
     if not section((ROOT / "CHANGELOG.md").read_text("utf-8"), "Unreleased"):
         assert sorted(released()) == names()
