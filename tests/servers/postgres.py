@@ -308,6 +308,20 @@ class PostgresPair(PrivatePostgres):
         finally:
             await connection.close()
 
+    async def stop_streaming(self) -> None:
+        """Let the standby receive nothing from now on, until it begins anew; return once that holds."""
+        connection = await asyncpg.connect(self._standby.postgres.url, timeout=10, command_timeout=30)
+        try:
+            await connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
+            await connection.execute("SELECT pg_reload_conf()")
+
+            async def holds() -> bool:
+                return not await connection.fetchval("SELECT count(*) FROM pg_stat_wal_receiver")
+
+            await eventually(holds)
+        finally:
+            await connection.close()
+
     async def fail_over(self) -> None:
         """Promote the standby; the primary has been killed, or is frozen and stays so until it joins again.
 

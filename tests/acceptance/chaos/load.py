@@ -77,6 +77,8 @@ class Load:
     bulk: float = BULK
     finite: bool = False
     acked: dict[UUID, MadeJob] = field(default_factory=dict)
+    acked_at: dict[UUID, float] = field(default_factory=dict)
+    """When each was first accepted, by time.monotonic()."""
     calls: list[Call] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     lag_s: float = 0.0
@@ -163,6 +165,7 @@ class Load:
 
     def _take_down(self, key: str, accepted_id: UUID, job: MadeJob) -> None:
         self.acked[accepted_id] = job
+        self.acked_at.setdefault(accepted_id, time.monotonic())
         if self._by_key.setdefault(key, accepted_id) != accepted_id:
             self.wrong.append(f"{KEY_OF_TWO} {accepted_id} and {self._by_key[key]}")
 

@@ -48,8 +48,10 @@ def _faults(results: list[Result]) -> str:
     ]
     for result in results:
         counts = " | ".join(f"{result[name]:,}" for name in _COUNTS)
+        lost_within_ms = result.get("notes", {}).get("lost_within_ms")
+        within = f"; lost: accepted in the last {lost_within_ms:,} ms" if lost_within_ms else ""
         lines.append(
-            f"| {result['promise']} | {counts} | {_bound(result)} | {_seed(result)} | {result['seconds']:.0f} |"
+            f"| {result['promise']}{within} | {counts} | {_bound(result)} | {_seed(result)} | {result['seconds']:.0f} |"
         )
     kept = [result for result in results if not _may_lose(result)]
     sums = {name: sum(result[name] for result in kept) for name in _COUNTS}

@@ -341,6 +341,17 @@ class Trial:
         )
         return int(row[0])
 
+    async def unknown(self, load: Load) -> list[UUID]:
+        """Which of the requests and batches that were accepted are not in the ledger."""
+        rows = await self.rig.rows(
+            """
+            SELECT id FROM unnest($1::uuid[]) AS acked (id)
+            WHERE NOT EXISTS (SELECT FROM redrive.retry_requests AS r WHERE acked.id IN (r.id, r.batch_id))
+            """,
+            list(load.acked),
+        )
+        return [row["id"] for row in rows]
+
     async def settle(self) -> None:
         """End all faults, wait until everything is well and settled, and count."""
         self._count_deaths()
