@@ -16,7 +16,7 @@ from bench import jobs
 from bench.capacity import Batches, Cost
 from bench.client import Answer, ask, drive, request, until_true
 from bench.part import Stage
-from bench.processor import processor_s
+from bench.processor import Machine, machine_s, processor_s
 from bench.programs import Program, bearer, redrive_api, redrive_worker
 from tests.servers.processes import ServerFailed
 
@@ -44,6 +44,14 @@ class Applied:
     batches: Batches
     settling_s: float
     cost: Cost | None
+    use: "Use | None"
+
+
+class Use(NamedTuple):
+    """Of the machine's cores: how many were idle, and how many other programs had, while something was measured."""
+
+    idle: float
+    others: float
 
 
 class _Settled(NamedTuple):
@@ -96,12 +104,12 @@ class Deployment:
             return await jobs.all_settled(self.database)
 
         settled_before = await self._settled()
-        before = self._spent()
+        before, machine_before = self._spent(), machine_s()
         began_at = time.perf_counter()
         refused += await drive(self.api.port, requests, clients=clients, until=began_at + _WITHIN_S, heard=heard)
         await until_true(finished, every_s=_LOOK_S, within_s=_WITHIN_S)
         seconds = time.perf_counter() - began_at
-        after = self._spent()
+        after, machine_after = self._spent(), machine_s()
         settled = await self._settled()
         counted = await self.database.fetchrow(_BATCHES)
         assert counted is not None
@@ -112,6 +120,7 @@ class Deployment:
             Batches(*(counted[name] / retries for name in ("accepted", "leased", "settled"))),
             (settled.seconds - settled_before.seconds) / (settled.batches - settled_before.batches),
             None if before is None or after is None else per_request(before, after, retries),
+            None if before is None or after is None else use_of(machine_before, machine_after, before, after, seconds),
         )
 
     async def _settled(self) -> "_Settled":
@@ -155,3 +164,10 @@ def per_request(before: Cost, after: Cost, requests: int) -> Cost:
         rabbitmq=(after.rabbitmq - before.rabbitmq) / requests,
         client=(after.client - before.client) / requests,
     )
+
+
+def use_of(machine_before: Machine, machine_after: Machine, before: Cost, after: Cost, seconds: float) -> Use:
+    """How the cores were used between two looks."""
+    busy = machine_after.busy - machine_before.busy
+    own = (after.total - before.total) / 1_000
+    return Use((machine_after.idle - machine_before.idle) / seconds, max(0.0, busy - own) / seconds)

@@ -30,8 +30,8 @@ from enum import StrEnum
 from math import ceil
 from typing import Final
 
-MOST_REQUESTS: Final = 100
-"""In a message."""
+from shared.messages import MOST_REQUESTS
+
 _ROUNDS: Final = 50
 
 
@@ -152,7 +152,7 @@ class Model:
             }
         )
 
-    def limits(self, cost: Cost, *, apis: int, workers: int, cores: int) -> Mapping[Limit, float]:
+    def limits(self, cost: Cost, *, apis: int, workers: int, cores: float) -> Mapping[Limit, float]:
         """Requests a second that each limit allows; those that do not apply are left out."""
         parts = {
             Limit.CORES: (cores, cost.total),
@@ -163,7 +163,7 @@ class Model:
         }
         return {limit: count * 1_000 / ms for limit, (count, ms) in parts.items() if ms > 0}
 
-    def predicted(self, *, apis: int, workers: int, clients: int, cores: int) -> Prediction:
+    def predicted(self, *, apis: int, workers: int, clients: int, cores: float) -> Prediction:
         """The rate with so many processes, on so many cores."""
 
         def follow(per_s: float) -> Prediction:

@@ -1,9 +1,9 @@
-"""Processor time of a program or a server, with all that it has started."""
+"""Processor time: of a program or a server, with all that it has started, and of the whole machine."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from tests.servers import trees
 
@@ -35,3 +35,16 @@ def threads_s(pid: int) -> tuple[float, float]:
             else:
                 others_s += used_s
     return main_s, others_s
+
+
+class Machine(NamedTuple):
+    """Seconds of all cores since the machine started; `busy` also while another virtual machine had the core."""
+
+    busy: float
+    idle: float
+
+
+def machine_s() -> Machine:
+    """What the kernel counts, in steps of a hundredth of a second for each core."""
+    user, nice, system, idle, iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return Machine((user + nice + system + irq + softirq + steal) / _TICKS_PER_S, (idle + iowait) / _TICKS_PER_S)

@@ -97,8 +97,9 @@ _SCALING: Final = """\
 ## Scaling
 
 More processes, beside what the [capacity model](scaling.md#the-capacity-model) predicts for them. It knows one api
-process and one worker, with many clients and with %d, and the %d cores, which servers and client share, too. Reads are
-of 1,000 jobs at random. Retries are single ones through RabbitMQ, from the first POST until the last job is put back.
+process and one worker, with many clients and with %d, and those of the %d cores that other programs left. Servers and
+client share them. Reads are of 1,000 jobs at random. Retries are single ones through RabbitMQ, from the first POST
+until the last job is put back.
 """
 _LEDGER: Final = """\
 ## The ledger
@@ -341,13 +342,17 @@ def _costs(cost: Cost) -> Sequence[str]:
 def _scaling(scaling: Scaling) -> Iterator[str]:
     yield _SCALING % (scaling.few, scaling.cores)
     yield _table(
-        ("what", "api", "workers", "clients", "predicted/s", "limited by", "measured/s", "lowest to highest", "ratio"),
+        (
+            "what", "api", "workers", "clients", "predicted/s", "limited by", "measured/s", "lowest to highest",
+            "ratio", "cores idle", "had by others",
+        ),
         [
             (
                 each.what, str(each.apis), str(each.workers or ""), str(each.clients), f"{each.predicted_per_s:,.0f}",
                 each.limit, f"{each.per_s.median:,.0f}",
                 f"{min(each.per_s.rounds):,.0f} to {max(each.per_s.rounds):,.0f}",
-                f"{each.per_s.median / each.predicted_per_s:.2f} {TIMES}",
+                f"{each.per_s.median / each.predicted_per_s:.2f} {TIMES}", f"{each.idle_cores:.2f}",
+                f"{each.others_cores:.2f}",
             )
             for each in scaling.scaled
         ],

@@ -176,7 +176,10 @@ class Retrying(msgspec.Struct, frozen=True):
 
 
 class Scaled(msgspec.Struct, frozen=True, kw_only=True):
-    """So many processes under one load: measured, and predicted by the model, which knows the first of them only."""
+    """So many processes under one load: measured, and predicted by the model, which knows the first of them only.
+
+    `idle_cores`, `others_cores`: how many cores did nothing, and how many other programs had; 0 was not looked at.
+    """
 
     what: str
     apis: int
@@ -187,6 +190,8 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
     batches: Batches
     predicted_per_s: float
     limit: str
+    idle_cores: float = 0.0
+    others_cores: float = 0.0
 
 
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,20 +1,24 @@
 """Scaling: reads and retries with more processes, beside what the capacity model predicts for them.
 
 The model (bench/capacity.py) knows one api process and one worker, with many clients and with few, and the number of
-cores; everything else it has to predict. Each configuration runs alone, on a database and a virtual host of its own:
-programs that only wait take time from the others. One round is every configuration.
+cores that other programs of this machine left; everything else it has to predict. Each configuration runs alone, on a
+database and a virtual host of its own: programs that only wait take time from the others. One round is every
+configuration.
 """
 
 import os
+import time
 from collections import defaultdict
+from statistics import median
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from bench import jobs
-from bench.applying import Deployment, per_request, spent
+from bench.applying import Deployment, Use, per_request, spent, use_of
 from bench.capacity import Batches, Cost, Model, Observed
 from bench.load import Aim
 from bench.part import Stage
+from bench.processor import machine_s
 from bench.programs import bearer, redrive_api
 from bench.results import Figure, Scaled, Scaling
 from bench.servers import transactions_of
@@ -41,6 +45,7 @@ class _Round(NamedTuple):
     per_s: float
     batches: Batches
     cost: Cost
+    use: Use
     cycle_s: float = 0.0
 
 
@@ -75,7 +80,8 @@ async def measure(stage: Stage) -> Scaling:
 
 
 def _scaled(turn: _Turn, rounds: "Sequence[_Round]", model: Model, cores: int) -> Scaled:
-    predicted = model.predicted(apis=turn.apis, workers=turn.workers, clients=turn.clients, cores=cores)
+    idle, others = (median(each) for each in zip(*(each.use for each in rounds), strict=True))
+    predicted = model.predicted(apis=turn.apis, workers=turn.workers, clients=turn.clients, cores=cores - others)
     observed = _observed(turn, rounds)
     return Scaled(
         what=turn.what,
@@ -85,6 +91,8 @@ def _scaled(turn: _Turn, rounds: "Sequence[_Round]", model: Model, cores: int) -
         per_s=Figure.of([each.per_s for each in rounds]),
         cost=observed.cost,
         batches=observed.batches,
+        idle_cores=idle,
+        others_cores=others,
         predicted_per_s=predicted.per_s,
         limit=predicted.limit,
     )
@@ -104,10 +112,11 @@ async def _retried(stage: Stage, apis: int, workers: int) -> "AsyncIterator[tupl
         for clients, retries in [(plan.clients, plan.retries), (plan.few, plan.few_retries)][: _loads(apis, workers)]:
             applied = await deployment.apply(retries, clients=clients)
             assert applied.cost is not None
+            assert applied.use is not None
             cycle_s = applied.settling_s + _BATCH_WAIT_S
             yield (
                 _Turn(RETRIES, apis, workers, clients),
-                _Round(applied.per_s, applied.batches, applied.cost, cycle_s),
+                _Round(applied.per_s, applied.batches, applied.cost, applied.use, cycle_s),
             )
 
 
@@ -124,16 +133,17 @@ async def _read(stage: Stage, apis: int) -> "AsyncIterator[tuple[_Turn, _Round]]
             await stage.loader.load(aim, connections=plan.connections, seconds=stage.plan.warm_s)
             for clients in (plan.connections, plan.few)[: _loads(apis, 1)]:
                 queries = await transactions_of(stage.postgres, database)
-                before = spent(stage, api)
+                before, machine_before, began_at = spent(stage, api), machine_s(), time.perf_counter()
                 load = await stage.loader.load(aim, connections=clients, seconds=plan.seconds)
-                after = spent(stage, api)
+                after, machine_after, seconds = spent(stage, api), machine_s(), time.perf_counter() - began_at
                 queries = await transactions_of(stage.postgres, database) - queries
                 assert before is not None
                 assert after is not None
                 if load.errors:
                     raise ServerFailed(f"{load.errors} of {load.requests} reads failed")
                 cost = per_request(before, after, load.requests)
-                yield _Turn(READS, apis, 0, clients), _Round(load.per_s, Batches(queries / load.requests), cost)
+                use = use_of(machine_before, machine_after, before, after, seconds)
+                yield _Turn(READS, apis, 0, clients), _Round(load.per_s, Batches(queries / load.requests), cost, use)
 
 
 def _loads(apis: int, workers: int) -> int:
