@@ -59,11 +59,13 @@ CREATE INDEX retry_requests_published_idx ON redrive.retry_requests ((batch_id I
     WHERE state = 'queued' AND processed_at IS NULL AND published_at IS NOT NULL;
 -- Dead-lettered requests, the longest dead first.
 CREATE INDEX retry_requests_dead_idx ON redrive.retry_requests (processed_at, id) WHERE state = 'dead_lettered';
--- The audit trails of a project, a batch and a job; and what prune deletes.
-CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at DESC, id DESC);
+-- The audit trails of a project, a batch and a job; and what prune deletes. Trails are read backwards, newest first: new
+-- rows come at the end of an index, which leaves full pages full. With the newest first they would split each page in the
+-- middle, and the index would be twice as large.
+CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at, id);
 -- The project's trail by state, without 'applied', the state of most requests: those are found along the whole trail. The
 -- predicate on the time, which its only reader repeats, keeps look-ups of queued requests from this index.
-CREATE INDEX retry_requests_state_idx ON redrive.retry_requests (project_id, state, requested_at DESC, id DESC)
+CREATE INDEX retry_requests_state_idx ON redrive.retry_requests (project_id, state, requested_at, id)
     WHERE state <> 'applied' AND requested_at < 'infinity';
 CREATE INDEX retry_requests_batch_idx ON redrive.retry_requests (project_id, batch_id, state)
     WHERE batch_id IS NOT NULL;
@@ -84,7 +86,7 @@ CREATE TABLE redrive.retry_batches (
     skipped jsonb NOT NULL, -- [{"job_id", "code"}]: which were skipped, and why
     requested_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX retry_batches_project_idx ON redrive.retry_batches (project_id, requested_at DESC, id DESC);
+CREATE INDEX retry_batches_project_idx ON redrive.retry_batches (project_id, requested_at, id);
 
 -- What a client's idempotency key names. It is kept apart from the ledger, because a key can also name a request that was
 -- queued by another.

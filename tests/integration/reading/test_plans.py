@@ -48,6 +48,8 @@ IN_LINE = {
 ONE_PASS = {
     "retries.cancel",
     "settlement.dead_letter",
+    "settlement.mark_put_aside",
+    "settlement.put_aside",
     "dead_letters.overdue_among",
     "dead_letters.redrive",
     "retries.redrive",
