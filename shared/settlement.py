@@ -121,7 +121,7 @@ class Settlement:
     async def probe(self) -> None:
         """Run the statements that settle, for no request: prove that the database lets them. Raises as `apply`."""
         async with self._database.transaction() as session:
-            await self._apply(session, [], await self._adopt(session, []), published=True)
+            await self._apply(session, [], await self._adopt(session, [], probing=True), published=True)
 
     async def queued(self, limit: int) -> list[RetryMessage]:
         """Up to `limit` queued requests, oldest first, as messages; does not lock them."""
@@ -203,12 +203,16 @@ class Settlement:
         """Lock queued requests; answers their ids."""
         return [RetryId(row["id"]) for row in await session.fetch(self._sql["take"], limit)]
 
-    async def _adopt(self, session: "Session", messages: Iterable[RetryMessage]) -> list[RetryId]:
+    async def _adopt(
+        self, session: "Session", messages: Iterable[RetryMessage], *, probing: bool = False
+    ) -> list[RetryId]:
         """Insert the requests that another program published; answers the ids of those that the ledger did not know.
 
         A LedgerMessage was made of a row: no other row is inserted for it.
         """
         theirs = [message for message in messages if not isinstance(message, LedgerMessage)]
+        if not theirs and not probing:
+            return []  # as a rule: a round trip less for each batch
         rows = await session.fetch(self._sql["adopt"], *self._columns_of(theirs))
         return [RetryId(row["id"]) for row in rows]
 
