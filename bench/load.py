@@ -120,10 +120,19 @@ class _PausingWrk:
         self._process.send_signal(signal.SIGSTOP)
 
     async def end(self) -> tuple[int, int]:
-        self._process.send_signal(signal.SIGCONT)  # first: of a stopped process, any thread may get the next signal
-        self._process.send_signal(signal.SIGINT)  # its main thread ends its sleep, and prints the figures
-        load = _load_of(await _said(self._process, within_s=60))
+        self._process.send_signal(signal.SIGCONT)
+        ending = asyncio.create_task(self._interrupt())
+        try:
+            load = _load_of(await _said(self._process, within_s=60))
+        finally:
+            ending.cancel()
         return load.requests, load.errors
+
+    async def _interrupt(self) -> None:
+        """Have it print its figures: again and again, as any thread may get the signal, and only the main one acts on it."""
+        while self._process.returncode is None:
+            self._process.send_signal(signal.SIGINT)
+            await asyncio.sleep(0.1)
 
 
 class _PausingClient:

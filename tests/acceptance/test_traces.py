@@ -99,22 +99,30 @@ async def test_a_collector_that_is_away_or_hangs_is_told_in_plain_lines_and_keep
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
-        settings = {"DATABASE_URL": database_url, "TRACING": "1", "JWT_SECRET": SECRET, "PORT": str(port)}
+        settings = {"DATABASE_URL": database_url, "TRACING": "1"}
         async with (
-            Program.started("api", **settings) as api,
-            aiohttp.ClientSession(headers={"Authorization": f"Bearer {token()}"}) as client,
+            JobMaker.on(database_url) as jobs,
+            Program.started("api", **settings, JWT_SECRET=SECRET, PORT=str(port)) as api,
+            Program.started("worker", **settings) as worker,
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {token()}"}) as client,
         ):
             await api.until_ready()
+            await worker.until_ready()
+            job = await jobs.failed()
+            async with client.post(f"/api/jobs/{job.id}/retry") as answer:
+                assert answer.status == 202
 
             async def told() -> bool:
-                async with client.get(f"http://127.0.0.1:{port}/api/me") as answer:
+                async with client.get("/api/me") as answer:
                     assert answer.status == 200
-                return any(trouble in line.get("reason", "") for line in api.log)
+                assert any(trouble in line.get("reason", "") for line in api.log)
+                return await jobs.effects_of(job) == 1
 
             await eventually(told, within_s=30)
-            api.send(signal.SIGTERM)
-            assert await api.ended() == 0, api.err
+            for program in (api, worker):
+                program.send(signal.SIGTERM)
+                assert await program.ended() == 0, program.err
 
-    lines = [line for line in api.log if line["event"] == "opentelemetry reported trouble"]
+    lines = [line for line in api.log + worker.log if line["event"] == "opentelemetry reported trouble"]
     assert all(line["level"] == "warning" and "exception" not in line for line in lines)
-    assert not any(secret in api.err for secret in ("canary", str(collector_port)))
+    assert not any(secret in api.err + worker.err for secret in ("canary", str(collector_port)))
