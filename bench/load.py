@@ -129,7 +129,7 @@ class _PausingWrk:
         return load.requests, load.errors
 
     async def _interrupt(self) -> None:
-        """Have it print its figures: again and again, as any thread may get the signal, and only the main one acts on it."""
+        """Have it print its figures: again and again, as any thread may get the signal, and the main one must."""
         while self._process.returncode is None:
             self._process.send_signal(signal.SIGINT)
             await asyncio.sleep(0.1)
