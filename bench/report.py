@@ -152,8 +152,8 @@ _TRACES: Final = """\
 
 `GET /api/jobs/{id}` of one hot job, %d connections, from an api that begins a trace of such a share of the requests,
 and in turn from one without traces in the same process, a fifth of a second each. What the first line differs from 1 by
-is what the measurement cannot tell. The spans go to a collector that drops them, once a second; the time of the thread
-that sends them is in the figures.
+is what the measurement cannot tell. The spans go to a collector that drops them, every five seconds, as is the default;
+the time of the thread that sends them is in the figures.
 """
 
 

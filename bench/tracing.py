@@ -25,7 +25,6 @@ NONE: Final = "0"
 HUNDREDTH: Final = "0.01"
 ALL: Final = "1"
 SHARES: Final = (OFF, NONE, HUNDREDTH, ALL)
-_EXPORTED_EVERY_MS: Final = 1_000
 _LAST_ANSWERS_S: Final = 0.02
 """What was asked at the end of a turn is answered by then."""
 
@@ -58,7 +57,6 @@ async def measure(stage: "Stage") -> Tracing:
         env = {
             "BENCH_DATABASE_URL": database_url,
             "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{collector.port}",
-            "OTEL_BSP_SCHEDULE_DELAY": str(_EXPORTED_EVERY_MS),
         }
         reads = [await _compared(stage, env, f"/api/jobs/{job_id}", share) for share in SHARES]
     return Tracing(stage.plan.tracing.connections, reads)

@@ -51,8 +51,9 @@ def problems_in(environment: Mapping[str, str]) -> Iterator[str]:
     """What keeps a program from tracing as these variables say, each as "VARIABLE: must be …"."""
     given = {name: value.strip() for name, value in environment.items() if name in HONOURED and value.strip()}
     for name, value in given.items():
-        is_good, words = _RULES.get(name.removeprefix(_OTLP[0]).removeprefix(_OTLP[1]), _ANY)
-        if not is_good(value):
+        what = name.removeprefix(_OTLP[0]).removeprefix(_OTLP[1])
+        is_good, words = _RULES.get(what, _ANY)
+        if not is_good(value) and not (name == f"{_OTLP[1]}{what}" and f"{_OTLP[0]}{what}" in given):
             yield f"{name}: {words}"
     queue, batch = (
         int(given[name]) if _WHOLE.fullmatch(given.get(name, "")) else default

@@ -95,6 +95,15 @@ def test_a_variable_that_has_an_effect_is_taken(monkeypatch: pytest.MonkeyPatch,
     assert (settings.tracing, settings.notes) == (0.1, ())
 
 
+def test_a_variable_for_all_signals_does_not_matter_where_there_is_one_for_traces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf")
+
+    assert settings_of("0.1").tracing == 0.1
+
+
 def test_variables_without_an_effect_are_said_to_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "otlp")
