@@ -14,7 +14,6 @@ A sampled request has a span, where traces are on, once its token, its limits an
 refused before is not traced, so that a stranger cannot have spans made.
 """
 
-import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -100,16 +99,17 @@ class Access(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A request that has passed the door: made by `principal`, about the project `project_id`.
-
-    `span` is there if it is traced.
-    """
+    """A request that has passed the door: made by `principal`, about the project `project_id`."""
 
     request: web.Request
     principal: Principal
     project_id: ProjectId
     parameters: dict[str, str]
-    span: "RequestSpan | None" = None
+
+    @property
+    def span(self) -> "RequestSpan | None":
+        """There if the request is traced."""
+        return self.request[PASSAGE].span
 
     @property
     def foreign_project_id(self) -> ProjectId | None:
@@ -204,24 +204,25 @@ class Door:
             request_id = request_id_of(request)
             passage = request[PASSAGE] = Passage(request_id)
             try:
-                answer = self._answer_for_origin(request, passage) if self.origins.any else None
-                if answer is None:
-                    self.charge_address(request)
-                    if hdrs.TRANSFER_ENCODING in request.headers and request.method in _BODILESS:
-                        raise LengthRequired
-                    answer = await handler(request)
-            except Exception as error:  # noqa: BLE001 - `_problem_of` logs what is not meant for the client
-                _abort_if_begun(request)
-                answer = self._problem_of(error, request)
-            except asyncio.CancelledError:
+                try:
+                    answer = self._answer_for_origin(request, passage) if self.origins.any else None
+                    if answer is None:
+                        self.charge_address(request)
+                        if hdrs.TRANSFER_ENCODING in request.headers and request.method in _BODILESS:
+                            raise LengthRequired
+                        answer = await handler(request)
+                except Exception as error:  # noqa: BLE001 - `_problem_of` logs what is not meant for the client
+                    _abort_if_begun(request)
+                    answer = self._problem_of(error, request)
+                if answer.__class__ is Answer or not answer.prepared:  # a stream has been: it sends its headers itself
+                    if answer.__class__ is Answer and (body := answer.body) is not None and len(body) >= LEAST_BYTES:
+                        await self._compressor.compress(answer, request.headers)
+                    passage.complete(answer.headers)
+                    if self.closing:
+                        answer.force_close()
+            except BaseException:  # no `finally`, whose steps each answered request would take
                 end_span(passage.span, request, None, time.perf_counter() - started_at)
                 raise
-            if answer.__class__ is Answer or not answer.prepared:  # a stream has been: it sends its headers itself
-                if answer.__class__ is Answer and (body := answer.body) is not None and len(body) >= LEAST_BYTES:
-                    await self._compressor.compress(answer, request.headers)
-                passage.complete(answer.headers)
-                if self.closing:
-                    answer.force_close()
             took_s = time.perf_counter() - started_at
             if passage.span is None:
                 self._metrics.count_answer(request, answer.status, took_s)
@@ -295,13 +296,12 @@ class Door:
             _require_scope(principal, access, query)
             if closed:
                 raise ReadOnly
-            span = None
             if tracing is not None and (span := begin_span(tracing, request)) is not None:
                 request[PASSAGE].span = span
             if not query:
-                return await handler(Call(request, principal, principal.project_id, {}, span))
+                return await handler(Call(request, principal, principal.project_id, {}))
             parameters = _parameters_of(query, access.parameters)
-            return await handler(Call(request, principal, _project_of(principal, parameters), parameters, span))
+            return await handler(Call(request, principal, _project_of(principal, parameters), parameters))
 
         return behind_the_door
 

@@ -18,6 +18,8 @@ from opentelemetry.trace import SpanContext, SpanKind
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from api.answers import Answer
+from api.compression import LEAST_BYTES
 from api.door import Call
 from api.routes import READ
 from shared import tracing
@@ -241,6 +243,37 @@ async def test_a_request_that_is_cut_off_has_a_span_without_a_status(
     request = make_mocked_request("GET", "/", headers=headers)
     answering = asyncio.ensure_future(door.middleware(request, door.guarded(READ, handler)))
     await let_in.wait()
+    answering.cancel()
+    await asyncio.wait([answering])
+
+    (span,) = exporter.get_finished_spans()
+    assert "http.response.status_code" not in attributes_of(span)
+    assert answering.cancelled()
+
+
+async def test_a_request_that_is_cut_off_while_its_answer_is_compressed_has_a_span(
+    database_url: str,
+    serve: Serve,
+    exporter: InMemorySpanExporter,
+    of_api: Tracing,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compressing = asyncio.Event()
+
+    async def compress(*_: object) -> None:
+        compressing.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("api.compression.Compressor.compress", compress)
+    door = (await serve(database_url, traced_by=of_api)).parts.door
+
+    async def handler(_call: Call) -> Answer:
+        return Answer(body=bytes(LEAST_BYTES))
+
+    headers = {"Authorization": f"Bearer {token()}", "traceparent": TRACE}
+    request = make_mocked_request("GET", "/", headers=headers)
+    answering = asyncio.ensure_future(door.middleware(request, door.guarded(READ, handler)))
+    await compressing.wait()
     answering.cancel()
     await asyncio.wait([answering])
 
