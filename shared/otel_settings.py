@@ -8,7 +8,8 @@ which other variables of OpenTelemetry it ignores.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from importlib.util import find_spec
+from typing import Final, NamedTuple
 
 from shared.urls import check_http_url
 
@@ -42,13 +43,46 @@ _HEADER: Final = re.compile(r"\s*[!#-'*+.0-9A-Z^-z|~-]+\s*=[ !#-+./0-:<-\[\]-~-]
 """What the SDK takes for a header; it would log another one whole, with its secret."""
 
 
-def is_disabled(environment: Mapping[str, str]) -> bool:
-    """Whether OTEL_SDK_DISABLED says that nothing is to be traced."""
-    return environment.get(DISABLED, "").strip().lower() == "true"
+class Findings(NamedTuple):
+    """What becomes of traces that REDRIVE_TRACING asks for.
+
+    `problems` keep the program from starting, each as "VARIABLE: must be …". `notes` are lines for its log.
+    """
+
+    disabled: bool = False
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
-def problems_in(environment: Mapping[str, str]) -> Iterator[str]:
-    """What keeps a program from tracing as these variables say, each as "VARIABLE: must be …"."""
+class TracesUnfit(ValueError):
+    """Traces are asked for and cannot be had; `problems` as in `Findings`."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def findings_in(environment: Mapping[str, str]) -> Findings:
+    """What these variables make of traces; to be asked only where REDRIVE_TRACING asks for some."""
+    if environment.get(DISABLED, "").strip().lower() == "true":
+        return Findings(disabled=True, notes=(f"REDRIVE_TRACING is ignored: {DISABLED} is true",))
+    problems = tuple(_problems_in(environment))
+    if not _is_installed():
+        missing = "OpenTelemetry is not installed: install redrive[otel], or set it to off"
+        problems = (*problems, f"REDRIVE_TRACING: {missing}")
+    ignored = ", ".join(_ignored_in(environment))
+    note = f"of OpenTelemetry's variables, these have no effect on Redrive: {ignored}"
+    return Findings(problems=problems, notes=(note,) if ignored else ())
+
+
+def _is_installed() -> bool:
+    try:
+        return None not in (find_spec("opentelemetry.sdk"), find_spec("opentelemetry.exporter.otlp.proto.http"))
+    except ModuleNotFoundError:  # of a parent
+        return False
+
+
+def _problems_in(environment: Mapping[str, str]) -> Iterator[str]:
     given = {name: value.strip() for name, value in environment.items() if name in HONOURED and value.strip()}
     for name, value in given.items():
         what = name.removeprefix(_OTLP[0]).removeprefix(_OTLP[1])
@@ -63,8 +97,7 @@ def problems_in(environment: Mapping[str, str]) -> Iterator[str]:
         yield f"OTEL_BSP_MAX_EXPORT_BATCH_SIZE: must be no more than OTEL_BSP_MAX_QUEUE_SIZE, here {queue}"
 
 
-def ignored_in(environment: Mapping[str, str]) -> list[str]:
-    """The variables of OpenTelemetry that are set and have no effect here."""
+def _ignored_in(environment: Mapping[str, str]) -> list[str]:
     return sorted(
         name for name, value in environment.items() if name.startswith(PREFIX) and name not in HONOURED and value
     )

@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Final, NamedTuple, cast
 
@@ -16,7 +15,7 @@ from pydantic_settings import NoDecode
 
 from shared.claims import claim_path
 from shared.models import JobStatus
-from shared.otel_settings import is_disabled
+from shared.otel_settings import TracesUnfit, findings_in
 from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
 MIN_SECRET_BYTES: Final = 32
@@ -134,15 +133,8 @@ def _share(value: object) -> float | None:
 
 
 def _traceable(share: float | None) -> float | None:
-    if is_disabled(os.environ):
-        return None
-    if share is not None:
-        try:
-            found = find_spec("opentelemetry.sdk") and find_spec("opentelemetry.exporter.otlp.proto.http")
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            raise ValueError("OpenTelemetry is not installed: install redrive[otel], or set it to off")
+    if share is not None and (problems := findings_in(os.environ).problems):
+        raise TracesUnfit(problems)
     return share
 
 

@@ -185,19 +185,24 @@ def read(kind: type[S], **known: object) -> S:
         settings = kind(**cast("dict[str, Any]", {**secrets, **dict.fromkeys(unread, _UNREAD), **known}))
     except ValidationError as error:
         problems = [
-            _problem(kind, dict(problem), from_files=secrets.keys())
+            words
             for problem in error.errors()
             if problem["loc"][0] not in unread
+            for words in _problems(kind, dict(problem), from_files=secrets.keys())
         ]
-        raise SettingsError(sorted([*problems, *unread.values(), *_otel_problems(known)])) from None
-    if problems := [*unread.values(), *_otel_problems(known)]:
-        raise SettingsError(sorted(problems))
+        raise SettingsError(sorted([*problems, *unread.values()])) from None
+    if unread:
+        raise SettingsError(sorted(unread.values()))
+    otel = otel_settings.Findings() if settings.tracing is None else otel_settings.findings_in(os.environ)
+    if otel.disabled:
+        settings = settings.model_copy(update={"tracing": None})
     settings._files = {  # noqa: SLF001 - a part of reading them, which the caller cannot do
         field: FileSecret(Path(os.environ[f"{PREFIX}{field.upper()}_FILE"]), value, check)
         for field, value in secrets.items()
         if (check := _URLS.get(field)) is not None and field not in known
     }
-    settings._notes = tuple(_notes(kind, settings, known, from_files=secrets.keys()))  # noqa: SLF001 - likewise
+    notes = _notes(kind, settings, known, from_files=secrets.keys())
+    settings._notes = (*notes, *otel.notes)  # noqa: SLF001 - likewise
     return settings
 
 
@@ -215,21 +220,6 @@ def _notes(
         if isinstance(secret, SecretStr):
             for note in postgres_url(secret.get_secret_value()).ignored:
                 yield f"{_origin(field, from_files)}: {note}"
-    if _asks_for_traces(known):
-        if otel_settings.is_disabled(os.environ):
-            yield f"{PREFIX}TRACING is ignored: {otel_settings.DISABLED} is true"
-        elif ignored := otel_settings.ignored_in(os.environ):
-            yield f"of OpenTelemetry's variables, these have no effect on Redrive: {', '.join(ignored)}"
-
-
-def _asks_for_traces(known: Mapping[str, object]) -> bool:
-    return known.get("tracing", os.environ.get(f"{PREFIX}TRACING")) not in {None, "", "off"}
-
-
-def _otel_problems(known: Mapping[str, object]) -> Iterator[str]:
-    """What is wrong with OpenTelemetry's own variables, where there are to be traces."""
-    if _asks_for_traces(known) and not otel_settings.is_disabled(os.environ):
-        yield from otel_settings.problems_in(os.environ)
 
 
 def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str, str]]:
@@ -267,6 +257,14 @@ def _origin(field: str, from_files: Collection[str]) -> str:
     """Where the value of a field is from: its variable, or the file that its variable names."""
     variable = f"{PREFIX}{field.upper()}"
     return f"{variable}_FILE (its content)" if field in from_files else variable
+
+
+def _problems(kind: type[Settings], problem: Mapping[str, Any], *, from_files: Collection[str]) -> tuple[str, ...]:
+    """The lines of one of pydantic's problems: several where a setting asks for what other variables forbid."""
+    reason = problem.get("ctx", {}).get("error")
+    if isinstance(reason, otel_settings.TracesUnfit):
+        return reason.problems
+    return (_problem(kind, problem, from_files=from_files),)
 
 
 def _problem(kind: type[Settings], problem: Mapping[str, Any], *, from_files: Collection[str]) -> str:

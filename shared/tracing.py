@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.util.types import AttributeValue
 
-_FLUSH_S: Final = 2.0
+FLUSH_S: Final = 2.0
 _SERVER_ERROR: Final = 500
+_NAMELESS: Final = "unknown_service"
+"""How the name begins that the SDK gives to a service without one."""
 _SCOPE: Final = InstrumentationScope("redrive", "")
 _SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 _SAMPLED_DIGITS: Final = frozenset("13579bdf")
@@ -66,7 +68,7 @@ class Tracing:
 
     def __init__(self, processor: "SpanProcessor", *, program: str, share: float) -> None:
         self._processor = processor
-        self._resource = Resource.create({"service.name": f"redrive-{program}"})  # OTEL_SERVICE_NAME goes before it
+        self._resource = _resource_of(program)
         self._share = share
 
     def begin_request(self, header: str | None) -> "RequestSpan | None":
@@ -210,7 +212,18 @@ async def opened(program: str, *, share: float, processor: "SpanProcessor | None
         # A thread of its own: a collector that does not answer would keep one of asyncio's, and with it the program.
         ending = threading.Thread(target=processor.shutdown, daemon=True)
         ending.start()
-        await asyncio.to_thread(ending.join, _FLUSH_S)
+        await asyncio.to_thread(ending.join, FLUSH_S)
+
+
+def _resource_of(program: str) -> Resource:
+    """What OpenTelemetry's variables say that this program is; `redrive-…` where they give it no name.
+
+    An attribute that is given to `Resource.create` goes before what its detectors find, so the name is not given to it.
+    """
+    found = Resource.create()
+    if str(found.attributes["service.name"]).startswith(_NAMELESS):
+        found = found.merge(Resource({"service.name": f"redrive-{program}"}))
+    return found
 
 
 def _exporting() -> "SpanProcessor":

@@ -115,6 +115,25 @@ def test_variables_without_an_effect_are_said_to_have_none(monkeypatch: pytest.M
     assert settings_of("off").notes == ()
 
 
+def test_what_is_not_asked_for_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("REDRIVE_TRACING", "0.1")
+
+    settings = settings_of("off")  # it goes before the variable
+
+    assert (settings.tracing, settings.notes) == (None, ())
+
+
+def test_the_share_is_asked_for_however_its_variable_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    monkeypatch.setenv("redrive_tracing", "0.1")  # taken, as that of every setting
+
+    with pytest.raises(SettingsError) as refusal:
+        read(WorkerSettings, database_url="postgresql://")
+
+    assert refusal.value.problems == [f"OTEL_EXPORTER_OTLP_PROTOCOL: {PROTOCOL}"]
+
+
 @pytest.mark.parametrize("value", ["true", "TRUE"])
 def test_a_disabled_sdk_switches_traces_off_whatever_else_is_set(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("OTEL_SDK_DISABLED", value)

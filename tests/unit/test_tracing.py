@@ -6,14 +6,16 @@ import sys
 import time
 
 import pytest
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
 from shared.errors import SettingsError
 from shared.settings import WorkerSettings, read
-from shared.telemetry import tracing_of
-from shared.tracing import Tracing
+from shared.tracing import FLUSH_S, Tracing, opened
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -82,21 +84,85 @@ def test_a_span_lasts_as_long_as_its_request_took(exporter: InMemorySpanExporter
     assert ended.resource.attributes["service.name"] == "redrive-test"
 
 
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "redrive-test"),
+        ({"OTEL_SERVICE_NAME": "ours"}, "ours"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=ours"}, "ours"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=theirs", "OTEL_SERVICE_NAME": "ours"}, "ours"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.name=", "OTEL_SERVICE_NAME": ""}, "redrive-test"),
+    ],
+)
+def test_a_program_has_the_name_that_the_variables_give_it(
+    variables: dict[str, str], name: str, exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("OTEL_SERVICE_NAME", "OTEL_RESOURCE_ATTRIBUTES"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+
+    span = Tracing(SimpleSpanProcessor(exporter), program="test", share=1).begin_request(None)
+    assert span is not None
+    span.end("GET", "/", 200, took_s=0.001)
+
+    (ended,) = exporter.get_finished_spans()
+    assert ended.resource.attributes["service.name"] == name
+
+
+def test_attributes_of_the_resource_stand_beside_the_name(
+    exporter: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+
+    Tracing(SimpleSpanProcessor(exporter), program="test", share=0).add_batch(
+        [(TRACE, "1", "applied", True)], requests=1, began_ns=10, ended_ns=20
+    )
+
+    (ended,) = exporter.get_finished_spans()
+    found = ended.resource.attributes
+    assert (found["service.name"], found["deployment.environment.name"]) == ("redrive-test", "test")
+
+
+def dropped(reader: InMemoryMetricReader) -> float:
+    """How many spans the processor says that it has dropped from its queue."""
+    found = 0.0
+    data = reader.get_metrics_data()
+    assert data is not None
+    for metric in (each for of in data.resource_metrics for scope in of.scope_metrics for each in scope.metrics):
+        if metric.name == "otel.sdk.processor.span.processed":
+            for point in metric.data.data_points:
+                if (point.attributes or {}).get("error.type") == "queue_full":
+                    found += point.value  # type: ignore[union-attr]
+    return found
+
+
 async def test_a_collector_that_hangs_costs_spans_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hanging:  # it takes connections, and never answers
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{hanging.getsockname()[1]}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "300")
         monkeypatch.setenv("OTEL_BSP_MAX_QUEUE_SIZE", "4")
         monkeypatch.setenv("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "2")
-        began_at = time.monotonic()
-        async with tracing_of("test", 1.0) as tracing:
-            assert tracing is not None
+        monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
+        reader = InMemoryMetricReader()
+        counting = MeterProvider([reader])
+        processor = BatchSpanProcessor(OTLPSpanExporter(), meter_provider=counting)
+        async with opened("test", share=1.0, processor=processor) as tracing:
+            began_at = time.monotonic()
             for _ in range(1_000):
                 span = tracing.begin_request(None)
                 assert span is not None
                 span.end("GET", "/", 200, took_s=0.001)
+            adding_s = time.monotonic() - began_at
+            lost = dropped(reader)
+            closing_at = time.monotonic()
+        closing_s = time.monotonic() - closing_at
+        counting.shutdown()
 
-    assert time.monotonic() - began_at < 60  # of the 300 s that the exporter waits
+    assert 994 <= lost <= 996  # all but the 4 that may wait, and the 2 in hand once the thread has taken them
+    assert adding_s < 5  # of the 300 s that the exporter waits, as below
+    assert closing_s < FLUSH_S + 5
 
 
 def test_nothing_of_opentelemetry_is_imported_while_traces_are_off() -> None:
@@ -120,7 +186,7 @@ def test_any_other_share_is_refused(value: str) -> None:
 
 
 def test_a_share_without_opentelemetry_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shared.setting_types.find_spec", lambda _name: None)
+    monkeypatch.setattr("shared.otel_settings.find_spec", lambda _name: None)
 
     with pytest.raises(SettingsError, match=r"install redrive\[otel\]"):
         read(WorkerSettings, database_url="postgresql://", tracing="0.1")
