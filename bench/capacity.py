@@ -21,11 +21,15 @@ The rate is the lowest of these limits:
     workers / its cost to the worker             1 / its cost to RabbitMQ: a queue is one process of its own there
     1 / its cost to the client, where it is one process
 
-The model knows no waiting: not for the disk, not for the network, and not for a core that another program has.
+One api process does not reach that: at times all who use it wait, for a commit or for the next requests. This share
+of the time is measured with one process, too, as what the limits do not explain. Several processes wait independently,
+so that all of them do so in a power of that share:
+
+    rate = the lowest limit * (1 - share of waiting with one api process ** api processes)
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from math import ceil
 from typing import Final
@@ -97,6 +101,10 @@ class Observed:
     batches: Batches
     cycle_s: float = 0.0
     """How long a worker waits for a batch that is not full, and settles it."""
+    per_s: float = 0.0
+    """The rate; 0 where it was not looked at."""
+    cores: float = 0.0
+    """Those that other programs left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +118,15 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """`own`: the cost of a request without its batch. `of_batch`: the cost of a batch."""
+    """`own`: the cost of a request without its batch. `of_batch`: the cost of a batch.
+
+    `waiting`: the share of the time in which all who use one api process wait.
+    """
 
     own: Cost
     of_batch: Cost
     many: Observed
+    waiting: float = 0.0
 
     @classmethod
     def fitted(cls, many: Observed, few: Observed) -> "Model":
@@ -130,7 +142,11 @@ class Model:
             cost = max(0.0, dearer / more) if more > 0 else 0.0
             of_batch[who] = cost = min(cost, getattr(many.cost, who) / many.batches.of(who)) if cost else 0.0
             own[who] = getattr(many.cost, who) - cost * many.batches.of(who)
-        return cls(Cost(**own), Cost(**of_batch), many)
+        model = cls(Cost(**own), Cost(**of_batch), many)
+        if not many.per_s:
+            return model
+        allowed = model.predicted(apis=1, workers=1, clients=many.clients, cores=many.cores).per_s
+        return replace(model, waiting=max(0.0, 1 - many.per_s / allowed))
 
     def batches(self, *, apis: int, workers: int, clients: int, per_s: float) -> Batches:
         """Batches for one request with so many processes, at such a rate."""
@@ -170,7 +186,7 @@ class Model:
             cost = self.cost(self.batches(apis=apis, workers=workers, clients=clients, per_s=per_s))
             limits = self.limits(cost, apis=apis, workers=workers, cores=cores)
             limit = min(limits, key=lambda each: limits[each])
-            return Prediction(limits[limit], limit, cost)
+            return Prediction(limits[limit] * (1 - self.waiting**apis), limit, cost)
 
         predicted = follow(1.0)
         for _ in range(_ROUNDS):

@@ -380,6 +380,8 @@ def _scaling(scaling: Scaling) -> Iterator[str]:
             for kind, costs in (("a request", scaling.own), ("a batch", scaling.of_batch))
         ],
     )
+    shares = ", ".join(f"{share:.2f} for {what}" for what, share in scaling.waiting.items())
+    yield f"The share of the time in which all who use one api process wait: {shares or 'not looked at'}.\n"
 
 
 def _ledger(ledger: Ledger) -> Iterator[str]:

@@ -195,13 +195,17 @@ class Scaled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Scaling(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of `plan.Scaling`. `own` and `of_batch`: the model's costs, of reads and of retries."""
+    """What became of `plan.Scaling`. `own` and `of_batch`: the model's costs, of reads and of retries.
+
+    `waiting`: the share of the time in which all who use one api process wait.
+    """
 
     cores: int
     few: int
     scaled: list[Scaled]
     own: dict[str, Cost]
     of_batch: dict[str, Cost]
+    waiting: dict[str, float] = {}
 
     def find(self, what: str, *, apis: int, workers: int, clients: int) -> Scaled | None:
         """None where it was not measured."""

@@ -65,7 +65,7 @@ async def measure(stage: Stage) -> Scaling:
                     rounds[turn].append(found)
         stage.say(f"scaling: round {number + 1} of {plan.rounds}")
     cores = len(os.sched_getaffinity(0))
-    observed = {turn: _observed(turn, of_turn) for turn, of_turn in rounds.items()}
+    observed = {turn: _observed(turn, of_turn, cores) for turn, of_turn in rounds.items()}
     models = {
         what: Model.fitted(*(observed[_Turn(what, 1, workers, clients)] for clients in (many, plan.few)))
         for what, workers, many in ((READS, 0, plan.connections), (RETRIES, 1, plan.clients))
@@ -76,13 +76,14 @@ async def measure(stage: Stage) -> Scaling:
         scaled=[_scaled(turn, of_turn, models[turn.what], cores) for turn, of_turn in rounds.items()],
         own={what: model.own for what, model in models.items()},
         of_batch={what: model.of_batch for what, model in models.items()},
+        waiting={what: model.waiting for what, model in models.items()},
     )
 
 
 def _scaled(turn: _Turn, rounds: "Sequence[_Round]", model: Model, cores: int) -> Scaled:
     idle, others = (median(each) for each in zip(*(each.use for each in rounds), strict=True))
     predicted = model.predicted(apis=turn.apis, workers=turn.workers, clients=turn.clients, cores=cores - others)
-    observed = _observed(turn, rounds)
+    observed = _observed(turn, rounds, cores)
     return Scaled(
         what=turn.what,
         apis=turn.apis,
@@ -98,10 +99,12 @@ def _scaled(turn: _Turn, rounds: "Sequence[_Round]", model: Model, cores: int) -
     )
 
 
-def _observed(turn: _Turn, rounds: "Sequence[_Round]") -> Observed:
+def _observed(turn: _Turn, rounds: "Sequence[_Round]", cores: int) -> Observed:
     """The round in the middle, by its rate: its costs belong to that rate."""
     middle = sorted(rounds, key=lambda each: each.per_s)[len(rounds) // 2]
-    return Observed(turn.clients, middle.cost, middle.batches, middle.cycle_s)
+    return Observed(
+        turn.clients, middle.cost, middle.batches, middle.cycle_s, middle.per_s, cores=cores - middle.use.others
+    )
 
 
 async def _retried(stage: Stage, apis: int, workers: int) -> "AsyncIterator[tuple[_Turn, _Round]]":

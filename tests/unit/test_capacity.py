@@ -109,6 +109,27 @@ def test_the_lowest_limit_is_the_rate() -> None:
     assert many.per_s == pytest.approx(1_000 / cost.api)
 
 
+def test_what_one_api_process_waits_several_wait_less_often() -> None:
+    allowed = MODEL.predicted(apis=1, workers=1, clients=128, cores=2).per_s
+    slow = Observed(128, cost_of(MANY), MANY, per_s=0.8 * allowed, cores=2)
+    model = Model.fitted(slow, observed(16, FEW))
+
+    ratios = [
+        model.predicted(apis=apis, workers=1, clients=128, cores=2).per_s
+        / MODEL.predicted(apis=apis, workers=1, clients=128, cores=2).per_s
+        for apis in (1, 2, 3)
+    ]
+
+    assert model.waiting == pytest.approx(0.2)
+    assert ratios == pytest.approx([0.8, 0.96, 0.992])
+
+
+def test_a_rate_above_what_the_limits_allow_is_no_waiting() -> None:
+    fast = Observed(128, cost_of(MANY), MANY, per_s=1e9, cores=2)
+
+    assert Model.fitted(fast, observed(16, FEW)).waiting == 0
+
+
 def test_what_takes_no_part_limits_nothing() -> None:
     reads = Cost(api=0.1, worker=0, postgresql=0.02, rabbitmq=0, client=0.01)
 
