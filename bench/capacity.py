@@ -1,7 +1,7 @@
 """The capacity model: how many requests a second so many processes do on so many cores, and what limits them.
 
-Who takes part (api, worker, PostgreSQL, RabbitMQ, client) spends processor time on each request, and on each batch of
-requests. A batch costs much the same whatever it holds, so
+Each program that takes part (api, worker, PostgreSQL, RabbitMQ, client) spends processor time on each request, and on
+each batch of requests. A batch costs much the same whatever it holds, so
 
     cost of a request = own + of a batch * batches for one request
 
@@ -51,7 +51,7 @@ class Limit(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Milliseconds of processor time for one request, or for one batch, by who spends them."""
+    """Milliseconds of processor time for one request, or for one batch, by the program that spends them."""
 
     api: float
     worker: float
@@ -77,9 +77,9 @@ class Batches:
     leased: float = 0.0
     settled: float = 0.0
 
-    def of(self, who: str) -> float:
-        """Those that cost `who` something, a field of Cost."""
-        match who:
+    def of(self, program: str) -> float:
+        """Those that cost this program something; it is named as its field of Cost."""
+        match program:
             case "api":
                 return self.accepted + self.leased
             case "worker":
@@ -136,12 +136,12 @@ class Model:
         """
         own, of_batch = {}, {}
         for each in fields(Cost):
-            who = each.name
-            more = few.batches.of(who) - many.batches.of(who)
-            dearer = getattr(few.cost, who) - getattr(many.cost, who)
+            name = each.name
+            more = few.batches.of(name) - many.batches.of(name)
+            dearer = getattr(few.cost, name) - getattr(many.cost, name)
             cost = max(0.0, dearer / more) if more > 0 else 0.0
-            of_batch[who] = cost = min(cost, getattr(many.cost, who) / many.batches.of(who)) if cost else 0.0
-            own[who] = getattr(many.cost, who) - cost * many.batches.of(who)
+            of_batch[name] = cost = min(cost, getattr(many.cost, name) / many.batches.of(name)) if cost else 0.0
+            own[name] = getattr(many.cost, name) - cost * many.batches.of(name)
         model = cls(Cost(**own), Cost(**of_batch), many)
         if not many.per_s:
             return model

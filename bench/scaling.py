@@ -22,6 +22,7 @@ from bench.processor import machine_s
 from bench.programs import bearer, redrive_api
 from bench.results import Figure, Scaled, Scaling
 from bench.servers import transactions_of
+from shared.settings import WorkerSettings
 from tests.servers.processes import ServerFailed
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 READS: Final = "reads"
 RETRIES: Final = "retries"
 _READ_JOBS: Final = 1_000
-_BATCH_WAIT_S: Final = 0.02
-"""REDRIVE_WORKER_BATCH_WAIT, as it is by default."""
+_BATCH_WAIT_S: Final[float] = WorkerSettings.model_fields["worker_batch_wait"].default
+"""The workers run with the default of REDRIVE_WORKER_BATCH_WAIT."""
 
 
 class _Turn(NamedTuple):

@@ -12,8 +12,10 @@
    trigger of the jobs table refuses the change of its job. `defer` sets it aside, where the change takes too long.
 6. `dead_letter` gives up requests whose message killed its worker too often, or that can be neither blocked nor
    deferred.
-   A dead-lettered request is to have a letter in the dead-letter queue. Its letter is due until `mark_put_aside`, so
-   that each message of it becomes one until one is there: after a crash in between, and from then on no more.
+   A dead-lettered request is to have a letter in the dead-letter queue. Its letter is due until `mark_letters`, so
+   that each message of it becomes one until one is there: after a crash in between, and from then on no more. Letters
+   are marked for the time at which the request was dead-lettered, because it may have been redriven meanwhile, and
+   dead-lettered again: then another letter is due.
 7. `take_apart` has requests published again, each alone: they came in one message, and a worker may have failed with
    it.
 8. `lease_held_up` takes requests from the ledger that the broker holds up, for `apply`.
@@ -22,7 +24,7 @@ The table at the top of shared/sql/settlement.sql has every change of a row, and
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
 from shared.errors import StatementRefused
@@ -40,6 +42,13 @@ class Settled(NamedTuple):
 
     outcome: Outcome
     waited_s: float | None
+
+
+class Dead(NamedTuple):
+    """A dead-lettered request: since when, and whether its letter is in the dead-letter queue, as far as is marked."""
+
+    since: datetime
+    has_letter: bool
 
 
 class Settlement:
@@ -170,24 +179,30 @@ class Settlement:
             known = await self._outcomes(session, [message.id])
         return Settled(known.get(message.id) or Outcome.SUPERSEDED, None)
 
-    async def dead_letter(self, ids: Sequence[RetryId]) -> dict[RetryId, Settled]:
-        """Give up these requests.
+    async def dead_letter(self, ids: Sequence[RetryId], *, have_letters: bool = False) -> dict[RetryId, Settled]:
+        """Give up these requests. `have_letters`: their letters are in the dead-letter queue already.
 
         One that was settled before keeps its first outcome; an id that the ledger does not know is missing.
         """
         async with self._database.transaction() as session:
-            settled = _settled_of(await session.fetch(self._sql["dead_letter"], ids))
+            settled = _settled_of(await session.fetch(self._sql["dead_letter"], ids, have_letters))
             known = await self._outcomes(session, [each for each in ids if each not in settled])
             settled |= {each: Settled(outcome, None) for each, outcome in known.items() if outcome is not None}
         return settled
 
-    async def put_aside(self, ids: Collection[RetryId]) -> set[RetryId]:
-        """Which of these requests are dead-lettered and have their letter."""
-        return {RetryId(row["id"]) for row in await self._database.fetch(self._sql["put_aside"], list(ids))}
+    async def dead_among(self, ids: Collection[RetryId]) -> dict[RetryId, Dead]:
+        """Those of these requests that are dead-lettered."""
+        rows = await self._database.fetch(self._sql["dead_among"], list(ids))
+        return {RetryId(row["id"]): Dead(row["processed_at"], row["has_letter"]) for row in rows}
 
-    async def mark_put_aside(self, ids: Collection[RetryId]) -> None:
-        """Mark dead-lettered requests whose letter is in the dead-letter queue; the others are left alone."""
-        await self._database.fetch(self._sql["mark_put_aside"], list(ids))
+    async def mark_letters(self, dead: Mapping[RetryId, Dead]) -> None:
+        """Mark these requests: their letters are in the dead-letter queue. `dead` is what `dead_among` has answered.
+
+        One that is not dead-lettered any more, or was dead-lettered again since, is left alone. Raises StatementRefused
+        where a trigger does not take the mark.
+        """
+        if due := {request_id: each.since for request_id, each in dead.items() if not each.has_letter}:
+            await self._database.fetch(self._sql["mark_letters"], list(due), list(due.values()))
 
     async def traces(self, ids: Sequence[RetryId], *, most: int) -> dict[RetryId, str]:
         """The `traceparent` of each of these requests whose trace is sampled, of no more than `most`."""

@@ -71,7 +71,8 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
         await stack.enter_async_context(database.opened())
         settler = partial(Settler, settlement, metrics, tracing)
         queues = [] if topology is None else _queue_sources(settings, settler, metrics, topology, ids)
-        sources: list[Source] = [*queues, *_bypasses(settings, settlement, settler, metrics, queues)]
+        for_bypass = partial(Settler, settlement, metrics, tracing, dead_letters=False)
+        sources: list[Source] = [*queues, *_bypasses(settings, settlement, for_bypass, metrics, queues)]
         sources = sources or [LedgerSource(settler(), batch_size=settings.worker_batch_size)]
         if ops:
             ready = _ready(database, guard, schema, sources, stop, broker=topology is not None)
@@ -107,7 +108,7 @@ async def run(settings: "WorkerSettings", *, stop: asyncio.Event, ops: bool = Tr
 
 
 def _queue_sources(
-    settings: "WorkerSettings", settler: "Callable[..., Settler]", metrics: Metrics, topology: Topology, ids: "JobIds"
+    settings: "WorkerSettings", settler: "Callable[[], Settler]", metrics: Metrics, topology: Topology, ids: "JobIds"
 ) -> list[QueueSource]:
     return [
         QueueSource(
@@ -127,7 +128,7 @@ def _queue_sources(
 def _bypasses(
     settings: "WorkerSettings",
     settlement: Settlement,
-    settler: "Callable[..., Settler]",
+    settler: "Callable[[], Settler]",
     metrics: Metrics,
     queues: "Sequence[QueueSource]",
 ) -> list[Bypass]:
@@ -139,7 +140,7 @@ def _bypasses(
             queue.name,
             queue.lag,
             settlement,
-            settler(dead_letters=False),
+            settler(),
             metrics,
             bulk=queue.name == RETRIES_BULK,
             batch_size=settings.worker_batch_size,

@@ -161,8 +161,7 @@ class DeadWatch:
 
     async def _mark(self, overdue: "list[RetryId]") -> None:
         if overdue:
-            settled = await self._settlement.dead_letter(overdue)
-            await self._settlement.mark_put_aside(overdue)  # their letters are there already
+            settled = await self._settlement.dead_letter(overdue, have_letters=True)
             self._metrics.count_settled(settled)
             log.warning("requests dead-lettered", requests=len(settled), reason="delivered too often")
 

@@ -35,7 +35,7 @@ import structlog
 from shared.bisection import bisect
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused
 from shared.models import Outcome, RetryId
-from shared.settlement import Settled
+from shared.settlement import Dead, Settled
 from shared.telemetry import trace_id_of
 from worker.deferrals import Deferrals
 
@@ -134,14 +134,18 @@ class Settler:
         dead = {each for each, found in results.items() if found is not None and found.outcome is Outcome.POISON}
         return dead | {request.id for request, _ in faults}
 
-    async def put_aside(self, ids: "Collection[RetryId]") -> set[RetryId]:
-        """Which of these requests have their letter. Raises DatabaseUnavailable."""
-        return await self._settlement.put_aside(ids) if ids else set()
+    async def dead_among(self, ids: "Collection[RetryId]") -> dict[RetryId, Dead]:
+        """Those of these requests that the ledger has as dead-lettered. Raises DatabaseUnavailable."""
+        return await self._settlement.dead_among(ids) if ids else {}
 
-    async def mark_put_aside(self, ids: "Collection[RetryId]") -> None:
-        """Note that these requests have their letter, where they are dead-lettered. Raises DatabaseUnavailable."""
-        if ids:
-            await self._settlement.mark_put_aside(ids)
+    async def mark_letters(self, dead: "Mapping[RetryId, Dead]") -> None:
+        """Try to mark that these requests have their letter: `dead` is what `dead_among` has answered.
+
+        Where the database does not take it, they stay unmarked: another message of one of them, if any comes, is a
+        second letter. To raise would bring the whole batch again, and a second letter for each of its letters.
+        """
+        with suppress(DatabaseUnavailable, StatementRefused):
+            await self._settlement.mark_letters(dead)
 
     async def _attempt_apart(self, requests: "Sequence[RetryMessage]") -> dict[RetryId, Settled | None] | RedriveError:
         for _ in range(_ROUNDS):

@@ -214,13 +214,14 @@ class QueueSource:
         settled = await self.settler.settle(requests) if requests else {}
         self.lag.note(settled[each.id] for each in requests if isinstance(each, LedgerMessage) and each.id in settled)
         poison |= {each for each, (outcome, _) in settled.items() if outcome is Outcome.POISON}
-        letters += _letters_of(batch, poison - await self.settler.put_aside(poison))
+        dead = await self.settler.dead_among(poison)
+        letters += _letters_of(batch, poison - {each for each, found in dead.items() if found.has_letter})
         if letters:
             await dead_letters.put_aside(self._url, letters, self._topology)
-            await self.settler.mark_put_aside(poison)
             self._metrics.unreadable.inc(unreadable)
             reasons = sorted({letter.reason for letter in letters})
             log.warning("messages dead-lettered", queue=self.name, messages=len(letters), reasons=reasons)
+            await self.settler.mark_letters(dead)
         if logging.getLogger(__name__).isEnabledFor(logging.DEBUG):
             for each in whole:
                 _log_settled(each, settled)

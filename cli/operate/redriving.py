@@ -146,9 +146,11 @@ async def _purge_batch(
     batch: "Sequence[DeadLetter]", queue: "DeadQueue", letters: "DeadLetters", settlement: "Settlement"
 ) -> int:
     ids = [request.id for letter in batch for request in letter.requests]
-    if ids and (still_queued := await letters.overdue_among(ids, 0)):
-        await settlement.dead_letter(still_queued)
-        await settlement.mark_put_aside(still_queued)  # another message of theirs is to be no letter, either
+    if ids:
+        if still_queued := await letters.overdue_among(ids, 0):
+            await settlement.dead_letter(still_queued, have_letters=True)
+        # A worker may not have marked the others yet: another message of theirs is to be no letter, either.
+        await settlement.mark_letters(await settlement.dead_among(ids))
     for letter in batch:
         await queue.ack(letter)
     return len(batch)

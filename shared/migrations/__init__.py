@@ -46,6 +46,7 @@ _UP: Final = re.compile(r"^-- migrate:up[^\n]*\n(.*?)^-- migrate:down", re.MULTI
 _BY_HAND: Final = f"""\
 -- The schema of Redrive, to be read, or to be run by hand where `redrive migrate` is not: as one transaction,
 -- psql --set ON_ERROR_STOP=1 --single-transaction --file THIS_FILE
+-- Each migration begins with its name. Where some are applied, keep those that `redrive migrate --check` lists.
 
 CREATE SCHEMA IF NOT EXISTS redrive;
 CREATE TABLE IF NOT EXISTS {TABLE} (version varchar NOT NULL PRIMARY KEY);
@@ -146,7 +147,7 @@ def require_known(applied: Collection[str]) -> None:
 
 
 async def _applied(fetch: "Callable[[str], Awaitable[list[asyncpg.Record]]]") -> set[str]:
-    ((is_recorded,),) = await fetch(_SQL["is_recorded"])
+    ((is_recorded,),) = await fetch(_SQL["applied_is_recorded"])
     return {row["version"] for row in await fetch(_SQL["applied"])} if is_recorded else set()
 
 

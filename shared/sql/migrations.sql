@@ -1,4 +1,4 @@
--- name: is_recorded
+-- name: applied_is_recorded
 -- Whether dbmate has recorded the applied versions; where the files were run by hand, it has not.
 SELECT to_regclass('redrive.schema_migrations') IS NOT NULL AS found;
 

@@ -24,8 +24,8 @@
 --   queued         rejected       apply                                    attempts_before, max_attempts_before
 --   queued         rejected       block                                    the same; outcome 'blocked'
 --   applied        rejected       block_unmoved                            outcome 'blocked'; in the transaction of `apply`
---   queued         dead_lettered  dead_letter                              outcome 'poison'; published_at NULL: its letter is due
---   dead_lettered  dead_lettered  mark_put_aside                           published_at
+--   queued         dead_lettered  dead_letter                              outcome 'poison'; published_at NULL while its letter is due
+--   dead_lettered  dead_lettered  mark_letters                             published_at
 --   queued         cancelled      retries.cancel, batches.cancel           cancelled_by
 --   dead_lettered  queued         retries.redrive, dead_letters.redrive    redriven_by, redriven_at; published_at NULL
 --   not queued     no row         prune.prune_requests
@@ -350,11 +350,12 @@ RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8 AS waite
 
 -- name: dead_letter
 -- Give up requests that are still queued. Answers them; a request that is missing was settled before. Without a lease, so
--- that a relay, which may mark them as published only now, leaves published_at NULL: a letter is due.
--- $1 uuid[] request ids
+-- that a relay, which may mark them as published only now, leaves published_at NULL where a letter is due.
+-- $1 uuid[] request ids, $2 bool whether their letters are in the dead-letter queue already
 UPDATE redrive.retry_requests
 SET
-    state = 'dead_lettered', outcome = 'poison', processed_at = now(), published_at = NULL, publish_lease_until = NULL
+    state = 'dead_lettered', outcome = 'poison', processed_at = now(),
+    published_at = CASE WHEN $2 THEN now() END, publish_lease_until = NULL
 WHERE id = ANY (ARRAY(
     SELECT refused.id FROM redrive.retry_requests AS refused WHERE id = ANY ($1::uuid[]) AND state = 'queued'
     ORDER BY id -- the lock order: other workers may be settling the same rows
@@ -362,21 +363,28 @@ WHERE id = ANY (ARRAY(
 ))
 RETURNING id, outcome, extract(epoch FROM now() - requested_at)::float8 AS waited_s;
 
--- name: put_aside
--- Which of these requests are dead-lettered and have their letter.
+-- name: dead_among
+-- Which of these requests are dead-lettered, since when, and whether they have their letter.
 -- $1 uuid[] request ids
-SELECT id FROM redrive.retry_requests
-WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered' AND published_at IS NOT NULL;
+SELECT id, processed_at, published_at IS NOT NULL AS has_letter FROM redrive.retry_requests
+WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered';
 
--- name: mark_put_aside
--- Mark dead-lettered requests whose letter the broker has confirmed: another message of theirs is no second letter.
--- $1 uuid[] request ids
+-- name: mark_letters
+-- Mark dead-lettered requests whose letter the broker has confirmed: another message of theirs is no second letter. One
+-- that was redriven since stays unmarked: when it is dead-lettered again, it has another processed_at, and another letter.
+-- $1 uuid[] request ids, $2 timestamptz[] since when each is dead-lettered, as `dead_among` has answered; same length
 UPDATE redrive.retry_requests SET published_at = now()
 WHERE id = ANY (ARRAY(
-    SELECT dead.id FROM redrive.retry_requests AS dead
-    WHERE id = ANY ($1::uuid[]) AND state = 'dead_lettered' AND published_at IS NULL
-    ORDER BY id -- the lock order
-    FOR UPDATE
+    SELECT dead.id
+    FROM (
+        SELECT id, died_at FROM unnest($1::uuid[], $2::timestamptz[]) AS letter (id, died_at)
+        ORDER BY id -- the lock order
+    ) AS letter
+    CROSS JOIN LATERAL (
+        SELECT r.id FROM redrive.retry_requests AS r
+        WHERE r.id = letter.id AND r.processed_at = letter.died_at AND r.published_at IS NULL
+        FOR UPDATE
+    ) AS dead
 ));
 
 -- name: traces

@@ -22,6 +22,14 @@ from tests.workers import a_worker
 from worker.consumers import Consumer
 
 LEDGER = {topology.LEDGER_HEADER: "1"}
+NO_MARK = """
+CREATE FUNCTION public.take_no_mark() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION 'no space left' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER take_no_mark BEFORE UPDATE ON redrive.retry_requests
+    FOR EACH ROW WHEN (OLD.state = 'dead_lettered' AND NEW.state = 'dead_lettered')
+    EXECUTE FUNCTION public.take_no_mark();
+"""
+"""Let the ledger fail to mark letters, as a server that is out of order does."""
 
 
 async def poison_of(jobs: JobMaker) -> RetryMessage:
@@ -53,6 +61,15 @@ async def letters_of(queues: Queues, message: RetryMessage, count: int = 1) -> S
         ("refused by the database", message.id)
     }
     return letters
+
+
+async def waiting_dead(queues: Queues, count: int) -> bool:
+    return await queues.waiting(topology.RETRIES_DEAD) == count
+
+
+async def has_letter(ledger: Ledger, message: RetryMessage) -> bool:
+    dead = await ledger.settlement.dead_among([message.id])
+    return dead[message.id].has_letter
 
 
 async def dead_lettered_as(jobs: JobMaker, message: RetryMessage) -> tuple[object, object]:
@@ -125,10 +142,17 @@ async def test_a_relay_that_marks_late_leaves_the_letter_due(jobs: JobMaker, led
     (row,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
     await ledger.settlement.dead_letter([message.id])
     await ledger.outbox.mark_published([row.lease])
-    assert await ledger.settlement.put_aside([message.id, RetryId(uuid.uuid4())]) == set()
+    dead = await ledger.settlement.dead_among([message.id, RetryId(uuid.uuid4())])
+    assert [(each, found.has_letter) for each, found in dead.items()] == [(message.id, False)]
 
-    await ledger.settlement.mark_put_aside([message.id])
-    assert await ledger.settlement.put_aside([message.id, RetryId(uuid.uuid4())]) == {message.id}
+    await ledger.settlement.mark_letters(dead)
+    assert await has_letter(ledger, message)
+
+
+async def test_a_request_whose_letter_is_there_is_given_up_and_marked_at_once(jobs: JobMaker, ledger: Ledger) -> None:
+    message = await poison_of(jobs)
+    await ledger.settlement.dead_letter([message.id], have_letters=True)
+    assert await has_letter(ledger, message)
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -146,4 +170,69 @@ async def test_a_crash_between_giving_up_and_the_letter_leaves_a_letter(
 
     async with a_worker(database_url, amqp_url), a_relay(ledger, amqp_url):
         assert len(await letters_of(queues, message)) == 1
-        assert await ledger.settlement.put_aside([message.id]) == {message.id}
+        await eventually(lambda: has_letter(ledger, message))
+
+
+async def test_a_mark_that_comes_after_the_request_was_redriven_leaves_the_next_letter_due(
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues
+) -> None:
+    """As of a worker that stalls between the letter and its mark, and of another that dies before the next letter."""
+    message = await poison_of(jobs)
+    (row,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
+    await ledger.settlement.dead_letter([message.id])
+    seen = await ledger.settlement.dead_among([message.id])
+    marked = {**LEDGER, topology.REASON_HEADER: "refused by the database"}
+    await queues.publish(encoded(row.message), key=topology.KEY_DEAD, headers=marked)
+    await eventually(lambda: waiting_dead(queues, 1))
+    settings = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url}
+    assert (await commanded("dead", "redrive", "--max", "1", **settings)).status == 0
+    assert await dead_lettered_as(jobs, message) == ("queued", None)
+    await ledger.settlement.dead_letter([message.id])
+
+    await ledger.settlement.mark_letters(seen)
+
+    assert not await has_letter(ledger, message)
+    async with a_worker(database_url, amqp_url):
+        assert len(await letters_of(queues, message)) == 1
+        await eventually(lambda: has_letter(ledger, message))
+
+
+async def test_a_mark_that_the_database_does_not_take_brings_nothing_again(
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues, *, log: Log
+) -> None:
+    await jobs.pool.execute(NO_MARK)
+    message = await poison_of(jobs)
+    (row,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
+    await queues.publish(b"unreadable")
+    await queues.publish(encoded(row.message), headers=LEDGER)
+    await ledger.outbox.mark_published([row.lease])
+    async with a_worker(database_url, amqp_url, worker_batch_wait=1) as worker:
+        await eventually(lambda: waiting_dead(queues, 2))
+        await worker.sampled("redrive_messages_unreadable_total", 1)
+        await eventually(queues.drained)
+
+    assert (await queues.drained(), await queues.waiting(topology.RETRIES_DEAD)) == (True, 2)
+    assert not await has_letter(ledger, message)
+    lines = [line for line in log.lines if line["event"] == "messages dead-lettered"]
+    assert sum(line["messages"] for line in lines) == 2
+    assert "session lost" not in {line["event"] for line in log.lines}
+
+
+async def test_a_request_whose_letter_is_purged_before_it_is_marked_becomes_no_other(
+    database_url: str, amqp_url: str, jobs: JobMaker, ledger: Ledger, queues: Queues, *, log: Log
+) -> None:
+    message = await poison_of(jobs)
+    (row,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
+    await ledger.settlement.dead_letter([message.id])
+    await queues.publish(encoded(row.message), key=topology.KEY_DEAD, headers=LEDGER)
+    await eventually(lambda: waiting_dead(queues, 1))
+
+    settings = {"DATABASE_URL": database_url, "AMQP_URL": amqp_url}
+    assert (await commanded("dead", "purge", "--yes", "--json", **settings)).json == [{"purged": 1}]
+
+    assert await has_letter(ledger, message)
+    await queues.publish(encoded(row.message), headers=LEDGER)
+    async with a_worker(database_url, amqp_url):
+        await eventually(lambda: "retry batch settled" in {line["event"] for line in log.lines})
+        await eventually(queues.drained)
+    assert await queues.waiting(topology.RETRIES_DEAD) == 0

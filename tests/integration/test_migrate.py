@@ -9,7 +9,7 @@ from typing import Final
 import asyncpg
 import pytest
 
-from shared.migrations import TABLE, folder, text
+from shared.migrations import TABLE, folder, names, text
 from tests.commands import COMMAND, Done, commanded
 from tests.compose import ROOT
 from tests.logins import program_of_postgres, psql
@@ -71,6 +71,26 @@ async def test_the_printed_migrations_run_by_hand_make_what_migrate_makes(
     empty_database_url: str, database_url: str
 ) -> None:
     await asyncio.to_thread(psql, empty_database_url, text(), {}, "--single-transaction")
+
+    assert schema_of(empty_database_url) == schema_of(database_url)
+    assert (await checked(empty_database_url)).status == 0
+
+
+async def test_of_the_printed_migrations_those_that_are_missing_may_be_run_alone(
+    empty_database_url: str, database_url: str
+) -> None:
+    """As at an upgrade by hand: the database has the first migrations, and another release prints all."""
+    printed = text()
+    for name in names():
+        assert printed.count(f"\n-- {name}\n") == 1
+    first_lines = printed.partition(f"-- {names()[0]}\n")[0]
+    applied = printed.partition(f"-- {names()[2]}\n")[0]
+    await asyncio.to_thread(psql, empty_database_url, applied, {}, "--single-transaction")
+    missing = (await commanded("migrate", "--check", DATABASE_URL=empty_database_url)).out.splitlines()
+    assert missing == [f"missing {name}" for name in names()[2:]]
+
+    kept = first_lines + printed.removeprefix(applied)
+    await asyncio.to_thread(psql, empty_database_url, kept, {}, "--single-transaction")
 
     assert schema_of(empty_database_url) == schema_of(database_url)
     assert (await checked(empty_database_url)).status == 0

@@ -7,7 +7,7 @@ away.
 import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,8 +124,9 @@ async def test_the_release_before_works_on_this_schema(place: Place) -> None:
         await put_back_once(maker, jobs)
 
 
-async def test_on_the_schema_before_this_release_says_what_is_missing_and_starts_with_it(place: Place) -> None:
-    before = await place.migrate(BEFORE)
+@pytest.mark.parametrize("older", ["the release before", "none"])
+async def test_on_an_older_schema_says_what_is_missing_and_starts_with_it(place: Place, older: str) -> None:
+    before = await place.migrate(BEFORE) if older == "the release before" else []
     new = [name for name in names() if name not in before]
     missing = await ran(NOW, "migrate", "--check", DATABASE_URL=place.users.owner)
     checks = await place.check(NOW)
@@ -140,6 +141,7 @@ async def test_on_the_schema_before_this_release_says_what_is_missing_and_starts
         assert await place.migrate(NOW) == new
         for program in programs:
             await program.until_ready()
+        assert ["migrations missing" in program.err for program in programs] == [bool(new)] * 2
 
     assert before == names()[: len(before)]
     assert [line for line in missing.out.splitlines() if line.startswith("missing ")] == [
@@ -147,9 +149,12 @@ async def test_on_the_schema_before_this_release_says_what_is_missing_and_starts
     ]
     assert missing.status == (1 if new else 0)
     assert [done.status for done in checks] == [1 if new else 0] * 2
-    if new:
-        said = f"failed   database: {len(new)} of {len(names())} migrations are missing: run `redrive migrate`\n"
-        assert all(said in done.out for done in checks)
+    said = (
+        f"failed   database: {len(new)} of {len(names())} migrations are missing: run `redrive migrate`\n"
+        if new
+        else f"ok       database: all {len(names())} migrations applied\n"
+    )
+    assert all(said in done.out for done in checks), checks
 
 
 async def test_an_upgrade_in_the_documented_order_loses_and_doubles_nothing(place: Place) -> None:
@@ -180,10 +185,18 @@ async def test_an_upgrade_of_the_api_before_the_workers_loses_and_doubles_nothin
     """What a worker of before cannot read waits until one of now comes."""
     await place.migrate(NOW)
     async with JobMaker.on(place.users.admin) as maker, started(NOW, "api", place.api):
-        asked = await maker.many_failed(20)
-        async with started(BEFORE, "worker", place.worker):
-            await retried(place.port, asked)
-            async with started(NOW, "worker", place.worker):  # beside it, and then alone
-                more = await maker.many_failed(20)
-                await retried(place.port, more)
-                await put_back_once(maker, [*asked, *more])
+        asked: list[MadeJob] = []
+
+        async def ask() -> None:
+            jobs = await maker.many_failed(20)
+            asked.extend(jobs)
+            await retried(place.port, jobs)
+
+        async with AsyncExitStack() as beside:
+            async with started(BEFORE, "worker", place.worker):
+                await ask()
+                await beside.enter_async_context(started(NOW, "worker", place.worker))
+                await ask()
+                await put_back_once(maker, asked)
+            await ask()  # the old worker has ended
+            await put_back_once(maker, asked)

@@ -48,8 +48,7 @@ IN_LINE = {
 ONE_PASS = {
     "retries.cancel",
     "settlement.dead_letter",
-    "settlement.mark_put_aside",
-    "settlement.put_aside",
+    "settlement.dead_among",
     "dead_letters.overdue_among",
     "dead_letters.redrive",
     "retries.redrive",
