@@ -1,5 +1,5 @@
 -- name: applied_is_recorded
--- Whether dbmate has recorded the applied versions; where the files were run by hand, it has not.
+-- Whether applied versions are recorded: by dbmate, or by what `redrive migrate --print` prints.
 SELECT to_regclass('redrive.schema_migrations') IS NOT NULL AS found;
 
 -- name: applied

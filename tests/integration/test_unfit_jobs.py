@@ -264,7 +264,10 @@ async def test_what_is_changed_while_they_run_is_noticed_and_healed(
         await eventually(lambda: are(200))
         served, _ = await api.call("GET", "/api/jobs/1")
 
-    assert (refused, served, refusals(log)) == (503, 200, [[fault]] * 2)
+    assert (refused, served) == (503, 200)
+    told = refusals(log)
+    assert told.count([fault]) >= 2  # each program has told it
+    assert {*map(tuple, told)} <= {(fault,), ("control_plane.jobs is not there",)}  # as a look in mid-change finds it
 
 
 async def test_the_api_is_not_ready_before_it_listens(url: str, serve: Serve) -> None:
