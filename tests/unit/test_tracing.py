@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -16,6 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from shared.errors import SettingsError
 from shared.settings import WorkerSettings, read
 from shared.tracing import FLUSH_S, Tracing, opened
+from tests.eventually import eventually
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -139,6 +141,7 @@ def dropped(reader: InMemoryMetricReader) -> float:
 
 
 async def test_a_collector_that_hangs_costs_spans_and_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = set(threading.enumerate())
     with socket.create_server(("127.0.0.1", 0)) as hanging:  # it takes connections, and never answers
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{hanging.getsockname()[1]}")
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "300")
@@ -147,7 +150,8 @@ async def test_a_collector_that_hangs_costs_spans_and_no_time(monkeypatch: pytes
         monkeypatch.setenv("OTEL_PYTHON_SDK_INTERNAL_METRICS_ENABLED", "true")
         reader = InMemoryMetricReader()
         counting = MeterProvider([reader])
-        processor = BatchSpanProcessor(OTLPSpanExporter(), meter_provider=counting)
+        exporter = OTLPSpanExporter()
+        processor = BatchSpanProcessor(exporter, meter_provider=counting)
         async with opened("test", share=1.0, processor=processor) as tracing:
             began_at = time.monotonic()
             for _ in range(1_000):
@@ -159,6 +163,10 @@ async def test_a_collector_that_hangs_costs_spans_and_no_time(monkeypatch: pytes
             closing_at = time.monotonic()
         closing_s = time.monotonic() - closing_at
         counting.shutdown()
+    # The thread that sends logs that its connection was closed: not into the log of a later test.
+    exporter.shutdown()  # type: ignore[no-untyped-call]
+    mine = [each for each in set(threading.enumerate()) - before if not each.name.startswith("asyncio")]
+    await eventually(lambda: not any(each.is_alive() for each in mine))
 
     assert 994 <= lost <= 996  # all but the 4 that may wait, and the 2 in hand once the thread has taken them
     assert adding_s < 5  # of the 300 s that the exporter waits, as below
