@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench import jobs
-from bench.client import Answer, drive, load_of, request, until_true
+from bench.client import post, request, until_true
 from bench.part import Stage
 from bench.programs import Program, answers, bearer, comparator, redrive_api
 from bench.queues import Broker
@@ -80,19 +80,9 @@ async def _round(rival: _Rival, *, clients: int, posts: int) -> _Round:
     ids = await jobs.make(rival.database, posts, status="failed")
     await jobs.settle(rival.database)
     requests = iter([request("POST", f"/api/jobs/{job_id}/retry", bearer()) for job_id in ids])
-    latencies_s: list[float] = []
-    errors = 0
-
-    def heard(sent_at: float, answer: Answer) -> None:
-        nonlocal errors
-        latencies_s.append(answer.at - sent_at)
-        errors += answer.status != 202
-
     began_at = time.perf_counter()
-    until = began_at + _WITHIN_S
-    errors += await drive(rival.program.port, requests, clients=clients, until=until, heard=heard)
-    accepted_s = time.perf_counter() - began_at
-    wanted = len(latencies_s) - errors
+    load = await post(rival.program.port, requests, clients=clients, until=began_at + _WITHIN_S)
+    wanted = load.requests - load.errors
 
     async def all_published() -> bool:  # a message of Redrive's has many requests; the inline handler marks none
         if await rival.database.fetchval(_ALL_PUBLISHED):
@@ -100,4 +90,4 @@ async def _round(rival: _Rival, *, clients: int, posts: int) -> _Round:
         return await rival.broker.waiting(topology.RETRIES) >= wanted
 
     await until_true(all_published, every_s=0.02, within_s=120)
-    return _Round(load_of(latencies_s, seconds=accepted_s, errors=errors), wanted / (time.perf_counter() - began_at))
+    return _Round(load, wanted / (time.perf_counter() - began_at))

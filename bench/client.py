@@ -145,6 +145,21 @@ async def drive(port: int, requests: Iterator[bytes], *, clients: int, until: fl
     return failures
 
 
+async def post(port: int, posts: Iterator[bytes], *, clients: int, until: float) -> Load:
+    """Let `clients` ask for retries, as `drive` does. An answer other than 202 is an error."""
+    latencies_s: list[float] = []
+    errors = 0
+
+    def heard(sent_at: float, answer: Answer) -> None:
+        nonlocal errors
+        latencies_s.append(answer.at - sent_at)
+        errors += answer.status != 202
+
+    began_at = time.perf_counter()
+    errors += await drive(port, posts, clients=clients, until=until, heard=heard)
+    return load_of(latencies_s, seconds=time.perf_counter() - began_at, errors=errors)
+
+
 async def drive_at(
     port: int, requests: Sequence[bytes], *, per_s: float, heard: Heard, stop: Callable[[], bool]
 ) -> int:

@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from bench import jobs
-from bench.client import Answer, ask, drive, drive_at, load_of, request, until_true
+from bench.client import Answer, ask, drive_at, post, request, until_true
 from bench.load import Aim
 from bench.part import Stage
 from bench.programs import PROJECT, Program, bearer, redrive_api, redrive_worker
@@ -199,22 +199,8 @@ async def _posts(connection: "Connection", count: int) -> list[bytes]:
 
 
 async def _accepted(connection: "Connection", api: Program, clients: int, count: int) -> Load:
-    return await _posted(api, clients, iter(await _posts(connection, count)), until=time.perf_counter() + _WITHIN_S)
-
-
-async def _posted(api: Program, clients: int, posts: Iterator[bytes], *, until: float) -> Load:
-    """Ask for retries until there are no more, or until that time."""
-    latencies_s: list[float] = []
-    errors = 0
-
-    def heard(sent_at: float, answer: Answer) -> None:
-        nonlocal errors
-        latencies_s.append(answer.at - sent_at)
-        errors += answer.status != 202
-
-    began_at = time.perf_counter()
-    errors += await drive(api.port, posts, clients=clients, until=until, heard=heard)
-    return load_of(latencies_s, seconds=time.perf_counter() - began_at, errors=errors)
+    posts = iter(await _posts(connection, count))
+    return await post(api.port, posts, clients=clients, until=time.perf_counter() + _WITHIN_S)
 
 
 async def _waited_p99_ms(connection: "Connection", api: Program, per_s: float, count: int) -> float:
@@ -261,14 +247,15 @@ async def _pruned(stage: Stage, database_url: str, connection: "Connection", api
         return _Pruning(counted[0], time.perf_counter() - began_at, max(taken_s, default=0.0) * 1_000)
 
     def until_pruned() -> Iterator[bytes]:
-        for post in posts:
-            yield post
+        for each in posts:
+            yield each
             if ended.is_set():
                 return
 
     async with asyncio.TaskGroup() as tasks:
         pruning = tasks.create_task(pruned())
-        posting = tasks.create_task(_posted(api, 4, until_pruned(), until=time.perf_counter() + _WITHIN_S))
+        until = time.perf_counter() + _WITHIN_S
+        posting = tasks.create_task(post(api.port, until_pruned(), clients=4, until=until))
     await until_true(lambda: jobs.all_settled(connection), every_s=_LOOK_S, within_s=_WITHIN_S)
     return pruning.result(), posting.result()
 
