@@ -1,6 +1,7 @@
 """Servers for whichever test asks for one, by the fixture's name."""
 
 import inspect
+import logging
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Protocol
 
 import pytest
 import pytest_asyncio
+import structlog
 from aiohttp.test_utils import TestClient
 from pytest_aiohttp import AiohttpClient, plugin
 
@@ -95,6 +97,24 @@ async def module_client() -> AsyncIterator[AiohttpClient]:
     """pytest-aiohttp's `aiohttp_client`, which is of one test and its loop, for tests that share an api and a loop."""
     async for made in inspect.unwrap(plugin.aiohttp_client)(TestClient):
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _logging_put_back() -> Iterator[None]:
+    """Let logging be what it was, where a test has configured it, or a command that it called in this process."""
+    was = {logger: (logger.handlers[:], logger.level, logger.propagate) for logger in _loggers()}
+    yield
+    if structlog.is_configured():
+        structlog.reset_defaults()
+        for logger in _loggers():
+            handlers, level, logger.propagate = was.get(logger, ([], logging.NOTSET, True))
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
+
+
+def _loggers() -> list[logging.Logger]:
+    root = logging.getLogger()
+    return [root, *(each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger))]
 
 
 @pytest.fixture

@@ -25,7 +25,6 @@ def library(clock: Clock) -> logging.Logger:
     logger = logging.getLogger("a library")
     logger.handlers[:] = [OtelLog(clock.time)]
     logger.propagate = False
-    logger.setLevel(logging.WARNING)  # the level above it is what another test has left
     return logger
 
 

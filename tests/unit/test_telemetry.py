@@ -1,7 +1,6 @@
 """Trace contexts that may be carried on, and log lines that hold together."""
 
 import json
-import logging
 
 import pytest
 import structlog
@@ -36,17 +35,6 @@ def test_anything_else_is_dropped(header: str | None) -> None:
     assert traceparent_of(header) is None
 
 
-@pytest.fixture
-def _logging_put_back() -> object:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
-
-
-@pytest.mark.usefixtures("_logging_put_back")
 def test_a_log_line_stays_one_line_whatever_is_in_its_facts(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(level="INFO", json=True)
 
@@ -56,7 +44,6 @@ def test_a_log_line_stays_one_line_whatever_is_in_its_facts(capsys: pytest.Captu
     assert json.loads(line)["given"] == "a\nlevel=error\x00\u2028\x1b[31m"
 
 
-@pytest.mark.usefixtures("_logging_put_back")
 @pytest.mark.parametrize("json_lines", [True, False], ids=["json", "console"])
 def test_a_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str], *, json_lines: bool) -> None:
     configure_logging(level="INFO", json=json_lines)
