@@ -1,113 +1,25 @@
-"""The bench in its short form: that it works, and that its results hold every figure. Not the figures."""
+"""Two parts of the bench in its short form, one for another: `make bench-smoke` runs all of it."""
 
-import asyncio
-import os
-import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from bench import adapters, carrying, growth, ledger, reading, report, scaling, settling
-from bench.plan import SMOKE
-from bench.programs import ROOT
-from bench.results import Results, decoded
-from bench.targets import targets_of
-
-# What the development dependencies do not bring. It says so in the results.
-LEFT_OUT = ["celery", "chromium", "fastapi", "wrk"]
+from bench import report
+from bench.results import decoded
+from tests.bench.running import run_bench
 
 
-async def run_bench(*arguments: str) -> str:
-    """Run it as typed at a terminal; return what it says on both outputs. Nothing of it stays behind."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench", *arguments),
-        cwd=ROOT,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        said, _ = await process.communicate()
-    finally:
-        if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)  # its reaper takes the rest down
-            await process.wait()
-    assert process.returncode == 0, said.decode()
-    return said.decode()
+@pytest.mark.timeout(300)
+async def test_parts_of_it_are_measured_one_after_the_other_and_shown_together(tmp_path: Path) -> None:
+    for part in ("reading", "waiting"):
+        await run_bench("--smoke", "--without", "celery,chromium,fastapi,wrk", "--out", str(tmp_path), part)
 
-
-@pytest.mark.timeout(300)  # it starts some fifteen programs and two servers
-async def test_its_short_form_fills_in_every_figure(tmp_path: Path) -> None:
-    await run_bench("--smoke", "--without", ",".join(LEFT_OUT), "--out", str(tmp_path))
-
-    results = decoded((tmp_path / "results.json").read_bytes())  # strict: a figure that is missing is an error
-    assert set(results.runs) == {
-        "reading", "waiting", "growth", "retrying", "scaling", "ledger", "memory", "adapters", "console",
-        "tracing",
-    }  # fmt: skip
-    assert all(run.smoke and run.without == LEFT_OUT for run in results.runs.values())
-    every_request_was_answered_well(results)
-    all_took_part(results)
-    left_out = [target.what for target in targets_of(results) if target.measured is None]
-    assert len(left_out) == 4  # FastAPI's two, Celery's, and the browser's
-
-    for name in (report.PAGE, report.READING_PLOT, report.GROWTH_PLOT):
-        assert (tmp_path / name).stat().st_size > 1_000
-
-
-def every_request_was_answered_well(results: Results) -> None:
+    results = decoded((tmp_path / "results.json").read_bytes())
+    assert set(results.runs) == {"reading", "waiting"}
+    assert all(run.smoke for run in results.runs.values())
     assert results.reading is not None
     assert results.waiting is not None
-    assert results.retrying is not None
-    assert results.growth is not None
-    assert results.memory is not None
-    assert results.adapters is not None
-    assert results.tracing is not None
-    assert not sum(reads.errors for reads in results.tracing.reads)
-    assert all(reads.cpu_us.median > 0 for reads in results.tracing.reads)
-    assert not sum(cost.get.errors for cost in results.adapters.costs)
-    assert [cost.table for cost in results.adapters.costs] == [adapters.PLAIN, adapters.NUMBERED, "river"]
-    assert all(0 < each.body_bytes < 2_000_000 and each.most_bytes > 0 for each in results.memory.unread)
     assert not sum(read.loads.errors for read in results.reading.reads)
-    assert not sum(call.load.errors for call in results.growth.calls)
-    assert not sum(server.loads.errors for server in results.retrying.accepting)
     assert not results.waiting.unheard
-    assert results.console is not None
-    assert len(results.console.counted) == 2 * (4 + 4 + 1)
-    assert all(counted.slowest_ms.median > 0 for counted in results.console.counted)
-    assert results.ledger is not None
-    for filled in results.ledger.ledgers:
-        loads = [filled.accepting, filled.meanwhile, *(each.load for each in filled.calls)]
-        assert not sum(load.errors for load in loads)
-        assert filled.pruned == filled.rows * (results.ledger.days - results.ledger.kept_days) // results.ledger.days
-    for waits in (results.retrying.waits, results.retrying.bulk.singles_meanwhile):
-        assert (waits.not_accepted, waits.not_applied) == (0, 0)
-
-
-def all_took_part(results: Results) -> None:
-    assert results.reading is not None
-    assert results.retrying is not None
-    assert results.growth is not None
-    for connections in SMOKE.reading.connections:
-        for server in (reading.REDRIVE, reading.BARE, reading.PLAIN):
-            assert results.reading.find(server, reading.HOT, connections) is not None
-            assert results.reading.find(server, reading.RANDOM, connections) is not None
-        assert results.reading.find(reading.REDRIVE, reading.NOT_MODIFIED, connections) is not None
-    assert {counted.server for counted in results.reading.queries} == {reading.REDRIVE, reading.PLAIN}
-    assert len(results.retrying.accepting) == 2
-    consumers = {settled.consumer for settled in results.retrying.settling}
-    assert consumers == {settling.WORKER, settling.WITHOUT_BROKER, settling.ACK_ONLY}
-    assert {each.way for each in results.retrying.carrying} == {carrying.THROUGH_RABBITMQ, carrying.THROUGH_LEDGER}
-    assert results.scaling is not None
-    plan = SMOKE.scaling
-    for apis in plan.apis:
-        assert results.scaling.find(scaling.READS, apis=apis, workers=0, clients=plan.connections) is not None
-        for workers in plan.workers:
-            assert results.scaling.find(scaling.RETRIES, apis=apis, workers=workers, clients=plan.clients) is not None
-    assert results.ledger is not None
-    for call in ledger.CALLS:
-        assert all(filled.find(call).requests > 0 for filled in results.ledger.ledgers)
-    for rows in SMOKE.growth.rows:
-        for call in (growth.GET_ONE, growth.FIRST_PAGE, growth.DEEP_PAGE, growth.STATS):
-            assert results.growth.find(rows, call, growth.LIST_CONNECTIONS) is not None
+    for name in (report.PAGE, report.READING_PLOT):
+        assert (tmp_path / name).stat().st_size > 1_000

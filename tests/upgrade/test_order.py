@@ -15,7 +15,7 @@ from tests.queues import Queues
 from tests.servers.processes import free_port
 from tests.tokens import SECRET, token
 
-OLD: Final = "tests.acceptance.version_1"
+OLD: Final = "tests.upgrade.version_1"
 NEW: Final = None
 
 
