@@ -58,16 +58,16 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry", tracing: 
         reading = _database_of(settings, "database_read_url", writes=False)
     ids = job_ids(settings.job_id, settings.job_id_versions)
     jobs = Jobs(database, ids, final_statuses=settings.final_statuses)
+    relay = None if settings.amqp_url is None else Relay(Outbox(database, ids), settings.url("amqp_url"), metrics)
     stores = Stores(
         jobs=jobs,
         readable_jobs=jobs if reading is database else Jobs(reading, ids, final_statuses=settings.final_statuses),
-        retries=Retries(database, jobs, ids),
+        retries=Retries(database, jobs, ids, relay),
         batches=Batches(database, ids),
         overview=Overview(reading, ids),
         ledger_overview=Overview(database, ids),
     )
     keys = keys_of(settings)
-    relay = None if settings.amqp_url is None else Relay(Outbox(database, ids), settings.url("amqp_url"), metrics)
     door = Door(
         authenticator=Authenticator(settings, keys),
         addresses=ClientAddresses(settings.trusted_proxies),

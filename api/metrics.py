@@ -80,6 +80,9 @@ class Metrics:
         self.published = Counter(
             "redrive_relay_published_total", "Retry requests that RabbitMQ has confirmed.", registry=registry
         )
+        self.published_batches = Counter(
+            "redrive_relay_batches_total", "Batches that the relay has published them in.", registry=registry
+        )
         self.publish_failures = Counter(
             "redrive_relay_failures_total", "Relay sessions that ended in a failure.", registry=registry
         )

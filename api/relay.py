@@ -1,11 +1,13 @@
 """The relay: publishes to RabbitMQ what the ledger holds as not published yet.
 
-1. A retry is accepted when its row is in the ledger. The API then wakes the relay, which also looks once a second.
-2. A session leases a batch of unpublished rows. The relays of other processes lease other rows; when a relay dies, its
-   leases end, and another relay publishes the rows. The worker ignores the second copy that this may cost.
-3. The session publishes the batch, packed into messages, and waits until RabbitMQ confirms each. As long as batches
-   are full, three may be under way. Otherwise the session leases the next batch only after those under way have ended:
-   retries that are accepted in these milliseconds then go out together.
+1. A retry is accepted when its row is in the ledger. While the relay publishes well, a single retry is inserted with a
+   lease for this process, which hands it to the relay (`take`). All others are free, and the relay leases them: when
+   it is woken for them (`poke`), and once a second. The relays of other processes lease other rows.
+2. When a relay dies, its leases end, and another relay publishes the rows. The worker ignores the second copy that this
+   may cost.
+3. A session publishes a batch, packed into messages, and waits until RabbitMQ confirms each. As long as batches are
+   full, three may be under way. Otherwise the session begins the next batch only after those under way have ended, and
+   20 ms after the last one began: retries that are accepted in these milliseconds then go out together.
 4. The session gives back the rows that were not confirmed, and ends with that failure. After a pause the next session
    begins with one row. While nothing is confirmed it leases no other row, so that a worker can take the others from
    the ledger.
@@ -13,7 +15,8 @@
    Most are settled by then, and settling marks them, too. That saves a write, and the worker, which has the message at
    once, never waits for our commit.
 
-Nothing is kept in memory that would be missed: a relay that starts anew finds all that it needs in the ledger.
+Nothing is kept in memory that would be missed: a relay that starts anew finds all that it needs in the ledger, what was
+leased to another one when that lease has ended.
 
 Single and bulk retries have a lane each, with a session of its own: a single retry does not wait until the ten
 thousand of a bulk retry are published.
@@ -52,12 +55,22 @@ BATCH: Final = 300
 because a `multiple` confirm walks all unconfirmed messages."""
 BATCHES: Final = 3
 """Full ones under way at once: while one waits for its confirms, the next is leased, and the one before is marked."""
+GATHER_S: Final = 0.02
+"""From the beginning of a batch that is not full to the next one: a message costs much the same whatever it holds, and
+a worker waits as long for others. A retry that comes alone does not wait."""
 LEASE_S: Final = 30.0
+TAKE_LEASE_S: Final = 10.0
+"""Of a request that is leased as it is accepted: shorter, because it is published only after that where the answer to
+its INSERT is lost, or the process dies right then."""
+MOST_TAKEN: Final = 1_000
+"""Taken requests that wait. What is accepted beyond is free for other relays; INSERTs under way add some hundreds."""
+STALLED_S: Final = 1.0
+"""A confirm that takes so long may never come: what is accepted meanwhile is free for other relays and for workers."""
 PUBLISH_TIMEOUT_S: Final = 10.0
 NODE_TIMEOUT_S: Final = 3.0
 """The same, where another node can be asked."""
 POLL_S: Final = 1.0
-MARK_EVERY_S: Final = 1.0
+"""How often it looks, and marks."""
 MARK_AFTER_S: Final = 1.0
 MARK_BULK_AFTER_S: Final = 3.0
 """After a confirm; a batch of ten thousand is settled by then."""
@@ -77,7 +90,7 @@ _HEALTHY_S: Final = 10.0
 
 
 class Relay:
-    """Publishes in the background; `poke` and `poke_bulk` tell it that there is something new."""
+    """Publishes in the background: what it is given by `take`, and what it finds after `poke` and `poke_bulk`."""
 
     def __init__(self, outbox: "Outbox", amqp_url: "Url", metrics: "Metrics") -> None:
         self._metrics = metrics
@@ -94,13 +107,22 @@ class Relay:
     def _show(self) -> None:
         self._metrics.relay_connected.set(self.connected)
 
+    @property
+    def lease_s(self) -> float | None:
+        """For how long a single retry that is accepted now is to be leased to this relay; None: it takes none now."""
+        return TAKE_LEASE_S if self._singles.keeps_up else None
+
+    def take(self, requests: "Sequence[Leased]") -> None:
+        """Publish these single retries, which are leased to this relay for `lease_s`."""
+        self._singles.take(requests)
+
     def poke(self) -> None:
         """Look for single retries now, not at the next poll."""
-        self._singles.wake()
+        self._singles.look()
 
     def poke_bulk(self) -> None:
         """Look for bulk retries now, not at the next poll."""
-        self._bulk.wake()
+        self._bulk.look()
 
     async def run(self, *, stop: asyncio.Event) -> None:
         """Publish until `stop` is set, whatever becomes of the broker and the database, and then what is left.
@@ -142,16 +164,44 @@ class _Lane:
         self._outage = Outage()
         self._topology_missing = False
         self._batches_under_way = 0
-        self._awaits_batches = False  # leases nothing until those under way have ended
+        self._begun_at = 0.0  # the last batch
+        self._moved_at = 0.0  # when a batch was begun while none was under way, or was confirmed
+        self._awaits_batches = False  # begins nothing until those under way have ended
         self._failure: BaseException | None = None
         self._confirm_missing = False  # at the last batch; the next one has one row
+        self._taken: deque[Leased] = deque()
+        self._looks = True  # there may be free requests in the ledger
+        self._behind = True  # the last look found as many as it could take: there may be more
+        self._last_leased: Leased | None = None  # the next look begins behind it
         self._confirmed: deque[tuple[float, Lease]] = deque()  # since when, and which
-        self._mark_at = 0.0
+        self._due_at = 0.0
         self._sweep_at = 0.0
         self.connected = False
 
     def wake(self) -> None:
         self._woken.set()
+
+    def look(self) -> None:
+        """Look into the ledger now."""
+        self._looks = True
+        self.wake()
+
+    @property
+    def keeps_up(self) -> bool:
+        """Whether what it is given now is published at once, as nothing older is known to wait."""
+        return (
+            self.connected
+            and self._failure is None
+            and not self._confirm_missing
+            and not self._behind
+            and len(self._taken) < MOST_TAKEN
+            and (not self._batches_under_way or asyncio.get_running_loop().time() - self._moved_at < STALLED_S)
+        )
+
+    def take(self, requests: "Sequence[Leased]") -> None:
+        """Publish these, which are leased to this lane."""
+        self._taken.extend(requests)
+        self.wake()
 
     async def run(self, *, stop: asyncio.Event) -> None:
         """Hold a session with the broker, and begin a new one after each loss, until `stop` is set.
@@ -176,6 +226,7 @@ class _Lane:
                         reason=str(error),
                         exc_info=not isinstance(error, RedriveError),  # a traceback only for faults of our own
                     )
+            await self._give_back_taken()
             await self._backoff.pause(stop, longest_s=longest_pause_s)
 
     def _note_success(self) -> None:
@@ -240,11 +291,12 @@ class _Lane:
         stop: asyncio.Event,
         publishing: asyncio.TaskGroup,
     ) -> None:
-        """Look for unpublished rows when woken, and at each poll; return when `stop` is set or a batch has failed."""
+        """Publish what there is when woken, and at each poll; return when `stop` is set or a batch has failed."""
         loop = asyncio.get_running_loop()
         healthy_at = loop.time() + _HEALTHY_S
         room = asyncio.Semaphore(BATCHES)
         self._sweep_at = 0.0  # at once: the session before may have ended with the loss of a queue
+        self._looks, self._behind, self._last_leased = True, True, None
         while self._failure is None:
             self._woken.clear()
             if channel.is_closed:  # also when there is nothing to publish
@@ -252,33 +304,75 @@ class _Lane:
             if not self._batches_under_way and loop.time() >= healthy_at:
                 self._note_success()
             await self._keep_books()
+            if stop.is_set():
+                self._looks = True
             self._awaits_batches = bool(self._batches_under_way) and not stop.is_set()
-            if not self._awaits_batches:
+            next_at = self._begun_at + GATHER_S
+            if not self._awaits_batches and (stop.is_set() or loop.time() >= next_at):
                 await self._start_batches(exchange, publishing, room)
+                next_at = self._due_at
             if stop.is_set():
                 return
-            await wait_for_any(self._woken, timeout_s=POLL_S)
+            wake_at = self._due_at if self._awaits_batches else min(self._due_at, next_at)
+            await wait_for_any(self._woken, timeout_s=max(0.0, wake_at - loop.time()))
 
     async def _start_batches(
         self, exchange: "AbstractExchange", publishing: asyncio.TaskGroup, room: asyncio.Semaphore
     ) -> None:
-        """Lease batch after batch, each when there is room, and start to publish it, until fewer rows are left."""
-        after: Leased | None = None
+        """Start to publish batch after batch, each when there is room, until no full one is left."""
         while True:
             await room.acquire()
             if self._failure is not None:
                 return  # keeps its room, which ends with the session: nothing else starts
-            limit = 1 if self._confirm_missing else BATCH
-            rows = await self._outbox.lease(limit, lease_s=LEASE_S, bulk=self._bulk, after=after)
+            rows = await self._next_rows()
             if not rows:
                 room.release()
                 return
+            self._begun_at = asyncio.get_running_loop().time()
+            if not self._batches_under_way:
+                self._moved_at = self._begun_at
             self._batches_under_way += 1
             publishing.create_task(self._publish(exchange, rows, room))
-            if len(rows) < BATCH:  # or one row to try with, whose confirm wakes this lane for the others
+            if len(rows) < BATCH:  # or one row to try with, whose confirm has the others looked for
                 return
-            # Of a long backlog the oldest rows are looked for again once a second: some are given back meanwhile.
-            after = None if await self._keep_books() else rows[-1]
+            if await self._keep_books():
+                self._last_leased = None  # once a second from the oldest on: some were given back meanwhile
+
+    async def _next_rows(self) -> "list[Leased]":
+        """Up to a batch of what was taken, and, where the lane is to look, of what it can lease.
+
+        One row, leased, where nothing was confirmed at last.
+        """
+        if self._confirm_missing:
+            await self._give_back_taken()
+        limit = 1 if self._confirm_missing else BATCH - min(BATCH, len(self._taken))
+        leased: list[Leased] = []
+        if self._looks and not limit:
+            self._behind = True  # takes no more, so that there is room for the look
+        elif self._looks:
+            self._looks = False  # before the look: it may miss what is accepted meanwhile
+            leased = await self._outbox.lease(limit, lease_s=LEASE_S, bulk=self._bulk, after=self._last_leased)
+            self._behind = len(leased) == limit
+            self._last_leased = None
+            if self._behind and not self._confirm_missing:
+                self._looks, self._last_leased = True, leased[-1]
+        if self._confirm_missing:
+            return leased
+        return leased + [self._taken.popleft() for _ in range(min(BATCH - len(leased), len(self._taken)))]
+
+    async def _give_back_taken(self) -> None:
+        """Let other relays, and workers, have what was taken and is not published.
+
+        Where the database is away, the next session publishes it, or another relay when the leases have ended.
+        """
+        if not self._taken:
+            return
+        taken = list(self._taken)
+        self._taken.clear()
+        try:
+            await self._outbox.give_back([request.lease for request in taken])
+        except RedriveError:
+            self._taken.extendleft(reversed(taken))
 
     async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Leased]", room: asyncio.Semaphore) -> None:
         """Publish one batch: note the rows that are confirmed, give the others back, and record the failure."""
@@ -295,17 +389,20 @@ class _Lane:
                 reach(Failpoint.AFTER_CONFIRM)
                 now = asyncio.get_running_loop().time()
                 self._confirmed += ((now, lease) for lease in confirmed)
+                self._moved_at = now
                 self._metrics.published.inc(len(confirmed))
+                self._metrics.published_batches.inc()
             refused = [(row.lease, failure) for pack, failure in outcomes if failure is not None for row in pack.rows]
             if refused:
                 self._confirm_missing = True
+                await self._give_back_taken()
                 await self._outbox.give_back([lease for lease, _ in refused])
                 self._fail(refused[0][1])
                 return
             self._note_success()
             if self._confirm_missing:
                 self._confirm_missing = False
-                self.wake()  # for the others
+                self.look()  # for the others
             if len(self._confirmed) > MOST_UNMARKED:
                 await self._mark(MARK)
         except Exception as error:  # noqa: BLE001 - the session raises it, after the other batches have ended
@@ -317,14 +414,15 @@ class _Lane:
                 self.wake()
 
     async def _keep_books(self) -> bool:
-        """Mark once a second what was confirmed before, and once a minute publish again what must have been lost.
+        """Mark what was confirmed, and have it look, once a second; publish again what must be lost, once a minute.
 
         Returns whether a second was over.
         """
         now = asyncio.get_running_loop().time()
-        is_due = now >= self._mark_at
+        is_due = now >= self._due_at
         if is_due:
-            self._mark_at = now + MARK_EVERY_S
+            self._due_at = now + POLL_S
+            self._looks = True
             due_at = now - (MARK_BULK_AFTER_S if self._bulk else MARK_AFTER_S)
             await self._mark(sum(1 for _ in takewhile(lambda each: each[0] <= due_at, self._confirmed)))
         if now >= self._sweep_at:

@@ -145,7 +145,6 @@ class RetryResource:
         with create_span(call) as traceparent:
             async with in_time():
                 accepted = await self._retries.accept(msgspec.structs.replace(request, traceparent=traceparent))
-        self._poke()
         headers: dict[str, str] = {hdrs.LOCATION: path_of(accepted.retry.id)}
         if accepted.replayed:
             headers["Idempotent-Replayed"] = "true"

@@ -1,7 +1,7 @@
 """Single retries from the POST until the last job is put back: how many a second, and what each process spends on one.
 
 A deployment is `redrive api` and workers on a database and a virtual host of their own. How many batches there were is
-read from the ledger: the rows of one transaction have one time.
+read from the ledger, where the rows of one transaction have one time; the api counts those that it publishes.
 """
 
 import re
@@ -27,8 +27,8 @@ _WITHIN_S: Final = 300
 _LOOK_S: Final = 0.01
 _BATCHES: Final = """
 SELECT
-    count(DISTINCT requested_at) AS accepted, count(DISTINCT publish_lease_until) AS leased,
-    count(DISTINCT processed_at) AS settled, count(*) FILTER (WHERE state <> 'applied') AS not_applied
+    count(DISTINCT requested_at) AS accepted, count(DISTINCT processed_at) AS settled,
+    count(*) FILTER (WHERE state <> 'applied') AS not_applied
 FROM redrive.retry_requests
 """
 
@@ -103,7 +103,7 @@ class Deployment:
         async def finished() -> bool:
             return await jobs.all_settled(self.database)
 
-        settled_before = await self._settled()
+        settled_before, published_before = await self._settled(), await self._published()
         before, machine_before = self._spent(), machine_s()
         began_at = time.perf_counter()
         refused += await drive(self.api.port, requests, clients=clients, until=began_at + _WITHIN_S, heard=heard)
@@ -117,7 +117,11 @@ class Deployment:
             raise ServerFailed(f"of {retries} retries {refused} were refused, {counted['not_applied']} not applied")
         return Applied(
             retries / seconds,
-            Batches(*(counted[name] / retries for name in ("accepted", "leased", "settled"))),
+            Batches(
+                accepted=counted["accepted"] / retries,
+                published=(await self._published() - published_before) / retries,
+                settled=counted["settled"] / retries,
+            ),
             (settled.seconds - settled_before.seconds) / (settled.batches - settled_before.batches),
             None if before is None or after is None else per_request(before, after, retries),
             None if before is None or after is None else use_of(machine_before, machine_after, before, after, seconds),
@@ -132,6 +136,11 @@ class Deployment:
             seconds += float(found["sum"])
             batches += float(found["count"])
         return _Settled(seconds, batches)
+
+    async def _published(self) -> float:
+        """Batches that the relays of all api processes have published, since they started."""
+        said = (await ask(self.api.ops_port, request("GET", "/metrics", {}))).body.decode()
+        return sum(float(count) for count in re.findall(r"^redrive_relay_batches_total\S* (\S+)$", said, re.MULTILINE))
 
     def _spent(self) -> Cost | None:
         """Milliseconds of processor time so far; None where a server is not a process of this machine."""

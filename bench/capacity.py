@@ -8,11 +8,11 @@ each batch of requests. A batch costs much the same whatever it holds, so
 The two parts follow from two measurements of one api process and one worker, with many clients and with few: fewer
 clients make smaller batches. More processes make smaller batches, too:
 
-- Each of n api processes has an n-th of the clients, and what waits in one process is accepted, and leased to be
-  published, together. So there are n times as many batches for one request.
-- A worker settles together what a lease has brought it. A lease of more than a hundred requests is several messages,
-  which go to different workers. While a worker waits for more to come, and settles, further leases come, and it settles
-  them together: it makes no more batches a second than this cycle allows. So the batches depend on the rate, and the
+- Each of n api processes has an n-th of the clients, and what waits in one process is accepted, and published,
+  together. So there are n times as many batches for one request.
+- A worker settles together what was published together. More than a hundred requests are several messages, which go to
+  different workers. While a worker waits for more to come, and settles, further batches come, and it settles them
+  together: it makes no more batches a second than this cycle allows. So the batches depend on the rate, and the
   rate on the batches; the model repeats both until they agree.
 
 The rate is the lowest of these limits:
@@ -69,25 +69,25 @@ class Cost:
 class Batches:
     """Batches for one request, so 1 where each is alone.
 
-    `accepted`: commits of the api that accept retries; of reads, queries. `leased`: leases of the relay. `settled`:
-    batches of the worker.
+    `accepted`: commits of the api that accept retries; of reads, queries. `published`: batches of the relay.
+    `settled`: batches of the worker.
     """
 
     accepted: float
-    leased: float = 0.0
+    published: float = 0.0
     settled: float = 0.0
 
     def of(self, program: str) -> float:
         """Those that cost this program something; it is named as its field of Cost."""
         match program:
             case "api":
-                return self.accepted + self.leased
+                return self.accepted + self.published
             case "worker":
                 return self.settled
             case "postgresql":
-                return self.accepted + self.leased + self.settled
+                return self.accepted + self.settled
             case "rabbitmq":
-                return self.leased + self.settled
+                return self.published + self.settled
             case _:
                 return 0.0
 
@@ -151,13 +151,15 @@ class Model:
     def batches(self, *, apis: int, workers: int, clients: int, per_s: float) -> Batches:
         """Batches for one request with so many processes, at such a rate."""
         share = apis * self.many.clients / clients
-        accepted, leased = (min(1.0, each * share) for each in (self.many.batches.accepted, self.many.batches.leased))
-        if not leased:
+        accepted, published = (
+            min(1.0, each * share) for each in (self.many.batches.accepted, self.many.batches.published)
+        )
+        if not published:
             return Batches(accepted)
-        settled = min(1.0, leased * min(workers, ceil(1 / leased / MOST_REQUESTS)))
+        settled = min(1.0, published * min(workers, ceil(1 / published / MOST_REQUESTS)))
         if self.many.cycle_s:
             settled = min(settled, workers / self.many.cycle_s / per_s)
-        return Batches(accepted, leased, settled)
+        return Batches(accepted, published, settled)
 
     def cost(self, batches: Batches) -> Cost:
         """What one request costs."""

@@ -34,9 +34,10 @@ def bearer() -> dict[str, str]:
 class Program:
     """One that runs, with what it has used so far."""
 
-    def __init__(self, process: Process, port: int) -> None:
+    def __init__(self, process: Process, port: int, ops_port: int) -> None:
         self._process = process
         self.port = port
+        self.ops_port = ops_port
 
     def cpu_s(self) -> float:
         """Seconds of processor time, its children's included."""
@@ -65,13 +66,13 @@ class Program:
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str | Path], env: Mapping[str, str], log: Path, port: int
+    command: Sequence[str | Path], env: Mapping[str, str], log: Path, port: int, ops_port: int | None = None
 ) -> AsyncIterator[Program]:
-    """Run a command until the block ends."""
+    """Run a command until the block ends. Without an `ops_port`, it has one port for all."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("REDRIVE_")}
     process = Process(command, env={**kept, "PYTHONPATH": str(ROOT), **env}, log=log)
     try:
-        yield Program(process, port)
+        yield Program(process, port, ops_port or port)
         process.check()  # figures of a server that died meanwhile are none
     finally:
         await process.kill()
@@ -107,7 +108,7 @@ async def redrive_api(
         **settings,
     }
     command: list[str | Path] = [_beside("redrive"), "api", *(["--processes", str(processes)] if processes > 1 else [])]
-    async with running(command, env, folder / "redrive-api.log", port) as program:
+    async with running(command, env, folder / "redrive-api.log", port, ops_port) as program:
         await answers(program, "/readyz", port=ops_port)
         yield program
 

@@ -365,7 +365,7 @@ def _scaling(scaling: Scaling) -> Iterator[str]:
                 each.what, str(each.apis), str(each.workers or ""), str(each.clients), *_costs(each.cost),
                 *(
                     f"{1 / batches:.0f}" if batches else ""
-                    for batches in (each.batches.accepted, each.batches.leased, each.batches.settled)
+                    for batches in (each.batches.accepted, each.batches.published, each.batches.settled)
                 ),
             )
             for each in scaling.scaled

@@ -1,6 +1,7 @@
 """The relay's side of the ledger: lease queued requests, publish them, mark them published.
 
-A queued request waits in the ledger until a relay has published it. A relay takes requests on a lease:
+A queued request waits in the ledger until a relay has published it. A relay takes requests on a lease. A process that
+accepts a request inserts it with a lease for its own relay, if that one keeps up: so the row is written once less.
 
     lease ──▶ the relay publishes ──confirmed──▶ mark_published ──▶ a worker settles the request
                                   ──failed─────▶ give_back ──▶ another relay may lease it now
@@ -12,7 +13,7 @@ effect, because a worker settles only requests that are still queued.
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from shared.messages import RetryMessage, message_of
 from shared.models import RetryId
@@ -37,6 +38,20 @@ class Leased(NamedTuple):
     traceparent: str | None
     lease: Lease
     alone: bool = False
+
+
+class Publisher(Protocol):
+    """What publishes single requests as they are accepted: the relay of this process."""
+
+    @property
+    def lease_s(self) -> float | None:
+        """For how long a request that is accepted now is to be leased to it; None: it takes none now."""
+
+    def take(self, requests: Sequence[Leased]) -> None:
+        """Publish these; they were accepted with a lease of `lease_s`."""
+
+    def poke(self) -> None:
+        """Look for requests that were accepted without a lease."""
 
 
 class Outbox:

@@ -12,7 +12,7 @@ of shared/sql/settlement.sql has every change of a row.
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 from uuid import UUID
 
@@ -33,6 +33,7 @@ from shared.errors import (
 )
 from shared.failpoints import Failpoint, reach
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys, Raced
+from shared.messages import RetryMessage
 from shared.models import (
     BatchId,
     Job,
@@ -47,6 +48,7 @@ from shared.models import (
     RetryState,
     Version,
 )
+from shared.outbox import Lease, Leased
 from shared.seen import Seen
 from shared.sql import statements
 
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from shared.database import Database, Row, Session
     from shared.job_ids import JobIds
     from shared.jobs import Jobs
+    from shared.outbox import Publisher
 
 
 class RetryRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,6 +102,11 @@ class _NewRow(NamedTuple):
     version: Version
 
 
+class _Inserted(NamedTuple):
+    requested_at: datetime
+    leased_until: datetime | None
+
+
 class RetryKey(NamedTuple):
     """What a request is read by. The project is part of it, so that a foreign request is not found."""
 
@@ -139,17 +147,34 @@ def _queued(retry_id: RetryId, request: RetryRequest, requested_at: datetime) ->
     )
 
 
+def _leased(row: _NewRow, requested_at: datetime, until: datetime) -> Leased:
+    """The request as it was just inserted, for the relay that it is leased to."""
+    request = row.request
+    message = RetryMessage(
+        request_id=row.id,
+        job_id=request.job.id,
+        project_id=request.job.project_id,
+        job_version=row.version,
+        extra_attempts=request.extra_attempts,
+        actor=request.actor,
+        reason=request.reason,
+        requested_at=requested_at,
+    )
+    return Leased(message, request.traceparent, Lease(row.id, until))
+
+
 def _parts_of(position: Position | None) -> tuple[datetime | int | None, UUID | None]:
     return (None, None) if position is None else (position.at, position.id)
 
 
 class Retries:
-    """Retry requests. `accept` reads the job from `jobs`."""
+    """Retry requests. `accept` reads the job from `jobs`, and hands the request to `publisher`, if there is one."""
 
-    def __init__(self, database: "Database", jobs: "Jobs", ids: "JobIds") -> None:
+    def __init__(self, database: "Database", jobs: "Jobs", ids: "JobIds", publisher: "Publisher | None" = None) -> None:
         self._database = database
         self._jobs = jobs
         self._ids = ids
+        self._publisher = publisher
         self._sql = statements("retries")
         # Apart, because requests with keys are inserted all or none, and one that is too late undoes the others.
         self._accepting: Coalescer[_NewRow, Retry] = Coalescer(self._insert, max_batch=256)
@@ -213,11 +238,23 @@ class Retries:
         except Raced:
             return {}
         reach(Failpoint.AFTER_INSERT)
-        return inserted
+        self._hand_over(inserted)
+        return {row: _queued(row.id, row.request, one.requested_at) for row, one in inserted.items()}
+
+    def _hand_over(self, inserted: Mapping[_NewRow, _Inserted]) -> None:
+        """Have these published, after their commit: those that are leased to the relay, or else what it finds."""
+        if self._publisher is None or not inserted:
+            return
+        # Of one statement all are leased, or none.
+        leased = [_leased(row, one.requested_at, one.leased_until) for row, one in inserted.items() if one.leased_until]
+        if leased:
+            self._publisher.take(leased)
+        else:
+            self._publisher.poke()
 
     async def _claim_and_accept(
         self, rows: Sequence[_NewRow], claims: Sequence[tuple[IdempotencyKey, Claim]]
-    ) -> Mapping[_NewRow, Retry]:
+    ) -> Mapping[_NewRow, _Inserted]:
         """Insert all of these rows and claim their keys. Raises Raced, with nothing written, where one is not free."""
         async with self._database.transaction() as session:
             await self._keys.claim(session, claims)  # first: it may wait, and must not wait with rows inserted
@@ -226,8 +263,9 @@ class Retries:
                 raise Raced  # a key must not name a request that was not inserted
             return inserted
 
-    async def _accept(self, database: "Database | Session", rows: Sequence[_NewRow]) -> Mapping[_NewRow, Retry]:
+    async def _accept(self, database: "Database | Session", rows: Sequence[_NewRow]) -> Mapping[_NewRow, _Inserted]:
         """Insert rows. One whose job has a queued request is missing in the answer."""
+        lease_s = None if self._publisher is None else self._publisher.lease_s
         inserted = await database.fetch(
             self._sql["accept"],
             [row.id for row in rows],
@@ -241,9 +279,10 @@ class Retries:
             [row.request.traceparent for row in rows],
             [None if row.request.key is None else row.request.key.text for row in rows],
             [None if row.request.key is None else row.request.key.fingerprint for row in rows],
+            None if lease_s is None else timedelta(seconds=lease_s),
         )
-        requested_at = {row["id"]: row["requested_at"] for row in inserted}
-        return {row: _queued(row.id, row.request, requested_at[row.id]) for row in rows if row.id in requested_at}
+        found = {row["id"]: _Inserted(row["requested_at"], row["publish_lease_until"]) for row in inserted}
+        return {row: found[row.id] for row in rows if row.id in found}
 
     async def _replay(self, request: RetryRequest, claim: Claim) -> Accepted:
         """The first answer again: the request as it was then."""

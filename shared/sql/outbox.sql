@@ -2,8 +2,8 @@
 --
 -- published_at  publish_lease_until   a queued request is
 -- NULL          NULL, or in the past  waiting: a relay may lease it
--- NULL          in the future         leased by a relay, or by a worker's bypass, or deferred by a worker: no relay and no
---                                     worker takes it
+-- NULL          in the future         leased by a relay, or for one as it was accepted, or by a worker's bypass, or deferred
+--                                     by a worker: no other relay and no worker takes it
 -- set           NULL                  with the broker
 --
 -- Every statement chooses its rows once, in an ARRAY, and finds them by their ids. Joined to the choice instead, the

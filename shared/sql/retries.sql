@@ -17,14 +17,15 @@ left(r.error_before, {length}) AS error_before, coalesce(length(r.error_before) 
 -- caller looks again.
 -- $1 uuid[] ids, $2 text[] project ids, $3 uuid[] job ids, $4 text[] job versions, $5 text[] actors, $6 text[] reasons,
 -- $7 int[] delays in seconds, $8 int[] extra attempts, $9 text[] trace contexts, $10 text[] idempotency keys and
--- $11 bytea[] their fingerprints, NULL for none; same length
+-- $11 bytea[] their fingerprints, NULL for none; same length; $12 interval for how long the requests are leased to the
+-- caller's relay, NULL: they are free
 INSERT INTO redrive.retry_requests (
     id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent,
-    idempotency_key, idempotency_fingerprint
+    idempotency_key, idempotency_fingerprint, publish_lease_until
 )
 SELECT
     id, project_id, job_id, job_version, actor, reason, delay_seconds, extra_attempts, traceparent,
-    idempotency_key, idempotency_fingerprint
+    idempotency_key, idempotency_fingerprint, now() + $12::interval
 FROM unnest(
     $1::uuid[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::int[], $8::int[], $9::text[],
     $10::text[], $11::bytea[]
@@ -34,7 +35,7 @@ FROM unnest(
 )
 ORDER BY project_id, job_id -- one order for all processes, so that two batches cannot deadlock
 ON CONFLICT (project_id, job_id) WHERE state = 'queued' DO NOTHING
-RETURNING id, requested_at;
+RETURNING id, requested_at, publish_lease_until;
 
 -- name: find_many
 -- The requests behind (id, project) pairs; a pair that matches nothing is missing from the answer.

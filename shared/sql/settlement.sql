@@ -11,7 +11,8 @@
 -- processed_at NULL; every other state sets both. outbox.sql says how published_at and publish_lease_until go together.
 --
 --   from           to             statement                                sets
---   no row         queued         retries.accept, batches.insert_requests  what was asked; a batch: batch_id, and run_at if spread
+--   no row         queued         retries.accept                           what was asked; publish_lease_until where its relay keeps up
+--   no row         queued         batches.insert_requests                  what was asked; batch_id, and run_at if spread
 --   no row         queued         defer                                    what the message says; publish_lease_until
 --   no row         rejected       adopt                                    what the message says; `apply` or `block` runs next
 --   queued         queued         outbox.*, dead_letters.republish         published_at, publish_lease_until

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -12,9 +13,14 @@ from prometheus_client import CollectorRegistry
 
 from api.metrics import Metrics
 from api.relay import Relay
-from shared import topology
+from shared import broker, topology
 from shared.database import Database
+from shared.idempotency import IdempotencyKey
+from shared.job_ids import UuidIds
+from shared.jobs import Jobs
 from shared.models import RetryId
+from shared.outbox import Leased, Outbox
+from shared.retries import Retries, RetryRequest
 from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, a_retry_of
@@ -138,6 +144,194 @@ async def test_a_poke_is_faster_than_the_next_look(
 
 async def holding(queues: Queues, messages: int) -> bool:
     return await queues.waiting() == messages
+
+
+# -- what is leased as it is accepted
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many requests each look into the ledger has leased."""
+    leased: list[int] = []
+    lease = Outbox.lease
+
+    async def watched(outbox: Outbox, *args: Any, **given: Any) -> list[Leased]:  # noqa: ANN401 - passed on
+        rows = await lease(outbox, *args, **given)
+        if not given["bulk"]:
+            leased.append(len(rows))
+        return rows
+
+    monkeypatch.setattr(Outbox, "lease", watched)
+    return leased
+
+
+async def taking(api: Api) -> Api:
+    """The api, once its relay takes what is accepted."""
+    relay = api.parts.relay
+    assert relay is not None
+    await eventually(lambda: relay.lease_s is not None)
+    return api
+
+
+async def retry_each(api: Api, jobs: JobMaker, count: int) -> list[UUID]:
+    made = await jobs.many_failed(count)
+    answers = await asyncio.gather(*(api.post(f"/api/jobs/{job.id}/retry") for job in made))
+    assert {answer.status for answer in answers} == {202}
+    return [UUID(answer.data["id"]) for answer in answers]
+
+
+async def test_what_is_accepted_while_the_relay_keeps_up_is_published_without_a_look(  # noqa: PLR0917 - fixtures
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, serve: Serve, looks: list[int]
+) -> None:
+    api = await taking(await serve(database_url, amqp_url=amqp_url))
+    ids = await retry_each(api, jobs, 50)
+    await eventually(lambda: all_published(jobs))
+
+    assert sum(looks) == 0
+    assert same(await ids_in(queues), ids)
+
+
+async def test_what_is_accepted_while_the_relay_is_not_connected_is_free_for_others(
+    database_url: str, jobs: JobMaker, serve: Serve
+) -> None:
+    api = await serve(database_url, amqp_url="amqp://guest:guest@127.0.0.1:9/")
+    await retry_each(api, jobs, 3)
+
+    leases = await jobs.pool.fetch("SELECT publish_lease_until FROM redrive.retry_requests")
+    assert [lease for (lease,) in leases] == [None] * 3
+
+
+async def test_a_relay_takes_nothing_before_a_look_has_found_less_than_a_batch(  # noqa: PLR0917 - fixtures
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.BATCH", 10)
+    ids = await accepted(ledger, jobs, 25)
+    async with relaying(ledger, amqp_url) as relay:
+        await eventually(lambda: relay.relay.lease_s is not None)
+        assert [leased for leased in looks if leased] == [10, 10, 5]
+        await eventually(lambda: relay.published == 25)
+
+    assert same(await ids_in(queues), ids)
+
+
+async def test_a_relay_that_is_given_too_much_still_looks(
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.BATCH", 10)
+    async with relaying(ledger, amqp_url) as relay:
+        await eventually(lambda: relay.relay.lease_s is not None)
+        ids = await accepted(ledger, jobs, 40)
+        taken = await ledger.outbox.lease(35, lease_s=30, bulk=False)
+        relay.relay.take(taken)
+        relay.relay.poke()
+        await eventually(lambda: relay.published == 40)
+
+    assert same(await ids_in(queues), ids)
+
+
+@pytest.mark.parametrize("connected", [True, False])
+async def test_what_is_taken_and_not_published_is_given_back_when_the_session_ends(
+    ledger: Ledger,
+    jobs: JobMaker,
+    queues: Queues,
+    amqp_url: str,
+    connected: bool,  # noqa: FBT001 - a parameter
+) -> None:
+    await accepted(ledger, jobs, 3)
+    rows = await ledger.outbox.lease(3, lease_s=30, bulk=False)
+    if connected:
+        async with relaying(ledger, amqp_url) as relay:
+            await eventually(lambda: relay.relay.lease_s is not None)
+            await queues.unbind(topology.RETRIES, topology.KEY_RETRY)
+            relay.relay.take(rows)
+            await eventually(lambda: relay.failures > 0)
+            await eventually(lambda: all_published(jobs))  # long before the leases end
+        assert same(await ids_in(queues), [row.message.id for row in rows])
+    else:
+        async with relaying(ledger, "amqp://guest:guest@127.0.0.1:9/") as relay:
+            relay.relay.take(rows)
+            await eventually(partial(free, jobs, 3))
+
+
+async def test_what_is_taken_while_the_database_is_away_is_published_when_it_is_back(  # noqa: PLR0917 - fixtures
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay._LONGEST_PAUSE_S", 0.2)
+    ids = await accepted(ledger, jobs, 5)
+    rows = await ledger.outbox.lease(5, lease_s=600, bulk=False)
+    async with (
+        Proxy.to(database_url) as proxy,
+        Database(proxy.url_of(database_url), program="relay", timeout_s=0.5, pool_size=2).opened() as far,
+        relaying(Ledger(far), amqp_url) as relay,
+    ):
+        await eventually(lambda: relay.relay.lease_s is not None)
+        await proxy.refuse()
+        await proxy.reset()
+        relay.relay.poke()
+        await eventually(lambda: relay.relay.lease_s is None)
+        relay.relay.take(rows)
+        await proxy.heal()
+        await eventually(lambda: all_published(jobs))
+
+    assert same(sorted(set(await ids_in(queues))), ids)
+
+
+async def test_a_relay_whose_confirm_takes_long_takes_no_more(
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.STALLED_S", 0.0)
+    confirms = asyncio.Event()
+    publish = broker.publish
+
+    async def publish_late(*args: Any, **given: Any) -> None:  # noqa: ANN401 - passed on
+        await publish(*args, **given)
+        await confirms.wait()
+
+    monkeypatch.setattr(broker, "publish", publish_late)
+    async with relaying(ledger, amqp_url) as relay:
+        await eventually(lambda: relay.relay.lease_s is not None)
+        (request_id,) = await accepted(ledger, jobs, 1)
+        relay.relay.poke()
+        await eventually(lambda: relay.relay.lease_s is None)
+        confirms.set()
+        await eventually(lambda: relay.relay.lease_s is not None)
+
+    assert await ids_in(queues) == [request_id]
+
+
+async def test_what_is_handed_over_is_what_a_look_would_lease(ledger: Ledger, jobs: JobMaker) -> None:
+    class Handed:
+        lease_s = 0.0  # over at once
+
+        def __init__(self) -> None:
+            self.requests: list[Leased] = []
+
+        def take(self, requests: Sequence[Leased]) -> None:
+            self.requests += requests
+
+        def poke(self) -> None:
+            raise AssertionError
+
+    handed = Handed()
+    database, ids = ledger.database, UuidIds()
+    retries = Retries(database, Jobs(database, ids), ids, handed)
+    job = await jobs.failed()
+    key = IdempotencyKey(job.project_id, "key", b"content")
+    request = RetryRequest(
+        job=job.key, actor="alice", reason="why", delay_seconds=5, extra_attempts=2, traceparent=TRACE, key=key
+    )
+    await retries.accept(request)
+    (taken,) = handed.requests
+    (leased,) = await ledger.outbox.lease(1, lease_s=30, bulk=False)
+
+    assert taken._replace(lease=leased.lease) == leased
+    assert taken.lease.until < leased.lease.until
+
+
+async def free(jobs: JobMaker, count: int) -> bool:
+    """Whether so many requests are neither leased nor published."""
+    counted = "SELECT count(*) FROM redrive.retry_requests WHERE publish_lease_until IS NULL AND published_at IS NULL"
+    return int(await jobs.pool.fetchval(counted)) == count
 
 
 async def test_what_is_settled_by_then_was_marked_with_it(ledger: Ledger, jobs: JobMaker) -> None:
@@ -299,13 +493,6 @@ async def test_a_database_that_goes_away_only_delays_publishing(  # noqa: PLR091
 async def own_queue(private_rabbitmq: PrivateRabbitmq) -> AsyncIterator[str]:
     async with private_rabbitmq.rabbitmq.vhost() as url:
         yield url
-
-
-async def retry_each(api: Api, jobs: JobMaker, count: int) -> list[UUID]:
-    made = await jobs.many_failed(count)
-    answers = await asyncio.gather(*(api.post(f"/api/jobs/{job.id}/retry") for job in made))
-    assert {answer.status for answer in answers} == {202}
-    return [UUID(answer.data["id"]) for answer in answers]
 
 
 @pytest.mark.parametrize("trouble", ["blocked", "frozen"])

@@ -8,8 +8,8 @@ from bench.capacity import Batches, Cost, Limit, Model, Observed, processes_need
 
 OWN = Cost(api=0.1, worker=0.02, postgresql=0.05, rabbitmq=0.01, client=0.03)
 OF_BATCH = Cost(api=1.0, worker=0.8, postgresql=0.5, rabbitmq=0.2, client=0.0)
-MANY = Batches(accepted=0.02, leased=0.01, settled=0.01)
-FEW = Batches(accepted=0.2, leased=0.1, settled=0.05)
+MANY = Batches(accepted=0.02, published=0.01, settled=0.01)
+FEW = Batches(accepted=0.2, published=0.1, settled=0.05)
 
 
 def cost_of(batches: Batches) -> Cost:
@@ -59,12 +59,12 @@ def test_a_request_without_its_batch_costs_no_less_than_nothing() -> None:
 def test_two_api_processes_make_twice_as_many_batches_as_they_share_the_clients() -> None:
     two = MODEL.batches(apis=2, workers=1, clients=128, per_s=1)
 
-    assert (two.accepted, two.leased) == (2 * MANY.accepted, 2 * MANY.leased)
+    assert (two.accepted, two.published) == (2 * MANY.accepted, 2 * MANY.published)
     assert MODEL.batches(apis=2, workers=1, clients=256, per_s=1).accepted == MANY.accepted
 
 
 def test_the_messages_of_one_lease_go_to_different_workers() -> None:
-    large = Model.fitted(observed(128, Batches(0.02, leased=0.008, settled=0.008)), observed(16, FEW))
+    large = Model.fitted(observed(128, Batches(0.02, published=0.008, settled=0.008)), observed(16, FEW))
 
     batches = [large.batches(apis=1, workers=workers, clients=128, per_s=1).settled for workers in (1, 2, 4)]
 
@@ -94,7 +94,7 @@ def test_rate_and_batches_agree() -> None:
 def test_there_are_no_more_batches_than_requests() -> None:
     alone = MODEL.batches(apis=64, workers=64, clients=64, per_s=1)
 
-    assert (alone.accepted, alone.leased, alone.settled) == (1, 1, 1)
+    assert (alone.accepted, alone.published, alone.settled) == (1, 1, 1)
 
 
 def test_the_lowest_limit_is_the_rate() -> None:

@@ -61,8 +61,8 @@ async def test_p2_a_202_takes_effect_once_though_workers_die_at_random(rig: Rig)
 async def test_p2_a_202_takes_effect_once_though_apis_die_at_every_failpoint(rig: Rig) -> None:
     each = scaled(1, full=50)
     async with rig.trial("P2 api killed at each failpoint") as trial:
-        # What an api has leased when it dies before publishing waits for half a minute: too long for `make test`, where
-        # P20 does it.
+        # What an api holds when it dies is published once its lease has ended, in ten seconds or half a minute. To die
+        # before publishing is too much for `make test`, where P20 does it.
         kinds = [str(point) for point in [*OF_APIS, *([Failpoint.BEFORE_PUBLISH] if SCALE > 1 else [])]]
         points = kinds * each
         trial.rng.shuffle(points)
