@@ -65,7 +65,7 @@ fmt: sync ## put the code into shape
 bench: sync-bench ## measure Redrive beside others, three quarters of an hour on a quiet machine: docs/benchmarks.md (ARGS="reading …")
 	@$(BIN)/python -m bench $(ARGS)
 
-bench-smoke: sync-bench ## see within three minutes that all of `make bench` still works; its figures mean nothing
+bench-smoke: sync-bench ## see within four minutes that all of `make bench` still works; its figures mean nothing
 	@$(BIN)/pytest tests/bench $(ARGS)
 
 # The bench's own tools come on top of what there is; the next `make test` takes them away again.
