@@ -81,7 +81,7 @@ class Metrics:
             "redrive_relay_published_total", "Retry requests that RabbitMQ has confirmed.", registry=registry
         )
         self.published_batches = Counter(
-            "redrive_relay_batches_total", "Batches that the relay has published them in.", registry=registry
+            "redrive_relay_batches_total", "Batches in which the relay has published retry requests.", registry=registry
         )
         self.publish_failures = Counter(
             "redrive_relay_failures_total", "Relay sessions that ended in a failure.", registry=registry

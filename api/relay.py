@@ -174,7 +174,7 @@ class _Lane:
         self._behind = True  # the last look found as many as it could take: there may be more
         self._last_leased: Leased | None = None  # the next look begins behind it
         self._confirmed: deque[tuple[float, Lease]] = deque()  # since when, and which
-        self._due_at = 0.0
+        self._due_at = 0.0  # the next marking and the next look
         self._sweep_at = 0.0
         self.connected = False
 
@@ -414,7 +414,7 @@ class _Lane:
                 self.wake()
 
     async def _keep_books(self) -> bool:
-        """Mark what was confirmed, and have it look, once a second; publish again what must be lost, once a minute.
+        """Mark what was confirmed, and ask for a look, once a second; publish again what must be lost, once a minute.
 
         Returns whether a second was over.
         """
@@ -423,8 +423,8 @@ class _Lane:
         if is_due:
             self._due_at = now + POLL_S
             self._looks = True
-            due_at = now - (MARK_BULK_AFTER_S if self._bulk else MARK_AFTER_S)
-            await self._mark(sum(1 for _ in takewhile(lambda each: each[0] <= due_at, self._confirmed)))
+            latest = now - (MARK_BULK_AFTER_S if self._bulk else MARK_AFTER_S)
+            await self._mark(sum(1 for _ in takewhile(lambda each: each[0] <= latest, self._confirmed)))
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_EVERY_S
             if stale := await self._outbox.republish_stale(SWEEP, age_s=STALE_S, bulk=self._bulk):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench import jobs
 from bench.capacity import Batches, Cost
-from bench.client import Answer, ask, drive, request, until_true
+from bench.client import ask, post, request, until_true
 from bench.part import Stage
 from bench.processor import Machine, machine_s, processor_s
 from bench.programs import Program, bearer, redrive_api, redrive_worker
@@ -94,11 +94,6 @@ class Deployment:
         ids = await jobs.make(self.database, retries, status="failed")
         await jobs.settle(self.database)
         requests = iter([request("POST", f"/api/jobs/{job_id}/retry", bearer()) for job_id in ids])
-        refused = 0
-
-        def heard(_sent_at: float, answer: Answer) -> None:
-            nonlocal refused
-            refused += answer.status != 202
 
         async def finished() -> bool:
             return await jobs.all_settled(self.database)
@@ -106,15 +101,15 @@ class Deployment:
         settled_before, published_before = await self._settled(), await self._published()
         before, machine_before = self._spent(), machine_s()
         began_at = time.perf_counter()
-        refused += await drive(self.api.port, requests, clients=clients, until=began_at + _WITHIN_S, heard=heard)
+        load = await post(self.api.port, requests, clients=clients, until=began_at + _WITHIN_S)
         await until_true(finished, every_s=_LOOK_S, within_s=_WITHIN_S)
         seconds = time.perf_counter() - began_at
         after, machine_after = self._spent(), machine_s()
         settled = await self._settled()
         counted = await self.database.fetchrow(_BATCHES)
         assert counted is not None
-        if refused or counted["not_applied"]:
-            raise ServerFailed(f"of {retries} retries {refused} were refused, {counted['not_applied']} not applied")
+        if load.errors or counted["not_applied"]:
+            raise ServerFailed(f"of {retries} retries {load.errors} were refused, {counted['not_applied']} not applied")
         return Applied(
             retries / seconds,
             Batches(
