@@ -75,7 +75,7 @@ sync-bench:
 	@bench/install-wrk
 
 # The release's own tools come on top of what there is; the next `make test` takes them away again.
-release-check: ## build wheels, sdists, bill of materials and image into dist/, install and try them (TAG=v0.1.0 WITHOUT="image 3.14")
+release-check: ## build wheels, sdists, bills of materials and image into dist/, install and try them (TAG=v0.1.0 WITHOUT="image 3.14")
 	@$(SYNC) --group release
 	@.ci/release-check $(if $(TAG),--tag $(TAG)) $(WITHOUT:%=--without %)
 	@$(MAKE) --no-print-directory docs

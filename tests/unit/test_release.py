@@ -133,6 +133,13 @@ def test_the_workflow_publishes_what_release_check_has_tried() -> None:
     assert _WORKFLOW[True]["push"]["tags"] == ["v[0-9]+.[0-9]+.[0-9]+"]  # YAML's `on`
 
 
+@pytest.mark.parametrize("name", ["attest", "github"])
+def test_the_wheels_the_source_distributions_and_the_bills_of_both_are_attested_and_released(name: str) -> None:
+    text = str(_JOBS[name]["steps"])
+
+    assert [kind for kind in ("dist/*.whl", "dist/*.tar.gz", "dist/*.cdx.json") if kind not in text] == []
+
+
 def test_each_job_of_the_workflow_has_the_rights_that_it_needs_and_no_dependency_runs_beside_them() -> None:
     assert _WORKFLOW["permissions"] == {}
     assert {name: job["permissions"] for name, job in _JOBS.items()} == {
