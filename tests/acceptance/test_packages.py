@@ -1,6 +1,7 @@
 """The distributions: what they put into an environment, and the commands in one where every name of ours is taken."""
 
 import email
+import json
 import os
 import re
 import subprocess
@@ -17,11 +18,13 @@ from typing import Self
 import pytest
 
 from redrive.__main__ import PACKAGES
+from tests.acceptance import every_help
 from tests.acceptance.programs import Program
 from tests.acceptance.up import Up
 from tests.commands import Done, commanded
 from tests.eventually import eventually
 from tests.jobs import JobMaker
+from tests.namesakes import folder_of_namesakes
 from tests.servers.processes import ROOT, free_port, make_folder
 from tests.tokens import SECRET, token
 
@@ -215,6 +218,16 @@ async def test_the_commands_work_where_other_packages_have_the_names_of_ours(emp
         assert str(job.id) in worked(await commanded("retries", "list", "--json", **on_api))
 
 
+def test_every_command_is_found_where_other_packages_have_the_names_of_ours(started_there: Installed) -> None:
+    command = [str(started_there.python), "-P", every_help.__file__]
+    said = subprocess.run(command, cwd=folder_of_namesakes(), capture_output=True, text=True, check=False, timeout=60)
+
+    assert said.returncode == 0, said.stderr
+    statuses = json.loads(said.stdout)
+    assert {"", "up", "adapter print", "jobs list"} < set(statuses)
+    assert {words: status for words, status in statuses.items() if status != 0} == {}
+
+
 @pytest.mark.usefixtures("started_there")
 async def test_the_whole_runs_on_one_machine_from_the_installed_wheel(tmp_path: Path) -> None:
     async with Up.ready(tmp_path / "data") as up:
@@ -234,8 +247,14 @@ def test_an_application_imports_its_own_packages_and_the_client(built: Built, tm
     installed = Installed.of(built)
     (tmp_path / "worker").mkdir()  # a namespace package
     (tmp_path / "worker" / "tasks.py").write_text("")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "__init__.py").write_text("")
     (tmp_path / "api.py").write_text("")
-    program = "import api, redrive_client, worker.tasks, sys; print(api.__file__, redrive_client.__file__)"
+    # The client first: it must leave the import path as it is.
+    program = (
+        "import redrive_client, api, shared, worker.tasks; "
+        "print(api.__file__, shared.__file__, worker.tasks.__file__, redrive_client.__file__)"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [str(installed.python), "-c", program]
     said = subprocess.run(
@@ -243,7 +262,8 @@ def test_an_application_imports_its_own_packages_and_the_client(built: Built, tm
     )
 
     assert said.returncode == 0, said.stderr
-    own, client = said.stdout.split()
-    assert Path(own) == tmp_path / "api.py"
+    *own, client = said.stdout.split()
+    expected = [tmp_path / "api.py", tmp_path / "shared" / "__init__.py", tmp_path / "worker" / "tasks.py"]
+    assert [Path(each) for each in own] == expected
     assert Path(client).parent.name == "redrive_client"
     assert Path(client).parents[1].name == "site-packages"
