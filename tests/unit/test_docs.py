@@ -2,6 +2,9 @@
 
 import ast
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +190,30 @@ def test_paths_lead_somewhere(page: Path) -> None:
     paths = set(re.findall(r"`((?:tests|docs|deploy|api|worker|shared|cli)/[\w./-]+)`", text))
 
     assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
+def test_a_link_that_leads_nowhere_is_found_in_markdown_and_in_html(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "links", tmp_path / ".ci")
+    (tmp_path / "here.webp").touch()
+    page = """# A page
+[a](#a-page) [b](here.webp) [c](https://example.com/) [d](gone-1.md) [e](#gone-2)
+<picture>
+  <source srcset="here.webp, gone-3.webp 2x">
+  <img alt="f" src="gone-4.webp"> <img alt="g" src="here.webp">
+</picture>
+<a href="gone-5.md">h</a> <a href="https://example.com/">i</a> and `<a href="of-an-example.md">`
+```html
+<img src="of-an-example.webp">
+```
+"""
+    (tmp_path / "README.md").write_text(page)
+    command = [sys.executable, str(tmp_path / ".ci" / "links")]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert said.returncode == 1
+    found = re.findall(r"^README\.md: (.*)$", said.stderr, re.MULTILINE)
+    assert found == ["gone-1.md", "#gone-2", "gone-3.webp", "gone-4.webp", "gone-5.md"]
 
 
 def nav_pages(entry: str | list[Any] | dict[str, Any]) -> Iterator[str]:
