@@ -120,8 +120,12 @@ def test_the_changelog_begins_with_what_comes_next_and_goes_on_with_this_version
     assert re.findall(r"^\[([^\]]+)\]: ", text, re.MULTILINE) == [name for name, _ in sections]
 
 
-def test_the_workflow_publishes_what_release_check_has_tried() -> None:
-    assert "make release-check" in str(_JOBS["check"]["steps"])
+def test_the_workflow_publishes_what_the_tests_and_release_check_have_passed() -> None:
+    commands = [step["run"] for step in _JOBS["check"]["steps"] if "run" in step]
+    assert [each.partition(" TAG=")[0] for each in commands if "uv python" not in each] == [
+        ".ci/run",
+        "make release-check",
+    ]
     before: dict[str, set[str]] = {}
     for name, job in _JOBS.items():  # in the order of the file, which is one that they can run in
         needed = job.get("needs", [])
