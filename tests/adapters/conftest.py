@@ -8,12 +8,11 @@ from typing import Final
 import pytest
 
 from tests.adapters.rig import Prepared, Rig, discard, prepare
-from tests.adapters.systems import SYSTEMS, WHOLE, System
+from tests.adapters.systems import IN_SHORT, SYSTEMS, WHOLE, System
 from tests.api_server import Api, Serve
 from tests.servers.postgres import Postgres
 from tests.servers.processes import run_apart
 
-IN_SHORT: Final = "procrastinate"
 _PAGES: Final = Path(__file__).with_name("test_pages.py")
 
 

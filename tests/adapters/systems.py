@@ -19,6 +19,8 @@ ROOT: Final = Path(__file__).parents[2]
 NPM: Final = Path(__file__).parent / "npm"
 WHOLE: Final = bool(os.environ.get("REDRIVE_ADAPTERS_NPM"))
 """Whether this is `make adapters`, with the systems from npm; `make test` runs what costs little."""
+IN_SHORT: Final = "procrastinate"
+"""The one system that `make test` tries what costs much with."""
 
 
 @dataclass(frozen=True, slots=True)

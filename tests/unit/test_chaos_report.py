@@ -1,6 +1,7 @@
 """The tables that `make chaos` writes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,14 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *results: object) -
     lines.write_text("".join(json.dumps(result) + "\n" for result in results), "utf-8")
     monkeypatch.setattr("sys.argv", ["report", str(lines)])
     report.main()
+
+
+def test_every_promise_is_counted_on_the_page_and_has_a_test() -> None:
+    folder = Path(report.__file__).parent
+    tests = "".join(path.read_text("utf-8") for path in folder.glob("test_*.py"))
+
+    assert f"P1 to {report.PROMISES[-1]} are the promises" in report.PAGE.read_text("utf-8")
+    assert set(re.findall(r'"(P\d+) ', tests)) == set(report.PROMISES)
 
 
 def test_faults_and_what_was_sent_to_the_door_have_a_table_each(

@@ -22,6 +22,7 @@ _LONGEST_FIRST = (
     "test_p21_",
     "test_p22_",
     "test_p6_",
+    "test_p26_",
     "test_p19_",
     "test_two_tabs_",
     "test_no_order_of_events_",

@@ -23,7 +23,7 @@ END: Final = "<!-- end of table -->"
 _COUNTS: Final = ("kills", "acked", "applied", "parked", "lost", "doubled", "unexpected")
 _NOT_CLEAN: Final = ("lost", "doubled", "unexpected", "wrong")
 
-PROMISES: Final = [f"P{number}" for number in range(1, 26)]
+PROMISES: Final = [f"P{number}" for number in range(1, 27)]
 
 Result = dict[str, Any]
 

@@ -14,8 +14,8 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Self
 from urllib.parse import urlsplit
@@ -25,7 +25,7 @@ import aio_pika
 import asyncpg
 
 from shared import topology
-from shared.models import JobId
+from shared.models import JobId, ProjectId
 from tests.acceptance.chaos.forkserver import Forkserver
 from tests.acceptance.chaos.load import BULK, KEY_OF_TWO, Load
 from tests.acceptance.chaos.processes import End, Member
@@ -118,16 +118,17 @@ class Rig:
     def members(self) -> list[Member]:
         return [*self.apis, *self.workers]
 
+    def another(self, command: str, settings: dict[str, str]) -> AbstractAsyncContextManager[Member]:
+        """Run one more program while the block runs. It is not among the members, which trials heal and wait for."""
+        assert self._forkserver is not None
+        return Member.supervised(self._forkserver, command, settings)
+
     @asynccontextmanager
     async def workers_of_the_ledger(self, count: int) -> AsyncIterator[list[Member]]:
         """More workers while the block runs, which take requests from the ledger, as if there were no broker."""
-        assert self._forkserver is not None
         settings = {name: value for name, value in self.workers[0].settings.items() if name != "AMQP_URL"}
         async with AsyncExitStack() as stack:
-            more = [
-                await stack.enter_async_context(Member.supervised(self._forkserver, "worker", settings))
-                for _ in range(count)
-            ]
+            more = [await stack.enter_async_context(self.another("worker", settings)) for _ in range(count)]
             self.workers += more
             try:
                 yield more
@@ -182,23 +183,31 @@ class Rig:
             tally.notes["may_lose"] = True
         trial.begin()
         failing_again = asyncio.create_task(trial.fail_again())
-        try:
-            yield trial
-            await trial.settle()
-        except BaseException as failure:
-            tally.notes["failed"] = str(failure)[:500] or type(failure).__name__
-            for number, member in enumerate(self.members):
-                print(f"-- {member.command} {number}, last words\n{member.log[-2000:]}")  # noqa: T201 - likewise
-            raise
-        finally:
-            failing_again.cancel()
-            await asyncio.wait([failing_again])
-            tally.end()
-            print(tally)  # noqa: T201 - a test that fails shows it
-            self.tell(tally)
+        with self.reporting(tally, self.members):
+            try:
+                yield trial
+                await trial.settle()
+            finally:
+                failing_again.cancel()
+                await asyncio.wait([failing_again])
         assert not trial.wrong, trial.wrong[:10]
         assert tally.faultless or (loses and not tally.doubled and not tally.unexpected), str(tally)
         assert parks or not tally.parked, str(tally)
+
+    @contextmanager
+    def reporting(self, tally: Tally, members: Sequence[Member]) -> Iterator[None]:
+        """End the tally with the block, and tell it; where the block fails, with the reason and the last log lines."""
+        try:
+            yield
+        except BaseException as failure:
+            tally.notes["failed"] = str(failure)[:500] or type(failure).__name__
+            for number, member in enumerate(members):
+                print(f"-- {member.command} {number}, last words\n{member.log[-2000:]}")  # noqa: T201 - a failed test shows it
+            raise
+        finally:
+            tally.end()
+            print(tally)  # noqa: T201 - likewise
+            self.tell(tally)
 
     async def _forget(self) -> None:
         """Begin with no effects, and with nothing in line that a trial before has left there by failing."""
@@ -382,28 +391,16 @@ class Trial:
             [job.id for load in self._loads for job in load.jobs] + [job.id for job in self.published.values()],
         )
         happened_to = await self.rig.rows("SELECT project_id, job_id FROM public.test_effects")
-        effects = Counter((row["project_id"], JobId(str(row["job_id"]))) for row in happened_to)
+        effects = Counter(_key(row) for row in happened_to)
         asked = Counter((job.project_id, job.id) for job in acked.values())
-        parked = Counter(
-            (row["project_id"], JobId(str(row["job_id"])))
-            for row in rows
-            if row["id"] in acked and row["state"] not in {"applied", "queued"}
-        )
+        parked = Counter(_key(row) for row in rows if row["id"] in acked and row["state"] not in {"applied", "queued"})
         self.wrong += [f"written down, and no client was told: {dict(row)}" for row in rows if row["id"] not in acked]
-        tally = self.tally
-        tally.effects = effects.total()
-        tally.acked = len(acked)
-        tally.parked = parked.total()
-        for job in asked | effects:
-            due, happened = asked[job] - parked[job], effects[job]
-            tally.applied += min(due, happened)
-            tally.lost += max(0, due - happened)
-            beyond = max(0, happened - due)
-            if asked[job]:
-                tally.doubled += beyond
-            else:
-                tally.unexpected += beyond
+        self.tally.count(asked, effects, parked)
         for load in self._loads:
             self.wrong += [each for each in load.wrong if not (self.loses and each.startswith(KEY_OF_TWO))]
         for member in self.rig.members:
             self.wrong += member.deaths
+
+
+def _key(row: asyncpg.Record) -> tuple[ProjectId, JobId]:
+    return ProjectId(row["project_id"]), JobId(str(row["job_id"]))

@@ -10,12 +10,16 @@ import os
 import random
 import secrets
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 SCALE = float(os.environ.get("REDRIVE_CHAOS_SCALE", "1"))
 _RESULTS = os.environ.get("REDRIVE_CHAOS_RESULTS")
 _SEED = int(os.environ.get("REDRIVE_CHAOS_SEED", "0")) or secrets.randbelow(2**31) + 1
+
+K = TypeVar("K")
 
 
 def scaled(small: int, *, full: int) -> int:
@@ -65,6 +69,19 @@ class Tally:
     @property
     def faultless(self) -> bool:
         return self.lost == self.doubled == self.unexpected == 0
+
+    def count(self, asked: Counter[K], effects: Counter[K], parked: Counter[K]) -> None:
+        """Compare how many requests were accepted for each job, and parked, with how often it was put back."""
+        self.acked, self.effects, self.parked = asked.total(), effects.total(), parked.total()
+        for job in asked | effects:
+            due, happened = asked[job] - parked[job], effects[job]
+            self.applied += min(due, happened)
+            self.lost += max(0, due - happened)
+            beyond = max(0, happened - due)
+            if asked[job]:
+                self.doubled += beyond
+            else:
+                self.unexpected += beyond
 
     def end(self) -> None:
         """Stop the clock, and write the result down where a file for it is named."""
