@@ -19,12 +19,13 @@ import uvloop
 from bench import adapters, console, growth, ledger, memory, reading, report, retrying, scaling, tracing, waiting
 from bench.client import Disconnected, NothingMeasured
 from bench.load import Loader, WrkFailed
-from bench.machine import NONE, commit, load_average, machine_of
+from bench.machine import NONE, load_average, machine_of
 from bench.part import Stage
 from bench.plan import FULL, SMOKE, Plan
 from bench.programs import ROOT
 from bench.results import Results, Run, decoded, encoded
 from bench.servers import postgres_server, rabbitmq_server
+from tests.checkout import commit
 from tests.servers.processes import ServerFailed, make_folder, remove_folder
 
 PARTS: Final = {

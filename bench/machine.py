@@ -20,7 +20,6 @@ _LIBRARIES = (
 )  # fmt: skip
 _SETTINGS = ("shared_buffers", "fsync", "full_page_writes", "synchronous_commit", "max_wal_size", "work_mem")
 NONE = "none"
-MORE = "+"
 
 
 async def machine_of(postgres: Postgres, rabbitmq: Rabbitmq | None) -> Machine:
@@ -48,17 +47,6 @@ async def machine_of(postgres: Postgres, rabbitmq: Rabbitmq | None) -> Machine:
 def load_average() -> float:
     """How many processes wanted a processor in the last minute."""
     return round(os.getloadavg()[0], 2)
-
-
-def commit() -> str:
-    """The checkout's commit, with a plus where there is more in it than that."""
-    root = Path(__file__).parents[1]
-    try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, check=True)
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.decode().strip() + (MORE if changes.stdout.strip() else "")
 
 
 def _kernel() -> str:

@@ -9,7 +9,6 @@ from bench.adapters import PLAIN as PLAIN_TABLE
 from bench.capacity import Cost
 from bench.growth import DEEP_PAGE, FIRST_PAGE, GET_ONE, LIST_CONNECTIONS, STATS
 from bench.ledger import CALLS as LEDGER_CALLS
-from bench.machine import MORE
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, RANDOM, REDRIVE
 from bench.results import (
     Adapters,
@@ -30,6 +29,7 @@ from bench.results import (
     Waits,
 )
 from bench.targets import TIMES, targets_of
+from tests.checkout import MORE
 
 P = TypeVar("P")
 

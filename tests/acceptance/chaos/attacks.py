@@ -4,8 +4,6 @@ They break no server, so they do without the rig: one api process, on the server
 """
 
 import asyncio
-import json
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -18,7 +16,7 @@ from typing import Final, TypeVar
 
 import pytest
 
-from tests.acceptance.chaos.tally import SCALE, Tally
+from tests.acceptance.chaos.tally import SCALE, Tally, write_down
 from tests.acceptance.programs import Program
 from tests.servers.processes import free_port
 from tests.tokens import SECRET
@@ -27,7 +25,6 @@ GROUP: Final = pytest.mark.xdist_group("hostile clients")
 """One worker for all of them: two at once would measure each other."""
 
 _HOST: Final = "127.0.0.1"
-_RESULTS: Final = os.environ.get("REDRIVE_CHAOS_RESULTS")
 _LENGTH: Final = re.compile(rb"\r\nContent-Length: (\d+)\r\n", re.IGNORECASE)
 _VARYING: Final = re.compile(rb"\r\n(?:Date|RateLimit|RateLimit-Policy): [^\r]*", re.IGNORECASE)
 
@@ -78,9 +75,7 @@ def attack(promise: str, what: str, record: Record, *, random: bool = False) -> 
             "seed": seed, "scale": SCALE, "seconds": seconds, "what": attacked.what,
             "such_as": [str(each)[:1000] for each in attacked.wrong[:3]],
         }  # fmt: skip
-        if _RESULTS:
-            with Path(_RESULTS).open("a") as results:
-                results.write(json.dumps(facts) + "\n")
+        write_down(facts)
         record(
             "tally",
             f"{promise}: tried {attacked.tried}, wrong {len(attacked.wrong)}, bound {bound:.1e}"

@@ -5,8 +5,8 @@ A result is a line of JSON. `kind` says to which table it belongs:
     {"kind": "faults", …}    what a Tally holds
     {"kind": "door", "promise": "P13 …", "what": "ids sent", "tried": 100, "wrong": 0, "bound": 0.03, "seed": 7, …}
 
-Both have `scale` and `seconds`; a `seed` that is missing or null was none. Only what is between the two markers is
-replaced. A run in which anything failed, or is missing, writes no table: see `make chaos`.
+Both have `scale`, `seconds` and the `commit`; a `seed` that is missing or null was none. Only what is between the two
+markers is replaced. A run in which anything failed, or is missing, writes no table: see `make chaos`.
 """
 
 import json
@@ -48,10 +48,9 @@ def _faults(results: list[Result]) -> str:
     ]
     for result in results:
         counts = " | ".join(f"{result[name]:,}" for name in _COUNTS)
-        lost_within_ms = result.get("notes", {}).get("lost_within_ms")
-        within = f"; lost: accepted in the last {lost_within_ms:,} ms" if lost_within_ms else ""
         lines.append(
-            f"| {result['promise']}{within} | {counts} | {_bound(result)} | {_seed(result)} | {result['seconds']:.0f} |"
+            f"| {result['promise']}{_measured(result)} | {counts} | {_bound(result)} | {_seed(result)} "
+            f"| {result['seconds']:.0f} |"
         )
     kept = [result for result in results if not _may_lose(result)]
     sums = {name: sum(result[name] for result in kept) for name in _COUNTS}
@@ -68,6 +67,14 @@ def _door(results: list[Result]) -> str:
         for result in results
     ]
     return "\n".join(lines)
+
+
+def _measured(result: Result) -> str:
+    """What a test has measured beside the counts, for the cell of its name."""
+    notes = result.get("notes", {})
+    pause_s, lost_within_ms = notes.get("longest_pause_s"), notes.get("lost_within_ms")
+    pause = "" if pause_s is None else f"; longest pause {pause_s:.1f} s"
+    return pause + (f"; lost: accepted in the last {lost_within_ms:,} ms" if lost_within_ms else "")
 
 
 def _promise(result: Result) -> str:
@@ -96,8 +103,8 @@ def _circumstances(results: list[Result]) -> str:
     minutes = sum(result["seconds"] for result in results) / 60
     machine = f"{os.cpu_count()} processors, {platform.system()}, Python {platform.python_version()}"
     return (
-        f"Run on {datetime.now(UTC):%Y-%m-%d} at scale {results[0]['scale']:g}, on {machine}: {minutes:.0f} minutes of "
-        "tests, up to three of them at a time."
+        f"Run on {datetime.now(UTC):%Y-%m-%d} of commit {results[0]['commit']} at scale {results[0]['scale']:g}, on "
+        f"{machine}: {minutes:.0f} minutes of tests, up to three of them at a time."
     )
 
 
@@ -110,6 +117,8 @@ def main() -> None:
         sys.exit(f"no table of a run without {', '.join(sorted(missing))}")
     if len({result["scale"] for result in results}) > 1:
         sys.exit("no table of runs at several scales")
+    if len({result["commit"] for result in results}) > 1:
+        sys.exit("no table of runs of several commits")
     before, begin, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):

@@ -11,12 +11,16 @@ import random
 import secrets
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from tests.checkout import commit
+
 SCALE = float(os.environ.get("REDRIVE_CHAOS_SCALE", "1"))
 _RESULTS = os.environ.get("REDRIVE_CHAOS_RESULTS")
+_COMMIT = commit() if _RESULTS else None  # now, when the tests are loaded: by the end of a run there may be another
 _SEED = int(os.environ.get("REDRIVE_CHAOS_SEED", "0")) or secrets.randbelow(2**31) + 1
 
 K = TypeVar("K")
@@ -25,6 +29,13 @@ K = TypeVar("K")
 def scaled(small: int, *, full: int) -> int:
     """How often to do something: `small` at scale 1, never more than `full`."""
     return max(small, min(full, round(small * SCALE)))
+
+
+def write_down(result: Mapping[str, object]) -> None:
+    """Append a result, with the commit that it is of, to the file for results, where one is named."""
+    if _RESULTS:
+        with Path(_RESULTS).open("a") as results:
+            results.write(json.dumps({**result, "commit": _COMMIT}, default=str) + "\n")
 
 
 @dataclass(slots=True)
@@ -86,11 +97,9 @@ class Tally:
     def end(self) -> None:
         """Stop the clock, and write the result down where a file for it is named."""
         self.seconds = round(time.monotonic() - self.began_at, 1)
-        if _RESULTS:
-            facts = {"kind": "faults"} | asdict(self) | {"bound": self.bound}
-            facts.pop("began_at")
-            with Path(_RESULTS).open("a") as results:
-                results.write(json.dumps(facts, default=str) + "\n")
+        facts = {"kind": "faults"} | asdict(self) | {"bound": self.bound}
+        facts.pop("began_at")
+        write_down(facts)
 
     def __str__(self) -> str:
         counts = ", ".join(
