@@ -326,7 +326,8 @@ def token(
         check_scope(scope)
         check_ttl(ttl)
         require_secret()
-        settings = read(ApiSettings, database_url="postgresql://")  # a token needs no database
+        # A token needs no database and no broker, and their secrets may be others' to read.
+        settings = read(ApiSettings, database_url="postgresql://", database_read_url=None, amqp_url=None)
         signed = token_for(project, settings, subject=sub, scope=scope, jobs=job or (), ttl_s=ttl)
         check_token(signed, settings, subject=sub)
     except ValueError as error:

@@ -175,11 +175,11 @@ S = TypeVar("S", bound=Settings)
 
 
 def read(kind: type[S], **known: object) -> S:
-    """The settings of one program from the environment; `known` values come first, and are not checked against it.
+    """The settings of one program from the environment. What is in `known` is not read there, nor from a file.
 
     Raises SettingsError with every problem found.
     """
-    secrets, unread = _secrets_from_files(kind)
+    secrets, unread = _secrets_from_files(kind, known)
     try:
         # A secret that could not be read counts as given: its absence would make other problems.
         settings = kind(**cast("dict[str, Any]", {**secrets, **dict.fromkeys(unread, _UNREAD), **known}))
@@ -199,7 +199,7 @@ def read(kind: type[S], **known: object) -> S:
     settings._files = {  # noqa: SLF001 - a part of reading them, which the caller cannot do
         field: FileSecret(Path(os.environ[f"{PREFIX}{field.upper()}_FILE"]), value, check)
         for field, value in secrets.items()
-        if (check := _URLS.get(field)) is not None and field not in known
+        if (check := _URLS.get(field)) is not None
     }
     notes = _notes(kind, settings, known, from_files=secrets.keys())
     settings._notes = (*notes, *otel.notes)  # noqa: SLF001 - likewise
@@ -222,11 +222,14 @@ def _notes(
                 yield f"{_origin(field, from_files)}: {note}"
 
 
-def _secrets_from_files(kind: type[Settings]) -> tuple[dict[str, str], dict[str, str]]:
-    """The secrets in the files that `…_FILE` names, and the problems with these files; both by field."""
+def _secrets_from_files(kind: type[Settings], known: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The secrets in the files that `…_FILE` names, and the problems with these files; both by field.
+
+    The files of `known` fields are not looked at.
+    """
     found: dict[str, str] = {}
     problems: dict[str, str] = {}
-    for field in _SECRETS & kind.model_fields.keys():
+    for field in (_SECRETS & kind.model_fields.keys()) - set(known):
         variable = f"{PREFIX}{field.upper()}"
         if not (path := os.environ.get(f"{variable}_FILE")):
             continue

@@ -289,6 +289,15 @@ def test_a_token_is_not_signed_without_a_secret(redrive: Redrive) -> None:
     assert answer.out == ""
 
 
+@pytest.mark.parametrize("secret", ["DATABASE_URL", "DATABASE_READ_URL", "AMQP_URL"])
+def test_a_token_needs_none_of_the_secrets_of_servers(redrive: Redrive, tmp_path: Path, secret: str) -> None:
+    unread = redrive("token", "--project", "p1", JWT_SECRET=SECRET, **{f"{secret}_FILE": str(tmp_path / "not there")})
+    wrong = redrive("token", "--project", "p1", JWT_SECRET=SECRET, **{secret: "canary"})
+
+    assert (unread.status, unread.err) == (0, "")
+    assert (wrong.status, wrong.err) == (0, "")
+
+
 def test_migrations_are_printed_without_a_database(redrive: Redrive) -> None:
     answer = redrive("migrate", "--print")
 
@@ -337,6 +346,22 @@ def test_up_refuses_keys_that_it_cannot_sign_with(redrive: Redrive, tmp_path: Pa
 
     assert answer.status == 2
     assert "REDRIVE_JWKS_URL" in answer.err
+
+
+@pytest.mark.parametrize("secret", ["DATABASE_URL", "DATABASE_READ_URL"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_up_ignores_the_file_of_a_database_that_it_brings_itself(
+    redrive: Redrive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secret: str, *, beside: bool
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)  # so that it ends before it starts a server
+    given = {**({secret: "postgresql://h/x"} if beside else {}), f"{secret}_FILE": str(tmp_path / "not there")}
+    ports = {"PORT": str(free_port()), "OPS_PORT": str(free_port())}
+    answer = redrive("up", "--data-dir", str(tmp_path / "data"), **ports, **given)
+
+    assert answer.status == 1
+    *notes, last = answer.err.splitlines()
+    assert [note.split()[2] for note in notes] == [f"REDRIVE_{name}" for name in given]
+    assert "install redrive[embedded]" in last
 
 
 def test_up_names_wrong_settings_before_it_starts_anything(redrive: Redrive, tmp_path: Path) -> None:

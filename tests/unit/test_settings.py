@@ -412,6 +412,21 @@ def test_what_is_known_already_is_taken_before_the_environment(environment: pyte
     assert read(ApiSettings, port=2).port == 2
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_the_file_of_what_is_known_already_is_not_looked_at(
+    environment: pytest.MonkeyPatch, tmp_path: Path, *, beside: bool
+) -> None:
+    """Neither where the file cannot be read, nor where the variable is set beside it."""
+    if not beside:
+        environment.delenv("REDRIVE_DATABASE_URL")
+    environment.setenv("REDRIVE_DATABASE_URL_FILE", str(tmp_path / "not there"))
+    assert len(problems()) == 1
+
+    found = read(ApiSettings, database_url="postgresql://known@h/x")
+
+    assert found.url("database_url") == "postgresql://known@h/x"
+
+
 def test_every_variable_is_listed_with_the_files_of_secrets() -> None:
     assert {"REDRIVE_PORT", "REDRIVE_JWT_SECRET", "REDRIVE_JWT_SECRET_FILE", "REDRIVE_AMQP_URL_FILE"} <= variables(
         ApiSettings
