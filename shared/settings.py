@@ -1,4 +1,4 @@
-"""The settings of both programs: from the environment, read once, checked whole, frozen.
+"""The settings of both programs, and of `redrive check`: from the environment, read once, checked whole, frozen.
 
 Every variable begins with `REDRIVE_`. A secret can also come from a file, which the same variable with `_FILE` at its
 end names; servers' URLs are read from it again for each new connection. An empty variable counts as unset. One error
@@ -58,8 +58,8 @@ _SECRETS = frozenset(
 )
 
 
-class Settings(BaseSettings):
-    """The settings of both programs."""
+class Environment(BaseSettings):
+    """What is read from the environment, whichever fields it has."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX,
@@ -69,21 +69,6 @@ class Settings(BaseSettings):
         hide_input_in_errors=True,
         validate_default=False,
     )
-
-    database_url: PostgresUrl
-    database_pooled: bool = False
-    amqp_url: AmqpUrl | None = None
-    amqp_management_url: SecretHttpUrl | None = None
-    """RabbitMQ's management API; `redrive check` alone asks it."""
-    job_id: JobIdType = "uuid"
-    host: Host = "127.0.0.1"
-    ops_port: Port
-    db_pool_size: Annotated[int, Field(ge=1, le=100)] = 4
-    db_timeout: Annotated[float, Field(gt=0, le=2.5)] = 2.0
-    shutdown_grace: Annotated[float, Field(gt=0, le=3600)] = 10.0
-    tracing: OptionalShare = None
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["json", "console"] = "json"
 
     _files: Mapping[str, FileSecret] = PrivateAttr(default_factory=dict)
     _notes: tuple[str, ...] = PrivateAttr(default=())
@@ -116,6 +101,23 @@ class Settings(BaseSettings):
         if isinstance(value, str) and _SERVICE_LINK.match(value) and info.field_name is not None:
             return cls.model_fields[info.field_name].default
         return value
+
+
+class Settings(Environment):
+    """The settings of both programs."""
+
+    database_url: PostgresUrl
+    database_pooled: bool = False
+    amqp_url: AmqpUrl | None = None
+    job_id: JobIdType = "uuid"
+    host: Host = "127.0.0.1"
+    ops_port: Port
+    db_pool_size: Annotated[int, Field(ge=1, le=100)] = 4
+    db_timeout: Annotated[float, Field(gt=0, le=2.5)] = 2.0
+    shutdown_grace: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    tracing: OptionalShare = None
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["json", "console"] = "json"
 
 
 class ApiSettings(Settings):
@@ -167,15 +169,22 @@ class WorkerSettings(Settings):
     worker_batch_wait: Annotated[float, Field(ge=0, le=60)] = 0.02
 
 
+class CheckSettings(Environment):
+    """What `redrive check` reads besides the settings of the programs: a wrong value stops neither of these."""
+
+    amqp_management_url: SecretHttpUrl | None = None
+    """RabbitMQ's management API."""
+
+
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12}|inf|nan)", re.ASCII)
 _MAY_BE_SECRET = re.compile(r"://|-----|[\r\n]|\A(?![/.]).{32}")
 """A URL, a PEM, or text as long as an HS256 secret, where a path is expected."""
 _KEYS = "REDRIVE_JWT_SECRET, REDRIVE_JWT_PUBLIC_KEY and REDRIVE_JWKS_URL"
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound=Environment)
 
 
 def read(kind: type[S], **known: object) -> S:
-    """The settings of one program from the environment. What is in `known` is not read there, nor from a file.
+    """The settings of one kind from the environment. What is in `known` is not read there, nor from a file.
 
     Raises SettingsError with every problem found.
     """
@@ -193,7 +202,8 @@ def read(kind: type[S], **known: object) -> S:
         raise SettingsError(sorted([*problems, *unread.values()])) from None
     if unread:
         raise SettingsError(sorted(unread.values()))
-    otel = otel_settings.Findings() if settings.tracing is None else otel_settings.findings_in(os.environ)
+    traced = isinstance(settings, Settings) and settings.tracing is not None
+    otel = otel_settings.findings_in(os.environ) if traced else otel_settings.Findings()
     if otel.disabled:
         settings = settings.model_copy(update={"tracing": None})
     settings._files = {  # noqa: SLF001 - a part of reading them, which the caller cannot do
@@ -207,13 +217,17 @@ def read(kind: type[S], **known: object) -> S:
 
 
 def _notes(
-    kind: type[Settings], settings: Settings, known: Mapping[str, object], *, from_files: Collection[str]
+    kind: type[Environment], settings: Environment, known: Mapping[str, object], *, from_files: Collection[str]
 ) -> Iterator[str]:
     for field in _LINKABLE:
         variable = f"{PREFIX}{field.upper()}"
         if field in kind.model_fields and field not in known and _SERVICE_LINK.match(os.environ.get(variable, "")):
             yield f"{variable} is ignored: it is a service link of Kubernetes, not a port (enableServiceLinks: false)"
-    if settings.job_id == "bigint" and "job_id_versions" in settings.model_fields_set:
+    if (
+        isinstance(settings, ApiSettings)
+        and settings.job_id == "bigint"
+        and "job_id_versions" in settings.model_fields_set
+    ):
         yield f"{PREFIX}JOB_ID_VERSIONS is ignored: it is for ids that are UUIDs, and {PREFIX}JOB_ID is bigint"
     for field in ("database_url", "database_read_url"):
         secret = getattr(settings, field, None)
@@ -222,7 +236,7 @@ def _notes(
                 yield f"{_origin(field, from_files)}: {note}"
 
 
-def _secrets_from_files(kind: type[Settings], known: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
+def _secrets_from_files(kind: type[Environment], known: Collection[str]) -> tuple[dict[str, str], dict[str, str]]:
     """The secrets in the files that `…_FILE` names, and the problems with these files; both by field.
 
     The files of `known` fields are not looked at.
@@ -262,7 +276,7 @@ def _origin(field: str, from_files: Collection[str]) -> str:
     return f"{variable}_FILE (its content)" if field in from_files else variable
 
 
-def _problems(kind: type[Settings], problem: Mapping[str, Any], *, from_files: Collection[str]) -> tuple[str, ...]:
+def _problems(kind: type[Environment], problem: Mapping[str, Any], *, from_files: Collection[str]) -> tuple[str, ...]:
     """The lines of one of pydantic's problems: several where a setting asks for what other variables forbid."""
     reason = problem.get("ctx", {}).get("error")
     if isinstance(reason, otel_settings.TracesUnfit):
@@ -270,7 +284,7 @@ def _problems(kind: type[Settings], problem: Mapping[str, Any], *, from_files: C
     return (_problem(kind, problem, from_files=from_files),)
 
 
-def _problem(kind: type[Settings], problem: Mapping[str, Any], *, from_files: Collection[str]) -> str:
+def _problem(kind: type[Environment], problem: Mapping[str, Any], *, from_files: Collection[str]) -> str:
     field = str(problem["loc"][0])
     variable = f"{PREFIX}{field.upper()}"
     if problem["type"] == "missing":
@@ -283,7 +297,7 @@ def _problem(kind: type[Settings], problem: Mapping[str, Any], *, from_files: Co
     return f"{variable}: must be {_allowed(kind, field)}{_was_read(problem['input'])}"
 
 
-def _allowed(kind: type[Settings], field: str) -> str:
+def _allowed(kind: type[Environment], field: str) -> str:
     """What a setting may be, in words, where its type says it; the others have checks with words of their own."""
     info = kind.model_fields[field]
     if info.annotation is int:
@@ -310,7 +324,7 @@ def _was_read(value: object) -> str:
     return f", not {value}" if isinstance(value, str) and _NUMBER.fullmatch(value) else ""
 
 
-def variables(kind: type[Settings]) -> frozenset[str]:
+def variables(kind: type[Environment]) -> frozenset[str]:
     """Every environment variable that `kind` reads."""
     names = {f"{PREFIX}{name.upper()}" for name in kind.model_fields}
     return frozenset(names | {f"{PREFIX}{name.upper()}_FILE" for name in _SECRETS & kind.model_fields.keys()})

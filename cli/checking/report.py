@@ -15,7 +15,7 @@ from cli.checking.members import member_findings
 from cli.errors import line_of
 from shared.database import open_database
 from shared.errors import DatabaseUnavailable, RedriveError, SettingsError
-from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read, variables
+from shared.settings import PREFIX, ApiSettings, CheckSettings, Settings, WorkerSettings, read, variables
 
 Program = Literal["api", "worker"]
 _SETTINGS: Final[dict[Program, type[Settings]]] = {"api": ApiSettings, "worker": WorkerSettings}
@@ -35,16 +35,30 @@ async def findings(program: Program | None) -> AsyncIterator[Finding]:
             settings.append(read(_SETTINGS[name]))
             yield Finding(Verdict.OK, f"settings of redrive {name}")
         except SettingsError as error:
-            for problem in error.problems:
-                yield Finding(Verdict.FAILED, f"settings of redrive {name}: {problem}", of_settings=True)
+            for finding in _of_settings(name, error):
+                yield finding
+    own: CheckSettings | None = None
+    try:
+        own = read(CheckSettings)
+    except SettingsError as error:
+        for finding in _of_settings("check", error):
+            yield finding
     for finding in unknown_variables():
         yield finding
     if settings:
-        async for finding in _of_servers(settings, programs):
+        async for finding in _of_servers(settings, own, programs):
             yield finding
 
 
-async def _of_servers(settings: Sequence[Settings], programs: Collection[str]) -> AsyncIterator[Finding]:
+def _of_settings(command: str, error: SettingsError) -> Iterator[Finding]:
+    for problem in error.problems:
+        yield Finding(Verdict.FAILED, f"settings of redrive {command}: {problem}", of_settings=True)
+
+
+async def _of_servers(
+    settings: Sequence[Settings], own: CheckSettings | None, programs: Collection[str]
+) -> AsyncIterator[Finding]:
+    """Look at the servers that `settings` name. `own`: those of the check; None where they are wrong."""
     # The first that could be read: both read the same database and broker from the same variables.
     first = settings[0]
     async for finding in _of_database(first, programs):
@@ -55,12 +69,13 @@ async def _of_servers(settings: Sequence[Settings], programs: Collection[str]) -
     if first.amqp_url is None:
         yield Finding(Verdict.OK, "broker: none, retries are dispatched through the ledger")
         return
-    url, management = first.amqp_url.get_secret_value(), first.amqp_management_url
+    url = first.amqp_url.get_secret_value()
     answers = False
     async for finding in broker_findings(url, programs):
         answers = answers or finding.verdict is Verdict.OK
         yield finding
-    if answers:
+    if answers and own is not None:
+        management = own.amqp_management_url
         async for finding in member_findings(None if management is None else management.get_secret_value(), url):
             yield finding
 
@@ -70,7 +85,7 @@ def unknown_variables() -> Iterator[Finding]:
 
     Kubernetes puts variables of its own into a pod beside a Service named `redrive` or `redrive-…`: no typos.
     """
-    known = variables(ApiSettings) | variables(WorkerSettings)
+    known = variables(ApiSettings) | variables(WorkerSettings) | variables(CheckSettings)
     for name in sorted(os.environ):
         if not name.startswith(PREFIX) or name in known or name.startswith(_ELSEWHERE):
             continue

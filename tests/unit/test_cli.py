@@ -203,6 +203,17 @@ def test_check_sees_a_wrong_public_key(redrive: Redrive) -> None:
     assert "canary" not in answer.out
 
 
+@pytest.mark.parametrize("program", [(), ("api",), ("worker",)])
+def test_check_sees_a_wrong_setting_that_it_alone_reads(redrive: Redrive, program: tuple[str, ...]) -> None:
+    wrong = {"DATABASE_URL": "postgresql://u@127.0.0.1:1/db", "JWT_SECRET": SECRET, "AMQP_MANAGEMENT_URL": "canary"}
+    answer = redrive("check", *program, **wrong)
+
+    assert answer.status == 2
+    (told,) = [line for line in answer.out.splitlines() if "MANAGEMENT" in line]
+    assert told.startswith("failed   settings of redrive check: REDRIVE_AMQP_MANAGEMENT_URL: must be ")
+    assert "canary" not in answer.out
+
+
 @pytest.mark.parametrize(("program", "other", "status"), [("api", "worker", 2), ("worker", "api", 1)])
 def test_check_looks_at_one_program_where_only_its_settings_are_there(
     redrive: Redrive, program: str, other: str, status: int

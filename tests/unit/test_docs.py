@@ -21,7 +21,7 @@ from shared.database import open_database
 from shared.errors import DatabaseUnavailable
 from shared.otel_settings import HONOURED
 from shared.setting_types import Limit
-from shared.settings import PREFIX, ApiSettings, Settings, WorkerSettings, read
+from shared.settings import PREFIX, ApiSettings, CheckSettings, Environment, WorkerSettings, read
 from shared.telemetry import metrics_registry
 from tests.tokens import SECRET
 
@@ -60,13 +60,13 @@ def written(field: FieldInfo) -> str:
             return f"`{value}`"
 
 
-def defaults(kind: type[Settings]) -> dict[str, str]:
+def defaults(kind: type[Environment]) -> dict[str, str]:
     return {f"{PREFIX}{name.upper()}": written(field) for name, field in kind.model_fields.items()}
 
 
 def test_the_table_of_settings_has_every_setting_with_its_default() -> None:
     table = {row[0].strip("`"): row[1] for row in rows(text_of("README.md"), rf"`{PREFIX}\w+`")}
-    expected = defaults(WorkerSettings) | defaults(ApiSettings)
+    expected = defaults(WorkerSettings) | defaults(ApiSettings) | defaults(CheckSettings)
     expected["REDRIVE_OPS_PORT"] = "`9090`, worker `9091`"
 
     assert (defaults(ApiSettings)["REDRIVE_OPS_PORT"], defaults(WorkerSettings)["REDRIVE_OPS_PORT"]) == (
@@ -78,7 +78,7 @@ def test_the_table_of_settings_has_every_setting_with_its_default() -> None:
 
 def test_the_table_of_settings_names_every_secret() -> None:
     table = {row[0].strip("`") for row in rows(text_of("README.md"), rf"`{PREFIX}\w+`") if row[2].endswith("secret")}
-    kinds = (ApiSettings, WorkerSettings)
+    kinds = (ApiSettings, WorkerSettings, CheckSettings)
     files = {
         f"{PREFIX}{name.upper()}"
         for kind in kinds

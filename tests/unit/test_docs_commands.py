@@ -19,7 +19,7 @@ from api.app import create_app
 from api.auth import Scope
 from cli.main import app
 from redrive_client import Redrive
-from shared.settings import PREFIX, ApiSettings, WorkerSettings, read
+from shared.settings import PREFIX, ApiSettings, CheckSettings, WorkerSettings, read
 from tests.tokens import SECRET
 
 ROOT: Final = Path(__file__).parents[2]
@@ -190,7 +190,7 @@ def test_a_variable_that_the_docs_name_is_read() -> None:
     sources = [path for path in ROOT.glob("*/**/*.py") if ".venv" not in path.parts]
     code = "".join(path.read_text("utf-8") for path in [*sources, ROOT / "Makefile"])
     read_somewhere = set(re.findall(rf"\b{PREFIX}[A-Z_]+\b", code))
-    fields = ApiSettings.model_fields | WorkerSettings.model_fields
+    fields = ApiSettings.model_fields | WorkerSettings.model_fields | CheckSettings.model_fields
     settings = {f"{PREFIX}{name.upper()}" for name in fields}
     files = {f"{PREFIX}{name.upper()}_FILE" for name, field in fields.items() if "Secret" in str(field.annotation)}
     named = {name for page in PAGES for name in re.findall(rf"\b{PREFIX}[A-Z_]+\b", page.read_text("utf-8"))}

@@ -11,7 +11,7 @@ import structlog
 from shared.errors import SettingsError
 from shared.secret import current
 from shared.setting_types import Limit
-from shared.settings import ApiSettings, Settings, WorkerSettings, read, variables
+from shared.settings import ApiSettings, CheckSettings, Environment, Settings, WorkerSettings, read, variables
 
 SECRET = "canary secret of more than thirty-two bytes"
 PUBLIC_KEY = (
@@ -31,7 +31,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def problems(kind: type[Settings] = ApiSettings) -> list[str]:
+def problems(kind: type[Environment] = ApiSettings) -> list[str]:
     with pytest.raises(SettingsError) as refusal:
         read(kind)
     assert "canary" not in str(refusal.value)
@@ -292,9 +292,9 @@ def test_a_wrong_value_is_told_with_what_is_allowed(
 @pytest.mark.parametrize(
     "text", ["canary", "-1", "", " ", "[]", "{}", "9" * 5000, "9" * 5000 + "/1", "\udcff", "1e400", "\u0661"]
 )
-@pytest.mark.parametrize("kind", [ApiSettings, WorkerSettings])
+@pytest.mark.parametrize("kind", [ApiSettings, WorkerSettings, CheckSettings])
 def test_no_setting_is_refused_in_a_library_s_words(
-    environment: pytest.MonkeyPatch, kind: type[Settings], text: str
+    environment: pytest.MonkeyPatch, kind: type[Environment], text: str
 ) -> None:
     for field in kind.model_fields:
         environment.setenv(f"REDRIVE_{field.upper()}", text)
@@ -353,6 +353,21 @@ def test_a_file_that_holds_no_secret_is_a_problem(
         path.write_bytes(content)
 
     assert problems() == [f"REDRIVE_JWT_SECRET{problem.format(path=path)}"]
+
+
+@pytest.mark.parametrize("ending", ["", "_FILE"])
+def test_what_the_check_alone_reads_is_a_problem_of_the_check_alone(
+    environment: pytest.MonkeyPatch, ending: str
+) -> None:
+    environment.setenv(f"REDRIVE_AMQP_MANAGEMENT_URL{ending}", "/canary")
+
+    for kind in (ApiSettings, WorkerSettings):
+        assert read(kind).notes == ()
+        assert "REDRIVE_AMQP_MANAGEMENT_URL" not in variables(kind)
+    with pytest.raises(SettingsError) as refusal:
+        read(CheckSettings)
+    (problem,) = refusal.value.problems
+    assert problem.startswith(f"REDRIVE_AMQP_MANAGEMENT_URL{ending}: ")
 
 
 def test_a_wrong_url_is_told_under_the_name_of_its_file(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
