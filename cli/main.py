@@ -266,9 +266,9 @@ def check(
 ) -> None:
     """See whether all is in place: settings, database, migrations, RabbitMQ; one line each.
 
-    Warns of REDRIVE_ variables that nothing reads. On RabbitMQ, declares the exchange and queues if they are missing,
-    as both programs do when they start; where this user may not, looks whether they are there. Status 2 for wrong
-    settings, 1 for anything else that is not in place.
+    Warns of REDRIVE_ variables that nothing reads, and names settings without effect. On RabbitMQ, declares the
+    exchange and queues if they are missing, as both programs do when they start; where this user may not, looks whether
+    they are there. Status 2 for wrong settings, 1 for anything else that is not in place.
     """
     import asyncio
 

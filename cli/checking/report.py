@@ -43,6 +43,8 @@ async def findings(program: Program | None) -> AsyncIterator[Finding]:
     except SettingsError as error:
         for finding in _of_settings("check", error):
             yield finding
+    for note in dict.fromkeys(note for each in settings for note in each.notes):
+        yield Finding(Verdict.NOTE, note)
     for finding in unknown_variables():
         yield finding
     if settings:

@@ -352,6 +352,18 @@ def test_check_warns_of_a_variable_that_nothing_reads(redrive: Redrive) -> None:
     assert answer.out.count("warning") == 1
 
 
+def test_check_notes_each_setting_without_effect_once(redrive: Redrive) -> None:
+    url = "postgresql://u@127.0.0.1:1/db?connection_limit=5&schema=public"
+    answer = redrive("check", DATABASE_URL=url, JWT_SECRET=SECRET, OPS_PORT="tcp://10.96.0.10:80")
+
+    notes = [line.removeprefix("note     ") for line in answer.out.splitlines() if line.startswith("note")]
+    assert sorted(note.partition(" is ignored: ")[0] for note in notes) == [
+        "REDRIVE_DATABASE_URL: connection_limit",
+        "REDRIVE_DATABASE_URL: schema",
+        "REDRIVE_OPS_PORT",
+    ]
+
+
 def test_up_refuses_keys_that_it_cannot_sign_with(redrive: Redrive, tmp_path: Path) -> None:
     answer = redrive("up", "--data-dir", str(tmp_path), JWKS_URL="https://keys.example/jwks.json")
 
