@@ -57,6 +57,8 @@ _FILES: Final = {
     "worker": ("settlement", "outbox", "dead_letters"),
 }
 """The files with the statements that each program runs."""
+_READING: Final = ("jobs", "failed", "rows", "overview")
+"""Those of them that an api runs on a replica, and where it only reads."""
 _GRANT: Final = re.compile(r"GRANT ([A-Z, ]+) ON (redrive\.\w+) TO ([\w, ]+);")
 
 
@@ -382,8 +384,8 @@ def _tables(programs: Collection[str]) -> list[_Table]:
 
 
 def statements_of(programs: Collection[str], *, writes: bool, job_id: JobIdType = "uuid") -> dict[str, str]:
-    """Every statement that the programs run, by `file.name`; where nothing is written, only the reads of jobs."""
-    files = {file for program in programs for file in _FILES[program]} if writes else {"jobs"}
+    """Every statement that the programs run, by `file.name`; where nothing is written, those that read jobs."""
+    files = {file for program in programs for file in _FILES[program]} if writes else set(_READING)
     return {f"{file}.{name}": sql for file in sorted(files) for name, sql in statements(file, job_id=job_id).items()}
 
 

@@ -40,14 +40,15 @@ async def run(url: str, sql: str) -> None:
         await connection.close()
 
 
-async def looked_at(program: str, url: str) -> list[Finding]:
-    async with open_database(url, program="test", timeout_s=2, pool_size=1) as database:
-        return [each async for each in database_findings(database, "database", [program], writes=True)]
+async def looked_at(program: str, url: str, *, writes: bool = True) -> list[Finding]:
+    async with open_database(url, program="test", timeout_s=2, pool_size=1, writes=writes) as database:
+        return [each async for each in database_findings(database, "database", [program], writes=writes)]
 
 
-async def failures(program: str, url: str) -> str:
+async def failures(program: str, url: str, *, writes: bool = True) -> str:
     """What failed, a line each; empty where the program can do its work."""
-    return "\n".join(each.text for each in await looked_at(program, url) if each.verdict is Verdict.FAILED)
+    found = await looked_at(program, url, writes=writes)
+    return "\n".join(each.text for each in found if each.verdict is Verdict.FAILED)
 
 
 @pytest.mark.parametrize("program", ["api", "worker"])
@@ -74,6 +75,18 @@ async def test_each_right_that_is_missing_is_named_with_its_grant(program: str, 
         assert f"type: GRANT USAGE ON SCHEMA {schema} TO" in await failures(program, url)
         await run(users.admin, f"GRANT USAGE ON SCHEMA {schema} TO {role}")
     assert await failures(program, url) == ""
+
+
+@pytest.mark.parametrize("function", ["error_text(text)", "fingerprint(text, text)"])
+@pytest.mark.parametrize("writes", [True, False])
+async def test_a_function_that_an_api_may_not_call_is_named_also_where_it_only_reads(
+    users: Users, function: str, *, writes: bool
+) -> None:
+    assert await failures("api", users.api, writes=writes) == ""
+    await run(users.admin, f"REVOKE EXECUTE ON FUNCTION redrive.{function} FROM redrive_api")
+
+    name = function.partition("(")[0]
+    assert f"cannot run: permission denied for function {name}" in await failures("api", users.api, writes=writes)
 
 
 async def test_a_grant_that_it_names_is_the_one_that_mends(users: Users) -> None:
@@ -346,9 +359,12 @@ async def test_keys_that_cannot_be_fetched_fail_the_api_alone(database_url: str)
 
 def test_every_statement_is_some_program_s() -> None:
     known = statements_of(("api", "worker"), writes=True)
+    read = statements_of(("api",), writes=False)
 
-    for file in ("jobs", "batches", "idempotency", "retries", "outbox", "settlement", "dead_letters"):
+    for file in ("batches", "idempotency", "retries", "outbox", "settlement", "dead_letters"):
         assert {f"{file}.{name}" for name in statements(file)} <= known.keys()
+    for file in ("jobs", "failed", "rows", "overview"):
+        assert {f"{file}.{name}" for name in statements(file)} <= known.keys() & read.keys()
 
 
 @pytest.mark.parametrize("columns", [80, 100, 120])
