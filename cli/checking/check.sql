@@ -25,6 +25,48 @@ WHERE
     AND key.place <= i.indnkeyatts
 GROUP BY i.indexrelid;
 
+-- name: has_children
+-- Whether other tables inherit from a table: their rows are read as its own, and none of its indexes holds for them.
+-- $1 oid of the relation
+SELECT EXISTS (SELECT FROM pg_inherits AS i WHERE i.inhparent = $1::oid);
+
+-- name: doubled_among
+-- Of some jobs: how many these are, and the id of one that is there more than once, if there is one.
+-- $1 int how many jobs to look at
+WITH some_jobs AS MATERIALIZED (
+    SELECT project_id, id FROM control_plane.jobs LIMIT $1::int
+)
+SELECT
+    (SELECT count(*) FROM some_jobs) AS jobs,
+    (
+        SELECT id::text
+        FROM some_jobs
+        WHERE project_id IS NOT NULL AND id IS NOT NULL
+        GROUP BY project_id, id
+        HAVING count(*) > 1
+        LIMIT 1
+    ) AS doubled;
+
+-- name: doubled_anywhere
+-- Of some jobs: the id of one that is there a second time, among all jobs. Each is looked up as the programs do.
+-- $1 int how many jobs to look up
+WITH some_jobs AS MATERIALIZED (
+    SELECT project_id, id FROM control_plane.jobs LIMIT $1::int
+)
+SELECT some_jobs.id::text AS doubled
+FROM some_jobs
+CROSS JOIN LATERAL (
+    SELECT count(*) AS times
+    FROM (
+        SELECT
+        FROM control_plane.jobs
+        WHERE jobs.project_id = some_jobs.project_id AND jobs.id = some_jobs.id
+        LIMIT 2
+    ) AS same
+) AS found
+WHERE found.times > 1
+LIMIT 1;
+
 -- name: status_checks
 -- The conditions on the status alone that call no function of the owner's.
 -- $1 oid of the relation

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cli.checking.findings import Finding, Verdict
 from cli.checking.views import look_at_view
+from cli.operate.tables import printable
 from shared import migrations
 from shared.connections import words_of
 from shared.errors import DatabaseUnavailable, DatabaseUnfit, RedriveError, StatementRefused, StatementTimeout
@@ -51,7 +52,10 @@ _NEEDED: Final = frozenset({"id", "project_id", "created_at"})
 """The columns by which jobs are found and put in order."""
 _CASTS: Final = {"integer": "bigint", "timestamp with time zone": "timestamptz"}
 _LOOK_S: Final = 1.0
-"""How long to look for a row that may be seen."""
+"""How long one look at rows may take."""
+_COMPARED: Final = 10_000
+_LOOKED_UP: Final = 1_000
+"""How many jobs are compared with one another, and how many with all, where no key says that each is there once."""
 _FILES: Final = {
     "api": ("jobs", "failed", "rows", "overview", "retries", "batches", "idempotency", "outbox"),
     "worker": ("settlement", "outbox", "dead_letters"),
@@ -163,10 +167,9 @@ async def _of_relation(place: _Place, relation: "Row") -> Looks:
         verdict = Verdict.WARNING if relation["is_rewritten"] else Verdict.FAILED
         async for text in _unwritable(place, relation, columns):
             yield verdict, text
-    if relation["kind"] in "rp":
-        for text in _keys(await place.ask("unique_keys", relation["oid"])):
-            yield Verdict.FAILED, text
-    elif relation["kind"] == "v":
+    async for look in _uniqueness(place, relation):
+        yield look
+    if relation["kind"] == "v":
         async for look in look_at_view(
             place.database,
             relation,
@@ -176,8 +179,8 @@ async def _of_relation(place: _Place, relation: "Row") -> Looks:
             many=MANY_JOBS,
         ):
             yield look
-    else:
-        yield Verdict.NOTE, f"{JOBS} is no table or view: row-level security, keys and indexes were not looked at"
+    elif relation["kind"] not in "rp":
+        yield Verdict.NOTE, f"{JOBS} is no table or view: row-level security and indexes were not looked at"
         if place.updates_jobs and not relation["is_updatable"]:
             yield Verdict.FAILED, f"{JOBS} cannot be updated"
     commands = ["SELECT", "UPDATE"] if place.updates_jobs else ["SELECT"]
@@ -281,9 +284,42 @@ async def _refuses_pending(place: _Place, condition: str, full_type: str) -> boo
     return not allowed
 
 
-def _keys(unique_keys: "Collection[Row]") -> Iterator[str]:
-    if not any({"id"} <= set(row["columns"]) <= {"id", "project_id"} for row in unique_keys):
-        yield f"neither (id) nor (project_id, id) of {JOBS} is unique: a retry could put back more jobs than one"
+async def _uniqueness(place: _Place, relation: "Row") -> Looks:
+    """Whether (project_id, id) names one job: by a key, or, where there can be none, by a look at some jobs."""
+    keys = await place.ask("unique_keys", relation["oid"])
+    has_key = any({"id"} <= set(row["columns"]) <= {"id", "project_id"} for row in keys)
+    if relation["kind"] in "rp" and not has_key:
+        yield (
+            Verdict.FAILED,
+            f"neither (id) nor (project_id, id) of {JOBS} is unique: a retry could put back more jobs than one",
+        )
+        return
+    if relation["kind"] == "r":
+        ((has_children,),) = await place.ask("has_children", relation["oid"])
+        has_key = not has_children
+    if not has_key:
+        async for look in _doubled_jobs(place):
+            yield look
+
+
+async def _doubled_jobs(place: _Place) -> Looks:
+    """Look for a job that is there twice: among all jobs where these are few, else among some, or twins of some."""
+    sql = statements("check", "cli.checking")
+    whether = f"whether (project_id, id) of {JOBS} is unique"
+    try:
+        ((jobs, doubled),) = await place.database.fetch_within(_LOOK_S, sql["doubled_among"], _COMPARED)
+    except (StatementRefused, DatabaseUnavailable) as error:
+        yield Verdict.NOTE, f"{whether} was not looked at: {_words_of(error)}"
+        return
+    if doubled is None and jobs == _COMPARED:
+        with suppress(StatementRefused, DatabaseUnavailable):  # without an index it takes too long
+            for (twin,) in await place.database.fetch_within(_LOOK_S, sql["doubled_anywhere"], _LOOKED_UP):
+                doubled = twin
+    if doubled is not None:
+        why = f"a project has more than one job {printable(doubled)}, and a retry could put back all of them"
+        yield Verdict.FAILED, f"(project_id, id) of {JOBS} is not unique: {why}"
+    elif jobs == _COMPARED:
+        yield Verdict.NOTE, f"{whether} was looked at among {_COMPARED} jobs, and not among all"
 
 
 async def _row_security(place: _Place, relation: "Row", name: str, commands: Collection[str]) -> Looks:

@@ -335,6 +335,18 @@ async def test_a_key_of_project_and_id_is_enough(database_url: str) -> None:
     assert await failures("api", database_url) == ""
 
 
+async def test_a_key_does_not_hold_for_tables_that_inherit(database_url: str) -> None:
+    await run(
+        database_url,
+        "CREATE TABLE control_plane.old_jobs () INHERITS (control_plane.jobs);"
+        "INSERT INTO control_plane.jobs (project_id, type) VALUES ('p1', 'email')",
+    )
+    assert await failures("api", database_url) == ""
+    await run(database_url, "INSERT INTO control_plane.old_jobs SELECT * FROM ONLY control_plane.jobs")
+
+    assert "(project_id, id) of control_plane.jobs is not unique" in await failures("api", database_url)
+
+
 async def test_types_that_serve_as_well_are_no_failure(database_url: str) -> None:
     await run(database_url, "ALTER TABLE control_plane.jobs ALTER attempts TYPE numeric, ALTER type TYPE varchar(20)")
 

@@ -111,6 +111,11 @@ async def test_a_view_that_fits_is_in_order(users: Users) -> None:
             OTHER_VIEW + COLUMNS.replace("no AS id", "no::text AS id") + " FROM theirs.work;" + TRIGGER,
             "control_plane.jobs.id is of type text, wanted: bigint",
         ),
+        (
+            f"{OTHER_VIEW}{COLUMNS} FROM theirs.work UNION ALL SELECT {COLUMNS} FROM theirs.work WHERE no = 7;"
+            + TRIGGER,
+            "(project_id, id) of control_plane.jobs is not unique: a project has more than one job 7,",
+        ),
         ("REVOKE UPDATE ON control_plane.jobs FROM redrive_worker", "no right to update status"),
         ("REVOKE ALL ON theirs.work FROM {owner}", "permission denied for table work"),
         (
@@ -129,6 +134,50 @@ async def test_what_a_program_could_not_work_with_is_named(users: Users, change:
     )
 
     assert named.replace("{owner}", owner) in (await told(users))[Verdict.FAILED]
+
+
+MANY: Final = """
+INSERT INTO theirs.work (no, queue, state, tries)
+SELECT n, 'p' || n % 9, 'dead', 1 FROM generate_series(51, 10100) AS n;
+CREATE TABLE theirs.old AS SELECT * FROM theirs.work WHERE no = 7;
+"""
+OLD_TOO: Final = f"{OTHER_VIEW}{COLUMNS} FROM theirs.work UNION ALL SELECT {COLUMNS} FROM theirs.old; {TRIGGER}"
+GRANTED: Final = """
+GRANT SELECT ON control_plane.jobs TO redrive_api, redrive_worker;
+GRANT UPDATE ON control_plane.jobs TO redrive_worker;
+"""
+
+
+async def test_of_many_jobs_some_are_looked_up_among_all_and_that_not_all_were_is_said(users: Users) -> None:
+    assert "is unique" not in (await told(users))[Verdict.NOTE]  # all of fifty jobs were looked at
+    await run(users.admin, MANY)
+    many = await told(users)
+    await run(users.admin, OLD_TOO + GRANTED)
+    doubled = await told(users)
+
+    assert many[Verdict.FAILED] == ""
+    assert "(project_id, id) of control_plane.jobs is unique was looked at among 10000 jobs" in many[Verdict.NOTE]
+    assert "is not unique: a project has more than one job 7," in doubled[Verdict.FAILED]
+
+
+async def test_that_jobs_could_not_be_compared_in_time_is_said(users: Users) -> None:
+    slow = "FROM theirs.work, LATERAL (SELECT pg_sleep(0.2 + 0 * no) OFFSET 0) AS slow"
+    await run(users.admin, f"{OTHER_VIEW}{COLUMNS} {slow};{TRIGGER}{GRANTED}")
+
+    (note, *_) = [line for line in (await told(users))[Verdict.NOTE].splitlines() if "is unique" in line]
+    assert note.endswith("is unique was not looked at: canceling statement due to statement timeout")
+
+
+async def test_a_materialized_view_may_have_a_key_and_is_looked_at_without_one(users: Users) -> None:
+    async def said() -> str:
+        return "\n".join(each.text for each in await looked_at(users.api, "api") if "unique" in each.text)
+
+    made = f"DROP VIEW control_plane.jobs; CREATE MATERIALIZED VIEW control_plane.jobs AS SELECT {COLUMNS}"
+    await run(users.admin, f"{MANY} {made} FROM theirs.work; GRANT SELECT ON control_plane.jobs TO redrive_api")
+    assert "is unique was looked at among 10000 jobs" in await said()
+
+    await run(users.admin, "CREATE UNIQUE INDEX ON control_plane.jobs (project_id, id)")
+    assert await said() == ""
 
 
 @pytest.mark.parametrize("program", ["api", "worker"])

@@ -27,7 +27,7 @@ _BY_JOB = re.compile(r"\bjob_id\s*(?:=|<>)")
 # What takes whatever stands in line, of all projects, and names no job: it looks rows up by what they are in.
 _IN_LINE = {"demo.sql: finish", "demo.sql: start"}
 # What looks whether rows of any project can be seen and read; it answers and changes no job.
-_OF_ALL = {"check.sql: hides_rows", "check.sql: least_id", "check.sql: sample"}
+_OF_ALL = {f"check.sql: {name}" for name in ("doubled_among", "doubled_anywhere", "hides_rows", "least_id", "sample")}
 
 
 async def unprepared(database_url: str, job_id: JobIdType) -> list[str]:
