@@ -55,7 +55,7 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry", tracing: 
     database = _database_of(settings, "database_url", writes=not settings.read_only)
     reading = database
     if settings.database_read_url is not None:
-        reading = _database_of(settings, "database_read_url", writes=False)
+        reading = _database_of(settings, "database_read_url", writes=False, replica=True)
     ids = job_ids(settings.job_id, settings.job_id_versions)
     jobs = Jobs(database, ids, final_statuses=settings.final_statuses)
     relay = None if settings.amqp_url is None else Relay(Outbox(database, ids), settings.url("amqp_url"), metrics)
@@ -136,13 +136,14 @@ def create_app(settings: "ApiSettings", registry: "CollectorRegistry", tracing: 
     )
 
 
-def _database_of(settings: "ApiSettings", field: str, *, writes: bool) -> Database:
+def _database_of(settings: "ApiSettings", field: str, *, writes: bool, replica: bool = False) -> Database:
     return Database(
         settings.url(field),
         program="redrive api",
         timeout_s=settings.db_timeout,
         pool_size=settings.db_pool_size,
         writes=writes,
+        replica=replica,
         pooled=settings.database_pooled,
     )
 

@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import ssl
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
@@ -33,6 +34,8 @@ _SQL: Final = statements("database")
 log = structlog.stdlib.get_logger(__name__)
 
 _POOLER: Final = "; a pooler stands between: set REDRIVE_DATABASE_POOLED=true"
+_ORDER_OF: Final[Mapping[Access, tuple[Access, ...]]] = {Access.PREFER_STANDBY: (Access.STANDBY, Access.ANY)}
+"""What a preference of a URL's means: these, the first one first."""
 _UNUSABLE: Final = (ValueError, IndexError, OverflowError)
 """What asyncpg raises for a host's name or a PG… variable that it cannot use."""
 
@@ -45,22 +48,34 @@ class Opened(NamedTuple):
     url: PostgresUrl
 
 
+class _Found(NamedTuple):
+    """A connection to one of the hosts, and which of the wanted its server is: 0 for the first of them."""
+
+    connection: "Connection"
+    host: Host
+    rank: int
+
+
 class Connector:
     """Opens connections to the server that `url` names; the URL is read anew for each connection.
 
-    `access` says what the server must be where the URL does not. `settings` are sent at the start of a connection. With
-    a pooler, which `pooled` or the first URL names, or which is found, they are not sent, and no statement is prepared:
-    in transaction mode other clients would find it, or this one would find theirs under the same name.
+    `wanted` says what the server must be where the URL does not, the most wanted first: the hosts are tried in their
+    order until one is that; where none is, the one that comes nearest is taken. `settings` are sent at the start of a
+    connection. With a pooler, which `pooled` or the first URL names, or which is found, they are not sent, and no
+    statement is prepared: in transaction mode other clients would find it, or this one would find theirs under the same
+    name.
     """
 
     def __init__(
-        self, url: Url, *, access: Access, timeout_s: float, settings: Mapping[str, str], pooled: bool = False
+        self, url: Url, *, wanted: Sequence[Access], timeout_s: float, settings: Mapping[str, str], pooled: bool = False
     ) -> None:
         self._url = url
-        self._access = access
+        self._wanted = wanted
         self._timeout_s = timeout_s
         self._settings = settings
         self.pooled = pooled or _says_pooled(current(url))
+        self.fell_back_at: float | None = None
+        """When the last connection was opened (monotonic), where it leads to what of several hosts is wanted least."""
         self._last_good: Host | None = None
         self._last_url: str | None = None
 
@@ -72,35 +87,39 @@ class Connector:
     async def opened(self, **more: Any) -> Opened:  # noqa: ANN401 - what asyncpg's pool hands on to its connections
         """A new connection. Raises DatabaseUnavailable, with the failure of each host, within `timeout_s`."""
         url = self._read()
-        access = url.access or self._access
-        passes = (Access.STANDBY, Access.ANY) if access is Access.PREFER_STANDBY else (access,)
+        wanted = self._wanted if url.access is None else _ORDER_OF.get(url.access, (url.access,))
         hosts = list(self._in_order(url))
-        far = sum(not host.name.startswith("/") for host in hosts) * len(passes)
+        far = sum(not host.name.startswith("/") for host in hosts)
         share_s = _SHARE_OF_TIME * self._timeout_s / max(1, far)
         if far > 1:
             share_s = min(SHARE_S, share_s)
         refusals: dict[Host, str] = {}
-        for wanted in passes:
+        found: list[_Found] = []
+        try:
             for host in hosts:
-                try:
-                    async with asyncio.timeout(share_s):
-                        connection = await self._open(url, host, wanted, more)
-                except DatabaseUnavailable as error:
-                    refusals[host] = str(error)
-                except TimeoutError:
-                    refusals[host] = f"no answer within {share_s:.1f} s"
-                except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-                    refusals[host] = words_of(error)
-                except OSError as error:
-                    refusals[host] = words_of(error)
-                except _UNUSABLE:
-                    raise DatabaseUnavailable("the URL cannot be used") from None  # their texts quote the URL
-                else:
-                    self._last_good = host
-                    return Opened(connection, host, url)
-        # Without a host, the sockets of this machine are tried: the same failure of several is said once.
-        said = {words: host for host, words in reversed(refusals.items())}
-        raise DatabaseUnavailable("; ".join(f"{host}: {words}" for words, host in reversed(said.items())))
+                tried = await self._try(url, host, wanted, more, within_s=share_s)
+                if isinstance(tried, str):
+                    refusals[host] = tried
+                    continue
+                found.append(tried)
+                if tried.rank == 0:
+                    break
+        except BaseException:
+            for each in found:
+                each.connection.terminate()
+            raise
+        if not found:
+            # Without a host, the sockets of this machine are tried: the same failure of several is said once.
+            said = {words: host for host, words in reversed(refusals.items())}
+            raise DatabaseUnavailable("; ".join(f"{host}: {words}" for words, host in reversed(said.items())))
+        best = min(found, key=lambda each: each.rank)
+        for each in found:
+            if each is not best:
+                each.connection.terminate()
+        self._last_good = best.host
+        fell_back = len(hosts) > 1 and 0 < best.rank == len(wanted) - 1
+        self.fell_back_at = time.monotonic() if fell_back else None
+        return Opened(best.connection, best.host, url)
 
     async def connect(self, *_: object, **more: Any) -> "Connection":  # noqa: ANN401 - as asyncpg's pool calls it
         """A connection, for `asyncpg.create_pool(connect=…)`. Raises as `opened` does."""
@@ -120,7 +139,23 @@ class Connector:
             yield self._last_good
         yield from (host for host in hosts if host != self._last_good)
 
-    async def _open(self, url: PostgresUrl, host: Host, wanted: Access, more: Mapping[str, Any]) -> "Connection":
+    async def _try(
+        self, url: PostgresUrl, host: Host, wanted: Sequence[Access], more: Mapping[str, Any], *, within_s: float
+    ) -> _Found | str:
+        """A connection to `host`, or why there is none. Raises DatabaseUnavailable where no host could be used."""
+        try:
+            async with asyncio.timeout(within_s):
+                return await self._open(url, host, wanted, more)
+        except DatabaseUnavailable as error:
+            return str(error)
+        except TimeoutError:
+            return f"no answer within {within_s:.1f} s"
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+            return words_of(error)
+        except _UNUSABLE:
+            raise DatabaseUnavailable("the URL cannot be used") from None  # their texts quote the URL
+
+    async def _open(self, url: PostgresUrl, host: Host, wanted: Sequence[Access], more: Mapping[str, Any]) -> _Found:
         """A connection to `host`, if its server is as `wanted`. Raises DatabaseUnavailable and asyncpg's errors."""
         settings = {} if self.pooled else dict(self._settings)
         if url.application_name is not None and not self.pooled:
@@ -145,13 +180,13 @@ class Connector:
             **more,
         )
         try:
-            if (facts := await _facts_of(connection)) is not None:
-                _require(wanted, read_only=facts["read_only"], recovering=facts["recovering"])
+            facts = await _facts_of(connection)
+            rank = 0 if facts is None else _rank_of(facts, wanted)
         except BaseException:
             connection.terminate()
             raise
         if self.pooled or (facts is not None and facts["pid"] == connection.get_server_pid()):
-            return connection
+            return _Found(connection, host, rank)
         connection.terminate()
         self.pooled = True
         log.warning("pooler found", mend="set REDRIVE_DATABASE_POOLED=true, or connect to PostgreSQL itself")
@@ -175,19 +210,27 @@ def _says_pooled(url: str) -> bool:
         return False  # connecting raises it
 
 
-def _require(wanted: Access, *, read_only: bool, recovering: bool) -> None:
-    """Raise DatabaseUnavailable where the server is not as `wanted`."""
+def _rank_of(facts: asyncpg.Record, wanted: Sequence[Access]) -> int:
+    """Which of the `wanted` the server is. Raises DatabaseUnavailable where it is none of them."""
+    refusals = [_refusal(each, read_only=facts["read_only"], recovering=facts["recovering"]) for each in wanted]
+    if None not in refusals:
+        raise DatabaseUnavailable(refusals[0])
+    return refusals.index(None)
+
+
+def _refusal(wanted: Access, *, read_only: bool, recovering: bool) -> str | None:
+    """Why the server is not as `wanted`; None where it is."""
     match wanted:
         case Access.READ_WRITE if read_only:
-            raise DatabaseUnavailable("is read-only, and a server that takes writes is needed")
+            return "is read-only, and a server that takes writes is needed"
         case Access.READ_ONLY if not read_only:
-            raise DatabaseUnavailable("takes writes, and target_session_attrs wants one that is read-only")
+            return "takes writes, and target_session_attrs wants one that is read-only"
         case Access.PRIMARY if recovering:
-            raise DatabaseUnavailable("is a standby, and target_session_attrs wants a primary")
+            return "is a standby, and target_session_attrs wants a primary"
         case Access.STANDBY if not recovering:
-            raise DatabaseUnavailable("is no standby, and target_session_attrs wants one")
+            return "is no standby, and target_session_attrs wants one"
         case _:
-            pass
+            return None
 
 
 def words_of(error: BaseException) -> str:

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -65,6 +66,9 @@ _UNFIT = ("0A", "0B", "24", "26", "28", "2D", "34", "3B", "3D", "3F", "42", "55"
 # After these a connection is closed: its server became a reader, voided the login, or ends; a pooler lost a statement;
 # or the session was idle for too long.
 _SPENT = ("08", "25006", "25P03", "25P04", "26000", "28", "42P05", "57P")
+
+PREFER_AGAIN_S: Final = 30.0
+"""How long connections to a server that is not the preferred one are kept before the hosts are tried again."""
 
 _SQL: Final = statements("database")
 
@@ -132,6 +136,8 @@ class Database:
 
     `timeout_s` bounds each call, waiting for a connection included. `program` is what `pg_stat_activity` shows.
     `writes`: a server that takes writes is needed; where the URL does not say otherwise, no other is connected to.
+    Without `writes`, such a server, or else a primary, is preferred to the URL's other hosts; of a `replica`, any host
+    will do.
     `pooled`: a pooler in transaction mode stands between. Then settings go with each transaction, at two more round
     trips for a statement, and nothing is prepared.
 
@@ -142,11 +148,20 @@ class Database:
     """
 
     def __init__(
-        self, url: Url, *, program: str, timeout_s: float, pool_size: int, writes: bool = True, pooled: bool = False
+        self,
+        url: Url,
+        *,
+        program: str,
+        timeout_s: float,
+        pool_size: int,
+        writes: bool = True,
+        replica: bool = False,
+        pooled: bool = False,
     ) -> None:
         self._timeout_s = timeout_s
         self._pool_size = pool_size
         self._writes = writes
+        self._replica = replica
         self._slots = asyncio.Semaphore(max(1, pool_size - 1))
         self.refused = 0
         """Calls that got no slot in time, so far."""
@@ -160,7 +175,7 @@ class Database:
         }
         self._connector = Connector(
             url,
-            access=Access.READ_WRITE if writes else Access.ANY,
+            wanted=_wanted(writes=writes, replica=replica),
             timeout_s=timeout_s,
             settings=self._settings,
             pooled=pooled,
@@ -196,7 +211,11 @@ class Database:
     async def _connect(self, *_: object, **more: Any) -> "asyncpg.Connection[Row]":  # noqa: ANN401 - as asyncpg calls it
         if self._connector.changed():
             await self._pool.expire_connections()  # they were opened with the URL as it was before
-        return await self._connector.connect(**more)
+        fell_back = self._connector.fell_back_at is not None
+        connection = await self._connector.connect(**more)
+        if fell_back and self._connector.fell_back_at is None:
+            await self._pool.expire_connections()  # they lead to a server that was taken for want of this one
+        return connection
 
     async def _prepare(self, connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
         async with connection.transaction() if self._connector.pooled else nullcontext():
@@ -316,6 +335,7 @@ class Database:
         Raises DatabaseUnavailable, whose text says what is missing.
         """
         (found,) = await self.fetch(_SQL["probe"])
+        await self._prefer_again()
         if self._writes and found["read_only"]:
             await self._pool.expire_connections()
             raise DatabaseUnavailable("the server is read-only, and one that takes writes is needed")
@@ -324,12 +344,43 @@ class Database:
         if not found["writable" if self._writes else "readable"]:
             raise DatabaseUnfit("this user lacks rights on redrive.retry_requests")
 
+    async def _prefer_again(self) -> None:
+        """Close the connections to a server that was taken for want of the primary, now and then: it may be back."""
+        fell_back_at = None if self._writes or self._replica else self._connector.fell_back_at
+        if fell_back_at is not None and time.monotonic() - fell_back_at >= PREFER_AGAIN_S:
+            await self._pool.expire_connections()
+
+
+def _wanted(*, writes: bool, replica: bool) -> tuple[Access, ...]:
+    """What servers to connect to where the URL does not say it, the most wanted first."""
+    if writes:
+        return (Access.READ_WRITE,)
+    if replica:
+        return (Access.ANY,)
+    # A role may be read-only on the primary, too: then the primary is still the one that does not lag.
+    return (Access.READ_WRITE, Access.PRIMARY, Access.ANY)
+
 
 @asynccontextmanager
 async def open_database(
-    url: Url, *, program: str, timeout_s: float, pool_size: int, writes: bool = True, pooled: bool = False
+    url: Url,
+    *,
+    program: str,
+    timeout_s: float,
+    pool_size: int,
+    writes: bool = True,
+    replica: bool = False,
+    pooled: bool = False,
 ) -> AsyncIterator[Database]:
     """A Database, opened."""
-    database = Database(url, program=program, timeout_s=timeout_s, pool_size=pool_size, writes=writes, pooled=pooled)
+    database = Database(
+        url,
+        program=program,
+        timeout_s=timeout_s,
+        pool_size=pool_size,
+        writes=writes,
+        replica=replica,
+        pooled=pooled,
+    )
     async with database.opened():
         yield database

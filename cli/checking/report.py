@@ -113,6 +113,7 @@ async def _of_database(settings: Settings, programs: Collection[str]) -> AsyncIt
                         timeout_s=settings.db_timeout,
                         pool_size=1,
                         writes=writes,
+                        replica=name != "database",
                         pooled=settings.database_pooled,
                     )
                 )

@@ -208,7 +208,7 @@ async def _make_schema(connection: "asyncpg.Connection[asyncpg.Record]") -> None
 async def _environment_of_dbmate(url: "Url") -> dict[str, str]:
     """The environment to start dbmate with. It has the URL, because every user of the machine can read arguments."""
     connector = Connector(
-        url, access=Access.READ_WRITE, timeout_s=CONNECT_S, settings={"application_name": "redrive migrate"}
+        url, wanted=(Access.READ_WRITE,), timeout_s=CONNECT_S, settings={"application_name": "redrive migrate"}
     )
     opened = await connector.opened(timeout=CONNECT_S)
     try:

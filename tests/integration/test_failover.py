@@ -9,10 +9,12 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from api.serving import readiness
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.gauges import ReplicaLag, replayed, written
 from shared.models import Outcome
+from shared.ops import Status
 from shared.secret import FileSecret
 from shared.settlement import Settled
 from tests.api_server import Serve
@@ -66,8 +68,8 @@ async def pair(servers: tuple[LocalPostgres, LocalPostgres]) -> AsyncIterator[Pa
         yield Pair(writer, reader)
 
 
-def database_at(url: str, *, writes: bool = True, pool_size: int = 2) -> Database:
-    return Database(url, program="test", timeout_s=2, pool_size=pool_size, writes=writes)
+def database_at(url: str, *, writes: bool = True, replica: bool = False, pool_size: int = 2) -> Database:
+    return Database(url, program="test", timeout_s=2, pool_size=pool_size, writes=writes, replica=replica)
 
 
 async def test_a_pool_that_was_led_to_a_reader_follows_the_name_to_the_writer(pair: Pair) -> None:
@@ -116,6 +118,47 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used(pair: Pair) ->
         f"postgresql://postgres@{hosts}{writer.path}?target_session_attrs=standby", writes=False
     ).opened() as database:
         assert (await database.fetch("SELECT pg_is_in_recovery()"))[0][0]
+
+
+def standby_first(pair: Pair, *, writer_port: int | None = None, more: str = "") -> str:
+    """A URL with both hosts of the pair, the standby before the primary."""
+    reader, writer = urlsplit(pair.reader), urlsplit(pair.writer)
+    return f"postgresql://postgres@127.0.0.1:{reader.port},127.0.0.1:{writer_port or writer.port}{writer.path}{more}"
+
+
+async def is_standby(database: Database) -> bool:
+    return bool((await database.fetch("SELECT pg_is_in_recovery()"))[0][0])
+
+
+@pytest.mark.parametrize(
+    "more", ["", "?options=-cdefault_transaction_read_only%3Don"], ids=["role that may write", "role that may not"]
+)
+async def test_an_api_that_only_reads_prefers_the_primary_and_a_replica_is_any_host(pair: Pair, more: str) -> None:
+    url = standby_first(pair, more=more)
+
+    async with (
+        database_at(url, writes=False).opened() as primary,
+        database_at(url, writes=False, replica=True).opened() as replica,
+    ):
+        assert not await is_standby(primary)
+        assert await is_standby(replica)
+
+
+async def test_a_standby_serves_an_api_that_only_reads_until_the_primary_is_back(
+    pair: Pair, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.database.PREFER_AGAIN_S", 0)
+    async with Proxy.to(pair.writer) as primary:
+        await primary.refuse()
+        api = await serve(standby_first(pair, writer_port=primary.port), read_only=True)
+        meanwhile = await readiness(api.parts)
+        served_by_standby = await is_standby(api.parts.database)
+        await primary.heal()
+        after = await readiness(api.parts)
+
+        assert (meanwhile.status, after.status) == (Status.OK, Status.OK)
+        assert served_by_standby
+        assert not await is_standby(api.parts.database)
 
 
 async def test_a_silent_host_leaves_the_others_their_time_and_the_last_good_one_comes_first(pair: Pair) -> None:
