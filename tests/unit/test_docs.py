@@ -121,6 +121,15 @@ async def test_every_metric_is_explained(title: str, program: object) -> None:
     assert {(row[0].strip("`"), row[1]) for each in sections for row in rows(each, "`redrive_.*`")} == registered
 
 
+def test_every_check_of_readiness_is_explained() -> None:
+    sources = "".join(map(text_of, ("api/serving.py", "worker/app.py", "cli/processes.py")))
+    named = {name for pair in re.findall(r'checks\["(\w+)"\]|\{"(\w+)": (?:api|Status)\.', sources) for name in pair}
+    section = text_of("docs/observability.md").partition("## Readiness\n")[2].partition("\n## ")[0]
+
+    assert {"database", "settling"} <= named
+    assert {row[0].strip("`") for row in rows(section, "`[a-z]+`")} == named - {""}
+
+
 def test_every_alert_is_explained_and_is_the_same_for_the_operator() -> None:
     groups = yaml.safe_load(text_of("deploy/prometheus/redrive.rules.yaml"))["groups"]
     alerts = [rule["alert"] for group in groups for rule in group["rules"]]
