@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import runpy
 import shutil
 import stat
 import subprocess
@@ -322,13 +323,36 @@ async def test_the_health_check_fails_where_no_program_listens() -> None:
     assert await health_of(free_port(), "/livez") == 1
 
 
-async def health_of(port: int | None, path: str) -> int:
-    """The exit status of the image's health check, run as the image runs it."""
+@pytest.mark.parametrize("given", [None, "", "tcp://10.96.0.10:9090", "udp://10.96.0.10:53", "9123", " 9123 "])
+def test_the_health_check_asks_where_the_settings_have_a_program_listen(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in _ALL_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    if given is not None:
+        monkeypatch.setenv("REDRIVE_OPS_PORT", given)
+    known = {"database_url": "postgresql://", "jwt_secret": "s" * 32}
+
+    asked = runpy.run_path(str(ROOT / "deploy" / "health"))["ports"]()
+
+    assert set(asked) == {read(ApiSettings, **known).ops_port, read(WorkerSettings, **known).ops_port}
+
+
+@pytest.mark.parametrize("port", ["tcp://10.96.0.10:9090", "", "eighty", "65536", "-1", "9" * 30])
+async def test_the_health_check_ends_without_a_traceback_whatever_the_port_is(port: str) -> None:
+    assert await health_of(port, "/nowhere") == 1
+
+
+async def health_of(port: int | str | None, path: str) -> int:
+    """The exit status of the image's health check, run as the image runs it; it says nothing on stderr."""
     command = [sys.executable, "-I", "-S", str(ROOT / "deploy" / "health"), path]
     process = await asyncio.create_subprocess_exec(
-        *command, env={"REDRIVE_OPS_PORT": str(port)}, stdout=subprocess.DEVNULL
+        *command, env={"REDRIVE_OPS_PORT": str(port)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    return await process.wait()
+    _, err = await process.communicate()
+    assert err == b""
+    assert process.returncode is not None
+    return process.returncode
 
 
 def test_the_brokers_definitions_are_what_the_programs_declare() -> None:
