@@ -180,9 +180,13 @@ def api(
     )
     with StopSignals() as signals:
         if processes > 1:
-            from cli.processes import run_processes
+            from cli.processes import END_AT, run_processes
 
-            signals.run(lambda stop: run_processes(settings, processes, stop=stop))
+            signals.run(
+                lambda stop: run_processes(settings, processes, stop=stop),
+                grace_s=settings.shutdown_grace,
+                share=END_AT,
+            )
         else:
             from api.serving import run
 

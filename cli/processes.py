@@ -38,6 +38,10 @@ LONGEST_PAUSE_S: Final = 5.0
 HEALTHY_S: Final = 10.0
 """A process that lived so long was healthy: if it dies, the next one starts at once."""
 ASK_S: Final = 2.5
+KILL_AT: Final = 0.97
+END_AT: Final = 0.99
+"""Shares of the grace: after them a process that still runs is killed, and this one ends. Each ends by itself before
+(SHARE_OF_GRACE), unless it hangs."""
 
 
 class _Child:
@@ -82,7 +86,7 @@ class _Child:
             with suppress(ProcessLookupError):
                 process.terminate()
         try:
-            async with asyncio.timeout(self._grace_s + 2):
+            async with asyncio.timeout(self._grace_s * KILL_AT):
                 await process.wait()
         except TimeoutError:
             log.warning("api process killed", process=self.number)
@@ -104,7 +108,7 @@ class _Child:
 
 
 async def run_processes(settings: "ApiSettings", count: int, *, stop: asyncio.Event) -> None:
-    """Run `count` api processes until `stop` is set, and return once all have ended.
+    """Run `count` api processes until `stop` is set, and return once all have ended, within KILL_AT of the grace.
 
     Raises OSError when the ops port is taken.
     """

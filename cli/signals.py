@@ -20,7 +20,8 @@ from cli.errors import CommandFailed
 log = structlog.stdlib.get_logger(__name__)
 
 _SAME_SIGNAL_S = 1.0
-_SHARE_OF_GRACE = 0.95
+SHARE_OF_GRACE = 0.95
+"""When a process ends whatever it waits for: well before a supervisor that counts the same grace kills it."""
 _WATCHED = (signal.SIGINT, signal.SIGTERM)
 
 Program = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
@@ -58,11 +59,12 @@ class StopSignals:
             signal.signal(number, handler)
         return isinstance(error, _Signalled)
 
-    def run(self, program: Program, *, grace_s: float | None = None) -> None:
+    def run(self, program: Program, *, grace_s: float | None = None, share: float = SHARE_OF_GRACE) -> None:
         """Run `program` until it ends, by itself or because a signal asked it to.
 
-        With `grace_s`, this process ends within so many seconds of the signal, and with status 0. By then the program
-        has finished what was in hand, and waits only for servers that do not answer when it closes connections.
+        With `grace_s`, this process ends within `share` of so many seconds of the signal, and with status 0. By then
+        the program has finished what was in hand, and waits only for servers that do not answer when it closes
+        connections.
 
         Raises CommandFailed after a second signal, and what the program raises.
         """
@@ -70,9 +72,9 @@ class StopSignals:
             False  # an exception would interrupt making the event loop; `_run` checks whether a signal has come
         )
         with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(self._run(program, grace_s))
+            runner.run(self._run(program, grace_s, share))
 
-    async def _run(self, program: Program, grace_s: float | None) -> None:
+    async def _run(self, program: Program, grace_s: float | None, share: float) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine that runs has a task
         stop = asyncio.Event()
@@ -81,7 +83,7 @@ class StopSignals:
         def request_stop() -> None:
             stop.set()
             if grace_s is not None:
-                loop.call_later(grace_s * _SHARE_OF_GRACE, _exit, grace_s)
+                loop.call_later(grace_s * share, _exit, grace_s)
 
         self._running = _Running(loop, request_stop, task)
         if self._signalled_at is not None:

@@ -3,7 +3,7 @@
 1. The environment is checked, the data folder locked, the settings read, the ports and the broker checked.
 2. PostgreSQL starts, and the migrations run.
 3. The demo, the workers and the API start; then the welcome is printed.
-4. What started last stops first: the API, the workers, the demo, the database.
+4. The API, the workers and the demo are told to stop at once, and the database stops after them.
 """
 
 import asyncio
@@ -15,6 +15,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
+
+import structlog
 
 import api.serving
 import worker.app
@@ -37,7 +39,10 @@ from shared.telemetry import configure_logging
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+log = structlog.stdlib.get_logger(__name__)
+
 _HEALTH_LOOK_S: Final = 0.5
+_SHARE_OF_GRACE: Final = 0.8  # for the programs; the rest is for closing connections, and for PostgreSQL
 _PLACEHOLDER: Final = "postgresql://"
 """Stands for the database whose URL is known once it runs."""
 WITH_ADAPTER: Final = ("procrastinate",)
@@ -228,30 +233,31 @@ class _Stack:
         self._server = server
 
     async def run(self, stop: asyncio.Event, greet: Callable[[str | None], None]) -> None:
-        """Start everything, greet, wait for `stop`, end everything in order."""
+        """Start everything, greet, and wait for `stop`; then return once everything has ended, or been cancelled."""
         async with AsyncExitStack() as opened:
             demo = await opened.enter_async_context(self._demo()) if self._plan.demo else None
             if demo is not None:
                 await demo.seed()
             tasks = await opened.enter_async_context(asyncio.TaskGroup())
             watch = tasks.create_task(self._watch_server())
-            stops = [asyncio.Event() for _ in range(3)]
             started = asyncio.Event()
-            groups = [
-                [tasks.create_task(api.serving.run(self._settings, stop=stops[0], started=started))],
-                [
-                    tasks.create_task(worker.app.run(self._worker_settings, stop=stops[1], ops=False))
+            programs = [
+                tasks.create_task(api.serving.run(self._settings, stop=stop, started=started)),
+                *(
+                    tasks.create_task(worker.app.run(self._worker_settings, stop=stop, ops=False))
                     for _ in range(self._plan.workers)
-                ],
-                [tasks.create_task(demo.run_jobs(stop=stops[2]))] if demo else [],
+                ),
+                *([tasks.create_task(demo.run_jobs(stop=stop))] if demo else []),
             ]
             await started.wait()
             if not stop.is_set():
                 greet(str(await demo.retryable()) if demo else None)
             await stop.wait()
-            for stopping, members in zip(stops, groups, strict=True):
-                stopping.set()
-                await asyncio.gather(*members)
+            try:
+                async with asyncio.timeout(self._settings.shutdown_grace * _SHARE_OF_GRACE):
+                    await asyncio.gather(*programs)
+            except TimeoutError:  # all of them are cancelled by now
+                log.warning("shutdown grace exceeded", within_s=self._settings.shutdown_grace)
             watch.cancel()
 
     @asynccontextmanager

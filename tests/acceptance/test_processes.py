@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -26,11 +27,10 @@ class Several:
 
     @classmethod
     @asynccontextmanager
-    async def running(cls, database_url: str) -> AsyncIterator["Several"]:
+    async def running(cls, database_url: str, **more: str) -> AsyncIterator["Several"]:
         port = free_port()
-        async with Program.started(
-            "api", "--processes", "2", DATABASE_URL=database_url, JWT_SECRET=SECRET, PORT=str(port), LIMIT_IP="off"
-        ) as program:
+        settings = {"DATABASE_URL": database_url, "JWT_SECRET": SECRET, "PORT": str(port), "LIMIT_IP": "off", **more}
+        async with Program.started("api", "--processes", "2", **settings) as program:
             several = cls(program, port)
             await eventually(several.whole, within_s=30)
             yield several
@@ -90,6 +90,18 @@ async def test_sigterm_ends_all_of_them(api_url: str) -> None:
         several.program.send(signal.SIGTERM)
         assert await several.program.ended() == 0
         assert not trees.any_runs(children)
+
+
+async def test_a_process_that_hangs_is_killed_within_the_grace(api_url: str) -> None:
+    async with Several.running(api_url, SHUTDOWN_GRACE="4") as several:
+        children = several.children()
+        os.kill(children[0], signal.SIGSTOP)
+        began = time.monotonic()
+        several.program.send(signal.SIGTERM)
+        assert await several.program.ended() == 0
+        assert time.monotonic() - began < 5  # a second of it is for a busy machine
+        assert not trees.any_runs(children)
+        assert [line["event"] for line in several.program.log if "killed" in line["event"]] == ["api process killed"]
 
 
 async def test_none_is_left_behind_when_the_one_that_looks_after_them_is_killed(api_url: str) -> None:

@@ -12,16 +12,21 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 import pytest
 
 from cli.errors import CommandFailed
-from cli.local.up import _require_installed
+from cli.local.up import Plan, _require_installed, _Stack
+from shared.settings import ApiSettings, WorkerSettings, read
 from tests.acceptance.up import Up, alive, environment
 from tests.eventually import eventually
 from tests.servers.processes import free_port
+
+if TYPE_CHECKING:
+    from cli.local.embedded import EmbeddedPostgres
 
 DEMO_JOBS = 54
 
@@ -183,6 +188,39 @@ async def test_ctrl_c_stops_all_of_it_and_a_second_start_finds_its_data(folder: 
         assert len(await jobs_of(up)) == DEMO_JOBS
         up.terminate()
         assert await up.status() == 0
+
+
+async def test_all_programs_are_told_to_stop_at_once_and_none_is_waited_for_beyond_the_grace(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    async def hang(name: str, stop: asyncio.Event) -> None:
+        await stop.wait()
+        told.append(name)
+        await asyncio.Event().wait()
+
+    async def serve(_settings: ApiSettings, *, stop: asyncio.Event, started: asyncio.Event) -> None:
+        started.set()
+        await hang("api", stop)
+
+    async def work(_settings: WorkerSettings, *, stop: asyncio.Event, ops: bool) -> None:
+        assert not ops
+        await hang("worker", stop)
+
+    monkeypatch.setattr("api.serving.run", serve)
+    monkeypatch.setattr("worker.app.run", work)
+    known = {"database_url": "postgresql://", "jwt_secret": "s" * 32, "shutdown_grace": 0.5}
+    plan = Plan(data_dir=folder, port=None, ops_port=None, workers=2, demo=False, began_at=0)
+    server = cast("EmbeddedPostgres", SimpleNamespace(check=lambda: None))
+    stop = asyncio.Event()
+
+    async with asyncio.timeout(5):
+        await _Stack(plan, read(ApiSettings, **known), read(WorkerSettings, **known), server).run(
+            stop, lambda _example: stop.set()
+        )
+
+    assert sorted(told) == ["api", "worker", "worker"]
 
 
 async def test_one_that_was_killed_starts_again_though_its_database_still_runs(folder: Path) -> None:
