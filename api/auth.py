@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import jwt
 
 from api.problems import AuthenticationRequired, InsufficientScope, InvalidToken, KeysUnavailable
+from shared.bounds import MAX_ACTOR
 from shared.claims import claim_path, value_at
 from shared.errors import InvalidJobId
 from shared.job_ids import job_ids
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from shared.settings import ApiSettings
 
 MAX_TOKEN_BYTES: Final = 8000
-MAX_ACTOR: Final = 255
 MAX_REMEMBERED: Final = 10_000
 MAX_JOBS: Final = 20
 """How many jobs a token may be narrowed to."""

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import hdrs
 
 from api.answers import Answer, Enveloped
-from api.auth import MAX_ACTOR, Scope
+from api.auth import Scope
 from api.batch_view import BatchView
 from api.bodies import body_of
 from api.ids import retry_id_of
@@ -16,7 +16,8 @@ from api.pages import flag_of, page_of, text_of
 from api.problems import Fault, InvalidBody
 from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of, key_text_of
 from api.spans import create_span
-from shared.batches import MAX_BATCH, AcceptedBatch, Batch, BatchKey, BatchRequest, BulkDryRun, Skipped
+from shared.batches import AcceptedBatch, Batch, BatchKey, BatchRequest, BulkDryRun, Skipped
+from shared.bounds import MAX_ACTOR, MAX_BATCH, MAX_FILTER, MAX_IDS, MAX_SPREAD_S
 from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
 from shared.failed import FailedFilter, RetriedFewerThan
@@ -33,10 +34,9 @@ if TYPE_CHECKING:
     from shared.models import JobId
 
 MAX_BODY_BYTES: Final = 64 * 1024
-MAX_IDS: Final = 1000
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_FILTER, pattern=r"^[^\x00]*$")]
 
 
 class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,7 +57,7 @@ class _BatchRequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     reason: Reason | None = None
     delay_seconds: Delay = 0
     extra_attempts: ExtraAttempts | None = None
-    spread_seconds: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 0
+    spread_seconds: Annotated[int, msgspec.Meta(ge=0, le=MAX_SPREAD_S)] = 0
 
 
 class _DryRunBody(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from api.job_view import JobView
 from api.long_poll import prefers_to_wait
 from api.pages import PageBody, fitting, flag_of, page_of, text_of, time_of
 from api.problems import InsufficientScope, InvalidParameter
+from shared.bounds import MAX_STATUS
 from shared.errors import JobNotFound
 from shared.failed import FailedFilter, RetriedFewerThan
 from shared.jobs import JobFilter
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from shared.models import Job
 
 MAX_IDS: Final = 100
-MAX_STATUS: Final = 100
 FAILED_FILTERS: Final = ("error_contains", "fingerprint", "retryable", "retried_fewer_than")
 """Allowed with `status=failed` only."""
 _FINGERPRINT: Final = re.compile(r"[0-9a-f]{16}")

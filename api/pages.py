@@ -19,6 +19,7 @@ import msgspec
 
 from api.answers import Answer
 from api.problems import InvalidCursor, InvalidParameter
+from shared.bounds import MAX_FILTER
 from shared.models import Position
 from shared.times import wire_of
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 MAX_PAGE: Final = 200
 DEFAULT_PAGE: Final = 50
-MAX_FILTER: Final = 200
 MAX_PAGE_BYTES: Final = 8 * 2**20
 
 _SPACED_OFFSET: Final = re.compile(r" ([0-9]{2}:[0-9]{2})\Z")

@@ -9,7 +9,7 @@ from aiohttp import hdrs
 from multidict import istr
 
 from api.answers import Answer, Enveloped
-from api.auth import MAX_ACTOR, Scope
+from api.auth import Scope
 from api.bodies import body_of
 from api.conditional import field_of
 from api.ids import retry_id_of
@@ -18,6 +18,7 @@ from api.pages import fitting, flag_of, page_of, text_of
 from api.problems import InvalidParameter
 from api.retry_view import RetryView, path_of
 from api.spans import create_span
+from shared.bounds import MAX_ACTOR, MAX_DELAY_S, MAX_EXTRA_ATTEMPTS, MAX_REASON
 from shared.database import in_time
 from shared.errors import JobChanged
 from shared.idempotency import IdempotencyKey
@@ -38,9 +39,9 @@ MAX_BODY_BYTES: Final = 4096
 MAX_KEY_LENGTH: Final = 255
 _KEY_HEADER: Final = istr("Idempotency-Key")
 
-Reason = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*$")]
-Delay = Annotated[int, msgspec.Meta(ge=0, le=86_400)]
-ExtraAttempts = Annotated[int, msgspec.Meta(ge=1, le=10)]
+Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON, pattern=r"^[^\x00]*$")]
+Delay = Annotated[int, msgspec.Meta(ge=0, le=MAX_DELAY_S)]
+ExtraAttempts = Annotated[int, msgspec.Meta(ge=1, le=MAX_EXTRA_ATTEMPTS)]
 
 
 class _RetryRequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

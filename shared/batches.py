@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 from uuid_utils.compat import uuid7
 
+from shared.bounds import MAX_BATCH
 from shared.coalesce import Coalescer, Splitter
 from shared.errors import (
     BatchNotFound,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from shared.database import Database, Row, Session
     from shared.job_ids import JobIds
 
-MAX_BATCH: Final = 10_000
 COUNTED_AT_ONCE: Final = 16
 """So many batches are counted in one statement: each may have 10,000 requests, and one statement has two seconds."""
 SAMPLE: Final = 20

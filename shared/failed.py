@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import msgspec
 
+from shared.bounds import MAX_TIMES, MAX_WITHIN_S
 from shared.errors import DatabaseUnfit, StatementRefused
 from shared.models import JobId, Position, ProjectId, RetryBlock
 from shared.rows import JobRow, JobRows, RefusedRow, Wanted, below, bounds_of, order_of
@@ -27,8 +28,8 @@ _BLOCKS: Final = {JOB_UNREADABLE: JOB_UNREADABLE, **{str(block): block for block
 class RetriedFewerThan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Jobs whose retries were applied fewer than so many times within the last so many seconds."""
 
-    times: Annotated[int, msgspec.Meta(ge=1, le=100)]
-    within_seconds: Annotated[int, msgspec.Meta(ge=1, le=604_800)]
+    times: Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMES)]
+    within_seconds: Annotated[int, msgspec.Meta(ge=1, le=MAX_WITHIN_S)]
 
 
 class FailedFilter(NamedTuple):

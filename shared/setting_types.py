@@ -13,13 +13,13 @@ from typing import Annotated, Final, NamedTuple, cast
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 from pydantic_settings import NoDecode
 
+from shared.bounds import MAX_STATUS
 from shared.claims import claim_path
 from shared.models import JobStatus
 from shared.otel_settings import TracesUnfit, findings_in
 from shared.urls import check_amqp_url, check_http_url, check_postgres_url
 
 MIN_SECRET_BYTES: Final = 32
-MAX_STATUS: Final = 100
 _ORIGIN: Final = re.compile(r"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::\d{1,5})?", re.ASCII)
 _OWN_PORT: Final = re.compile(r"\A(http://.*(?=:80\Z)|https://.*(?=:443\Z)):\d+\Z")
 _LIMIT: Final = re.compile(r"0*([0-9]{1,10})/0*([0-9]{1,5})", re.ASCII)

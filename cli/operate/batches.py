@@ -9,7 +9,7 @@ import typer
 from cli.errors import CommandFailed
 from cli.operate.connection import ask, note, note_empty, report_refusal
 from cli.operate.filters import duration_of, id_of
-from cli.operate.options import LOCAL, AsJson, Limit, Timeout, TokenFile, Url
+from cli.operate.options import LOCAL, Actor, AsJson, Limit, Timeout, TokenFile, Url
 from cli.operate.retries import COLUMNS, row_of
 from cli.operate.tables import print_facts, print_json, print_table, progress, time_text
 
@@ -30,7 +30,7 @@ _COLUMNS = ("ID", "REQUESTED", "TOTAL", "QUEUED", "APPLIED", "REJECTED", "CANCEL
 @app.command("list")
 def list_(
     *,
-    actor: Annotated[str | None, typer.Option(help="Only bulk retries that this actor asked for.")] = None,
+    actor: Actor = None,
     limit: Limit = 20,
     url: Url = LOCAL,
     token_file: TokenFile = None,

@@ -10,7 +10,7 @@ import typer
 
 from cli.errors import CommandFailed
 from cli.operate.batches import show_batch, status_of, wait_until_settled
-from cli.operate.connection import note, report_refusal
+from cli.operate.connection import asking_for_retries, note, report_refusal
 from cli.operate.jobs import note_unknown_type
 from cli.operate.tables import print_facts, print_json, print_table, printable
 
@@ -43,17 +43,19 @@ class RetryOptions:
 async def retry_ids(redrive: "Redrive", ids: "Sequence[str]", options: RetryOptions) -> int:
     """Retry these jobs in one batch, and list those that were refused. Returns the exit status."""
     if options.dry_run:
-        preview = await redrive.preview(ids, extra_attempts=options.extra_attempts)
+        with asking_for_retries():
+            preview = await redrive.preview(ids, extra_attempts=options.extra_attempts)
         _show_dry_run(preview, as_json=options.as_json)
         left_out = preview.matched - preview.retryable
         return report_refusal(f"{left_out} of {len(ids)} jobs would not be retried") if left_out else 0
-    accepted = await redrive.retry_many(
-        ids,
-        reason=options.reason,
-        delay_seconds=options.delay_s,
-        extra_attempts=options.extra_attempts,
-        spread_seconds=options.spread_s,
-    )
+    with asking_for_retries():
+        accepted = await redrive.retry_many(
+            ids,
+            reason=options.reason,
+            delay_seconds=options.delay_s,
+            extra_attempts=options.extra_attempts,
+            spread_seconds=options.spread_s,
+        )
     status = await _follow(redrive, accepted, options)
     if accepted.skipped:
         if not options.as_json:
@@ -64,19 +66,26 @@ async def retry_ids(redrive: "Redrive", ids: "Sequence[str]", options: RetryOpti
 
 
 async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: RetryOptions) -> int:
-    """Print the dry run, ask for confirmation, retry the canaries, then the rest. Returns the exit status."""
-    preview = await redrive.preview(wanted, extra_attempts=options.extra_attempts)
+    """Print the dry run, ask for confirmation, retry the canaries, then the rest. Returns the exit status.
+
+    A dry run has the status that the retry would have by what is known before it.
+    """
+    with asking_for_retries():
+        preview = await redrive.preview(wanted, extra_attempts=options.extra_attempts)
     too_many = preview.truncated or preview.matched > options.maximum
     goes_on = not options.dry_run and preview.retryable > 0 and not too_many
     if not (goes_on and options.as_json):  # a program gets one document: what was done, or else what would be
         _show_dry_run(preview, as_json=options.as_json)
     if not preview.matched and wanted.type is not None:
         await note_unknown_type(redrive, wanted.type)
-    if options.dry_run:
-        return 0
     if too_many:
         many = f"more than {preview.matched}" if preview.truncated else f"{preview.matched}"
-        raise CommandFailed(f"the filter matches {many} failed jobs, --max is {options.maximum}: nothing was retried")
+        nothing = "nothing would be retried" if options.dry_run else "nothing was retried"
+        return report_refusal(f"the filter matches {many} failed jobs, --max is {options.maximum}: {nothing}")
+    if preview.matched and not preview.retryable:
+        return report_refusal(f"nothing to retry: of {preview.matched} failed jobs, {_left_out(preview)}")
+    if options.dry_run:
+        return 0
     if not preview.retryable:
         typer.echo("redrive: nothing to retry", err=True)
         return 0
@@ -89,14 +98,15 @@ async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: Ret
         and (status := await _lead_with_canaries(redrive, wanted, options, preview.retryable)) is not None
     ):
         return status
-    accepted = await redrive.retry_many(
-        wanted,
-        max=options.maximum,
-        reason=options.reason,
-        delay_seconds=options.delay_s,
-        extra_attempts=options.extra_attempts,
-        spread_seconds=options.spread_s,
-    )
+    with asking_for_retries():
+        accepted = await redrive.retry_many(
+            wanted,
+            max=options.maximum,
+            reason=options.reason,
+            delay_seconds=options.delay_s,
+            extra_attempts=options.extra_attempts,
+            spread_seconds=options.spread_s,
+        )
     return await _follow(redrive, accepted, options)
 
 
@@ -156,7 +166,8 @@ async def _retry_canaries(redrive: "Redrive", wanted: "FailedFilter", options: R
     chosen = await _choose_canaries(redrive, wanted, options)
     if not chosen:
         return report_refusal("no job could be chosen as a canary: nothing was retried")
-    accepted = await redrive.retry_many(chosen, reason=options.reason, extra_attempts=options.extra_attempts)
+    with asking_for_retries():
+        accepted = await redrive.retry_many(chosen, reason=options.reason, extra_attempts=options.extra_attempts)
     batch = await wait_until_settled(redrive, accepted.batch_id, timeout_s=options.timeout_s)
     if accepted.skipped or batch.applied < len(chosen):
         return report_refusal(
@@ -196,16 +207,20 @@ async def _follow(redrive: "Redrive", accepted: "AcceptedBatch", options: RetryO
     return 0 if batch is None else status_of(batch)
 
 
+def _left_out(preview: "BulkDryRun") -> str:
+    """How many matches would not be retried, by the reason; empty where all would be."""
+    return ", ".join(f"{count} {code.replace('_', ' ')}" for code, count in preview.skipped.items() if count)
+
+
 def _show_dry_run(preview: "BulkDryRun", *, as_json: bool) -> None:
     if as_json:
         print_json(preview)
         return
-    left_out = ", ".join(f"{count} {code.replace('_', ' ')}" for code, count in preview.skipped.items() if count)
     print_facts(
         [
             ("matched", preview.matched),
             ("retryable", preview.retryable),
-            ("left out", left_out or None),
+            ("left out", _left_out(preview) or None),
             ("such as", ", ".join(str(each) for each in preview.sample[:3]) or None),
         ]
     )

@@ -10,6 +10,8 @@ an argument, because every user of the machine can read the arguments of a proce
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +24,7 @@ from shared.errors import SettingsError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from redrive_client import Redrive, RedriveClientError
+    from redrive_client import Redrive, RedriveClientError, RedriveProblem
 
 REJECTED: Final = 3
 """The exit status of a retry that was refused, or ended rejected."""
@@ -30,6 +32,31 @@ _TIMEOUT_S: Final = 10.0
 _LOGIN_HINT: Final = (
     "type `. .redrive/env` (after `redrive up`) or `export REDRIVE_TOKEN=$(redrive token --project PROJECT)`"
 )
+
+
+class RetryRefused(Exception):
+    """The API refuses what a retry asks for, and would refuse it again; `problem` is its answer."""
+
+    def __init__(self, problem: "RedriveProblem") -> None:
+        super().__init__(str(problem))
+        self.problem = problem
+
+
+@contextmanager
+def asking_for_retries() -> Iterator[None]:
+    """Raise RetryRefused where the API refuses what the block asks for.
+
+    A token that is none, a limit, and an API that is away or fails, are no refusal of a retry, and go through as they
+    are.
+    """
+    from redrive_client import RateLimited, RedriveProblem, Unauthenticated  # noqa: PLC0415 - not for `redrive --help`
+
+    try:
+        yield
+    except RedriveProblem as problem:
+        if problem.status >= 500 or isinstance(problem, Unauthenticated | RateLimited):
+            raise
+        raise RetryRefused(problem) from problem
 
 
 def ask(

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
+from cli.operate.options import require_text
+from shared.bounds import MAX_FILTER, MAX_TIMES, MAX_WITHIN_S
+
 if TYPE_CHECKING:
     from uuid import UUID
 
@@ -31,6 +34,14 @@ def duration_of(text: str) -> timedelta:
     if match is None:
         raise typer.BadParameter(f"{text!r} is not a duration such as 90s, 5m, 24h or 90d")
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+def seconds_of(text: str, option: str, *, at_most: int) -> int:
+    """A duration in whole seconds. Raises typer.BadParameter, which names the option, also where it is too long."""
+    seconds = int(duration_of(text).total_seconds())
+    if seconds > at_most:
+        raise typer.BadParameter(f"{option} takes at most {at_most} seconds: {text!r} is {seconds}")
+    return seconds
 
 
 def time_of(text: str | None) -> datetime | None:
@@ -85,6 +96,8 @@ def failed_filter_of(texts: Sequence[str]) -> "FailedFilter":
             raise typer.BadParameter(f"{name!r} is not something to choose by; there are {', '.join(FIELDS)}")
         if not equals or not value or name in found:
             raise typer.BadParameter(f"{part!r}: give each of {', '.join(FIELDS)} at most once, as name=value")
+        if name in ("type", "error_contains"):
+            require_text(value, MAX_FILTER, name=name)
         found[name] = value
     return FailedFilter(
         type=found.get("type"),
@@ -114,4 +127,7 @@ def retried_fewer_than_of(text: str | None) -> "RetriedFewerThan | None":
     times, slash, duration = text.partition("/")
     if not (slash and times.isascii() and times.isdigit() and len(times) <= 3):
         raise typer.BadParameter(f"{text!r} is not TIMES/DURATION such as 3/24h")
-    return RetriedFewerThan(int(times), int(duration_of(duration).total_seconds()))
+    within_s = seconds_of(duration, "retried_fewer_than", at_most=MAX_WITHIN_S)
+    if not (1 <= int(times) <= MAX_TIMES and within_s):
+        raise typer.BadParameter(f"{text!r}: TIMES is 1 to {MAX_TIMES}, and DURATION one second or more")
+    return RetriedFewerThan(int(times), within_s)

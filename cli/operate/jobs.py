@@ -4,6 +4,7 @@
 
 import asyncio
 import sys
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +13,23 @@ import typer
 from cli.errors import CommandFailed
 from cli.operate.connection import ask, note, note_empty
 from cli.operate.filters import duration_of, fingerprint_of, job_id_of, time_of
-from cli.operate.options import LOCAL, AsJson, CreatedAfter, CreatedBefore, Limit, Timeout, TokenFile, Type, Url
+from cli.operate.options import (
+    LOCAL,
+    AsJson,
+    CreatedAfter,
+    CreatedBefore,
+    Limit,
+    Timeout,
+    TokenFile,
+    Type,
+    Url,
+    text_up_to,
+)
 from cli.operate.tables import lines_of, print_facts, print_json, print_table, printable, time_text
+from shared.bounds import MAX_FILTER, MAX_STATUS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from redrive_client import Job, Redrive, StatusStats, UnreadableJob
 
@@ -68,7 +81,11 @@ def _failed_counts(stats: "StatusStats") -> tuple[object, object]:
 def list_(
     *,
     status: Annotated[
-        str | None, typer.Option(help="pending, running, failed, completed, or another word that the table has.")
+        str | None,
+        typer.Option(
+            callback=text_up_to(MAX_STATUS),
+            help="pending, running, failed, completed, or another word that the table has.",
+        ),
     ] = None,
     type_: Type = None,
     created_after: CreatedAfter = None,
@@ -76,7 +93,10 @@ def list_(
     fingerprint: Annotated[
         str | None, typer.Option(help="Only failed jobs of this group of `redrive failures`.")
     ] = None,
-    error_contains: Annotated[str | None, typer.Option(help="Only failed jobs with this text in their error.")] = None,
+    error_contains: Annotated[
+        str | None,
+        typer.Option(callback=text_up_to(MAX_FILTER), help="Only failed jobs with this text in their error."),
+    ] = None,
     limit: Limit = 20,
     watch: Annotated[bool, typer.Option("--watch", help="Show them anew every two seconds, until Ctrl-C.")] = False,
     url: Url = LOCAL,
@@ -131,7 +151,19 @@ def list_(
         if not rows and type_ is not None:
             await note_unknown_type(redrive, type_)
 
-    ask(url, token_file, work)
+    with _ended_by_ctrl_c(watch=watch):
+        ask(url, token_file, work)
+
+
+@contextmanager
+def _ended_by_ctrl_c(*, watch: bool) -> "Iterator[None]":
+    """Let a watch end in order at Ctrl-C, with the shell's prompt on a line of its own."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not watch:
+            raise
+        typer.echo()
 
 
 def _status_for(status: str | None, *, fingerprint: str | None, error_contains: str | None) -> str | None:

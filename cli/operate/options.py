@@ -1,12 +1,41 @@
-"""The options that several of the operators' commands take, each with its help, once."""
+"""The options that several of the operators' commands take, each with its help, once; and a check of their texts."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
 
+from shared.bounds import MAX_ACTOR, MAX_FILTER
+
 _PANEL: Final = "Connection"
 LOCAL: Final = "http://127.0.0.1:8080"
+
+
+def text_up_to(longest: int, *, least: int = 1) -> Callable[[str | None], str | None]:
+    """A check for an option, as the API makes it; it raises typer.BadParameter."""
+
+    def checked(text: str | None) -> str | None:
+        if text is not None:
+            require_text(text, longest, least=least)
+        return text
+
+    return checked
+
+
+def require_text(text: str, longest: int, *, least: int = 1, name: str = "") -> None:
+    """Raise typer.BadParameter for a text that the API would refuse, or that no request can carry.
+
+    `name`: of what, where the option alone does not say it.
+    """
+    if not least <= len(text) <= longest:
+        bounds = f"{least} to {longest}" if least else f"at most {longest}"
+        raise typer.BadParameter(f"{name} must have {bounds} characters".lstrip())
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter(f"{name} must be text in UTF-8".lstrip()) from None
+
 
 Url = Annotated[str, typer.Option("--url", envvar="REDRIVE_URL", help="Where the API is.", rich_help_panel=_PANEL)]
 TokenFile = Annotated[
@@ -21,7 +50,10 @@ TokenFile = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs: a document, or one a line.")]
-Type = Annotated[str | None, typer.Option("--type", help="Only jobs of this type.")]
+Type = Annotated[str | None, typer.Option("--type", callback=text_up_to(MAX_FILTER), help="Only jobs of this type.")]
+Actor = Annotated[
+    str | None, typer.Option("--actor", callback=text_up_to(MAX_ACTOR), help="Only what this actor asked for.")
+]
 CreatedAfter = Annotated[str | None, typer.Option(help="A time, or 3h for three hours ago.")]
 CreatedBefore = Annotated[str | None, typer.Option(help="Likewise.")]
 Limit = Annotated[int, typer.Option(min=1, help="How many at most.")]

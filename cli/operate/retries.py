@@ -8,7 +8,7 @@ import typer
 
 from cli.operate.connection import ask, note_empty
 from cli.operate.filters import id_of, job_id_of
-from cli.operate.options import LOCAL, AsJson, Limit, TokenFile, Url
+from cli.operate.options import LOCAL, Actor, AsJson, Limit, TokenFile, Url
 from cli.operate.tables import lines_of, print_facts, print_json, print_table, time_text
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def list_(
     state: Annotated[str | None, typer.Option(help="queued, applied, rejected, cancelled or dead_lettered.")] = None,
     job: Annotated[str | None, typer.Option(help="Only retries of this job.")] = None,
     batch: Annotated[str | None, typer.Option(help="Only retries of this batch.")] = None,
-    actor: Annotated[str | None, typer.Option(help="Only retries that this actor asked for.")] = None,
+    actor: Actor = None,
     limit: Limit = 20,
     url: Url = LOCAL,
     token_file: TokenFile = None,

@@ -8,16 +8,24 @@ import typer
 
 from cli.errors import CommandFailed
 from cli.operate.bulk_retrying import RetryOptions, retry_ids, retry_matches
-from cli.operate.connection import ask, is_terminal, line_of_refusal, note, report_refusal
-from cli.operate.filters import FIELDS, duration_of, failed_filter_of, job_id_of
-from cli.operate.options import LOCAL, AsJson, DryRun, TokenFile, Url, Yes
+from cli.operate.connection import (
+    RetryRefused,
+    ask,
+    asking_for_retries,
+    is_terminal,
+    line_of_refusal,
+    note,
+    report_refusal,
+)
+from cli.operate.filters import FIELDS, duration_of, failed_filter_of, job_id_of, seconds_of
+from cli.operate.options import LOCAL, AsJson, DryRun, TokenFile, Url, Yes, text_up_to
 from cli.operate.retries import show_retry
 from cli.operate.tables import print_json, printable
+from shared.bounds import MAX_BATCH, MAX_DELAY_S, MAX_EXTRA_ATTEMPTS, MAX_IDS, MAX_REASON, MAX_SPREAD_S
 
 if TYPE_CHECKING:
-    from redrive_client import Redrive, Retry
+    from redrive_client import FailedFilter, Redrive, Retry
 
-MAX_IDS: Final = 1000
 DEFAULT_MAX: Final = 1000
 # What lists have as options of their own: found by who tries them here, and told what to type.
 _ELSEWHERE: Final = tuple(f"--{field.replace('_', '-')}" for field in FIELDS if field != "fingerprint")
@@ -49,22 +57,27 @@ def retry(
         ),
     ] = 0,
     maximum: Annotated[
-        int, typer.Option("--max", min=1, max=10_000, help="With --filter: how many at most, or none at all.")
+        int, typer.Option("--max", min=1, max=MAX_BATCH, help="With --filter: how many at most, or none at all.")
     ] = DEFAULT_MAX,
     reason: Annotated[
-        str | None, typer.Option(help="Why, for the audit trail; required with --filter or --fingerprint.")
+        str | None,
+        typer.Option(
+            callback=text_up_to(MAX_REASON, least=0),
+            help="Why, for the audit trail; required with --filter or --fingerprint.",
+        ),
     ] = None,
     delay: Annotated[
         str,
         typer.Option(
-            help="Let the jobs run only after so long: 90s, 5m. The retry is applied at once all the same, and can "
-            "then not be cancelled."
+            help="Let the jobs run only after so long: 90s, 5m, at most 24h. The retry is applied at once all the "
+            "same, and can then not be cancelled."
         ),
     ] = "0",
     extra_attempts: Annotated[
-        int | None, typer.Option(min=1, max=10, help="Raise each job's cap so that so many attempts are left.")
+        int | None,
+        typer.Option(min=1, max=MAX_EXTRA_ATTEMPTS, help="Raise each job's cap so that so many attempts are left."),
     ] = None,
-    spread: Annotated[str, typer.Option(help="Spread the jobs' times at random over so long.")] = "0",
+    spread: Annotated[str, typer.Option(help="Spread the jobs' times at random over so long, 1h at most.")] = "0",
     dry_run: DryRun = False,
     yes: Yes = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the retries are settled.")] = True,
@@ -80,7 +93,8 @@ def retry(
     2026-11-23T04:00:00Z, or 3h for three hours ago.
 
     A filter first shows what would happen, and asks. The worker checks an accepted retry again when it applies it.
-    Status 3: at least one was refused, or ended rejected.
+    Status 3: at least one was refused, or ended rejected. A filter asks for those of its matches that can be retried:
+    it is refused where there are matches and none of them can be, and where there are more than --max.
     """
     if elsewhere is not None:
         raise typer.BadParameter(
@@ -96,9 +110,9 @@ def retry(
         raise typer.BadParameter(f"at most {MAX_IDS} ids at once")
     options = RetryOptions(
         reason=reason,
-        delay_s=int(duration_of(delay).total_seconds()),
+        delay_s=seconds_of(delay, "--delay", at_most=MAX_DELAY_S),
         extra_attempts=extra_attempts,
-        spread_s=int(duration_of(spread).total_seconds()),
+        spread_s=seconds_of(spread, "--spread", at_most=MAX_SPREAD_S),
         maximum=maximum,
         dry_run=dry_run,
         yes=yes,
@@ -111,18 +125,16 @@ def retry(
         raise typer.BadParameter("--canary needs --filter or --fingerprint, and waits")
     if wanted is not None:
         _check_filtered(options, "--filter" if fingerprint is None else "--fingerprint")
+    if len(ids) == 1 and options.spread_s:
+        raise typer.BadParameter("--spread is for several jobs")
+    scopes = "jobs:read jobs:retry" if len(ids) == 1 else "jobs:read jobs:retry:bulk"
+    scopes = scopes if extra_attempts is None else f"{scopes} jobs:retry:extend"
+    chosen = ids if wanted is None else wanted
 
     async def work(redrive: "Redrive") -> int:
-        if wanted is not None:
-            return await retry_matches(redrive, wanted, options)
-        if len(ids) == 1:
-            if options.spread_s:
-                raise typer.BadParameter("--spread is for several jobs")
-            return await _retry_one(redrive, ids[0], options)
-        return await retry_ids(redrive, ids, options)
+        return await _retry(redrive, chosen, options, needs=scopes)
 
-    scopes = "jobs:read jobs:retry" if len(ids) == 1 else "jobs:read jobs:retry:bulk"
-    ask(url, token_file, work, scopes=scopes if extra_attempts is None else f"{scopes} jobs:retry:extend")
+    ask(url, token_file, work, scopes=scopes)
 
 
 def _check_filtered(options: RetryOptions, option: str) -> None:
@@ -135,24 +147,37 @@ def _check_filtered(options: RetryOptions, option: str) -> None:
         raise typer.BadParameter(f"{option} needs confirmation and stdin is not a terminal; pass --yes")
 
 
-async def _retry_one(redrive: "Redrive", job_id: str, options: RetryOptions) -> int:
-    from redrive_client import Conflict, NotFound, RetryState, WaitTimeout
-
+async def _retry(redrive: "Redrive", chosen: "list[str] | FailedFilter", options: RetryOptions, *, needs: str) -> int:
+    """Retry what was chosen. Returns the exit status. `needs`: the scopes, to be named where one is missing."""
     try:
-        if options.dry_run:
+        match chosen:
+            case [job_id]:
+                return await _retry_one(redrive, job_id, options)
+            case list():
+                return await retry_ids(redrive, chosen, options)
+            case _:
+                return await retry_matches(redrive, chosen, options)
+    except RetryRefused as refused:
+        if options.as_json:
+            print_json({name: getattr(refused.problem, name) for name in ("title", "status", "code", "request_id")})
+        return report_refusal(line_of_refusal(refused.problem, scopes=needs))
+
+
+async def _retry_one(redrive: "Redrive", job_id: str, options: RetryOptions) -> int:
+    from redrive_client import RetryState, WaitTimeout
+
+    if options.dry_run:
+        with asking_for_retries():
             dry_run = await redrive.retry(job_id, extra_attempts=options.extra_attempts, dry_run=True)
-            if options.as_json:
-                print_json(dry_run)
-            elif dry_run.would_retry:
-                typer.echo("would be retried")
-            return 0 if dry_run.would_retry else report_refusal(f"would not be retried: {dry_run.blocked_by}")
+        if options.as_json:
+            print_json(dry_run)
+        elif dry_run.would_retry:
+            typer.echo("would be retried")
+        return 0 if dry_run.would_retry else report_refusal(f"would not be retried: {dry_run.blocked_by}")
+    with asking_for_retries():
         accepted = await redrive.retry(
             job_id, reason=options.reason, delay_seconds=options.delay_s, extra_attempts=options.extra_attempts
         )
-    except (Conflict, NotFound) as error:
-        if options.as_json:
-            print_json({name: getattr(error, name) for name in ("title", "status", "code", "request_id")})
-        return report_refusal(line_of_refusal(error))
     if accepted.deduplicated:
         note(f"{printable(accepted.retry.actor)} had requested this retry before")
     retry: Retry = accepted.retry

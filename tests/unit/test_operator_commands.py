@@ -1,8 +1,10 @@
 """Operators' commands, run in this process against a server that answers as it is told to."""
 
+import asyncio
 import json
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -336,14 +338,54 @@ def test_a_retry_need_not_be_waited_for(api: Api, redrive: Redrive) -> None:
     assert re.search(r"^state\s+queued$", answer.out, re.MULTILINE)
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [(409, "job-not-failed"), (409, "attempts-exhausted"), (404, "job-not-found")]
-)
-def test_a_retry_that_is_refused_is_status_3(api: Api, redrive: Redrive, status: int, code: str) -> None:
-    api.problem(f"POST /api/jobs/{JOB}/retry", status, code)
-    answer = redrive("retry", JOB)
+REFUSALS = [
+    (400, "invalid-job-id"), (403, "read-only"), (404, "job-not-found"), (409, "job-not-failed"),
+    (409, "attempts-exhausted"), (412, "job-changed"), (422, "invalid-body"), (422, "idempotency-key-reused"),
+]  # fmt: skip
+SINGLE, BY_IDS, BY_FILTER = ("retry", JOB), ("retry", JOB, RETRY), ("retry", *FILTER, "--reason", "back", "--yes")
+
+
+@pytest.mark.parametrize("args", [SINGLE, (*SINGLE, "--dry-run"), BY_IDS, (*BY_IDS, "--dry-run"), BY_FILTER])
+@pytest.mark.parametrize(("status", "code"), REFUSALS)
+def test_a_retry_that_is_refused_is_status_3(
+    api: Api, redrive: Redrive, args: tuple[str, ...], status: int, code: str
+) -> None:
+    for request in (f"POST /api/jobs/{JOB}/retry", "POST /api/jobs/retry"):
+        api.problem(request, status, code)
+    answer = redrive(*args)
     assert (answer.status, answer.out) == (3, "")
     assert answer.err == f"redrive: No: Not so. [{code}, request r-1]\n"
+    assert len(api.asked) == 1
+
+
+@pytest.mark.parametrize("args", [SINGLE, BY_IDS, BY_FILTER])
+@pytest.mark.parametrize(("status", "code"), [(401, "invalid-token"), (500, "internal")])
+def test_what_is_no_refusal_of_a_retry_is_status_1(
+    api: Api, redrive: Redrive, args: tuple[str, ...], status: int, code: str
+) -> None:
+    for request in (f"POST /api/jobs/{JOB}/retry", "POST /api/jobs/retry"):
+        api.problem(request, status, code)
+
+    assert redrive(*args).status == 1
+
+
+def test_a_filter_that_is_refused_after_its_dry_run_is_status_3(api: Api, redrive: Redrive) -> None:
+    """More jobs have failed since, for instance."""
+    previews(api)
+    api.problem("POST /api/jobs/retry", 409, "too-many-matches")
+    refused = api.answers["POST /api/jobs/retry"]
+    previews(api)
+    api.answers["POST /api/jobs/retry"][1:] = refused
+    answer = redrive(*BY_FILTER, "--json")
+
+    assert (answer.status, json.loads(answer.out)["code"]) == (3, "too-many-matches")
+
+
+def test_a_retry_that_was_accepted_and_cannot_be_followed_is_not_refused(api: Api, redrive: Redrive) -> None:
+    accepts(api, "applied", "applied")
+    api.problem(f"GET /api/retries/{RETRY}", 403, "insufficient-scope")
+
+    assert redrive("retry", JOB).status == 1
 
 
 def test_a_retry_that_ends_rejected_is_status_3(api: Api, redrive: Redrive) -> None:
@@ -363,12 +405,14 @@ def test_a_dry_run_of_one_tells_by_its_status(api: Api, redrive: Redrive) -> Non
     assert all(asked.path.endswith("?dry_run=true") for asked in api.asked)
 
 
-@pytest.mark.parametrize(("status", "code"), [(409, "job-not-failed"), (404, "job-not-found")])
+@pytest.mark.parametrize("args", [SINGLE, BY_IDS, BY_FILTER])
+@pytest.mark.parametrize(("status", "code"), [(403, "read-only"), (409, "job-not-failed"), (404, "job-not-found")])
 def test_a_retry_that_is_refused_prints_the_problem_as_a_document(
-    api: Api, redrive: Redrive, status: int, code: str
+    api: Api, redrive: Redrive, args: tuple[str, ...], status: int, code: str
 ) -> None:
-    api.problem(f"POST /api/jobs/{JOB}/retry", status, code)
-    answer = redrive("retry", JOB, "--json")
+    for request in (f"POST /api/jobs/{JOB}/retry", "POST /api/jobs/retry"):
+        api.problem(request, status, code)
+    answer = redrive(*args, "--json")
 
     assert answer.status == 3
     assert json.loads(answer.out) == {"title": "No", "status": status, "code": code, "request_id": "r-1"}
@@ -420,23 +464,32 @@ def test_a_filter_asks_a_person(
     assert ("POST /api/jobs/retry?dry_run=false" in api.paths) == (says == "yes")
 
 
-def test_more_matches_than_max_retry_nothing(api: Api, redrive: Redrive) -> None:
+@pytest.mark.parametrize(("more", "nothing"), [("--yes", "nothing was"), ("--dry-run", "nothing would be")])
+def test_more_matches_than_max_are_a_retry_that_is_refused(api: Api, redrive: Redrive, more: str, nothing: str) -> None:
     previews(api, matched=31, retryable=30)
-    answer = redrive("retry", *FILTER, "--reason", "back", "--max", "30", "--yes")
-    assert answer.status == 1
-    assert "matches 31 failed jobs, --max is 30: nothing was retried" in answer.err
+    answer = redrive("retry", *FILTER, "--reason", "back", "--max", "30", more)
+    assert answer.status == 3
+    assert f"matches 31 failed jobs, --max is 30: {nothing} retried" in answer.err
     assert len(api.asked) == 1
 
 
-def test_a_filter_that_matches_nothing_to_retry_is_done(api: Api, redrive: Redrive) -> None:
-    previews(api, matched=1, retryable=0)
-    answer = redrive("retry", *FILTER, "--reason", "back", "--yes")
+def test_a_filter_that_matches_nothing_is_done(api: Api, redrive: Redrive) -> None:
+    previews(api, matched=0, retryable=0)
+    answer = redrive("retry", "--fingerprint", GROUP, "--reason", "back", "--yes")
     assert (answer.status, answer.err, len(api.asked)) == (0, "redrive: nothing to retry\n", 1)
+
+
+@pytest.mark.parametrize("more", ["--yes", "--dry-run"])
+def test_a_filter_of_whose_matches_none_can_be_retried_is_refused(api: Api, redrive: Redrive, more: str) -> None:
+    previews(api, matched=2, retryable=0)
+    answer = redrive("retry", *FILTER, "--reason", "back", more)
+    assert (answer.status, len(api.asked)) == (3, 1)
+    assert answer.err == "redrive: nothing to retry: of 2 failed jobs, 2 attempts exhausted\n"
 
 
 @pytest.mark.parametrize(
     ("counts", "more", "status"),
-    [({"matched": 1, "retryable": 0}, ["--yes"], 0), ({}, ["--yes", "--max", "2"], 1), ({}, [], 1)],
+    [({"matched": 1, "retryable": 0}, ["--yes"], 3), ({}, ["--yes", "--max", "2"], 3), ({}, [], 1)],
     ids=["nothing to retry", "more than max", "not confirmed"],
 )
 def test_a_filter_that_retries_nothing_still_prints_a_document(
@@ -751,7 +804,7 @@ def test_a_scope_that_is_missing_is_named(api: Api, redrive: Redrive, args: list
 
     answer = redrive(*args)
 
-    assert answer.status == 1
+    assert answer.status == (3 if args[0] == "retry" else 1)
     assert answer.err.endswith(f"; this command needs the scopes: {scopes}\n")
 
 
@@ -785,6 +838,11 @@ def test_a_token_file_without_a_token_is_named_with_what_to_type(
         ["jobs", "list", "--created-after", "999999w"],
         ["jobs", "list", "--created-after", "2026-11-23T04:00:00"],
         ["jobs", "list", "--limit", "0"],
+        ["jobs", "list", "--type", ""],
+        ["jobs", "list", "--status", "x" * 101],
+        ["jobs", "list", "--error-contains", "x" * 201],
+        ["failures", "--type", "x" * 201],
+        ["retries", "list", "--actor", "x" * 256],
         ["jobs", "wait", JOB, "--timeout", "soon"],
         ["retry"],
         ["retry", "not-an-id"],
@@ -797,6 +855,16 @@ def test_a_token_file_without_a_token_is_named_with_what_to_type(
         ["retry", *FILTER, "--max", "10001", "--yes"],
         ["retry", JOB, "--extra-attempts", "11"],
         ["retry", JOB, "--spread", "1m"],
+        ["retry", JOB, "--delay", "2d"],
+        ["retry", JOB, RETRY, "--spread", "2h"],
+        ["retry", JOB, "--reason", "x" * 501],
+        ["retry", JOB, "--reason", "\udcff"],
+        ["retry", "--filter", f"type={'x' * 201}", "--reason", "back", "--yes"],
+        ["retry", "--filter", f"error_contains={'x' * 201}", "--reason", "back", "--yes"],
+        ["retry", "--filter", "error_contains=\udcff", "--reason", "back", "--yes"],
+        ["retry", "--filter", "retried_fewer_than=101/1h", "--reason", "back", "--yes"],
+        ["retry", "--filter", "retried_fewer_than=3/8d", "--reason", "back", "--yes"],
+        ["retry", "--filter", "retried_fewer_than=3/0", "--reason", "back", "--yes"],
         ["retry", *[JOB] * 1001],
         ["retries", "list", "--state", "lost"],
         ["retries", "show", "x"],
@@ -1091,6 +1159,36 @@ def test_jobs_are_shown_again_and_again_until_the_person_leaves(
 
     assert out.count("\x1b[H\x1b[2J") == 2
     assert out.index("failed") < out.index("running")
+
+
+def test_ctrl_c_ends_a_watch_with_status_0(api: Api, redrive: Redrive, monkeypatch: pytest.MonkeyPatch) -> None:
+    api.on("GET /api/jobs", {"data": [a_job()], "next_cursor": None})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+
+    async def press_ctrl_c(_pause_s: float) -> None:
+        signal.raise_signal(signal.SIGINT)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("cli.operate.jobs.asyncio.sleep", press_ctrl_c)
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a shell; a test's parent may ignore it
+    try:
+        answer = redrive("jobs", "list", "--watch")
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+    assert (answer.status, answer.err) == (0, "")
+    assert JOB in answer.out
+
+
+def test_what_the_api_takes_at_most_is_taken_by_the_command(api: Api, redrive: Redrive) -> None:
+    previews(api)
+    api.answers["POST /api/jobs/retry"].pop(0)
+    answer = redrive("retry", JOB, RETRY, "--delay", "24h", "--spread", "1h", "--reason", "x" * 500)
+
+    assert answer.status == 3  # one of the two was left out
+    assert api.asked[0].body == {
+        "ids": [JOB, RETRY], "reason": "x" * 500, "delay_seconds": 86_400, "spread_seconds": 3_600,
+    }  # fmt: skip
 
 
 def test_the_numbers_of_retries_are_shown(api: Api, redrive: Redrive) -> None:

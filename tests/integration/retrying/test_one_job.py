@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from api.auth import MAX_ACTOR
+from shared.bounds import MAX_ACTOR
 from tests.api_server import Api, Serve
 from tests.integration.retrying.operators import RETRY_FIELDS, bulk, done_with, operator, path_of, rows_for, settle
 from tests.jobs import JobMaker
