@@ -140,5 +140,10 @@ def given(values: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def text_of(at: datetime | None) -> str | None:
-    """A time as the API reads it."""
-    return None if at is None else at.astimezone(UTC).isoformat()
+    """A time as the API reads it: in UTC, or, where no datetime holds it there, with its own offset."""
+    if at is None:
+        return None
+    try:
+        return at.astimezone(UTC).isoformat()
+    except OverflowError:
+        return at.isoformat()

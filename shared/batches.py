@@ -7,7 +7,7 @@ the reason. The accepted requests are rows of the ledger like any other, with th
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -27,6 +27,7 @@ from shared.failed import JOB_UNREADABLE, FailedFilter, FailedJobs
 from shared.idempotency import Claim, IdempotencyKey, IdempotencyKeys
 from shared.models import BatchId, JobId, Position, ProjectId, RetryBlock
 from shared.seen import Seen
+from shared.times import in_utc
 
 if TYPE_CHECKING:
     from shared.database import Database, Row, Session
@@ -151,9 +152,9 @@ def _batch_of(row: "Row") -> Batch:
 
 
 def _json_of(chosen: FailedFilter) -> str:
-    """The filter as the request had it, without what it leaves open; times are in UTC."""
+    """The filter as the request had it, without what it leaves open; times are in UTC, see `in_utc`."""
     asked = {name: value for name, value in chosen._asdict().items() if value is not None}
-    times = {name: value.astimezone(UTC) for name, value in asked.items() if isinstance(value, datetime)}
+    times = {name: in_utc(value) for name, value in asked.items() if isinstance(value, datetime)}
     return msgspec.json.encode(asked | times).decode()
 
 

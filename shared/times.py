@@ -20,6 +20,17 @@ def _time_of(wire: tuple[int]) -> datetime:
         return _FIRST if wire[0] < 0 else _LAST
 
 
+def in_utc(time: datetime) -> datetime:
+    """The same time in UTC; one that is not in the years 1 to 9999 there becomes the nearest time that Python has.
+
+    At the ends of these years there are such times: 0001-01-01T00:00:00+01:00.
+    """
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        return _FIRST if time < _EPOCH else _LAST
+
+
 def wire_of(time: datetime) -> int:
     """The time as PostgreSQL sends and takes it: microseconds since 2000."""
     return (time - _EPOCH) // _MICROSECOND

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 from rich.cells import cell_len
@@ -196,6 +196,15 @@ def test_jobs_are_listed_for_people(api: Api, redrive: Redrive) -> None:
     assert answer.status == 0
     assert re.search(rf"{JOB}\s+email\s+failed\s+1/3\s+2026-11-23 04:00:00Z\s+it broke", answer.out)
     assert api.paths == ["GET /api/jobs?status=failed&created_after=2026-11-23T00%3A00%3A00%2B00%3A00&limit=20"]
+
+
+@pytest.mark.parametrize("text", ["0001-01-01T00:00:00+01:00", "9999-12-31T23:59:59-01:00"])
+def test_a_time_that_no_datetime_holds_in_utc_is_sent_with_its_offset(api: Api, redrive: Redrive, text: str) -> None:
+    api.on("GET /api/jobs", {"data": [], "next_cursor": None})
+    answer = redrive("jobs", "list", "--created-after", text)
+
+    assert answer.status == 0
+    assert api.paths == [f"GET /api/jobs?created_after={quote(text)}&limit=20"]
 
 
 def test_what_jobs_say_cannot_command_the_terminal(api: Api, redrive: Redrive) -> None:

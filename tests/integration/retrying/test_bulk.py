@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 import pytest
@@ -297,6 +298,29 @@ async def test_a_filter_for_real_retries_what_it_matches(api: Api, jobs: JobMake
     assert await jobs.effects(made["smtp"]) == [1] * 6
     assert await jobs.effects([*made["disk"], *made["spent"]]) == [0] * 7
     assert (await batch_of(api, answer, project=project))["applied"] == 6
+
+
+@pytest.mark.parametrize(
+    ("chosen", "shown"),
+    [
+        ({"created_after": "0001-01-01T00:00:00+01:00"}, {"created_after": "0001-01-01T00:00:00Z"}),
+        ({"created_before": "9999-12-31T23:59:59-01:00"}, {"created_before": "9999-12-31T23:59:59.999999Z"}),
+    ],
+    ids=["before the first year", "after the last"],
+)
+async def test_a_time_at_the_ends_of_the_calendar_chooses_alike_in_lists_dry_runs_and_for_real(
+    api: Api, jobs: JobMaker, chosen: dict[str, str], shown: dict[str, str]
+) -> None:
+    project = f"p-{next(iter(chosen)).replace('_', '-')}"
+    await jobs.many_failed(2, project_id=project)
+
+    listed = await api.get(f"/api/jobs?status=failed&{urlencode(chosen)}", token=operator(project))
+    dry = await bulk(api, matching(**chosen), project=project)
+    accepted = await bulk(api, matching(**chosen), project=project, query="?dry_run=false")
+
+    assert (listed.status, dry.status, accepted.status) == (200, 200, 202)
+    assert (len(listed.data), dry.data["retryable"], accepted.data["accepted"]) == (2, 2, 2)
+    assert (await batch_of(api, accepted, project=project))["filter"] == shown
 
 
 async def test_more_matches_than_allowed_write_nothing(api: Api, jobs: JobMaker) -> None:
