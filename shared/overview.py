@@ -11,6 +11,7 @@ here, without that row.
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import product
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from shared.errors import DatabaseUnfit, StatementRefused, StatementTimeout
@@ -18,7 +19,7 @@ from shared.models import JobId, JobStatus, ProjectId
 from shared.rows import JobRow, JobRows, RefusedRow, Wanted, bounds_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from shared.database import Database, Row
     from shared.job_ids import JobIds
@@ -173,7 +174,7 @@ class Overview:
             "series_of_newest",
             arguments,
             bound=3,
-            apart=lambda: self._series_apart(project_id, type, start, by, end),
+            apart=lambda: self._series_apart(project_id, type, start, buckets, by, end),
         )
         for row in rows:
             found[row["bucket"]][row["status"]] = Cell(row["jobs"], row["capped"])
@@ -297,10 +298,10 @@ class Overview:
             for kind, jobs in sorted(counted.items(), key=lambda each: (-each[1], each[0]))[:TYPES]
         ]
 
-    async def _series_apart(
-        self, project_id: ProjectId, kind: str | None, start: datetime, by: timedelta, end: datetime
+    async def _series_apart(  # noqa: PLR0917 - the statement's arguments
+        self, project_id: ProjectId, kind: str | None, start: datetime, buckets: int, by: timedelta, end: datetime
     ) -> "_Rows":
-        """A job that is refused is in no cell."""
+        """A job that is refused is in no cell. Where there are more jobs than are read, every cell may have more."""
         rows = await self._rows.newest(
             project_id, Wanted(), created_after=start - _MICROSECOND, created_before=end, limit=LOOKED_AT + 1
         )
@@ -310,9 +311,10 @@ class Overview:
             if isinstance(row, JobRow) and row.created_at is not None and kind in (None, row.type)
         )
         capped = len(rows) > LOOKED_AT
+        cells: Iterable[tuple[str, int]] = product(STATUSES, range(buckets)) if capped else counted
         return [
-            {"status": status, "bucket": bucket, "jobs": jobs, "capped": capped}
-            for (status, bucket), jobs in counted.items()
+            {"status": status, "bucket": bucket, "jobs": counted[status, bucket], "capped": capped}
+            for status, bucket in cells
         ]
 
     async def _failures_apart(

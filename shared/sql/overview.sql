@@ -303,7 +303,9 @@ ORDER BY g.jobs DESC, g.last_at DESC, g.type, g.error;
 
 -- name: retries
 -- A project's retries: how many wait, and, of its newest requests, what was settled in the last hour, and how long
--- the newest applied ones have waited, in milliseconds. `capped`: of the last hour there may be more.
+-- the newest applied ones have waited, in milliseconds. `capped`: of the last hour there may be more. An older request may
+-- have been settled in it, too: where more requests of the project were, or so many of all projects that not all of them
+-- are looked at.
 -- $1 text project id, $2 int how many requests to look at, $3 int how many waits
 WITH newest AS MATERIALIZED (
     SELECT r.state, r.requested_at, coalesce(r.redriven_at, r.requested_at) AS waited_from, r.processed_at, r.id
@@ -325,12 +327,30 @@ FROM (
 ) AS waiting
 CROSS JOIN (
     SELECT
-        count(*) FILTER (WHERE state = 'applied' AND recent) AS applied,
-        count(*) FILTER (WHERE state = 'rejected' AND recent) AS rejected,
-        count(*) FILTER (WHERE state = 'cancelled' AND recent) AS cancelled,
-        count(*) FILTER (WHERE state = 'dead_lettered' AND recent) AS dead_lettered,
-        coalesce(count(*) > $2::int AND min(requested_at) > now() - interval '1 hour', false) AS capped
-    FROM (SELECT state, requested_at, processed_at > now() - interval '1 hour' AS recent FROM newest) AS looked_at
+        counted.applied, counted.rejected, counted.cancelled, counted.dead_lettered,
+        CASE -- its last part is read only where the others do not decide
+            WHEN counted.looked_at <= $2::int THEN false
+            WHEN counted.oldest_at > now() - interval '1 hour' THEN true
+            ELSE (
+                SELECT count(*) > $2::int OR count(*) FILTER (WHERE latest.project_id = $1) > counted.recent
+                FROM (
+                    SELECT r.project_id
+                    FROM redrive.retry_requests AS r
+                    WHERE r.state <> 'queued' AND r.processed_at > now() - interval '1 hour'
+                    ORDER BY r.processed_at DESC
+                    LIMIT $2::int + 1
+                ) AS latest
+            )
+        END AS capped
+    FROM (
+        SELECT
+            count(*) FILTER (WHERE state = 'applied' AND recent) AS applied,
+            count(*) FILTER (WHERE state = 'rejected' AND recent) AS rejected,
+            count(*) FILTER (WHERE state = 'cancelled' AND recent) AS cancelled,
+            count(*) FILTER (WHERE state = 'dead_lettered' AND recent) AS dead_lettered,
+            count(*) FILTER (WHERE recent) AS recent, min(requested_at) AS oldest_at, count(*) AS looked_at
+        FROM (SELECT state, requested_at, processed_at > now() - interval '1 hour' AS recent FROM newest) AS one
+    ) AS counted
 ) AS settled
 CROSS JOIN (
     SELECT

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from shared import overview
 from tests.api_server import Api, Serve
 from tests.integration.test_odd_rows import FREE, READER, SPOIL_BEHIND_VIEW, UNREADABLE, all_listed, connected, insert
 from tests.statements import statements_sent
@@ -101,6 +102,25 @@ async def test_lists_and_counts_go_on_without_the_row_that_cannot_be_read(
     assert stats["data"]["failed"]["count"] in (5, 6)
     assert sum(bucket["failed"]["count"] for bucket in series["data"]) in (5, 6)
     assert [row["id"] for row in retryable] == list(map(str, good))
+
+
+async def test_a_series_that_is_read_apart_says_in_each_cell_that_there_may_be_more(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    prepare, spoil = REFUSED["a view's type that cannot be cast"]
+    monkeypatch.setattr(overview, "LOOKED_AT", 3)
+    async with connected(database_url) as connection:
+        jobs = await insert(connection, 6)
+        await insert(connection, created_at="'2026-11-23 10:30:00+00'")
+        await connection.execute(prepare)
+        await connection.execute(spoil, jobs[0])
+        api = await serve(database_url)
+        span = "from=2026-11-23T10:00:00Z&to=2026-11-23T12:00:00Z&by=1h"
+        series = await read(api, f"/api/jobs/series?{span}&type=email")
+
+    cells = [cell for bucket in series["data"] for cell in bucket.values() if isinstance(cell, dict)]
+    assert (len(cells), {cell["capped"] for cell in cells}) == (10, {True})
+    assert sum(cell["count"] for cell in cells) == 3  # of the newest four, one cannot be read
 
 
 async def test_a_row_that_only_the_retry_itself_cannot_read_is_left_out_also_of_the_dry_run(

@@ -407,6 +407,40 @@ async def test_retry_numbers_tell_what_waits_what_was_settled_and_how_long_it_to
     assert datetime.fromisoformat(answer.json["as_of"]) <= datetime.now(UTC)
 
 
+async def test_the_last_hour_is_capped_where_older_requests_were_settled_in_it(
+    api: Api, jobs: JobMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overview, "LOOKED_AT", 20)
+    await jobs.pool.execute(  # those of other tests
+        "UPDATE redrive.retry_requests SET processed_at = processed_at - interval '1 day' WHERE state <> 'queued'"
+    )
+
+    async def applied(settled_late: int) -> tuple[int, bool]:
+        """What is said of 25 requests that are older than an hour; so many of them, the oldest, were settled in it."""
+        project, own = new_project()
+        await jobs.pool.execute(
+            """
+            INSERT INTO redrive.retry_requests (
+                id, project_id, job_id, state, outcome, actor, requested_at, processed_at
+            )
+            SELECT
+                gen_random_uuid(), $1, gen_random_uuid(), 'applied', 'applied', 'alice',
+                now() - interval '2 hours' + n * interval '1 second',
+                now() - CASE WHEN n <= $2::int THEN interval '5 minutes' ELSE interval '90 minutes' END
+            FROM generate_series(1, 25) AS n
+            """,
+            project,
+            settled_late,
+        )
+        cell = (await api.get("/api/retries/stats", token=own)).data["last_hour"]["applied"]
+        return cell["count"], cell["capped"]
+
+    assert await applied(0) == (0, False)
+    assert await applied(2) == (0, True)  # both are older than those that are looked at
+    assert await applied(25) == (20, True)
+    assert await applied(0) == (0, True)  # so many were settled of other projects that it cannot be known
+
+
 # -- about the token, and the document
 
 
