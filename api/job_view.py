@@ -75,7 +75,7 @@ class JobView:
             return min(MAX_SCHEDULED_WAIT_S, math.ceil((job.scheduled_at - now).total_seconds()))
         changed_at = job.created_at
         requested_at = None if job.pending_retry is None else job.pending_retry.requested_at
-        for at in (job.scheduled_at, job.started_at, job.completed_at, requested_at):
+        for at in (job.scheduled_at, job.started_at, job.completed_at, requested_at, job.redriven_at):
             if at is not None and changed_at < at <= now:
                 changed_at = at
         return guessed_wait_s(changed_at, now)

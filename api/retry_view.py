@@ -53,7 +53,7 @@ class RetryView:
 
     def retry_after(self, retry: Retry, now: datetime) -> int | None:
         """In how many seconds to look again; None when the retry is settled."""
-        return None if retry.done else guessed_wait_s(retry.requested_at, now)
+        return None if retry.done else guessed_wait_s(retry.redriven_at or retry.requested_at, now)
 
     def body(self, retry: Retry) -> bytes:
         """The retry as `{"data": …}`."""

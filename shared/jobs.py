@@ -134,7 +134,7 @@ class Jobs:
         """
         (
             job_id, project_id, kind, status, attempts, max_attempts, last_error,
-            scheduled_at, started_at, completed_at, created_at, version, pending_id, pending_at,
+            scheduled_at, started_at, completed_at, created_at, version, pending_id, pending_at, redriven_at,
         ) = row  # fmt: skip
         if kind is None or status is None or created_at is None or attempts is None:
             raise JobUnreadable
@@ -154,6 +154,7 @@ class Jobs:
             created_at=created_at,
             version=Version(version),
             pending_retry=None if pending_id is None else PendingRetry(RetryId(pending_id), pending_at),
+            redriven_at=redriven_at,
             final=status in self._final,
         )
 

@@ -111,8 +111,9 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A row of `control_plane.jobs` as one query saw it, with the retry that is queued for it.
 
     `status` is one of the four, or a status of the owner's own: such a job cannot be retried. `final`: the settings
-    call that status final, so the job is done. `last_error` is cut where `last_error_truncated` says so. `payload` is
-    None where it was not read; `version` is empty in a list.
+    call that status final, so the job is done. `last_error` is cut where `last_error_truncated` says so. `redriven_at`:
+    when the queued retry was redriven last. `payload` is None where it was not read; `version` is empty, and
+    `redriven_at` None, in a list.
     """
 
     id: JobId
@@ -129,6 +130,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
     version: Version
     pending_retry: PendingRetry | None = None
+    redriven_at: datetime | None = None
     payload: Payload | None = None
     final: bool = False
 

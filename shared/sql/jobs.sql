@@ -29,10 +29,10 @@ jobs.created_at::timestamptz
 CASE WHEN redrive.fit_bigint(jobs.attempts, jobs.max_attempts) THEN {version} END AS version
 
 -- fragment: page_columns
--- What a page answers of each job.
+-- What a page answers of each job: what `find` does, but for what only tags and Retry-After need, and its place.
 redrive.job_uuid(j.id), $1::text, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
 j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
-queued.id, queued.requested_at,
+queued.id, queued.requested_at, NULL::timestamptz,
 j.place
 
 -- fragment: listed_columns
@@ -67,7 +67,7 @@ ORDER BY j.place DESC NULLS LAST, j.id DESC
 SELECT
     wanted.id, wanted.project_id, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
     j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
-    queued.id, queued.requested_at
+    queued.id, queued.requested_at, queued.redriven_at
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
 JOIN LATERAL (
     SELECT
@@ -76,7 +76,7 @@ JOIN LATERAL (
     WHERE jobs.project_id = wanted.project_id AND jobs.id = redrive.job_number(wanted.id)
     LIMIT 1
 ) AS j ON true
-{queued columns=r.id,r.requested_at project=wanted.project_id job=wanted.id};
+{queued columns=r.id,r.requested_at,r.redriven_at project=wanted.project_id job=wanted.id};
 
 -- name: find_with_payload
 -- The same, with the payload's hash (16 hexadecimal digits) and its size in bytes, in one text, and the payload itself if
@@ -86,7 +86,7 @@ JOIN LATERAL (
 SELECT
     wanted.id, wanted.project_id, j.type, j.status, j.attempts, j.max_attempts, j.last_error,
     j.scheduled_at, j.started_at, j.completed_at, j.created_at, j.version,
-    queued.id, queued.requested_at,
+    queued.id, queued.requested_at, queued.redriven_at,
     lpad(to_hex(hashtextextended(stored.payload, 0)), 16, '0') || octet_length(stored.payload),
     CASE WHEN $4 AND (j.is_jsonb OR stored.payload::jsonb IS NOT NULL) THEN stored.payload END
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
@@ -101,7 +101,7 @@ JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT coalesce(j.payload::text, '{}') AS payload OFFSET 0 -- so that it is computed once
 ) AS stored
-{queued columns=r.id,r.requested_at project=wanted.project_id job=wanted.id};
+{queued columns=r.id,r.requested_at,r.redriven_at project=wanted.project_id job=wanted.id};
 
 -- name: changed
 -- Which of the jobs have changed since they were seen: their version, their payload or their queued retry, or the job is

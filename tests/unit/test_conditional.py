@@ -283,6 +283,7 @@ def test_what_a_proxy_adds_to_a_tag_is_overlooked(suffix: str, weak: str) -> Non
         (job(pending_retry=PendingRetry(RETRY, at(-2))), 1),
         (job(pending_retry=PendingRetry(RETRY, at(-40))), 10),
         (job(pending_retry=PendingRetry(RETRY, at(40))), 20),
+        (job(pending_retry=PendingRetry(RETRY, at(-4000)), redriven_at=at(-8)), 2),
     ],
 )
 def test_a_job_says_when_to_look_again_while_it_is_not_done(seen: Job, seconds: int | None) -> None:
@@ -313,6 +314,7 @@ def test_whatever_the_clocks_say_the_wait_is_bounded(
         (retry(), 15),
         (retry(requested_at=at(-4000)), 30),
         (retry(requested_at=at(60)), 1),
+        (retry(requested_at=at(-4000), redriven_at=at(-8)), 2),
         (retry(state=RetryState.APPLIED), None),
         (retry(state=RetryState.REJECTED), None),
     ],

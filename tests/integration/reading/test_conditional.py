@@ -244,5 +244,9 @@ async def test_a_queued_retry_is_worth_coming_back_for(api: Api, jobs: JobMaker)
         "UPDATE redrive.retry_requests SET requested_at = now() - interval '40 seconds' WHERE job_id = $1", job.id
     )
     assert set(await asked()) <= {"10", "11"}
+    await jobs.pool.execute(
+        "UPDATE redrive.retry_requests SET redriven_at = now() - interval '8 seconds' WHERE job_id = $1", job.id
+    )
+    assert set(await asked()) <= {"2", "3"}
     await api.call("DELETE", retry)
     assert await asked() == [None, None]
