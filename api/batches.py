@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES: Final = 64 * 1024
 
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_FILTER, pattern=r"^[^\x00]*$")]
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_FILTER, pattern=r"^[^\x00]*\Z")]
 
 
 class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,7 +44,7 @@ class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_after: _Time | None = None
     created_before: _Time | None = None
     error_contains: _Text | None = None
-    fingerprint: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")] | None = None
+    fingerprint: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")] | None = None
     retried_fewer_than: RetriedFewerThan | None = None
 
 

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from api.problems import BadRequest, Fault, InvalidBody, InvalidJson, PayloadTooLarge, UnsupportedMediaType
 
 READ_TIMEOUT_S: Final = 5.0
-_PATH: Final = re.compile(r"^(.*?)(?: - at `\$([^`]*)`)?$", re.DOTALL)
+_PATH: Final = re.compile(r"(.*?)(?: - at `\$([^`]*)`)?", re.DOTALL)
 _UNKNOWN_FIELD: Final = "Object contains unknown field"
 _BROKEN_OFF: Final = (web.RequestPayloadError, OSError, RuntimeError)
 """What reading raises when a body is malformed, late or cut off; RuntimeError when the client left before it came."""
@@ -59,7 +59,7 @@ async def _read(request: web.Request, max_bytes: int) -> bytes:
 def _fault_of(error: msgspec.ValidationError, fields: tuple[str, ...]) -> Fault:
     """The reason and path from msgspec, without the name of an unknown field, which is the client's text."""
     words = str(error)
-    found = _PATH.match(words)
+    found = _PATH.fullmatch(words)
     reason, path = (found[1], found[2] or "") if found else ("", "")
     if words.startswith(_UNKNOWN_FIELD):
         # The name is part of the message, and may look like a path; only a known field is taken for one.

@@ -39,7 +39,7 @@ MAX_BODY_BYTES: Final = 4096
 MAX_KEY_LENGTH: Final = 255
 _KEY_HEADER: Final = istr("Idempotency-Key")
 
-Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON, pattern=r"^[^\x00]*$")]
+Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON, pattern=r"^[^\x00]*\Z")]
 Delay = Annotated[int, msgspec.Meta(ge=0, le=MAX_DELAY_S)]
 ExtraAttempts = Annotated[int, msgspec.Meta(ge=1, le=MAX_EXTRA_ATTEMPTS)]
 

@@ -47,7 +47,7 @@ _SEVERAL_END: Final = b"]}"
 
 T = TypeVar("T")
 
-_Text = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*$")]  # PostgreSQL's text cannot hold a NUL
+_Text = Annotated[str, msgspec.Meta(max_length=500, pattern=r"^[^\x00]*\Z")]  # PostgreSQL's text cannot hold a NUL
 _Time = Annotated[datetime, msgspec.Meta(tz=True)]
 
 

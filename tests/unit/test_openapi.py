@@ -1,6 +1,8 @@
 """The document and the program say the same."""
 
+import ast
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -40,6 +42,7 @@ EXAMPLES: dict[str, Any] = DOCUMENT["components"]["examples"] | {
     name: example for answer in ELSEWHERE.values() for name, example in answer["content"][PROBLEM]["examples"].items()
 }
 STREAMED = "text/event-stream"
+_TOP: Final = Path(__file__).parents[2]
 
 
 class Route:
@@ -219,13 +222,38 @@ def test_a_field_is_bounded_as_it_is_read(schema: str, struct: type[msgspec.Stru
         assert bounds_of(described) == expected, name
 
 
-def bounds_of(schema: dict[str, Any]) -> dict[str, int]:
-    """All bounds in a schema, wherever they stand, but for those of an array's items."""
+def bounds_of(schema: dict[str, Any]) -> dict[str, int | str]:
+    """All bounds in a schema, wherever they stand, but for those of an array's items.
+
+    A pattern is as the document has it, where `$` is the end alone, as `\\Z` is in Python.
+    """
     node = dict(followed(schema)) if schema.get("$ref", "").startswith("#/components/") else schema
-    found = {bound: node[bound] for bound in BOUNDS if bound in node}
+    found: dict[str, int | str] = {bound: node[bound] for bound in BOUNDS if bound in node}
+    if "pattern" in node:
+        found["pattern"] = node["pattern"].replace(r"\Z", "$").replace(r"\x00", r"\u0000")
     for part in (*node.get("oneOf", ()), *node.get("anyOf", ())):
         found |= bounds_of(part)
     return found
+
+
+def test_no_pattern_ends_before_a_last_line_feed() -> None:
+    """In Python `$` does."""
+    found = [
+        f"{path.relative_to(_TOP)}:{pattern.lineno}"
+        for folder in ("api", "cli", "redrive_client", "shared", "worker")
+        for path in (_TOP / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        for pattern in [*(each.value for each in node.keywords if each.arg == "pattern"), *_compiled_by(node)]
+        if isinstance(pattern, ast.Constant) and isinstance(pattern.value, str) and pattern.value.endswith("$")
+    ]
+
+    assert found == []
+
+
+def _compiled_by(call: ast.Call) -> list[ast.expr]:
+    """The pattern that a function of `re` is called with."""
+    return call.args[:1] if ast.unparse(call.func).startswith("re.") else []
 
 
 # -- what tools make of it: generators of clients, linters, renderers

@@ -488,6 +488,8 @@ ONE = "11111111-1111-4111-8111-111111111111"
         ("", {"filter": {"type": ""}}, "/filter/type"),
         ("", {"filter": {"type": "t" * 201}}, "/filter/type"),
         ("", {"filter": {"error_contains": "a\0b"}}, "/filter/error_contains"),
+        ("", {"filter": {"fingerprint": "3f9c01ab77d2e41"}}, "/filter/fingerprint"),
+        ("", {"filter": {"fingerprint": "3f9c01ab77d2e410\n"}}, "/filter/fingerprint"),
         ("", {"filter": {"created_after": "yesterday"}}, "/filter/created_after"),
         ("", {"filter": {"created_after": "2026-01-01T00:00:00"}}, "/filter/created_after"),
         ("", {"ids": [ONE], "reason": "r" * 501}, "/reason"),
