@@ -38,7 +38,8 @@ LATEST_EXP: Final = 253_402_300_799
 """The last second of the year 9999, after which a datetime cannot represent a time."""
 
 PROJECT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
-# A lone surrogate is no text to PostgreSQL.
+# A lone surrogate is no text to PostgreSQL, and no answer can show one.
+_SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 _ACTOR: Final = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ACTOR}}}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 
@@ -215,7 +216,10 @@ class Authenticator:
 def _scopes(claims: dict[str, Any]) -> frozenset[str] | None:
     if "scope" not in claims and "scp" not in claims:
         return None
-    return frozenset([*_words(claims.get("scope", "")), *_words(claims.get("scp", ""))])
+    words = frozenset([*_words(claims.get("scope", "")), *_words(claims.get("scp", ""))])
+    if any(map(_SURROGATE.search, words)):
+        raise InvalidToken
+    return words
 
 
 def _seconds(value: object) -> int:

@@ -437,6 +437,8 @@ def _bad_tokens() -> dict[str, str]:
         "subject with a newline": token(sub="a\nb"),
         "subject a lone surrogate": forged(HS256, b'{"project_id":"p1","exp":9999999999,"sub":"\\ud800"}'),
         "subject over 255 characters": token(sub="a" * 256),
+        "scope a lone surrogate": forged(HS256, claims(scope="jobs:read \ud800")),
+        "scp with a lone surrogate": forged(HS256, claims(scp=["jobs:read", "a\udfff"])),
         "scope a list with a number": token(scope=["jobs:admin", 1]),
         "scope a number": token(scope=1),
         "scope true": token(scope=True),

@@ -14,7 +14,7 @@ from tests.api_server import NO_TOKEN, Api, Serve
 from tests.jobs import JobMaker
 from tests.openapi import DOCUMENT
 from tests.statements import NAMES, statements_sent
-from tests.tokens import token
+from tests.tokens import claims, forged, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -462,6 +462,12 @@ async def test_me_needs_no_scope_and_no_database(api: Api) -> None:
     with statements_sent() as sent:
         assert (await api.get("/api/me", token=token(scope=""))).data["scopes"] == []
     assert not sent
+
+
+async def test_a_token_whose_claims_no_answer_could_show_is_refused(api: Api) -> None:
+    for name in ("scope", "scp", "sub"):
+        made = forged({"alg": "HS256"}, claims(**{name: "jobs:read \ud800"}))
+        assert (await api.get("/api/me", token=made)).code == "invalid-token"
 
 
 async def test_the_document_is_served_without_a_token(api: Api) -> None:
