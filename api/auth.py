@@ -76,7 +76,8 @@ class Principal(NamedTuple):
 
     `expires_at` is `exp`, in seconds since the epoch. `charged_to` is the key of its limits: the project, or, for
     a token that is narrowed to some jobs, its holder alone. `claimed_scopes` are the scopes as the token has them,
-    sorted; None for a token without any. `jobs` are the jobs that the token is narrowed to; None for all.
+    sorted; None for a token without any. `jobs` are the jobs that the token is narrowed to; None for all. `leeway_s` is
+    for how long after `exp` the token is still accepted.
     """
 
     project_id: ProjectId
@@ -86,6 +87,12 @@ class Principal(NamedTuple):
     charged_to: str
     claimed_scopes: tuple[str, ...] | None = None
     jobs: frozenset[JobId] | None = None
+    leeway_s: int = 0
+
+    @property
+    def accepted_until(self) -> int:
+        """When the token is no longer accepted, in seconds since the epoch: what it was let in for ends then, too."""
+        return self.expires_at + self.leeway_s
 
     def require(self, scope: Scope) -> None:
         """Raise InsufficientScope unless the token permits it."""
@@ -127,7 +134,7 @@ class Authenticator:
         if principal is None:
             principal = self._verify(token)
             self._remember(digest, principal)
-        elif time.time() >= principal.expires_at + self._leeway_s:
+        elif time.time() >= principal.accepted_until:
             del self._known[digest]
             raise InvalidToken
         return principal
@@ -198,6 +205,7 @@ class Authenticator:
             project_id if jobs is None else f"{project_id} {actor}",  # no project has a space in it
             None if claimed is None else tuple(sorted(claimed)),
             jobs,
+            self._leeway_s,
         )
 
     def _jobs(self, claims: dict[str, Any]) -> frozenset[JobId] | None:

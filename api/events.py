@@ -74,7 +74,7 @@ class EventResource:
             first = await self._event_of(key, job)  # before the headers: what it raises can still be answered
         stream = event_stream(request)
         loop = asyncio.get_running_loop()
-        ends_at = loop.time() + call.principal.expires_at - time.time()
+        ends_at = loop.time() + call.principal.accepted_until - time.time()
         try:
             with self._watch.place() as placed:
                 await send(stream.prepare(request))

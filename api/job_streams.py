@@ -176,7 +176,7 @@ class JobStreamResource:
         """
         request = call.request
         loop = asyncio.get_running_loop()
-        ends_at = loop.time() + call.principal.expires_at - time.time()
+        ends_at = loop.time() + call.principal.accepted_until - time.time()
         keep_alive_at = loop.time() + KEEP_ALIVE_S
         with self._watch.waiter(lambda: request.transport is not None) as waiter:
             for key, job in waiting.items():

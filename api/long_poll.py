@@ -2,7 +2,8 @@
 
 1. The value is read. A client that does not wait is answered at once.
 2. A client that waits is answered when the value is news to it: another one than it names, or, where it names none, a
-   value that is done. Else it is answered after N seconds, or when its token expires or the api stops.
+   value that is done. Else it is answered after N seconds, or when its token is no longer accepted or
+   the api stops.
 3. The answer is 304 where the client has the value already, else 200.
 
 One Reader serves jobs, retries and batches: they differ in how they are read and in their view, and in nothing else.
@@ -157,6 +158,8 @@ class Reader(Generic[K, V]):
         if self._watch.full:  # too many waiters: ignore Prefer, and send no Preference-Applied
             return value, None
         read_s = loop.time() - began_at
+        # No longer than the token is accepted, in whole seconds, as the answer says.
+        wait_s = min(wait_s, max(0, int(call.principal.accepted_until - time.time())))
         return await self._wait_for_news(call, key, value, known, wait_s, read_s=read_s), wait_s
 
     async def _wait_for_news(
@@ -172,7 +175,7 @@ class Reader(Generic[K, V]):
             return value.done if known is None else not matches(known, self._render(value).etag)
 
         loop = asyncio.get_running_loop()
-        until = loop.time() + min(wait_s, call.principal.expires_at - time.time())
+        until = loop.time() + wait_s
         if is_news(value) or self._watch.closed or loop.time() >= until:
             return value
         request = call.request

@@ -61,7 +61,7 @@ async def changes(connection: Transport, resource: Resource[S], *, timeout_s: fl
             if seen.done:
                 return
         applied_s = _applied_s(answer.headers.get("Preference-Applied", ""))
-        has_waited = applied_s is not None and loop.time() - asked_at >= min(wait_s, applied_s) * _EARLY
+        has_waited = bool(applied_s and loop.time() - asked_at >= min(wait_s, applied_s) * _EARLY)
         if not has_waited and wait_s and not (is_news and etag is not None):
             try:
                 async with asyncio.timeout_at(deadline):

@@ -11,6 +11,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 SECRET = "a secret of the tests, longer than 32 bytes"
+LEEWAY_S = 10
+"""For how long a token is accepted after its `exp`, unless the settings say otherwise."""
 
 
 def claims(**changed: object) -> dict[str, object]:

@@ -20,7 +20,7 @@ from api.keys import OneKey, Secret, keys_of
 from api.problems import AuthenticationRequired, InsufficientScope, InvalidToken
 from shared.errors import SettingsError
 from shared.settings import ApiSettings, read
-from tests.tokens import SECRET, claims, forged, segment, token
+from tests.tokens import LEEWAY_S, SECRET, claims, forged, segment, token
 
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
@@ -32,7 +32,6 @@ HS256 = {"alg": "HS256", "typ": "JWT"}
 RSA_ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
-LEEWAY_S = 10
 A_DAY_S = 86_400  # the tables below are made when tests are collected, and used minutes later
 
 

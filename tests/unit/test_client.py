@@ -385,6 +385,17 @@ async def test_a_server_that_does_not_hold_is_asked_again_after_retry_after(
     assert [int(pause_s) for pause_s in pauses] == [9, 4]
 
 
+async def test_a_server_that_holds_for_no_second_is_asked_again_after_retry_after(
+    pauses: list[float], connect: Connect
+) -> None:
+    applied = {"Preference_Applied": "wait=0", "Retry_After": "4"}  # as in the last second of a token
+    server, redrive = await connect(job("running", **applied), unchanged(**applied), job("completed", etag='"2"'))
+    await redrive.wait(JOB_ID, timeout_s=60)
+
+    assert len(server.requests) == 3
+    assert [int(pause_s) for pause_s in pauses] == [4, 4]
+
+
 async def test_news_while_waiting_is_no_reason_to_pause(pauses: list[float], connect: Connect) -> None:
     applied = {"Preference_Applied": "wait=59", "Retry_After": "5"}
     server, redrive = await connect(

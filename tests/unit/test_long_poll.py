@@ -67,9 +67,10 @@ def reading(
     )
 
 
-def asking(*, wait_s: int = 60, expires_in_s: int = 3600, **headers: str) -> Call:
+def asking(*, wait_s: int = 60, expires_in_s: int = 3600, leeway_s: int = 0, **headers: str) -> Call:
     request = make_mocked_request("GET", "/", headers={"Prefer": f"wait={wait_s}", **headers})
-    principal = Principal(ProjectId("p1"), "alice", frozenset(), int(time.time()) + expires_in_s, "p1")
+    exp = int(time.time()) + expires_in_s
+    principal = Principal(ProjectId("p1"), "alice", frozenset(), exp, "p1", leeway_s=leeway_s)
     return Call(request, principal, principal.project_id, {})
 
 
@@ -107,9 +108,24 @@ async def test_an_answer_says_for_how_long_it_would_have_been_held(asked: int, h
 
 
 @pytest.mark.parametrize(
+    ("expires_in_s", "leeway_s", "held"), [(3600, 0, {60}), (40, 0, {39, 40}), (-10, 40, {29, 30}), (-50, 40, {0})]
+)
+async def test_an_answer_is_held_no_longer_than_the_token_is_accepted(
+    expires_in_s: int, leeway_s: int, held: set[int]
+) -> None:
+    async def get(_: str) -> Pending:
+        return Pending(done=True)
+
+    call = asking(expires_in_s=expires_in_s, leeway_s=leeway_s)
+    answer = await reading(get, watching()).answer(call, "job")
+
+    assert answer.headers["Preference-Applied"] in {f"wait={seconds}" for seconds in held}
+
+
+@pytest.mark.parametrize(
     ("call", "closed"),
-    [(asking(wait_s=0), False), (asking(expires_in_s=-5), False), (asking(), True)],
-    ids=["no time to wait", "a token in its leeway", "about to stop"],
+    [(asking(wait_s=0), False), (asking(expires_in_s=-5, leeway_s=4), False), (asking(), True)],
+    ids=["no time to wait", "a token that has just ended", "about to stop"],
 )
 async def test_who_is_not_held_is_answered_from_one_look(call: Call, *, closed: bool) -> None:
     asked = 0

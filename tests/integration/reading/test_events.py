@@ -23,7 +23,7 @@ from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.ledger import Ledger
-from tests.tokens import token
+from tests.tokens import LEEWAY_S, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -198,14 +198,14 @@ def api_events() -> Any:  # noqa: ANN401 - the module, which the fixture's name 
     return api.events
 
 
-async def test_a_stream_ends_when_its_token_does(api: Api, jobs: JobMaker) -> None:
+async def test_a_stream_ends_when_its_token_is_no_longer_accepted(api: Api, jobs: JobMaker) -> None:
     job = await jobs.pending()
-    expires_at = int(time.time()) + 2
-    async with stream_of(api, job, bearer=token(exp=expires_at)) as stream:
+    ends_at = int(time.time()) + 4
+    async with stream_of(api, job, bearer=token(exp=ends_at - LEEWAY_S)) as stream:
         assert (await stream.news()).data["status"] == "pending"
         assert await stream.next() is None
 
-    assert -0.1 < time.time() - expires_at < SOON_S
+    assert -0.1 < time.time() - ends_at < SOON_S
 
 
 async def test_a_stream_ends_when_the_api_stops(database_url: str, jobs: JobMaker, serve: Serve) -> None:

@@ -1,6 +1,7 @@
 """The events of many jobs in one stream."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -18,9 +19,9 @@ from shared.jobs import Jobs
 from shared.models import Job, JobKey
 from tests.api_server import Api, Serve
 from tests.eventually import eventually
-from tests.integration.reading.test_events import Event, Stream, set_status
+from tests.integration.reading.test_events import SOON_S, Event, Stream, set_status
 from tests.jobs import JobMaker
-from tests.tokens import token
+from tests.tokens import LEEWAY_S, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -212,6 +213,16 @@ async def test_a_job_that_was_read_whole_at_its_end_is_not_sent_again(
         events = await rest_of(stream)
 
     assert [told(event) for event in events] == [("job", (str(job.id), "completed"))]
+
+
+async def test_a_stream_of_many_ends_when_its_token_is_no_longer_accepted(api: Api, jobs: JobMaker) -> None:
+    job = await jobs.pending()
+    ends_at = int(time.time()) + 4
+    async with stream_of(api, [job.id], bearer=token(exp=ends_at - LEEWAY_S)) as stream:
+        assert told(await stream.news()) == ("job", (str(job.id), "pending"))
+        assert await stream.next() is None
+
+    assert -0.1 < time.time() - ends_at < SOON_S
 
 
 async def test_a_stream_of_many_ends_when_the_api_stops(database_url: str, jobs: JobMaker, serve: Serve) -> None:
