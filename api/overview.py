@@ -239,7 +239,11 @@ class _Span(NamedTuple):
 
 
 def _span_of(parameters: "Mapping[str, str]") -> _Span:
-    """What `from`, `to` and `by` ask for; without `to` the last bucket is the current one. Raises InvalidParameter."""
+    """What `from`, `to` and `by` ask for. Raises InvalidParameter.
+
+    Without `to` the last bucket is the current one. Without `from` the first is the one in which the day before `to`
+    begins, or, where these are too many, the one after it.
+    """
     by = BUCKETS.get(parameters.get("by", DEFAULT_BUCKET))
     if by is None:
         raise InvalidParameter("by")
@@ -250,7 +254,9 @@ def _span_of(parameters: "Mapping[str, str]") -> _Span:
         raise InvalidParameter(wrong)
     try:
         end = _EPOCH - (_EPOCH - to) // by * by
-        start = end - DEFAULT_SPAN if given_from is None else _EPOCH + (given_from - _EPOCH) // by * by
+        start = _EPOCH + ((given_from or to - DEFAULT_SPAN) - _EPOCH) // by * by
+        if given_from is None and (end - start) // by > MAX_BUCKETS:
+            start = end - DEFAULT_SPAN
     except OverflowError as error:
         raise InvalidParameter(wrong) from error
     buckets = (end - start) // by

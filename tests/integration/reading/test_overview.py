@@ -212,6 +212,34 @@ async def test_a_series_is_the_last_day_by_quarters_of_an_hour_where_nothing_els
     assert sum(each["failed"]["count"] for each in buckets[-2:]) == 1
 
 
+@pytest.mark.parametrize(
+    ("query", "first", "buckets"),
+    [
+        ("to=2026-01-02T14:37:00Z", "2026-01-01T14:45:00Z", 96),  # a whole day would be one bucket too many
+        ("to=2026-01-02T14:30:00Z", "2026-01-01T14:30:00Z", 96),
+        ("to=2026-01-02T14:37:00Z&by=1h", "2026-01-01T14:00:00Z", 25),
+        ("to=2026-01-02T14:37:00Z&by=6h", "2026-01-01T12:00:00Z", 5),
+        ("to=2026-01-02T14:37:00Z&by=1d", "2026-01-01T00:00:00Z", 2),
+        ("to=2026-01-02T00:00:00Z&by=1d", "2026-01-01T00:00:00Z", 1),
+    ],
+)
+async def test_without_a_beginning_a_series_holds_the_whole_day_before_its_end(
+    api: Api, query: str, first: str, buckets: int
+) -> None:
+    found = (await api.get(f"/api/jobs/series?{query}")).data
+
+    assert (found[0]["at"], len(found)) == (first, buckets)
+
+
+async def test_a_series_by_day_has_what_was_made_yesterday_at_this_hour(api: Api, jobs: JobMaker) -> None:
+    project, own = new_project()
+    await made_at(jobs, project, datetime.now(UTC) - timedelta(hours=23, minutes=50))
+
+    for by in ("1h", "6h", "1d"):
+        found = (await api.get(f"/api/jobs/series?by={by}", token=own)).data
+        assert sum(each["failed"]["count"] for each in found) == 1, by
+
+
 async def test_a_cell_of_a_series_ends_at_a_thousand_and_what_is_not_counted_says_so(api: Api, jobs: JobMaker) -> None:
     project, own = new_project()
     noon = datetime(2026, 1, 2, 12, tzinfo=UTC)
