@@ -1,6 +1,7 @@
 """A project's jobs and retries in numbers: `/api/jobs/stats`, `types`, `series`, `/api/failures`, `/api/retries/stats`.
 
-Each is counted once in COUNTED_EVERY_S at most, for a project and its filters; `as_of` says when.
+Each is counted once in COUNTED_EVERY_S at most, for a project and its filters, as far as api/counts.py keeps what was
+counted; `as_of` says when.
 """
 
 from datetime import UTC, datetime, timedelta
