@@ -310,7 +310,7 @@ class FailureGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Failures(msgspec.Struct, frozen=True):
-    """Groups over the newest `sampled` failed jobs, the largest first; `truncated`: more have failed."""
+    """Groups over the newest `sampled` failed jobs of every type, the largest first; `truncated`: more have failed."""
 
     data: tuple[FailureGroup, ...]
     sampled: int
