@@ -32,8 +32,8 @@ class BatchView:
     """The view of a bulk retry."""
 
     def etag(self, batch: Batch) -> str:
-        """The tag: how many of its requests have ended in each way."""
-        return f'"{batch.total}-{batch.applied}-{batch.rejected}-{batch.cancelled}-{batch.dead_lettered}"'
+        """The tag: how many of its requests are in each state. Of those that are settled, some may be pruned."""
+        return f'"{batch.queued}-{batch.applied}-{batch.rejected}-{batch.cancelled}-{batch.dead_lettered}"'
 
     def retry_after(self, batch: Batch, now: datetime) -> int | None:
         """In how many seconds to look again; None when all of its requests are settled."""

@@ -10,10 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
+from api.batch_view import BatchView
 from api.conditional import condition_of, matches
 from api.job_view import JobView, versions_of
 from api.retry_view import RetryView
+from shared.batches import Batch
 from shared.models import (
+    BatchId,
     Job,
     JobId,
     JobStatus,
@@ -321,3 +324,14 @@ def test_whatever_the_clocks_say_the_wait_is_bounded(
 )
 def test_a_retry_says_when_to_look_again_until_it_is_settled(seen: Retry, seconds: int | None) -> None:
     assert RetryView().retry_after(seen, NOW) == seconds
+
+
+def test_a_batch_s_tag_changes_where_what_was_settled_is_pruned_before_the_next_look() -> None:
+    queued = Batch(
+        id=BatchId(UUID(int=1)), project_id=ProjectId("p1"), actor="alice", reason=None, filter=None, requested_at=NOW,
+        total=3, queued=3, applied=0, rejected=0, cancelled=0, dead_lettered=0,
+    )  # fmt: skip
+    pruned = msgspec.structs.replace(queued, queued=0)
+
+    assert BatchView().body(queued) != BatchView().body(pruned)
+    assert BatchView().etag(queued) != BatchView().etag(pruned)
