@@ -13,7 +13,8 @@
    the ledger.
 5. The session marks confirmed rows as published a second later (bulk ones: three seconds), if they are still queued.
    Most are settled by then, and settling marks them, too. That saves a write, and the worker, which has the message at
-   once, never waits for our commit.
+   once, never waits for our commit. After a failure of the database they are not marked, and their leases end: another
+   server may have taken its place, without the commit that settled them.
 
 Nothing is kept in memory that would be missed: a relay that starts anew finds all that it needs in the ledger, what was
 leased to another one when that lease has ended.
@@ -24,7 +25,7 @@ thousand of a bulk retry are published.
 
 import asyncio
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -33,7 +34,7 @@ import structlog
 from shared import broker
 from shared.backoff import Backoff, Outage, wait_for_any
 from shared.broker import Nodes, connected, is_cluster, translated
-from shared.errors import BrokerUnavailable, RedriveError, TopologyMissing
+from shared.errors import BrokerUnavailable, DatabaseUnavailable, RedriveError, TopologyMissing
 from shared.failpoints import Failpoint, reach
 from shared.messages import CONTENT_TYPE, encoded, packed
 from shared.secret import current
@@ -62,6 +63,8 @@ LEASE_S: Final = 30.0
 TAKE_LEASE_S: Final = 10.0
 """Of a request that is leased as it is accepted: shorter, because it is published only after that where the answer to
 its INSERT is lost, or the process dies right then."""
+MOST_IN_FLIGHT: Final = 512
+"""Messages that wait for their confirms; only requests that travel alone reach it."""
 MOST_TAKEN: Final = 1_000
 """Taken requests that wait. What is accepted beyond is free for other relays; INSERTs under way add some hundreds."""
 STALLED_S: Final = 1.0
@@ -83,6 +86,8 @@ STALE_S: Final = 3600.0
 SWEEP: Final = 1_000
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 2.0
+_GIVE_BACK_S: Final = 0.5
+"""When the time to stop in is over: for so long it gives back what it has not published."""
 _LONGEST_CONNECT_PAUSE_S: Final = 1.0
 """Between attempts to connect: an attempt costs a broker next to nothing, and a broker that is back is used soon."""
 _HEALTHY_S: Final = 10.0
@@ -159,6 +164,7 @@ class _Lane:
         self._changed = changed
         self._nodes = Nodes()
         self._within_s = PUBLISH_TIMEOUT_S
+        self._in_flight = asyncio.Semaphore(MOST_IN_FLIGHT)
         self._woken = asyncio.Event()  # means: look now; it does not say whether for rows, a failure or the stop
         self._backoff = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
         self._outage = Outage()
@@ -215,8 +221,15 @@ class _Lane:
                 async with self._session() as (channel, exchange):
                     longest_pause_s = _LONGEST_PAUSE_S
                     await self._publish_until_stopped(channel, exchange, stop)
+            except asyncio.CancelledError:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_GIVE_BACK_S):
+                        await self._give_back_taken()
+                raise
             except Exception as error:
                 self._topology_missing = isinstance(error, TopologyMissing)
+                if isinstance(error, DatabaseUnavailable):
+                    self._confirmed.clear()
                 self._metrics.publish_failures.inc()
                 if self._outage.begin(type(error)):
                     log.warning(
@@ -279,8 +292,8 @@ class _Lane:
         await self._mark(len(self._confirmed))
 
     def _fail(self, failure: BaseException) -> None:
-        """Record what ends the session; the first failure counts."""
-        if self._failure is None:
+        """Record what ends the session: the first failure, or one of the database, which says more."""
+        if self._failure is None or isinstance(failure, DatabaseUnavailable):
             self._failure = failure
         self.wake()
 
@@ -380,8 +393,7 @@ class _Lane:
             reach(Failpoint.BEFORE_PUBLISH)
             packs = list(_packs_of(rows))
             failures = await asyncio.gather(
-                *(_publish_pack(exchange, self._key, pack, within_s=self._within_s) for pack in packs),
-                return_exceptions=True,
+                *(self._publish_pack(exchange, pack) for pack in packs), return_exceptions=True
             )
             outcomes = list(zip(packs, failures, strict=True))
             confirmed = [row.lease for pack, failure in outcomes if failure is None for row in pack.rows]
@@ -405,6 +417,9 @@ class _Lane:
                 self.look()  # for the others
             if len(self._confirmed) > MOST_UNMARKED:
                 await self._mark(MARK)
+        except asyncio.CancelledError:  # it may be published, and then has two copies; the lane gives it back
+            self._taken.extendleft(reversed(rows))
+            raise
         except Exception as error:  # noqa: BLE001 - the session raises it, after the other batches have ended
             self._fail(error)
         finally:
@@ -412,6 +427,22 @@ class _Lane:
             room.release()
             if self._awaits_batches and not self._batches_under_way:
                 self.wake()
+
+    async def _publish_pack(self, exchange: "AbstractExchange", pack: "_Pack") -> None:
+        """Publish one message; return once the broker has it on disk. Raises BrokerUnavailable.
+
+        A message of one request has its trace. Where there are several, the ledger has their traces.
+        """
+        trace = pack.rows[0].traceparent if len(pack.rows) == 1 else None
+        async with self._in_flight:
+            await broker.publish(
+                exchange,
+                self._key,
+                pack.body,
+                content_type=CONTENT_TYPE,
+                headers={LEDGER_HEADER: True} | ({"traceparent": trace} if trace else {}),
+                within_s=self._within_s,
+            )
 
     async def _keep_books(self) -> bool:
         """Mark what was confirmed, and ask for a look, once a second; publish again what must be lost, once a minute.
@@ -458,19 +489,3 @@ def _packs_of(rows: "Sequence[Leased]") -> "Iterator[_Pack]":
     for row in rows:
         if row.alone:
             yield _Pack(encoded(row.message), [row])
-
-
-async def _publish_pack(exchange: "AbstractExchange", key: str, pack: _Pack, *, within_s: float) -> None:
-    """Publish one message; return once the broker has it on disk. Raises BrokerUnavailable.
-
-    A message of one request has its trace. Where there are several, the ledger has their traces.
-    """
-    trace = pack.rows[0].traceparent if len(pack.rows) == 1 else None
-    await broker.publish(
-        exchange,
-        key,
-        pack.body,
-        content_type=CONTENT_TYPE,
-        headers={LEDGER_HEADER: True} | ({"traceparent": trace} if trace else {}),
-        within_s=within_s,
-    )

@@ -92,10 +92,10 @@ class Outbox:
         ids, ends = [lease.id for lease in leases], [lease.until for lease in leases]
         await self._database.fetch(self._sql["give_back"], ids, ends)
 
-    async def republish_stale(self, limit: int, *, age_s: float, bulk: bool) -> int:
+    async def republish_stale(self, limit: int, *, age_s: float, bulk: bool, once: bool = False) -> int:
         """Let up to `limit` requests be published again that were published over `age_s` ago and are still queued.
 
-        Answers how many.
+        `once`: each alone, and none that travels alone already. Answers how many.
         """
-        rows = await self._database.fetch(self._sql["republish_stale"], timedelta(seconds=age_s), limit, bulk)
+        rows = await self._database.fetch(self._sql["republish_stale"], timedelta(seconds=age_s), limit, bulk, once)
         return len(rows)

@@ -50,6 +50,7 @@ class Lag:
     def __init__(self, *, clock: "Callable[[], float]" = time.monotonic) -> None:
         self._clock = clock
         self._s: float | None = None
+        self._measured_at = clock()
         self._noted_at = clock()
         self._settling = False
 
@@ -72,6 +73,7 @@ class Lag:
         waits = [waited_s for _, waited_s in settled if waited_s is not None]
         if waits:
             self._s = max(0.0, min(waits))  # the clock of another program may be ahead
+            self._measured_at = self._clock()
 
     @property
     def seconds(self) -> float | None:
@@ -79,6 +81,14 @@ class Lag:
         if self._settling or self._clock() - self._noted_at < HELD_UP_S:
             return self._s
         return 0.0
+
+    @property
+    def passed_s(self) -> float | None:
+        """What was published more seconds ago than this, the queue has delivered; None where nothing says so.
+
+        A queue delivers in order, and what it delivered last was published when it was requested, or later.
+        """
+        return None if self._s is None else self._s + self._clock() - self._measured_at
 
 
 class Bypass:

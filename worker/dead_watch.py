@@ -8,8 +8,11 @@ The worker marks the requests that it puts aside itself. The watch takes care of
    with them. The watch has their requests published again and removes the letters: the ledger holds all they say.
 3. Messages of several requests, for whatever reason they are here: which request is at fault is not known. The watch
    has the requests published again, each alone, and removes the letters.
-4. Messages that are in no queue: with such a policy, dead letters expire, too. Where a queue has delivered nothing for
-   some time, the watch has requests published again that were published to it before that time.
+4. Messages that are in no queue: with such a policy, dead letters expire, too; and a standby that takes its primary's
+   place may lack what was applied last, whose messages are acknowledged. Where a queue has delivered nothing for some
+   time, the watch has requests published again that were published to it before that time. Where it delivers, it has
+   delivered all that was published before those that it delivers now: what is older by a minute is published again,
+   alone, and once, because a message that kills its worker must not get a new count of deliveries each time.
 
 The watch consumes nothing. Every two seconds it asks the ledger whether a request is overdue. Only then does it
 connect, and it has letters in hand only while it reads their ids. Of their bodies it keeps LOOKED_UP_BYTES, and those
@@ -53,6 +56,8 @@ LOOKED_UP_BYTES: Final = 1024 * 1024
 """Letters with so many bytes are looked up in the ledger together; then only the ids of those to be marked are kept."""
 LOST_S: Final = 10.0
 """A request that was published so long ago is lost, where its queue has delivered nothing for half as long."""
+PASSED_S: Final = 60.0
+"""The same, where the queue has delivered what was published so much later: a worker may still have it in hand."""
 LOST_AT_ONCE: Final = 1_000
 
 
@@ -166,16 +171,19 @@ class DeadWatch:
             log.warning("requests dead-lettered", requests=len(settled), reason="delivered too often")
 
     async def _republish_lost(self) -> None:
-        """Have requests published again that are lost: their queue delivers nothing, and they are no dead letters."""
+        """Have lost requests published again: their queue has delivered all others, and they are no dead letters."""
         for source in self._sources:
-            if source.idle_s >= LOST_S / 2:
-                bulk = source.name == RETRIES_BULK
-                if lost := await self._outbox.republish_stale(LOST_AT_ONCE, age_s=LOST_S, bulk=bulk):
-                    log.warning(
-                        "requests to be published again",
-                        requests=lost,
-                        reasons=["their messages are in no queue: expired, dropped, or lost with it"],
-                    )
+            idle, passed_s = source.idle_s >= LOST_S / 2, source.lag.passed_s
+            if not idle and passed_s is None:
+                continue
+            age_s = LOST_S if idle or passed_s is None else passed_s + PASSED_S
+            bulk = source.name == RETRIES_BULK
+            if lost := await self._outbox.republish_stale(LOST_AT_ONCE, age_s=age_s, bulk=bulk, once=not idle):
+                log.warning(
+                    "requests to be published again",
+                    requests=lost,
+                    reasons=["their messages are in no queue: expired, dropped, or lost with it"],
+                )
 
 
 def _is_with_the_ledger(letter: "DeadLetter", again: "Collection[RetryId]") -> bool:

@@ -8,8 +8,7 @@
 --
 -- Every statement chooses its rows once, in an ARRAY, and finds them by their ids. Joined to the choice instead, the
 -- whole ledger might be read, and the choice made anew for each row, by a plan made while the table was empty.
--- Lock order: ledger rows by id, as in settlement.sql, because workers may be settling the same rows. Statements that
--- skip locked rows need no order.
+-- They skip locked rows, and so need no lock order, and no relay waits for a worker: a worker is settling a locked one.
 
 -- name: lease
 -- Take the oldest requests that no relay has published, on a lease: until it ends no other relay takes them. The leases
@@ -38,21 +37,18 @@ RETURNING
 -- The requests of $1 whose leases still end at the times of $2.
 id = ANY (ARRAY(
     SELECT leased.id
-    FROM (
-        SELECT id, until FROM unnest($1::uuid[], $2::timestamptz[]) AS lease (id, until)
-        ORDER BY id -- the lock order
-    ) AS lease
+    FROM unnest($1::uuid[], $2::timestamptz[]) AS lease (id, until)
     CROSS JOIN LATERAL (
         SELECT r.id FROM redrive.retry_requests AS r
         WHERE r.id = lease.id AND r.published_at IS NULL AND r.publish_lease_until = lease.until
-        FOR UPDATE
+        FOR UPDATE SKIP LOCKED
     ) AS leased
 ))
 
 -- name: mark_published
 -- Mark requests that the broker has confirmed. A request that a worker has settled is marked already. A request whose
 -- lease is another by now stays unmarked and is published again, unless it is settled before: a worker has deferred it
--- meanwhile, or taken it past the broker (`lease_held_up`).
+-- meanwhile, or taken it past the broker (`lease_held_up`). So is one whose settling is undone after this has skipped it.
 -- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
 WHERE {still_leased};
@@ -67,14 +63,16 @@ WHERE {still_leased};
 -- name: republish_stale
 -- Let requests be published again that were published long ago and are still queued: their queue may have been lost. A
 -- second copy of a message has no effect. The longest published come first.
--- $1 interval how long ago, $2 int how many at most, $3 bool those of batches, or single ones
+-- $1 interval how long ago, $2 int how many at most, $3 bool those of batches, or single ones, $4 bool only once: those that
+-- do not travel alone, which do so from then on
 UPDATE redrive.retry_requests
-SET published_at = NULL, publish_lease_until = NULL
+SET published_at = NULL, publish_lease_until = NULL, publish_alone = publish_alone OR $4
 WHERE id = ANY (ARRAY(
     SELECT stale.id FROM redrive.retry_requests AS stale
     WHERE
         state = 'queued' AND processed_at IS NULL
         AND (batch_id IS NOT NULL) = $3 AND published_at < now() - $1::interval
+        AND NOT ($4 AND publish_alone)
     ORDER BY published_at
     LIMIT $2
     FOR UPDATE SKIP LOCKED -- a worker has the message of a locked row, so it is not lost

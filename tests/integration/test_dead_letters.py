@@ -235,6 +235,35 @@ async def test_what_is_in_no_queue_any_more_is_published_again_by_a_worker_that_
         await eventually(is_unpublished)
 
 
+async def test_what_a_busy_queue_has_passed_by_is_published_again_alone_and_once(  # noqa: PLR0917 - fixtures
+    database_url: str,
+    amqp_url: str,
+    jobs: JobMaker,
+    ledger: Ledger,
+    queues: Queues,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As after a failover to a standby that lacks the commit that settled it, while others are retried all the time."""
+    monkeypatch.setattr("worker.dead_watch.LOST_S", 3600.0)  # so that no pause of this test is idleness
+    monkeypatch.setattr("worker.dead_watch.PASSED_S", 0.1)
+    monkeypatch.setattr("worker.dead_watch.EVERY_S", 0.1)
+    lost, again = [(await ledger.retries.accept(a_retry_of(job))).retry.id for job in await jobs.many_failed(2)]
+    await ledger.outbox.mark_published([row.lease for row in await ledger.outbox.lease(2, lease_s=30, bulk=False)])
+    await jobs.pool.execute("UPDATE redrive.retry_requests SET publish_alone = true WHERE id = $1", again)
+    await long_ago(jobs, lost, again)
+
+    async with a_worker(database_url, amqp_url):
+        await published(ledger, queues, await jobs.failed(), headers={topology.LEDGER_HEADER: "1"})
+        await eventually(lambda: unpublished_alone(jobs, lost))
+        assert not await unpublished_alone(jobs, again)
+
+
+async def unpublished_alone(jobs: JobMaker, request_id: uuid.UUID) -> bool:
+    found = await jobs.ledger_row(request_id)
+    assert found is not None
+    return found["published_at"] is None and found["publish_alone"]
+
+
 async def test_a_letter_of_a_settled_request_changes_nothing(
     watch: DeadWatch, jobs: JobMaker, ledger: Ledger, queues: Queues
 ) -> None:

@@ -31,10 +31,12 @@ from shared.messages import RetryMessage
 from shared.models import Job, JobId, JobKey, Outcome, ProjectId, RetryId, RetryState, Version
 from shared.retries import Accepted, RetryKey, RetryRequest
 from shared.seen import Seen
+from tests.api_server import Serve
 from tests.compose import ROOT
+from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob, a_message_for, a_retry_of
 from tests.kustomize import rendered
-from tests.ledger import Ledger
+from tests.ledger import Ledger, Taken
 from tests.statements import statements_sent
 
 Making = Callable[[JobMaker], Awaitable[MadeJob]]
@@ -370,6 +372,18 @@ async def test_a_lease_ends_and_can_be_given_back_and_a_published_row_stays_publ
     assert await ledger.outbox.lease(10, lease_s=30, bulk=False) == []
 
 
+async def test_a_relay_that_marks_does_not_wait_for_a_worker_that_settles(jobs: JobMaker, ledger: Ledger) -> None:
+    for job in await jobs.many_failed(2):
+        await ledger.retries.accept(a_retry_of(job))
+    held, other = await ledger.outbox.lease(2, lease_s=30, bulk=False)
+    async with jobs.pool.acquire() as worker, worker.transaction():
+        await worker.execute("SELECT FROM redrive.retry_requests WHERE id = $1 FOR UPDATE", held.lease.id)
+        async with asyncio.timeout(1):
+            await ledger.outbox.mark_published([held.lease, other.lease])
+    marked = "SELECT id FROM redrive.retry_requests WHERE published_at IS NOT NULL"
+    assert [row["id"] for row in await jobs.pool.fetch(marked)] == [other.lease.id]
+
+
 async def test_what_is_settled_is_not_published_any_more(jobs: JobMaker, ledger: Ledger) -> None:
     await ledger.retries.accept(a_retry_of(await jobs.failed()))
     await ledger.settlement.apply_queued(10)
@@ -491,6 +505,18 @@ async def test_the_backlog_tells_how_many_wait_and_for_how_long(jobs: JobMaker, 
     assert 0 < oldest_s < 60
 
 
+async def test_an_api_shows_the_backlog_while_no_worker_runs(
+    database_url: str, jobs: JobMaker, ledger: Ledger, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gauges, "EVERY_S", 0.05)
+    api = await serve(database_url)
+    for job in await jobs.many_failed(2):
+        await ledger.retries.accept(a_retry_of(job))
+
+    await eventually(lambda: api.counted("redrive_backlog_requests") == 2)
+    assert api.counted("redrive_backlog_oldest_seconds") > 0
+
+
 @pytest.fixture
 def waiting(jobs: JobMaker) -> Callable[[], Awaitable[int]]:
     """What KEDA is told: the query of deploy/kubernetes, as the role of a scaler."""
@@ -531,6 +557,20 @@ async def test_a_scaler_sees_a_request_in_each_state_in_which_a_worker_could_tak
     assert await waiting() == 1  # queued again
     await ledger.settlement.apply([leased.message])
     assert await waiting() == 0  # applied
+
+
+async def test_a_scaler_sees_a_request_that_its_relay_took_as_it_was_accepted_once_it_is_marked(
+    jobs: JobMaker, ledger: Ledger, waiting: Callable[[], Awaitable[int]]
+) -> None:
+    taken = Taken(lease_s=60)
+    await Ledger(ledger.database, taken).retries.accept(a_retry_of(await jobs.failed()))
+    assert await waiting() == 0  # its relay publishes it
+    await ledger.outbox.mark_published([request.lease for request in taken.requests])
+    assert await waiting() == 1
+    await jobs.pool.execute(
+        "UPDATE redrive.retry_requests SET published_at = NULL, publish_lease_until = now() - interval '1 s'"
+    )
+    assert await waiting() == 1  # its relay has died, and the lease is over
 
 
 async def test_a_scaler_sees_no_request_that_is_cancelled_or_rejected(

@@ -16,15 +16,13 @@ from api.relay import Relay
 from shared import broker, topology
 from shared.database import Database
 from shared.idempotency import IdempotencyKey
-from shared.job_ids import UuidIds
-from shared.jobs import Jobs
 from shared.models import RetryId
 from shared.outbox import Leased, Outbox
-from shared.retries import Retries, RetryRequest
+from shared.retries import RetryRequest
 from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, a_retry_of
-from tests.ledger import Ledger
+from tests.ledger import Ledger, Taken
 from tests.logs import Log
 from tests.queues import Queues
 from tests.servers.proxy import Proxy
@@ -300,21 +298,8 @@ async def test_a_relay_whose_confirm_takes_long_takes_no_more(
 
 
 async def test_what_is_handed_over_is_what_a_look_would_lease(ledger: Ledger, jobs: JobMaker) -> None:
-    class Handed:
-        lease_s = 0.0  # over at once
-
-        def __init__(self) -> None:
-            self.requests: list[Leased] = []
-
-        def take(self, requests: Sequence[Leased]) -> None:
-            self.requests += requests
-
-        def poke(self) -> None:
-            raise AssertionError
-
-    handed = Handed()
-    database, ids = ledger.database, UuidIds()
-    retries = Retries(database, Jobs(database, ids), ids, handed)
+    handed = Taken(lease_s=0.0)  # over at once
+    retries = Ledger(ledger.database, handed).retries
     job = await jobs.failed()
     key = IdempotencyKey(job.project_id, "key", b"content")
     request = RetryRequest(
@@ -486,6 +471,54 @@ async def test_a_database_that_goes_away_only_delays_publishing(  # noqa: PLR091
     assert same(sorted(set(await ids_in(queues))), ids)
 
 
+async def test_what_was_confirmed_before_the_database_failed_is_published_again_and_not_only_marked(  # noqa: PLR0917
+    database_url: str, jobs: JobMaker, queues: Queues, amqp_url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standby that has taken over may lack the commit that settled them; their messages are acknowledged."""
+    monkeypatch.setattr("api.relay.LEASE_S", 1.0)
+    monkeypatch.setattr("api.relay.MARK_AFTER_S", 3600.0)
+    ids = await accepted(ledger, jobs, 3)
+    async with (
+        Proxy.to(database_url) as proxy,
+        Database(proxy.url_of(database_url), program="relay", timeout_s=0.5, pool_size=2).opened() as far,
+        relaying(Ledger(far), amqp_url) as relay,
+    ):
+        await eventually(lambda: relay.published == 3)
+        assert await unpublished(jobs) == 3
+        await proxy.refuse()
+        await proxy.reset()
+        await eventually(lambda: relay.failures > 0)
+        monkeypatch.setattr("api.relay.MARK_AFTER_S", 0.0)
+        await proxy.heal()
+        await eventually(lambda: all_published(jobs))
+        assert relay.published == 6
+
+    assert same(await ids_in(queues), [*ids, *ids])
+
+
+async def test_no_more_messages_than_the_bound_wait_for_their_confirms(
+    ledger: Ledger, jobs: JobMaker, queues: Queues, amqp_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("api.relay.MOST_IN_FLIGHT", 4)
+    in_flight = [0, 0]  # now, and at most
+    publish = broker.publish
+
+    async def counted(*args: Any, **given: Any) -> None:  # noqa: ANN401 - passed on
+        in_flight[0] += 1
+        in_flight[1] = max(in_flight)
+        await publish(*args, **given)
+        in_flight[0] -= 1
+
+    monkeypatch.setattr(broker, "publish", counted)
+    ids = await accepted(ledger, jobs, 30)
+    await jobs.pool.execute("UPDATE redrive.retry_requests SET publish_alone = true")
+    async with relaying(ledger, amqp_url):
+        await eventually(lambda: all_published(jobs))
+
+    assert in_flight == [0, 4]
+    assert same(await ids_in(queues), ids)
+
+
 # -- a broker in trouble: of its own
 
 
@@ -518,3 +551,20 @@ async def test_a_broker_in_trouble_never_fails_a_request_and_gets_them_all_later
 
     async with Queues.on(own_queue) as queues:
         assert set(await ids_in(queues)) == set(ids)
+
+
+async def test_a_relay_that_is_stopped_while_a_confirm_is_missing_gives_back_all_that_it_has(
+    ledger: Ledger, jobs: JobMaker, private_rabbitmq: PrivateRabbitmq, own_queue: str
+) -> None:
+    async with relaying(ledger, own_queue) as relay:
+        await eventually(lambda: relay.relay.lease_s is not None)
+        await private_rabbitmq.freeze()
+        await accepted(ledger, jobs, 3)
+        relay.relay.poke()
+        await eventually(lambda: free(jobs, 0))
+        await accepted(ledger, jobs, 2)
+        relay.relay.take(await ledger.outbox.lease(2, lease_s=600, bulk=False))
+        await relay.kill()
+
+    assert await free(jobs, 5)
+    await private_rabbitmq.recover()

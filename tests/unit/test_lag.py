@@ -44,3 +44,17 @@ def test_the_time_in_which_nothing_could_be_settled_does_not_count() -> None:
     seen.append(lag.seconds)
 
     assert seen == [5.0, 0.0]
+
+
+def test_what_a_queue_has_passed_by_is_as_old_as_what_it_delivered_last_and_grows_older() -> None:
+    clock = Clock()
+    lag = Lag(clock=clock.time)
+    seen = [lag.passed_s]
+    with lag.settling():
+        lag.note([Settled(Outcome.APPLIED, 40.0), Settled(Outcome.APPLIED, 30.0)])
+    clock.now += 60
+    lag.restart()
+    lag.note([Settled(Outcome.APPLIED, None)])
+    seen.append(lag.passed_s)
+
+    assert seen == [None, 90.0]
