@@ -62,14 +62,17 @@ CREATE INDEX retry_requests_dead_idx ON redrive.retry_requests (processed_at, id
 -- The audit trails of a project, a batch and a job; and what prune deletes. Trails are read backwards, newest first: new
 -- rows come at the end of an index, which leaves full pages full. With the newest first they would split each page in the
 -- middle, and the index would be twice as large.
-CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at, id);
--- The project's trail by state, without 'applied', the state of most requests: those are found along the whole trail. The
--- predicate on the time, which its only reader repeats, keeps look-ups of queued requests from this index.
+-- While the ledger is empty, or was when it was analyzed, all indexes cost the same, and a plan that is made then is kept while
+-- the ledger grows. So no look-up by id or job may find another index than its own: predicates on the time, which only their
+-- readers repeat, keep it from these two, and the third does not have the id, which costs its reader a sort of a few rows.
+CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at, id)
+    WHERE requested_at < 'infinity';
+-- The project's trail by state, without 'applied', the state of most requests: those are found along the whole trail.
 CREATE INDEX retry_requests_state_idx ON redrive.retry_requests (project_id, state, requested_at, id)
-    WHERE state <> 'applied' AND requested_at < 'infinity';
+    WHERE state <> 'applied' AND requested_at > '-infinity';
 CREATE INDEX retry_requests_batch_idx ON redrive.retry_requests (project_id, batch_id, state)
     WHERE batch_id IS NOT NULL;
-CREATE INDEX retry_requests_job_idx ON redrive.retry_requests (job_id, project_id, requested_at DESC, id DESC);
+CREATE INDEX retry_requests_job_idx ON redrive.retry_requests (job_id, project_id, requested_at DESC);
 CREATE INDEX retry_requests_processed_idx ON redrive.retry_requests (processed_at) WHERE state <> 'queued';
 -- The primary key comes last: on an empty table all indexes cost the same, and the planner takes the newest. With any
 -- other index a look-up by id reads the whole table, and a plan is kept while the table grows.
@@ -86,7 +89,8 @@ CREATE TABLE redrive.retry_batches (
     skipped jsonb NOT NULL, -- [{"job_id", "code"}]: which were skipped, and why
     requested_at timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX retry_batches_project_idx ON redrive.retry_batches (project_id, requested_at, id);
+CREATE INDEX retry_batches_project_idx ON redrive.retry_batches (project_id, requested_at, id)
+    WHERE requested_at < 'infinity'; -- for the same reason as above
 
 -- What a client's idempotency key names. It is kept apart from the ledger, because a key can also name a request that was
 -- queued by another.

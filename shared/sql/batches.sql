@@ -59,20 +59,30 @@ RETURNING job_id;
 INSERT INTO redrive.retry_batches (id, project_id, actor, reason, filter, total, skipped)
 VALUES ($1, $2, $3, $4, $5, $6, $7);
 
+-- fragment: counted_by_state
+-- How many requests a batch has in each state.
+SELECT
+    count(*) FILTER (WHERE state = 'queued') AS queued,
+    count(*) FILTER (WHERE state = 'applied') AS applied,
+    count(*) FILTER (WHERE state = 'rejected') AS rejected,
+    count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+    count(*) FILTER (WHERE state = 'dead_lettered') AS dead_lettered
+FROM redrive.retry_requests
+WHERE retry_requests.project_id = {project} AND retry_requests.batch_id = {batch}
+
 -- name: find_many
 -- Batches by (id, project), with the number of their requests in each state.
 -- $1 uuid[] ids, $2 text[] project ids; same length
 SELECT
     b.id, b.project_id, b.actor, b.reason, b.filter, b.requested_at, b.total,
-    count(*) FILTER (WHERE r.state = 'queued') AS queued,
-    count(*) FILTER (WHERE r.state = 'applied') AS applied,
-    count(*) FILTER (WHERE r.state = 'rejected') AS rejected,
-    count(*) FILTER (WHERE r.state = 'cancelled') AS cancelled,
-    count(*) FILTER (WHERE r.state = 'dead_lettered') AS dead_lettered
+    r.queued, r.applied, r.rejected, r.cancelled, r.dead_lettered
 FROM unnest($1::uuid[], $2::text[]) AS wanted (id, project_id)
-JOIN redrive.retry_batches AS b USING (id, project_id)
-LEFT JOIN redrive.retry_requests AS r ON r.project_id = b.project_id AND r.batch_id = b.id
-GROUP BY b.id;
+JOIN LATERAL (
+    SELECT * FROM redrive.retry_batches
+    WHERE retry_batches.project_id = wanted.project_id AND retry_batches.id = wanted.id
+    LIMIT 1
+) AS b ON true
+CROSS JOIN LATERAL ({counted_by_state project=b.project_id batch=b.id}) AS r;
 
 -- name: page
 -- A page of a project's batches, newest first, with the number of their requests in each state. Batches beyond the sum of
@@ -83,7 +93,7 @@ WITH page AS MATERIALIZED (
     SELECT id, project_id, actor, reason, filter, requested_at, total
     FROM redrive.retry_batches
     WHERE
-        project_id = $1
+        project_id = $1 AND requested_at < 'infinity' -- the predicate of the index
         AND (requested_at, id)
             < (coalesce($3, 'infinity'::timestamptz), coalesce($4, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
         AND ($2::text IS NULL OR actor = $2)
@@ -102,14 +112,8 @@ SELECT
     r.queued, r.applied, r.rejected, r.cancelled, r.dead_lettered
 FROM bounded AS b
 CROSS JOIN LATERAL (
-    SELECT
-        count(*) FILTER (WHERE state = 'queued') AS queued,
-        count(*) FILTER (WHERE state = 'applied') AS applied,
-        count(*) FILTER (WHERE state = 'rejected') AS rejected,
-        count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
-        count(*) FILTER (WHERE state = 'dead_lettered') AS dead_lettered
-    FROM redrive.retry_requests
-    WHERE b.counted AND retry_requests.project_id = $1 AND retry_requests.batch_id = b.id
+    {counted_by_state project=$1 batch=b.id}
+    AND b.counted
 ) AS r
 ORDER BY b.requested_at DESC, b.id DESC;
 

@@ -43,6 +43,7 @@ SELECT
     EXISTS (
         SELECT FROM redrive.retry_requests AS q
         WHERE q.project_id = r.project_id AND q.job_id = r.job_id AND q.state = 'queued' AND q.id <> r.id
+        OFFSET 0 -- one look-up, and never a hash of all queued ones
     ) AS job_is_queued
 FROM redrive.retry_requests AS r
 WHERE r.id = ANY ($1::uuid[]);
@@ -73,6 +74,7 @@ chosen AS ( -- at most one request waits for a job
     WHERE NOT EXISTS (
         SELECT FROM redrive.retry_requests AS q
         WHERE q.project_id = dead.project_id AND q.job_id = dead.job_id AND q.state = 'queued'
+        OFFSET 0 -- one look-up, and never a hash of all queued ones
     )
     ORDER BY project_id, job_id, id
 )
@@ -81,5 +83,5 @@ SET
     state = 'queued', outcome = NULL, processed_at = NULL, published_at = NULL,
     publish_lease_until = now() + $2::interval, redriven_by = $3, redriven_at = now()
 FROM chosen
-WHERE r.id = ANY ($1::uuid[]) AND r.id = chosen.id
+WHERE r.id = ANY (ARRAY[chosen.id])
 RETURNING r.id, r.publish_lease_until;

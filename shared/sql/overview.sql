@@ -310,7 +310,7 @@ ORDER BY g.jobs DESC, g.last_at DESC, g.type, g.error;
 WITH newest AS MATERIALIZED (
     SELECT r.state, r.requested_at, coalesce(r.redriven_at, r.requested_at) AS waited_from, r.processed_at, r.id
     FROM redrive.retry_requests AS r
-    WHERE r.project_id = $1
+    WHERE r.project_id = $1 AND r.requested_at < 'infinity' -- the predicate of the index
     ORDER BY r.requested_at DESC, r.id DESC
     LIMIT $2::int + 1
 )
@@ -320,7 +320,7 @@ FROM (
     FROM (
         SELECT r.requested_at
         FROM redrive.retry_requests AS r
-        WHERE r.project_id = $1 AND r.state = 'queued' AND r.requested_at < 'infinity'
+        WHERE r.project_id = $1 AND r.state = 'queued' AND r.requested_at > '-infinity'
         ORDER BY r.requested_at, r.id
         LIMIT $2::int + 1
     ) AS oldest

@@ -71,7 +71,7 @@ SELECT
     {columns length=2000}
 FROM redrive.retry_requests AS r
 WHERE
-    project_id = $1
+    project_id = $1 AND requested_at < 'infinity' -- the predicate of the index
     AND (requested_at, id)
         < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     AND ($2::text IS NULL OR state = $2)
@@ -88,7 +88,7 @@ SELECT
 FROM redrive.retry_requests AS r
 WHERE
     project_id = $1 AND state = $2
-    AND state <> 'applied' AND requested_at < 'infinity' -- the predicate of the index
+    AND state <> 'applied' AND requested_at > '-infinity' -- the predicate of the index
     AND (requested_at, id)
         < (coalesce($4, 'infinity'::timestamptz), coalesce($5, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
     AND ($3::text IS NULL OR actor = $3)

@@ -1,7 +1,7 @@
 -- The worker's side of the ledger: the statements that end a request, or defer it.
 --
 -- Lock order of every statement: ledger rows by id, then jobs by (project_id, id). Two batches can wait for each other's
--- rows, and never deadlock. Look-ups are LATERAL, or join to arrays, for the reason that jobs.sql gives. Words in braces,
+-- rows, and never deadlock. Look-ups are LATERAL, or by an array of one, for the reason that jobs.sql gives. Words in braces,
 -- such as {version}, are fragments of fragments.sql.
 --
 -- No relay takes a queued request before its publish_lease_until, and no worker takes one from the ledger: it is leased to
@@ -118,6 +118,7 @@ verdict AS ( -- of several requests for one job the first is applied, and supers
                     OR EXISTS (
                         SELECT FROM redrive.retry_requests AS q
                         WHERE q.project_id = checked.project_id AND q.job_id = checked.job_id AND q.state = 'queued'
+                        OFFSET 0 -- one look-up, and never a hash of all queued ones
                     )
                 )
                 THEN 'superseded'
@@ -143,7 +144,9 @@ put_back AS (
             ELSE j.max_attempts
         END
     FROM verdict
-    WHERE j.project_id = verdict.project_id AND j.id = verdict.row_id AND verdict.final_outcome = 'applied'
+    WHERE
+        j.project_id = ANY (ARRAY[verdict.project_id]) AND j.id = ANY (ARRAY[verdict.row_id])
+        AND verdict.final_outcome = 'applied'
     RETURNING j.project_id, j.id
 ),
 done AS MATERIALIZED ( -- a trigger of the table's owner may veto an update without an error: then it answers no row
@@ -168,7 +171,7 @@ SET
     started_at_before = CASE WHEN done.what_became = 'applied' THEN done.started_at END,
     completed_at_before = CASE WHEN done.what_became = 'applied' THEN done.completed_at END
 FROM done
-WHERE r.id = ANY ($1::uuid[]) AND r.id = done.id AND done.what_became <> 'deferred'
+WHERE r.id = ANY (ARRAY[done.id]) AND done.what_became <> 'deferred'
 RETURNING
     r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8 AS waited_s,
     CASE
@@ -200,7 +203,7 @@ CROSS JOIN LATERAL (
     WHERE request.id = applied.id AND job.status::text = 'failed' AND job.version = applied.version
     LIMIT 1
 ) AS unmoved
-WHERE r.id = ANY ($1::uuid[]) AND r.id = unmoved.id
+WHERE r.id = ANY (ARRAY[unmoved.id])
 RETURNING r.id;
 
 -- name: outcomes
@@ -249,6 +252,7 @@ verdict AS (
             OR EXISTS (
                 SELECT FROM redrive.retry_requests AS q
                 WHERE q.project_id = request.project_id AND q.job_id = request.job_id AND q.state = 'queued'
+                OFFSET 0 -- one look-up, and never a hash of all queued ones
             )
         ) AS superseded
     FROM request
@@ -262,7 +266,7 @@ SET
     publish_lease_until = NULL,
     publish_alone = true
 FROM verdict
-WHERE r.id = ANY ($1::uuid[]) AND r.id = verdict.id
+WHERE r.id = ANY (ARRAY[verdict.id])
 RETURNING r.id, r.outcome, extract(epoch FROM now() - r.requested_at)::float8 AS waited_s;
 
 -- name: lease_held_up
