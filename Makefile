@@ -62,8 +62,8 @@ fmt: sync ## put the code into shape
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: sync-bench ## measure Redrive beside others, three quarters of an hour on a quiet machine: docs/benchmarks.md (ARGS="reading …")
-	@$(BIN)/python -m bench $(ARGS)
+bench: sync-bench ## measure Redrive beside others, an hour on a quiet machine: docs/benchmarks.md (ARGS="reading …"; FROM=v0.1.0: beside that, too)
+	@$(if $(FROM),.ci/beside-revision $(FROM) )$(BIN)/python -m bench $(ARGS)
 
 bench-smoke: sync-bench ## see within four minutes that all of `make bench` still works; its figures mean nothing
 	@$(BIN)/pytest tests/bench $(ARGS)

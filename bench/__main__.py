@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import resource
 import shlex
 import sys
@@ -16,7 +17,20 @@ from typing import Final
 import msgspec
 import uvloop
 
-from bench import adapters, console, growth, ledger, memory, reading, report, retrying, scaling, tracing, waiting
+from bench import (
+    adapters,
+    before,
+    console,
+    growth,
+    ledger,
+    memory,
+    reading,
+    report,
+    retrying,
+    scaling,
+    tracing,
+    waiting,
+)
 from bench.client import Disconnected, NothingMeasured
 from bench.load import Loader, WrkFailed
 from bench.machine import NONE, load_average, machine_of
@@ -28,6 +42,7 @@ from bench.servers import postgres_server, rabbitmq_server
 from tests.checkout import commit
 from tests.servers.processes import ServerFailed, make_folder, remove_folder
 
+BEFORE: Final = "before"
 PARTS: Final = {
     "reading": reading.measure,
     "waiting": waiting.measure,
@@ -39,8 +54,9 @@ PARTS: Final = {
     "adapters": adapters.measure,
     "console": console.measure,
     "tracing": tracing.measure,
+    BEFORE: before.measure,
 }
-NEEDS_BROKER: Final = frozenset({"retrying", "scaling"})
+NEEDS_BROKER: Final = frozenset({"retrying", "scaling", BEFORE})
 CAN_BE_LEFT_OUT: Final = ("bare", "plain", "fastapi", "inline", "ack_only", "celery", "wrk", console.CHROMIUM)
 REPORT: Final = "report"
 
@@ -51,7 +67,7 @@ def main() -> None:
     out = arguments.out or (Path(tempfile.mkdtemp(prefix="redrive-bench-")) if smoke else None)
     file = (ROOT / "bench" if out is None else out) / "results.json"
     docs = ROOT / "docs" if out is None else out
-    parts = arguments.parts or list(PARTS)
+    parts = arguments.parts or [part for part in PARTS if part != BEFORE or before.VARIABLE in os.environ]
     try:
         if parts != [REPORT]:
             without = frozenset(arguments.without.split(",")) - {""}

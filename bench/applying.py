@@ -17,7 +17,7 @@ from bench.capacity import Batches, Cost
 from bench.client import ask, post, request, until_true
 from bench.part import Stage
 from bench.processor import Machine, machine_s, processor_s
-from bench.programs import Program, bearer, redrive_api, redrive_worker
+from bench.programs import OWN, Program, Version, bearer, redrive_api, redrive_worker
 from tests.servers.processes import ServerFailed
 
 if TYPE_CHECKING:
@@ -71,19 +71,21 @@ class Deployment:
     @classmethod
     @asynccontextmanager
     async def running(
-        cls, stage: Stage, *, apis: int = 1, workers: int = 1, with_broker: bool = True
+        cls, stage: Stage, *, apis: int = 1, workers: int = 1, with_broker: bool = True, version: Version = OWN
     ) -> AsyncIterator["Deployment"]:
         """So many of each, ready."""
         async with AsyncExitStack() as stack:
-            database_url = await stack.enter_async_context(stage.postgres.database())
+            database_url = await stack.enter_async_context(stage.postgres.database(migrated=version is OWN))
+            if version is not OWN:
+                await version.migrate(database_url)
             amqp_url = None
             if with_broker:
                 assert stage.rabbitmq is not None
                 amqp_url = await stack.enter_async_context(stage.rabbitmq.vhost())
             database = await stack.enter_async_context(jobs.connected(database_url))
-            api = await stack.enter_async_context(redrive_api(stage.folder, database_url, amqp_url, apis))
+            api = await stack.enter_async_context(redrive_api(stage.folder, database_url, amqp_url, apis, version))
             started = [
-                await stack.enter_async_context(redrive_worker(stage.folder, database_url, amqp_url))
+                await stack.enter_async_context(redrive_worker(stage.folder, database_url, amqp_url, version))
                 for _ in range(workers)
             ]
             yield cls(stage, api, started, database)

@@ -124,6 +124,19 @@ class Tracing:
 
 
 @dataclass(frozen=True, slots=True)
+class Before:
+    """Reads and retries of an earlier version, in turn with this one."""
+
+    rounds: int = 9
+    connections: int = 64
+    seconds: float = 4
+    jobs: int = 1_000
+    other_rows: int = 99_000
+    clients: int = 128
+    retries: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One run. `warm_s`: load before the figures, for caches and pools. `part_limit_s` ends a part that hangs."""
 
@@ -137,6 +150,7 @@ class Plan:
     adapters: Adapters = field(default_factory=Adapters)
     console: Console = field(default_factory=Console)
     tracing: Tracing = field(default_factory=Tracing)
+    before: Before = field(default_factory=Before)
     smoke: bool = False
     warm_s: float = 2
     part_limit_s: float = 2_700
@@ -171,6 +185,7 @@ SMOKE = Plan(
     ),
     console=Console(rows=2_000, rounds=1, pause_s=0),
     tracing=Tracing(rounds=1, turns=2),
+    before=Before(rounds=1, seconds=0.2, jobs=100, other_rows=0, clients=16, retries=100),
     smoke=True,
     warm_s=0.1,
     part_limit_s=120,

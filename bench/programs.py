@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ import jwt
 
 from bench.client import Disconnected, ask, request
 from bench.processor import processor_s, threads_s
-from tests.servers.processes import Process, free_port
+from tests.servers.processes import Process, ServerFailed, free_port
 
 ROOT: Final = Path(__file__).parents[1]
 SECRET: Final = "the secret of a benchmark, longer than 32 bytes"
@@ -29,6 +30,38 @@ def bearer() -> dict[str, str]:
     """The header that opens every server here."""
     claims = {"project_id": PROJECT, "sub": "bench", "scope": _SCOPES, "exp": 4_000_000_000}
     return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, algorithm='HS256')}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of Redrive: its `redrive` command, and what its programs need in their environment."""
+
+    command: Path
+    env: Mapping[str, str] = field(default_factory=lambda: {"PYTHONPATH": ""})
+
+    async def migrate(self, database_url: str) -> None:
+        """Make its tables in an empty database. Raises ServerFailed."""
+        await self._run("migrate", REDRIVE_DATABASE_URL=database_url)
+
+    async def said(self) -> str:
+        """What it calls itself. Raises ServerFailed."""
+        return (await self._run("--version")).split()[-1]
+
+    async def _run(self, *arguments: str, **env: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            self.command,
+            *arguments,
+            env={**_without_settings(), **self.env, **env},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        said, _ = await process.communicate()
+        if process.returncode != 0:
+            raise ServerFailed(f"redrive {' '.join(arguments)}: {said.decode()}")
+        return said.decode()
+
+
+OWN: Final = Version(Path(sys.executable).with_name("redrive"), {"PYTHONPATH": str(ROOT)})
 
 
 class Program:
@@ -69,8 +102,7 @@ async def running(
     command: Sequence[str | Path], env: Mapping[str, str], log: Path, port: int, ops_port: int | None = None
 ) -> AsyncIterator[Program]:
     """Run a command until the block ends. Without an `ops_port`, it has one port for all."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("REDRIVE_")}
-    process = Process(command, env={**kept, "PYTHONPATH": str(ROOT), **env}, log=log)
+    process = Process(command, env={**_without_settings(), "PYTHONPATH": str(ROOT), **env}, log=log)
     try:
         yield Program(process, port, ops_port or port)
         process.check()  # figures of a server that died meanwhile are none
@@ -94,7 +126,13 @@ async def answers(program: Program, path: str, *, port: int | None = None, statu
 
 @asynccontextmanager
 async def redrive_api(
-    folder: Path, database_url: str, amqp_url: str | None = None, processes: int = 1, /, **settings: str
+    folder: Path,
+    database_url: str,
+    amqp_url: str | None = None,
+    processes: int = 1,
+    version: Version = OWN,
+    /,
+    **settings: str,
 ) -> AsyncIterator[Program]:
     """`redrive api` with its whole door on, ready, in so many processes."""
     port, ops_port = free_port(), free_port()
@@ -106,8 +144,9 @@ async def redrive_api(
         **_LIMITS,
         **({} if amqp_url is None else {"REDRIVE_AMQP_URL": amqp_url}),
         **settings,
+        **version.env,
     }
-    command: list[str | Path] = [_beside("redrive"), "api", *(["--processes", str(processes)] if processes > 1 else [])]
+    command: list[str | Path] = [version.command, "api", *(["--processes", str(processes)] if processes > 1 else [])]
     async with running(command, env, folder / "redrive-api.log", port, ops_port) as program:
         await answers(program, "/readyz", port=ops_port)
         yield program
@@ -115,7 +154,7 @@ async def redrive_api(
 
 @asynccontextmanager
 async def redrive_worker(
-    folder: Path, database_url: str, amqp_url: str | None, **settings: str
+    folder: Path, database_url: str, amqp_url: str | None, version: Version = OWN, /, **settings: str
 ) -> AsyncIterator[Program]:
     """`redrive worker`, ready."""
     ops_port = free_port()
@@ -124,8 +163,9 @@ async def redrive_worker(
         "REDRIVE_OPS_PORT": str(ops_port),
         **({} if amqp_url is None else {"REDRIVE_AMQP_URL": amqp_url}),
         **settings,
+        **version.env,
     }
-    async with running([_beside("redrive"), "worker"], env, folder / "redrive-worker.log", ops_port) as program:
+    async with running([version.command, "worker"], env, folder / "redrive-worker.log", ops_port) as program:
         await answers(program, "/readyz")
         yield program
 
@@ -140,5 +180,6 @@ async def comparator(folder: Path, name: str, env: Mapping[str, str]) -> AsyncIt
         yield program
 
 
-def _beside(command: str) -> Path:
-    return Path(sys.executable).with_name(command)
+def _without_settings() -> dict[str, str]:
+    """This process's environment without Redrive's settings."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("REDRIVE_")}

@@ -12,6 +12,8 @@ from bench.ledger import CALLS as LEDGER_CALLS
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, RANDOM, REDRIVE
 from bench.results import (
     Adapters,
+    Before,
+    Compared,
     Console,
     Growth,
     Ledger,
@@ -157,6 +159,15 @@ the time of the thread that sends them is in the figures.
 """
 
 
+_BEFORE: Final = """\
+## An earlier version
+
+Redrive %s%s beside this version, each on a database that it has migrated itself: reads by %d connections, single
+retries by %d clients. Both run all the time, and are loaded in turn. "Against it" is the median of each round's own
+ratio.
+"""
+
+
 def write(results: Results, folder: Path) -> None:
     """Write the page and its plots into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -192,6 +203,7 @@ def _parts(results: Results) -> Iterator[str]:
     yield from _if_measured(results.adapters, _adapters)
     yield from _if_measured(results.console, _console)
     yield from _if_measured(results.tracing, _traces)
+    yield from _if_measured(results.before, _before)
 
 
 def _if_measured(part: P | None, described: Callable[[P], Iterator[str]]) -> Iterator[str]:
@@ -513,6 +525,26 @@ def _traces(tracing: Tracing) -> Iterator[str]:
             for each in tracing.reads
         ],
     )  # fmt: skip
+
+
+def _before(before: Before) -> Iterator[str]:
+    commit = before.commit and f" (commit {before.commit})"
+    yield _BEFORE % (before.version, commit, before.connections, before.clients)
+    yield _table(
+        ("", "before, a second", "now, a second", "against it", "lowest and highest", "rounds"),
+        [
+            (
+                each.what, f"{each.before.median:,.0f}", f"{each.now.median:,.0f}",
+                f"{each.now.over(each.before):.3f} {TIMES}", _range(each), str(len(each.now.rounds)),
+            )
+            for each in before.compared
+        ],
+    )  # fmt: skip
+
+
+def _range(compared: Compared) -> str:
+    ratios = [now / before for now, before in zip(compared.now.rounds, compared.before.rounds, strict=True)]
+    return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def _circumstances(machine: Machine, runs: dict[str, Run]) -> Iterator[str]:

@@ -432,6 +432,24 @@ class Tracing(msgspec.Struct, frozen=True):
         return next(each for each in self.reads if each.share == share)
 
 
+class Compared(msgspec.Struct, frozen=True):
+    """How many a second of something, by an earlier version and by this one."""
+
+    what: str
+    before: Figure
+    now: Figure
+
+
+class Before(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of `plan.Before`. `commit`: the earlier version's, where it is known."""
+
+    version: str
+    commit: str
+    connections: int
+    clients: int
+    compared: list[Compared]
+
+
 class Results(msgspec.Struct, kw_only=True):
     """All of it. A part that was never run on this machine is None."""
 
@@ -447,6 +465,7 @@ class Results(msgspec.Struct, kw_only=True):
     adapters: Adapters | None = None
     console: Console | None = None
     tracing: Tracing | None = None
+    before: Before | None = None
 
 
 def encoded(results: Results) -> bytes:

@@ -8,12 +8,15 @@ from bench.accepting import INLINE
 from bench.accepting import REDRIVE as REDRIVE_ACCEPTS
 from bench.adapters import NUMBERED as NUMBERED_TABLE
 from bench.adapters import PLAIN as PLAIN_TABLE
+from bench.before import HOT as HOT_READS
+from bench.before import RANDOM as RANDOM_READS
 from bench.carrying import THROUGH_LEDGER, THROUGH_RABBITMQ
 from bench.console import FAILURES, SERIES, STATS, TOGETHER, TYPES
 from bench.reading import BARE, FASTAPI, HOT, NOT_MODIFIED, PLAIN, REDRIVE
 from bench.results import (
     AdapterCost,
     Adapters,
+    Before,
     Bulk,
     Console,
     Figure,
@@ -39,6 +42,7 @@ _SCALING: Final = "scaling"
 _ADAPTERS: Final = "adapters"
 _CONSOLE: Final = "console"
 _TRACING: Final = "tracing"
+_BEFORE: Final = "before"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ def targets_of(results: Results) -> list[Target]:
         found += _of_console(results.console)
     if results.tracing is not None:
         found += _of_tracing(results.tracing)
+    if results.before is not None:
+        found += _of_before(results.before)
     return found
 
 
@@ -298,6 +304,12 @@ def _of_tracing(tracing: Tracing) -> Iterator[Target]:
         )
         per_s = traced.per_s.over(traced.per_s_without)
         yield _at_least(_TRACING, "the same: reads/s", per_s, round(2 - wanted, 2))
+
+
+def _of_before(before: Before) -> Iterator[Target]:
+    for each in before.compared:
+        what = f"{each.what}, {before.connections} connections" if each.what in {HOT_READS, RANDOM_READS} else each.what
+        yield _at_least(_BEFORE, f"{what}, against the earlier version", each.now.over(each.before), 0.95)
 
 
 def _within_ms(part: str, what: str, measured_ms: float, wanted_ms: float, refused: int) -> Target:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import adapters, carrying, growth, ledger, reading, report, scaling, settling
+from bench import adapters, before, carrying, growth, ledger, reading, report, scaling, settling
 from bench.plan import SMOKE
 from bench.results import Results, decoded
 from bench.targets import targets_of
 from tests.bench.running import run_bench
+from tests.commands import COMMAND
 
 BROWSER = "chromium"
 
@@ -102,3 +103,18 @@ def all_took_part(results: Results, without: Sequence[str]) -> None:
     for rows in SMOKE.growth.rows:
         for call in (growth.GET_ONE, growth.FIRST_PAGE, growth.DEEP_PAGE, growth.STATS):
             assert results.growth.find(rows, call, growth.LIST_CONNECTIONS) is not None
+
+
+@pytest.mark.timeout(120)
+async def test_an_earlier_version_takes_part_where_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(before.VARIABLE, str(COMMAND))  # this one, for want of an earlier one that is sure to be there
+    await run_bench("--smoke", "--out", str(tmp_path), "before")
+
+    results = decoded((tmp_path / "results.json").read_bytes())
+    assert results.before is not None
+    assert [each.what for each in results.before.compared] == [before.HOT, before.RANDOM, before.RETRIES]
+    assert all(each.before.median > 0 and each.now.median > 0 for each in results.before.compared)
+    assert len(targets_of(results)) == 3
+    assert "## An earlier version" in (tmp_path / report.PAGE).read_text()
