@@ -31,7 +31,7 @@ from tests.ledger import Ledger
 from tests.tokens import token
 from tests.workers import a_worker
 from worker.metrics import Metrics
-from worker.settling import Settler
+from worker.settling import MOST_TRACED, Settler
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = TRACE[:-1] + "0"
@@ -328,3 +328,18 @@ async def test_a_message_that_is_delivered_again_is_a_link_of_another_batch_and_
     assert [parent_of(spans[0]), *(link.context.span_id for span in spans[1:] for link in span.links)] == [
         int(TRACE[36:52], 16)
     ] * 3
+
+
+async def test_of_a_batch_so_many_requests_are_traced_and_all_are_settled(
+    jobs: JobMaker, ledger: Ledger, exporter: InMemorySpanExporter, of_api: Tracing
+) -> None:
+    for job in await jobs.many_failed(MOST_TRACED + 1):
+        await ledger.retries.accept(msgspec.structs.replace(a_retry_of(job), traceparent=TRACE))
+    settler = Settler(ledger.settlement, Metrics(CollectorRegistry()), of_api)
+
+    assert await settler.settle_queued(MOST_TRACED + 1) == MOST_TRACED + 1
+
+    *processed, batch = exporter.get_finished_spans()
+    assert {span.kind for span in processed} == {SpanKind.CONSUMER}
+    assert (len(processed), len(batch.links)) == (MOST_TRACED, MOST_TRACED)
+    assert batch.kind is SpanKind.INTERNAL
