@@ -41,11 +41,15 @@ _UNUSABLE: Final = (ValueError, IndexError, OverflowError)
 
 
 class Opened(NamedTuple):
-    """A connection, its host, and the URL as it was when the connection was opened."""
+    """A connection, its host, and the URL as it was when the connection was opened.
+
+    `came_back`: the connection before it leads to a server of the least wanted kind, and this one does not.
+    """
 
     connection: "Connection"
     host: Host
     url: PostgresUrl
+    came_back: bool
 
 
 class _Found(NamedTuple):
@@ -75,7 +79,7 @@ class Connector:
         self._settings = settings
         self.pooled = pooled or _says_pooled(current(url))
         self.fell_back_at: float | None = None
-        """When the last connection was opened (monotonic), where it leads to what of several hosts is wanted least."""
+        """When the last connection was opened (monotonic), if its server is of the least wanted kind; else None."""
         self._last_good: Host | None = None
         self._last_url: str | None = None
 
@@ -118,12 +122,10 @@ class Connector:
                 each.connection.terminate()
         self._last_good = best.host
         fell_back = len(hosts) > 1 and 0 < best.rank == len(wanted) - 1
+        # Decided where nothing comes between: while this one was opened, another one may have fallen back.
+        came_back = self.fell_back_at is not None and not fell_back
         self.fell_back_at = time.monotonic() if fell_back else None
-        return Opened(best.connection, best.host, url)
-
-    async def connect(self, *_: object, **more: Any) -> "Connection":  # noqa: ANN401 - as asyncpg's pool calls it
-        """A connection, for `asyncpg.create_pool(connect=…)`. Raises as `opened` does."""
-        return (await self.opened(**more)).connection
+        return Opened(best.connection, best.host, url, came_back)
 
     def _read(self) -> PostgresUrl:
         try:

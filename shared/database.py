@@ -211,11 +211,10 @@ class Database:
     async def _connect(self, *_: object, **more: Any) -> "asyncpg.Connection[Row]":  # noqa: ANN401 - as asyncpg calls it
         if self._connector.changed():
             await self._pool.expire_connections()  # they were opened with the URL as it was before
-        fell_back = self._connector.fell_back_at is not None
-        connection = await self._connector.connect(**more)
-        if fell_back and self._connector.fell_back_at is None:
+        opened = await self._connector.opened(**more)
+        if opened.came_back:
             await self._pool.expire_connections()  # they lead to a server that was taken for want of this one
-        return connection
+        return opened.connection
 
     async def _prepare(self, connection: Any) -> None:  # noqa: ANN401 - asyncpg types the callback's argument so
         async with connection.transaction() if self._connector.pooled else nullcontext():

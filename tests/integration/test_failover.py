@@ -3,18 +3,20 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from api.serving import readiness
+from shared.connections import Connector
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.gauges import ReplicaLag, replayed, written
 from shared.models import Outcome
 from shared.ops import Status
+from shared.postgres_url import Host, PostgresUrl
 from shared.secret import FileSecret
 from shared.settlement import Settled
 from tests.api_server import Serve
@@ -159,6 +161,42 @@ async def test_a_standby_serves_an_api_that_only_reads_until_the_primary_is_back
         assert (meanwhile.status, after.status) == (Status.OK, Status.OK)
         assert served_by_standby
         assert not await is_standby(api.parts.database)
+
+
+async def test_connections_that_are_opened_at_the_same_time_end_at_the_primary_all_of_them(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first gives the primary up and takes the standby; the second began before that, and gets the primary."""
+    try_host = Connector._try
+    both_wait, fell_back = asyncio.Event(), asyncio.Event()
+    tried = 0
+
+    async def try_slow_primary(
+        connector: Connector,
+        url: PostgresUrl,
+        host: Host,
+        *rest: Any,  # noqa: ANN401 - passed on as it came
+        within_s: float,
+    ) -> object:
+        nonlocal tried
+        if host.port == urlsplit(pair.writer).port:
+            tried += 1
+            if tried == 1:
+                await both_wait.wait()
+                return "no answer in time"
+            both_wait.set()
+            await fell_back.wait()
+        return await try_host(connector, url, host, *rest, within_s=within_s)
+
+    monkeypatch.setattr(Connector, "_try", try_slow_primary)
+    async with database_at(standby_first(pair), writes=False).opened() as database:
+        async with asyncio.TaskGroup() as tasks:
+            opening = [tasks.create_task(is_standby(database)) for _ in range(2)]
+            await asyncio.wait(opening, return_when=asyncio.FIRST_COMPLETED)
+            fell_back.set()
+        assert sorted(task.result() for task in opening) == [False, True]
+
+        assert await asyncio.gather(is_standby(database), is_standby(database)) == [False, False]
 
 
 async def test_a_silent_host_leaves_the_others_their_time_and_the_last_good_one_comes_first(pair: Pair) -> None:
