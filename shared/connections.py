@@ -81,6 +81,7 @@ class Connector:
         self.fell_back_at: float | None = None
         """When the last connection was opened (monotonic), if its server is of the least wanted kind; else None."""
         self._last_good: Host | None = None
+        self._last_rank = 0
         self._last_url: str | None = None
 
     def changed(self) -> bool:
@@ -106,7 +107,7 @@ class Connector:
                     refusals[host] = tried
                     continue
                 found.append(tried)
-                if tried.rank == 0:
+                if tried.rank == 0 or self._is_still_good(tried, least=len(wanted) - 1):
                     break
         except BaseException:
             for each in found:
@@ -120,12 +121,19 @@ class Connector:
         for each in found:
             if each is not best:
                 each.connection.terminate()
-        self._last_good = best.host
+        self._last_good, self._last_rank = best.host, best.rank
         fell_back = len(hosts) > 1 and 0 < best.rank == len(wanted) - 1
         # Decided where nothing comes between: while this one was opened, another one may have fallen back.
         came_back = self.fell_back_at is not None and not fell_back
         self.fell_back_at = time.monotonic() if fell_back else None
         return Opened(best.connection, best.host, url, came_back)
+
+    def _is_still_good(self, found: _Found, *, least: int) -> bool:
+        """Whether the last good host is as good as it was when none was better: then no other host need be tried.
+
+        Not where it is of the `least` wanted kind, or of a lesser one than it was: then another may be better by now.
+        """
+        return found.host == self._last_good and found.rank <= self._last_rank and found.rank < least
 
     def _read(self) -> PostgresUrl:
         try:

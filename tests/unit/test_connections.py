@@ -52,3 +52,43 @@ async def test_what_came_back_is_known_from_the_connection_before_it(
     second, third = await hosts.opened(), await hosts.opened()
 
     assert [opened.came_back for opened in (first, second, third)] == [False, began == STANDBY, False]
+
+
+async def test_the_last_good_host_is_enough_where_the_role_may_not_write_on_the_primary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hosts = Hosts(monkeypatch, one=STANDBY, two=READS)
+
+    assert (await hosts.opened()).host.name == "two"
+    assert hosts.tried == ["one", "two"]
+    assert (await hosts.opened()).host.name == "two"
+    assert hosts.tried == ["two"]
+
+
+async def test_a_primary_that_no_longer_takes_writes_is_left_for_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = Hosts(monkeypatch, one=WRITES, two=STANDBY)
+    await hosts.opened()
+    hosts.ranks |= {"one": READS, "two": WRITES}
+
+    assert (await hosts.opened()).host.name == "two"
+    assert hosts.tried == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("more", "ranks", "tried"),
+    [
+        ("", {"one": STANDBY, "two": STANDBY}, ["one", "two"]),
+        ("?target_session_attrs=prefer-standby", {"one": 1, "two": 1}, ["one", "two"]),
+        ("?target_session_attrs=prefer-standby", {"one": 1, "two": 0}, ["two"]),
+        ("?target_session_attrs=any", {"one": 0, "two": 0}, ["one"]),
+    ],
+    ids=["reader", "no standby", "a standby", "any"],
+)
+async def test_the_last_good_host_is_enough_unless_it_is_the_least_wanted_of_several_kinds(
+    monkeypatch: pytest.MonkeyPatch, more: str, ranks: dict[str, int], tried: list[str]
+) -> None:
+    hosts = Hosts(monkeypatch, more=more, **ranks)
+    await hosts.opened()
+    await hosts.opened()
+
+    assert hosts.tried == tried
