@@ -161,7 +161,6 @@ class Database:
         self._timeout_s = timeout_s
         self._pool_size = pool_size
         self._writes = writes
-        self._replica = replica
         self._slots = asyncio.Semaphore(max(1, pool_size - 1))
         self.refused = 0
         """Calls that got no slot in time, so far."""
@@ -344,8 +343,8 @@ class Database:
             raise DatabaseUnfit("this user lacks rights on redrive.retry_requests")
 
     async def _prefer_again(self) -> None:
-        """Close the connections to a server that was taken for want of the primary, now and then: it may be back."""
-        fell_back_at = None if self._writes or self._replica else self._connector.fell_back_at
+        """Close connections to a server that was taken for want of the preferred one, now and then: it may be back."""
+        fell_back_at = self._connector.fell_back_at
         if fell_back_at is not None and time.monotonic() - fell_back_at >= PREFER_AGAIN_S:
             await self._pool.expire_connections()
 

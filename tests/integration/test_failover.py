@@ -163,6 +163,39 @@ async def test_a_standby_serves_an_api_that_only_reads_until_the_primary_is_back
         assert not await is_standby(api.parts.database)
 
 
+@pytest.mark.parametrize("replica", [False, True])
+async def test_the_primary_serves_readers_that_prefer_a_standby_until_one_is_back(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, *, replica: bool
+) -> None:
+    monkeypatch.setattr("shared.database.PREFER_AGAIN_S", 0)
+    async with Proxy.to(pair.reader) as standby:
+        await standby.refuse()
+        url = standby_first(Pair(pair.writer, standby.url_of(pair.reader)), more="?target_session_attrs=prefer-standby")
+        async with database_at(url, writes=False, replica=replica).opened() as database:
+            assert not await is_standby(database)
+            await standby.heal()
+            await database.probe()
+
+            assert await is_standby(database)
+
+
+async def test_a_standby_is_kept_until_it_is_time_to_look_for_the_primary(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Proxy.to(pair.writer) as primary, Proxy.to(pair.reader) as standby:
+        await primary.refuse()
+        url = standby_first(Pair(pair.writer, standby.url_of(pair.reader)), writer_port=primary.port)
+        async with database_at(url, writes=False).opened() as database:
+            for _ in range(3):
+                await database.probe()
+            assert standby.connections_total == 1
+
+            monkeypatch.setattr("shared.database.PREFER_AGAIN_S", 0)
+            for _ in range(3):
+                await database.probe()
+            assert standby.connections_total == 3  # the first probe used the one that was open
+
+
 async def test_connections_that_are_opened_at_the_same_time_end_at_the_primary_all_of_them(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
