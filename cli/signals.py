@@ -74,6 +74,10 @@ class StopSignals:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(self._run(program, grace_s, share))
 
+    def left_s(self, grace_s: float) -> float:
+        """How much of the grace is left: all of it until the first signal, less than nothing where it is over."""
+        return grace_s if self._signalled_at is None else self._signalled_at + grace_s - time.monotonic()
+
     async def _run(self, program: Program, grace_s: float | None, share: float) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine that runs has a task

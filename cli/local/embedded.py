@@ -3,7 +3,8 @@
 1. A server that a killed `up` has left behind is stopped. So there is one way to start, whatever happened before.
 2. `initdb` makes the data where they are missing, in a folder that is renamed when it is whole.
 3. `postgres` starts. It listens on a Unix socket only, in the data's folder, which only its account may enter.
-4. `postmaster.pid` says when it is ready. At the end of the block it is stopped in order.
+4. `postmaster.pid` says when it is ready. At the end of the block it is stopped in order; one that does not end in time
+   is killed, and recovers when it starts again.
 
 The wheel's Python package is not imported: it would open all parent folders to all users, and write lock files. Nothing
 outside the data folder is changed, as root neither (see cli/local/accounts.py). The tests start servers of their own
@@ -19,7 +20,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
@@ -32,6 +33,7 @@ from cli.local.postmaster import ENDINGS, end_leftover, is_ready
 _SOCKET = ".s.PGSQL.5432"
 _SOCKET_PATH_BYTES = 107
 _READY_S = 60.0  # recovery after a crash takes its time
+_LEAST_END_S = 1.0  # with less, one that could end in order would be killed
 _LOOK_S = 0.02
 
 
@@ -55,10 +57,10 @@ class EmbeddedPostgres:
 
 
 @contextmanager
-def embedded_postgres(folder: DataFolder) -> Iterator[EmbeddedPostgres]:
+def embedded_postgres(folder: DataFolder, *, left_s: Callable[[], float]) -> Iterator[EmbeddedPostgres]:
     """Run PostgreSQL on the folder's data, made when it is missing; stop it in order when the block ends.
 
-    Raises CommandFailed.
+    `left_s`: how long stopping may take then; it has a second at least. Raises CommandFailed.
     """
     account = account_for(folder.cluster)
     end_leftover(folder.cluster)
@@ -74,7 +76,7 @@ def embedded_postgres(folder: DataFolder) -> Iterator[EmbeddedPostgres]:
             _wait_until_ready(server, folder.cluster, process.pid)
             yield server
         finally:
-            _end(process)
+            _end(process, within_s=left_s())
 
 
 def find_programs() -> Path:
@@ -185,11 +187,13 @@ def _wait_until_ready(server: EmbeddedPostgres, cluster: Path, pid: int) -> None
     raise CommandFailed(f"PostgreSQL did not become ready within {_READY_S:.0f} s")
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    for number, within_s in ENDINGS:
+def _end(process: "subprocess.Popen[bytes]", *, within_s: float) -> None:
+    """End the server as ENDINGS says, in as much less time as `within_s` asks for."""
+    share = min(1.0, max(_LEAST_END_S, within_s) / sum(most_s for _, most_s in ENDINGS))
+    for number, most_s in ENDINGS:
         process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(within_s)
+            process.wait(most_s * share)
             return
 
 

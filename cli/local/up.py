@@ -3,7 +3,12 @@
 1. The environment is checked, the data folder locked, the settings read, the ports and the broker checked.
 2. PostgreSQL starts, and the migrations run.
 3. The demo, the workers and the API start; then the welcome is printed.
-4. The API, the workers and the demo are told to stop at once, and the database stops after them.
+4. The API, the workers and the demo are told to stop at once; those that still run when most of the grace is over are
+   cancelled. PostgreSQL stops after them, in what is left of the grace.
+
+Where PostgreSQL does not answer, the end may come a few seconds after the grace: what is cancelled closes its
+connections, for up to REDRIVE_DB_TIMEOUT, and PostgreSQL has a second at least. A process that ended earlier would
+leave it running.
 """
 
 import asyncio
@@ -88,7 +93,7 @@ def run_up(plan: Plan, *, say: Callable[[str], None], warn: Callable[[str], None
         )
         if configured.amqp_url is not None:
             asyncio.run(_check_broker(configured.amqp_url.get_secret_value()))
-        with embedded_postgres(folder) as server:
+        with embedded_postgres(folder, left_s=lambda: signals.left_s(configured.shutdown_grace)) as server:
             database_url = _install_system(plan.adapter, server)
             migrate(database_url)
             settings, worker_settings = _settings(known, database_url)
@@ -233,7 +238,7 @@ class _Stack:
         self._server = server
 
     async def run(self, stop: asyncio.Event, greet: Callable[[str | None], None]) -> None:
-        """Start everything, greet, and wait for `stop`; then return once everything has ended, or been cancelled."""
+        """Start everything, greet, and wait for `stop`; then return once everything has ended, cancelled if need be."""
         async with AsyncExitStack() as opened:
             demo = await opened.enter_async_context(self._demo()) if self._plan.demo else None
             if demo is not None:
@@ -256,7 +261,7 @@ class _Stack:
             try:
                 async with asyncio.timeout(self._settings.shutdown_grace * _SHARE_OF_GRACE):
                     await asyncio.gather(*programs)
-            except TimeoutError:  # all of them are cancelled by now
+            except TimeoutError:  # they are told to end at once; the task group waits until they have
                 log.warning("shutdown grace exceeded", within_s=self._settings.shutdown_grace)
             watch.cancel()
 

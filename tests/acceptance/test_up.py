@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import stat
+import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ import aiohttp
 import pytest
 
 from cli.errors import CommandFailed
+from cli.local.embedded import _end
 from cli.local.up import Plan, _require_installed, _Stack
 from shared.settings import ApiSettings, WorkerSettings, read
 from tests.acceptance.up import Up, alive, environment
@@ -194,11 +197,16 @@ async def test_all_programs_are_told_to_stop_at_once_and_none_is_waited_for_beyo
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
+    closed: list[str] = []
 
     async def hang(name: str, stop: asyncio.Event) -> None:
         await stop.wait()
         told.append(name)
-        await asyncio.Event().wait()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.3 if name == "api" else 0)  # as closing connections takes its time
+            closed.append(name)
 
     async def serve(_settings: ApiSettings, *, stop: asyncio.Event, started: asyncio.Event) -> None:
         started.set()
@@ -215,12 +223,28 @@ async def test_all_programs_are_told_to_stop_at_once_and_none_is_waited_for_beyo
     server = cast("EmbeddedPostgres", SimpleNamespace(check=lambda: None))
     stop = asyncio.Event()
 
-    async with asyncio.timeout(5):
-        await _Stack(plan, read(ApiSettings, **known), read(WorkerSettings, **known), server).run(
-            stop, lambda _example: stop.set()
-        )
+    settings = read(ApiSettings, **known)
 
-    assert sorted(told) == ["api", "worker", "worker"]
+    async with asyncio.timeout(settings.shutdown_grace + 1):
+        await _Stack(plan, settings, read(WorkerSettings, **known), server).run(stop, lambda _example: stop.set())
+
+    assert sorted(told) == sorted(closed) == ["api", "worker", "worker"]
+
+
+@pytest.mark.parametrize(("left_s", "takes_s"), [(60, 10), (9, 9), (3, 3), (0.2, 1), (-5, 1)])
+def test_a_postgresql_that_does_not_end_is_killed_in_what_is_left_of_the_grace(left_s: float, takes_s: float) -> None:
+    sent: list[signal.Signals] = []
+    waited_s: list[float] = []
+
+    def wait(within_s: float) -> None:
+        waited_s.append(within_s)
+        raise subprocess.TimeoutExpired("postgres", within_s)
+
+    deaf = SimpleNamespace(send_signal=sent.append, wait=wait)
+    _end(cast("subprocess.Popen[bytes]", deaf), within_s=left_s)
+
+    assert sent == [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL]
+    assert sum(waited_s) == pytest.approx(takes_s)
 
 
 async def test_one_that_was_killed_starts_again_though_its_database_still_runs(folder: Path) -> None:

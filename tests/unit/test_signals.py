@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 
@@ -95,6 +96,26 @@ def test_while_everything_ends_a_signal_changes_nothing() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_grace_begins_with_the_first_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(signals, "time", SimpleNamespace(monotonic=lambda: now))  # the event loop's goes on
+    left: list[float] = []
+
+    async def program(stop: asyncio.Event) -> None:
+        nonlocal now
+        left.append(stop_signals.left_s(10))
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        now += 4
+        left.append(stop_signals.left_s(10))
+
+    with StopSignals() as stop_signals:
+        stop_signals.run(program)
+
+    now += 8
+    assert [*left, stop_signals.left_s(10)] == [10, 6, -2]
 
 
 def test_what_the_program_raises_goes_through() -> None:
