@@ -28,6 +28,20 @@ if TYPE_CHECKING:
 
 REJECTED: Final = 3
 """The exit status of a retry that was refused, or ended rejected."""
+ABOUT_THE_REQUEST: Final = frozenset(
+    {
+        "bad-request",
+        "expectation-failed",
+        "invalid-json",
+        "invalid-parameter",
+        "length-required",
+        "method-not-allowed",
+        "not-found",
+        "payload-too-large",
+        "unsupported-media-type",
+    }
+)
+"""Codes of the API that say nothing of a retry: the request went to a wrong path, or has a form that is not read."""
 _TIMEOUT_S: Final = 10.0
 _LOGIN_HINT: Final = (
     "type `. .redrive/env` (after `redrive up`) or `export REDRIVE_TOKEN=$(redrive token --project PROJECT)`"
@@ -35,7 +49,7 @@ _LOGIN_HINT: Final = (
 
 
 class RetryRefused(Exception):
-    """The API refuses what a retry asks for, and would refuse it again; `problem` is its answer."""
+    """The API refuses what a retry asks for; `problem` is its answer."""
 
     def __init__(self, problem: "RedriveProblem") -> None:
         super().__init__(str(problem))
@@ -46,8 +60,8 @@ class RetryRefused(Exception):
 def asking_for_retries() -> Iterator[None]:
     """Raise RetryRefused where the API refuses what the block asks for.
 
-    A token that is none, a limit, and an API that is away or fails, are no refusal of a retry, and go through as they
-    are.
+    A token that is none, a limit, a request that the API cannot read, and an API that is away or fails, are no refusal
+    of a retry, and go through as they are.
     """
     from redrive_client import RateLimited, RedriveProblem, Unauthenticated  # noqa: PLC0415 - not for `redrive --help`
 
@@ -55,6 +69,8 @@ def asking_for_retries() -> Iterator[None]:
         yield
     except RedriveProblem as problem:
         if problem.status >= 500 or isinstance(problem, Unauthenticated | RateLimited):
+            raise
+        if problem.code in ABOUT_THE_REQUEST:
             raise
         raise RetryRefused(problem) from problem
 

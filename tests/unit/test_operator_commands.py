@@ -16,8 +16,10 @@ from urllib.parse import quote, urlsplit
 import pytest
 from rich.cells import cell_len
 
+from api.problems import PROBLEMS
 from cli.main import main
 from cli.operate import bulk_retrying, filters, retrying
+from cli.operate.connection import ABOUT_THE_REQUEST
 from tests.commands import commanded
 
 JOB = "8386e689-d8b4-4ed4-91aa-7511b7751106"
@@ -367,8 +369,14 @@ def test_a_retry_that_is_refused_is_status_3(
     assert len(api.asked) == 1
 
 
-@pytest.mark.parametrize("args", [SINGLE, BY_IDS, BY_FILTER])
-@pytest.mark.parametrize(("status", "code"), [(401, "invalid-token"), (500, "internal")])
+NO_REFUSALS = [
+    (401, "invalid-token"), (500, "internal"), (400, "bad-request"), (404, "not-found"), (405, "method-not-allowed"),
+    (417, "expectation-failed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("args", [SINGLE, (*SINGLE, "--dry-run"), BY_IDS, BY_FILTER])
+@pytest.mark.parametrize(("status", "code"), NO_REFUSALS)
 def test_what_is_no_refusal_of_a_retry_is_status_1(
     api: Api, redrive: Redrive, args: tuple[str, ...], status: int, code: str
 ) -> None:
@@ -376,6 +384,10 @@ def test_what_is_no_refusal_of_a_retry_is_status_1(
         api.problem(request, status, code)
 
     assert redrive(*args).status == 1
+
+
+def test_the_codes_that_say_nothing_of_a_retry_are_codes_of_the_api() -> None:
+    assert {error.code for error in PROBLEMS} >= ABOUT_THE_REQUEST
 
 
 def test_a_filter_that_is_refused_after_its_dry_run_is_status_3(api: Api, redrive: Redrive) -> None:
