@@ -23,7 +23,7 @@ from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.ledger import Ledger
-from tests.tokens import LEEWAY_S, token
+from tests.tokens import LEEWAY_S, RUNS_OUT_S, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -200,7 +200,7 @@ def api_events() -> Any:  # noqa: ANN401 - the module, which the fixture's name 
 
 async def test_a_stream_ends_when_its_token_is_no_longer_accepted(api: Api, jobs: JobMaker) -> None:
     job = await jobs.pending()
-    ends_at = int(time.time()) + 4
+    ends_at = int(time.time()) + RUNS_OUT_S
     async with stream_of(api, job, bearer=token(exp=ends_at - LEEWAY_S)) as stream:
         assert (await stream.news()).data["status"] == "pending"
         assert await stream.next() is None

@@ -21,7 +21,7 @@ from tests.api_server import Api, Serve
 from tests.eventually import eventually
 from tests.integration.reading.test_events import SOON_S, Event, Stream, set_status
 from tests.jobs import JobMaker
-from tests.tokens import LEEWAY_S, token
+from tests.tokens import LEEWAY_S, RUNS_OUT_S, token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -217,7 +217,7 @@ async def test_a_job_that_was_read_whole_at_its_end_is_not_sent_again(
 
 async def test_a_stream_of_many_ends_when_its_token_is_no_longer_accepted(api: Api, jobs: JobMaker) -> None:
     job = await jobs.pending()
-    ends_at = int(time.time()) + 4
+    ends_at = int(time.time()) + RUNS_OUT_S
     async with stream_of(api, [job.id], bearer=token(exp=ends_at - LEEWAY_S)) as stream:
         assert told(await stream.news()) == ("job", (str(job.id), "pending"))
         assert await stream.next() is None
