@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import jwt
 
 from api.problems import AuthenticationRequired, InsufficientScope, InvalidToken, KeysUnavailable
-from shared.bounds import MAX_ACTOR
+from shared.bounds import ACTOR
 from shared.claims import claim_path, value_at
 from shared.errors import InvalidJobId
 from shared.job_ids import job_ids
@@ -40,7 +40,6 @@ LATEST_EXP: Final = 253_402_300_799
 PROJECT_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}", re.ASCII)
 # A lone surrogate is no text to PostgreSQL, and no answer can show one.
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
-_ACTOR: Final = re.compile(rf"[^\x00-\x1f\x7f\ud800-\udfff]{{1,{MAX_ACTOR}}}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+", re.ASCII)
 
 
@@ -192,7 +191,7 @@ class Authenticator:
             expires_at <= LATEST_EXP
             and isinstance(project_id, str)
             and PROJECT_ID.fullmatch(project_id)
-            and _ACTOR.fullmatch(actor)
+            and ACTOR.fullmatch(actor)
         ):
             raise InvalidToken
         claimed = _scopes(claims)

@@ -17,7 +17,7 @@ from api.problems import Fault, InvalidBody
 from api.retries import Delay, ExtraAttempts, Reason, idempotency_key_of, key_text_of
 from api.spans import create_span
 from shared.batches import AcceptedBatch, Batch, BatchKey, BatchRequest, BulkDryRun, Skipped
-from shared.bounds import MAX_ACTOR, MAX_BATCH, MAX_FILTER, MAX_IDS, MAX_SPREAD_S
+from shared.bounds import MAX_ACTOR, MAX_BATCH, MAX_BULK_IDS, MAX_FILTER, MAX_SPREAD_S
 from shared.database import in_time
 from shared.errors import BatchNotFound, RetryNotFound
 from shared.failed import FailedFilter, RetriedFewerThan
@@ -51,7 +51,7 @@ class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _BatchRequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of a bulk retry: `ids`, or `filter` with `max` and `reason`."""
 
-    ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_IDS)] | None = None
+    ids: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_BULK_IDS)] | None = None
     filter: _Filter | None = None
     max: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH)] | None = None
     reason: Reason | None = None

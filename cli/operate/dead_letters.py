@@ -18,6 +18,7 @@ from cli.errors import CommandFailed
 from cli.operate.connection import is_terminal, note
 from cli.operate.options import AsJson, DryRun, Yes
 from cli.operate.tables import print_facts, print_json, print_table, time_text
+from shared.bounds import ACTOR, MAX_ACTOR
 
 if TYPE_CHECKING:
     from shared.dead_letters import DeadLetters, DeadRequest, RequestStatus
@@ -32,7 +33,6 @@ app = typer.Typer(
 )
 
 MOST: Final = 10_000
-MAX_ACTOR: Final = 500
 _REFUSED: Final = "refused by the database"
 _SHOWN_BYTES: Final = 64 * 1024
 _COLUMNS: Final = ("ID", "JOB", "PROJECT", "LEDGER", "REASON", "BYTES")
@@ -146,8 +146,8 @@ def redrive_(
     in the queue.
     """
     actor = actor or _operator()
-    if not 0 < len(actor) <= MAX_ACTOR or "\x00" in actor:
-        raise typer.BadParameter(f"an actor has 1 to {MAX_ACTOR} characters")
+    if ACTOR.fullmatch(actor) is None:
+        raise typer.BadParameter(f"an actor has 1 to {MAX_ACTOR} characters, none of them a control character")
 
     async def work() -> None:
         from cli.operate.redriving import RedriveResult, redrive

@@ -21,7 +21,7 @@ from cli.operate.filters import FIELDS, duration_of, failed_filter_of, job_id_of
 from cli.operate.options import LOCAL, AsJson, DryRun, TokenFile, Url, Yes, text_up_to
 from cli.operate.retries import show_retry
 from cli.operate.tables import print_json, printable
-from shared.bounds import MAX_BATCH, MAX_DELAY_S, MAX_EXTRA_ATTEMPTS, MAX_IDS, MAX_REASON, MAX_SPREAD_S
+from shared.bounds import MAX_BATCH, MAX_BULK_IDS, MAX_DELAY_S, MAX_EXTRA_ATTEMPTS, MAX_REASON, MAX_SPREAD_S
 
 if TYPE_CHECKING:
     from redrive_client import FailedFilter, Redrive, Retry
@@ -106,8 +106,8 @@ def retry(
     wanted = failed_filter_of(filters) if filters else None
     if bool(ids) == (wanted is not None):
         raise typer.BadParameter("give either ids, or --filter or --fingerprint")
-    if len(ids) > MAX_IDS:
-        raise typer.BadParameter(f"at most {MAX_IDS} ids at once")
+    if len(ids) > MAX_BULK_IDS:
+        raise typer.BadParameter(f"at most {MAX_BULK_IDS} ids at once")
     options = RetryOptions(
         reason=reason,
         delay_s=seconds_of(delay, "--delay", at_most=MAX_DELAY_S),

@@ -913,6 +913,14 @@ def test_commands_on_the_servers_need_their_settings(redrive: Redrive, args: lis
     assert "REDRIVE_DATABASE_URL (or REDRIVE_DATABASE_URL_FILE): is required" in answer.err
 
 
+@pytest.mark.parametrize("actor", ["x" * 256, "a\nb", "\udcff"])
+def test_dead_letters_are_redriven_in_the_name_of_an_actor_that_a_token_can_have(redrive: Redrive, actor: str) -> None:
+    answer = redrive("dead", "redrive", "--max", "1", "--actor", actor)
+
+    assert answer.status == 2
+    assert "an actor has 1 to 255 characters" in answer.err
+
+
 def test_a_comma_belongs_to_a_value_unless_a_name_follows() -> None:
     wanted = filters.failed_filter_of(["error_contains=a, b=c,type=x,y", "created_after=2026-11-23T04:00:00Z"])
     assert (wanted.error_contains, wanted.type) == ("a, b=c", "x,y")
