@@ -2,8 +2,7 @@
 
 1. The value is read. A client that does not wait is answered at once.
 2. A client that waits is answered when the value is news to it: another one than it names, or, where it names none, a
-   value that is done. Else it is answered after N seconds, or when its token is no longer accepted or
-   the api stops.
+   value that is done. Else it is answered after N seconds, or when its token is no longer accepted or the api stops.
 3. The answer is 304 where the client has the value already, else 200.
 
 One Reader serves jobs, retries and batches: they differ in how they are read and in their view, and in nothing else.

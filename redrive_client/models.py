@@ -209,9 +209,10 @@ class AcceptedBatch(msgspec.Struct, frozen=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A bulk retry, and how its requests stand; the counts add up to `total`.
+    """A bulk retry, and how its requests stand.
 
-    `filter` is what was asked with, its times as text; None where the jobs were chosen by their ids.
+    The counts add up to `total`, until settled requests are pruned. `filter` is what was asked with, its times as text;
+    None where the jobs were chosen by their ids.
     """
 
     id: UUID

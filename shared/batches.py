@@ -103,9 +103,10 @@ class AcceptedBatch(NamedTuple):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """A bulk retry, and how many of its requests are in each state; the counts add up to `total`.
+    """A bulk retry, and how many of its requests are in each state.
 
-    `filter` is the request's, as JSON; None where the request named the jobs by their ids.
+    The counts add up to `total`, until settled requests are pruned. `filter` is the request's, as JSON; None where the
+    request named the jobs by their ids.
     """
 
     id: BatchId

@@ -62,7 +62,7 @@ _FILES: Final = {
 }
 """The files with the statements that each program runs."""
 _READING: Final = ("jobs", "failed", "rows", "overview")
-"""Those of them that an api runs on a replica, and where it only reads."""
+"""Those of them that read jobs: all that an api runs on a replica, and not all where it only reads."""
 _GRANT: Final = re.compile(r"GRANT ([A-Z, ]+) ON (redrive\.\w+) TO ([\w, ]+);")
 
 

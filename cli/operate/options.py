@@ -28,13 +28,14 @@ def require_text(text: str, longest: int, *, least: int = 1, name: str = "") -> 
 
     `name`: of what, where the option alone does not say it.
     """
+    must = f"{name} must" if name else "must"
     if not least <= len(text) <= longest:
         bounds = f"{least} to {longest}" if least else f"at most {longest}"
-        raise typer.BadParameter(f"{name} must have {bounds} characters".lstrip())
+        raise typer.BadParameter(f"{must} have {bounds} characters")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise typer.BadParameter(f"{name} must be text in UTF-8".lstrip()) from None
+        raise typer.BadParameter(f"{must} be text in UTF-8") from None
 
 
 Url = Annotated[str, typer.Option("--url", envvar="REDRIVE_URL", help="Where the API is.", rich_help_panel=_PANEL)]
