@@ -163,17 +163,28 @@ async def _retry(redrive: "Redrive", chosen: "list[str] | FailedFilter", options
         return report_refusal(line_of_refusal(refused.problem, scopes=needs))
 
 
+async def _preview_one(redrive: "Redrive", job_id: str, options: RetryOptions) -> int:
+    from redrive_client import RetryBlock
+
+    with asking_for_retries():
+        dry_run = await redrive.retry(job_id, extra_attempts=options.extra_attempts, dry_run=True)
+    if options.as_json:
+        print_json(dry_run)
+    if dry_run.blocked_by == RetryBlock.RETRY_QUEUED:  # no refusal: the answer to a second retry is the first one
+        note("a retry of the job is queued already; another request would be answered with that one")
+        return 0
+    if not dry_run.would_retry:
+        return report_refusal(f"would not be retried: {dry_run.blocked_by}")
+    if not options.as_json:
+        typer.echo("would be retried")
+    return 0
+
+
 async def _retry_one(redrive: "Redrive", job_id: str, options: RetryOptions) -> int:
     from redrive_client import RetryState, WaitTimeout
 
     if options.dry_run:
-        with asking_for_retries():
-            dry_run = await redrive.retry(job_id, extra_attempts=options.extra_attempts, dry_run=True)
-        if options.as_json:
-            print_json(dry_run)
-        elif dry_run.would_retry:
-            typer.echo("would be retried")
-        return 0 if dry_run.would_retry else report_refusal(f"would not be retried: {dry_run.blocked_by}")
+        return await _preview_one(redrive, job_id, options)
     with asking_for_retries():
         accepted = await redrive.retry(
             job_id, reason=options.reason, delay_seconds=options.delay_s, extra_attempts=options.extra_attempts

@@ -426,6 +426,17 @@ def test_a_dry_run_of_one_tells_by_its_status(api: Api, redrive: Redrive) -> Non
     assert all(asked.path.endswith("?dry_run=true") for asked in api.asked)
 
 
+@pytest.mark.parametrize("more", [(), ("--json",)])
+def test_a_dry_run_of_one_whose_retry_is_queued_is_no_refusal_as_the_retry_is_none(
+    api: Api, redrive: Redrive, more: tuple[str, ...]
+) -> None:
+    api.on(f"POST /api/jobs/{JOB}/retry", {"data": {"would_retry": False, "blocked_by": "retry_queued"}})
+    answer = redrive("retry", JOB, "--dry-run", *more)
+
+    assert (answer.status, bool(answer.out)) == (0, bool(more))
+    assert answer.err.startswith("redrive: note: a retry of the job is queued already")
+
+
 @pytest.mark.parametrize("args", [SINGLE, BY_IDS, BY_FILTER])
 @pytest.mark.parametrize(("status", "code"), [(403, "read-only"), (409, "job-not-failed"), (404, "job-not-found")])
 def test_a_retry_that_is_refused_prints_the_problem_as_a_document(
