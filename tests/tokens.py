@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 SECRET = "a secret of the tests, longer than 32 bytes"
 LEEWAY_S = 10
 """For how long a token is accepted after its `exp`, unless the settings say otherwise."""
-RUNS_OUT_S = 8
+RUNS_OUT_S = 5
 """For how long a token is accepted that runs out in use: a busy machine takes seconds to its first use. Tests wait so
 long."""
 
