@@ -9,9 +9,10 @@ import random
 import signal
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -101,6 +102,11 @@ async def test_p26_an_adapter_keeps_the_promises_for_the_system_behind_it(rig: R
                 acked = published | by_key.acked | load.acked
                 try:
                     await _until_settled(beside, acked)
+                    await eventually(
+                        partial(_have_failed_again, beside.system, load.acked.values()),
+                        within_s=SETTLED_WITHIN_S,
+                        every_s=0.1,
+                    )
                 finally:
                     wrong += await _count(tally, beside.system, acked)
             wrong += by_key.wrong + load.wrong + [death for member in beside.members for death in member.deaths]
@@ -149,17 +155,20 @@ async def _ask_again_and_again(beside: Beside, by_message: Sequence[MadeJob], by
     # Half of them are of any version: there only the ledger prevents a second effect.
     messages = [a_message_for(job, any_version=number % 2 == 0) for number, job in enumerate(seen)]
 
-    async def have_failed_again() -> bool:
-        effects, failed = await system.effects(), await system.still_failed()
-        return all(job.id in effects and job.id in failed for job in [*by_message, *by_key.jobs])
-
+    jobs = [*by_message, *by_key.jobs]
     async with Queues.on(beside.amqp_url) as queues, system.working("fail"), by_key.opened():
         for _ in range(2):
             await queues.publish_all(messages * (COPIES // 2))
             for job in by_key.jobs:
                 await asyncio.gather(*(by_key.post(job, f"key-of-{job.id}") for _ in range(POSTS // 2)))
-            await eventually(have_failed_again, within_s=SETTLED_WITHIN_S, every_s=0.1)
+            await eventually(partial(_have_failed_again, system, jobs), within_s=SETTLED_WITHIN_S, every_s=0.1)
     return {message.id: job for message, job in zip(messages, by_message, strict=True)}
+
+
+async def _have_failed_again(system: SystemRig, jobs: Iterable[MadeJob]) -> bool:
+    """Whether these jobs have failed since they had their effect, so that a second effect was possible."""
+    effects, failed = await system.effects(), await system.still_failed()
+    return all(job.id in effects and job.id in failed for job in jobs)
 
 
 @asynccontextmanager
@@ -181,6 +190,8 @@ async def _failing_again(system: SystemRig) -> AsyncIterator[None]:
     finally:
         working.cancel()
         await asyncio.wait([working])
+    if not working.cancelled():
+        working.result()  # raises what has ended it
 
 
 async def _lose(rig: Rig, beside: Beside, loss: str, rng: random.Random) -> None:
