@@ -55,7 +55,8 @@ BATCH: Final = 300
 """Requests that are published together, as three messages, or as so many where they must travel alone; bounded,
 because a `multiple` confirm walks all unconfirmed messages."""
 BATCHES: Final = 3
-"""Full ones under way at once: while one waits for its confirms, the next is leased, and the one before is marked."""
+"""Full ones under way at once: while one waits for its confirms, the next is leased, and the one before is marked. None
+follows one with requests that travel alone: it has up to 300 messages."""
 GATHER_S: Final = 0.02
 """From the beginning of a batch that is not full to the next one: a message costs much the same whatever it holds, and
 a worker waits as long for others. A retry that comes alone does not wait."""
@@ -63,8 +64,6 @@ LEASE_S: Final = 30.0
 TAKE_LEASE_S: Final = 10.0
 """Of a request that is leased as it is accepted: shorter, because it is published only after that where the answer to
 its INSERT is lost, or the process dies right then."""
-MOST_IN_FLIGHT: Final = 512
-"""Messages that wait for their confirms; only requests that travel alone reach it."""
 MOST_TAKEN: Final = 1_000
 """Taken requests that wait. What is accepted beyond is free for other relays; INSERTs under way add some hundreds."""
 STALLED_S: Final = 1.0
@@ -164,7 +163,6 @@ class _Lane:
         self._changed = changed
         self._nodes = Nodes()
         self._within_s = PUBLISH_TIMEOUT_S
-        self._in_flight = asyncio.Semaphore(MOST_IN_FLIGHT)
         self._woken = asyncio.Event()  # means: look now; it does not say whether for rows, a failure or the stop
         self._backoff = Backoff(first_s=_FIRST_PAUSE_S, longest_s=_LONGEST_PAUSE_S)
         self._outage = Outage()
@@ -215,17 +213,21 @@ class _Lane:
         The pauses grow until a session proves healthy: one that connects may still get nothing published. An outage is
         two lines in the log: `relay session ended` begins it, and the next `relay connected` ends it.
         """
+        try:
+            await self._hold_sessions(stop)
+        except asyncio.CancelledError:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_GIVE_BACK_S):
+                    await self._give_back_taken()
+            raise
+
+    async def _hold_sessions(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             longest_pause_s = _LONGEST_CONNECT_PAUSE_S
             try:
                 async with self._session() as (channel, exchange):
                     longest_pause_s = _LONGEST_PAUSE_S
                     await self._publish_until_stopped(channel, exchange, stop)
-            except asyncio.CancelledError:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_GIVE_BACK_S):
-                        await self._give_back_taken()
-                raise
             except Exception as error:
                 self._topology_missing = isinstance(error, TopologyMissing)
                 if isinstance(error, DatabaseUnavailable):
@@ -239,6 +241,7 @@ class _Lane:
                         reason=str(error),
                         exc_info=not isinstance(error, RedriveError),  # a traceback only for faults of our own
                     )
+            await self._mark_or_forget()
             await self._give_back_taken()
             await self._backoff.pause(stop, longest_s=longest_pause_s)
 
@@ -292,7 +295,7 @@ class _Lane:
         await self._mark(len(self._confirmed))
 
     def _fail(self, failure: BaseException) -> None:
-        """Record what ends the session: the first failure, or one of the database, which says more."""
+        """Record what ends the session: the first failure, or one of the database, after which nothing is marked."""
         if self._failure is None or isinstance(failure, DatabaseUnavailable):
             self._failure = failure
         self.wake()
@@ -348,6 +351,8 @@ class _Lane:
             publishing.create_task(self._publish(exchange, rows, room))
             if len(rows) < BATCH:  # or one row to try with, whose confirm has the others looked for
                 return
+            if any(row.alone for row in rows):
+                return
             if await self._keep_books():
                 self._last_leased = None  # once a second from the oldest on: some were given back meanwhile
 
@@ -373,6 +378,13 @@ class _Lane:
             return leased
         return leased + [self._taken.popleft() for _ in range(min(BATCH - len(leased), len(self._taken)))]
 
+    async def _mark_or_forget(self) -> None:
+        """Mark what was confirmed, at once: by the next session another server may have taken the database's place."""
+        try:
+            await self._mark(len(self._confirmed))
+        except RedriveError:
+            self._confirmed.clear()
+
     async def _give_back_taken(self) -> None:
         """Let other relays, and workers, have what was taken and is not published.
 
@@ -384,11 +396,14 @@ class _Lane:
         self._taken.clear()
         try:
             await self._outbox.give_back([request.lease for request in taken])
-        except RedriveError:
+        except (RedriveError, asyncio.CancelledError) as error:
             self._taken.extendleft(reversed(taken))
+            if isinstance(error, asyncio.CancelledError):
+                raise
 
     async def _publish(self, exchange: "AbstractExchange", rows: "Sequence[Leased]", room: asyncio.Semaphore) -> None:
         """Publish one batch: note the rows that are confirmed, give the others back, and record the failure."""
+        in_hand = rows
         try:
             reach(Failpoint.BEFORE_PUBLISH)
             packs = list(_packs_of(rows))
@@ -404,11 +419,12 @@ class _Lane:
                 self._moved_at = now
                 self._metrics.published.inc(len(confirmed))
                 self._metrics.published_batches.inc()
-            refused = [(row.lease, failure) for pack, failure in outcomes if failure is not None for row in pack.rows]
+            refused = [(row, failure) for pack, failure in outcomes if failure is not None for row in pack.rows]
+            in_hand = [row for row, _ in refused]
             if refused:
                 self._confirm_missing = True
                 await self._give_back_taken()
-                await self._outbox.give_back([lease for lease, _ in refused])
+                await self._outbox.give_back([row.lease for row in in_hand])
                 self._fail(refused[0][1])
                 return
             self._note_success()
@@ -418,7 +434,7 @@ class _Lane:
             if len(self._confirmed) > MOST_UNMARKED:
                 await self._mark(MARK)
         except asyncio.CancelledError:  # it may be published, and then has two copies; the lane gives it back
-            self._taken.extendleft(reversed(rows))
+            self._taken.extendleft(reversed(in_hand))
             raise
         except Exception as error:  # noqa: BLE001 - the session raises it, after the other batches have ended
             self._fail(error)
@@ -434,15 +450,14 @@ class _Lane:
         A message of one request has its trace. Where there are several, the ledger has their traces.
         """
         trace = pack.rows[0].traceparent if len(pack.rows) == 1 else None
-        async with self._in_flight:
-            await broker.publish(
-                exchange,
-                self._key,
-                pack.body,
-                content_type=CONTENT_TYPE,
-                headers={LEDGER_HEADER: True} | ({"traceparent": trace} if trace else {}),
-                within_s=self._within_s,
-            )
+        await broker.publish(
+            exchange,
+            self._key,
+            pack.body,
+            content_type=CONTENT_TYPE,
+            headers={LEDGER_HEADER: True} | ({"traceparent": trace} if trace else {}),
+            within_s=self._within_s,
+        )
 
     async def _keep_books(self) -> bool:
         """Mark what was confirmed, and ask for a look, once a second; publish again what must be lost, once a minute.

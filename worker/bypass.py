@@ -50,14 +50,14 @@ class Lag:
     def __init__(self, *, clock: "Callable[[], float]" = time.monotonic) -> None:
         self._clock = clock
         self._s: float | None = None
-        self._measured_at = clock()
-        self._noted_at = clock()
+        self._began_at = self._measured_at = self._noted_at = clock()
         self._settling = False
 
     @contextmanager
     def settling(self) -> "Iterator[None]":
         """Settle a batch in the block: meanwhile the queue delivers, however long that takes."""
         self._settling = True
+        self._began_at = self._clock()
         try:
             yield
         finally:
@@ -73,7 +73,7 @@ class Lag:
         waits = [waited_s for _, waited_s in settled if waited_s is not None]
         if waits:
             self._s = max(0.0, min(waits))  # the clock of another program may be ahead
-            self._measured_at = self._clock()
+            self._measured_at = self._began_at  # what had waited so long was settled since then, or just then
 
     @property
     def seconds(self) -> float | None:

@@ -57,7 +57,7 @@ LOOKED_UP_BYTES: Final = 1024 * 1024
 LOST_S: Final = 10.0
 """A request that was published so long ago is lost, where its queue has delivered nothing for half as long."""
 PASSED_S: Final = 60.0
-"""The same, where the queue has delivered what was published so much later: a worker may still have it in hand."""
+"""A request that was published so long before what its queue delivers now is lost. Until then a worker may have it."""
 LOST_AT_ONCE: Final = 1_000
 
 
@@ -171,7 +171,7 @@ class DeadWatch:
             log.warning("requests dead-lettered", requests=len(settled), reason="delivered too often")
 
     async def _republish_lost(self) -> None:
-        """Have lost requests published again: their queue has delivered all others, and they are no dead letters."""
+        """Have requests published again that their queue does not have any more."""
         for source in self._sources:
             idle, passed_s = source.idle_s >= LOST_S / 2, source.lag.passed_s
             if not idle and passed_s is None:
@@ -179,11 +179,8 @@ class DeadWatch:
             age_s = LOST_S if idle or passed_s is None else passed_s + PASSED_S
             bulk = source.name == RETRIES_BULK
             if lost := await self._outbox.republish_stale(LOST_AT_ONCE, age_s=age_s, bulk=bulk, once=not idle):
-                log.warning(
-                    "requests to be published again",
-                    requests=lost,
-                    reasons=["their messages are in no queue: expired, dropped, or lost with it"],
-                )
+                reason = "their queue delivers nothing" if idle else "their queue has delivered later ones"
+                log.warning("requests to be published again", requests=lost, reasons=[reason])
 
 
 def _is_with_the_ledger(letter: "DeadLetter", again: "Collection[RetryId]") -> bool:

@@ -64,7 +64,8 @@ CREATE INDEX retry_requests_dead_idx ON redrive.retry_requests (processed_at, id
 -- middle, and the index would be twice as large.
 -- While the ledger is empty, or was when it was analyzed, all indexes cost the same, and a plan that is made then is kept while
 -- the ledger grows. So no look-up by id or job may find another index than its own: predicates on the time, which only their
--- readers repeat, keep it from these two, and the third does not have the id, which costs its reader a sort of a few rows.
+-- readers repeat, keep it from the project's two indexes, and the job's does not have the id, which costs its readers a sort
+-- of a few rows.
 CREATE INDEX retry_requests_project_idx ON redrive.retry_requests (project_id, requested_at, id)
     WHERE requested_at < 'infinity';
 -- The project's trail by state, without 'applied', the state of most requests: those are found along the whole trail.

@@ -43,7 +43,7 @@ SELECT
     EXISTS (
         SELECT FROM redrive.retry_requests AS q
         WHERE q.project_id = r.project_id AND q.job_id = r.job_id AND q.state = 'queued' AND q.id <> r.id
-        OFFSET 0 -- one look-up, and never a hash of all queued ones
+        OFFSET 0
     ) AS job_is_queued
 FROM redrive.retry_requests AS r
 WHERE r.id = ANY ($1::uuid[]);
@@ -74,7 +74,7 @@ chosen AS ( -- at most one request waits for a job
     WHERE NOT EXISTS (
         SELECT FROM redrive.retry_requests AS q
         WHERE q.project_id = dead.project_id AND q.job_id = dead.job_id AND q.state = 'queued'
-        OFFSET 0 -- one look-up, and never a hash of all queued ones
+        OFFSET 0
     )
     ORDER BY project_id, job_id, id
 )

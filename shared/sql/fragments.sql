@@ -17,7 +17,7 @@ LEFT JOIN LATERAL (
     FROM (
         SELECT r.state, r.processed_at FROM redrive.retry_requests AS r
         WHERE {counted}::int IS NOT NULL AND r.project_id = $1 AND r.job_id = {job}
-        ORDER BY r.requested_at DESC, r.id DESC
+        ORDER BY r.requested_at DESC
         LIMIT 1000
     ) AS asked
     WHERE asked.state = 'applied' AND asked.processed_at > now() - {seconds}::int * interval '1 second'

@@ -3,7 +3,8 @@
 -- an index that begins with the project serves as well as one on the id alone.
 -- A look-up of rows is LATERAL, with a LIMIT: one look-up in the index for each row, whatever the planner estimates. A plan
 -- is kept while the tables grow, and a join that was cheap on empty tables takes minutes on full ones.
--- An UPDATE, whose table cannot stand in a LATERAL, compares with an array of one: that is no condition to join by.
+-- An UPDATE, whose table cannot stand in a LATERAL, compares with an array of one: that is no condition to join by. An EXISTS
+-- has OFFSET 0: without, all rows that it might find may be hashed for it.
 -- redrive.job_number(...) and redrive.job_uuid(...) stand where an id of the relation meets one of the ledger, which are
 -- UUIDs. Where the relation's ids are UUIDs, too, the loader leaves out the call, and keeps its argument, and it leaves out
 -- the conditions before "only where ids are bigint": a bigint below 1 is no id, and its row is in no list.

@@ -8,7 +8,8 @@
 --
 -- Every statement chooses its rows once, in an ARRAY, and finds them by their ids. Joined to the choice instead, the
 -- whole ledger might be read, and the choice made anew for each row, by a plan made while the table was empty.
--- They skip locked rows, and so need no lock order, and no relay waits for a worker: a worker is settling a locked one.
+-- They skip locked rows, so they need no lock order, and no relay waits for a worker that settles them, or for a client that
+-- cancels them.
 
 -- name: lease
 -- Take the oldest requests that no relay has published, on a lease: until it ends no other relay takes them. The leases
@@ -48,14 +49,15 @@ id = ANY (ARRAY(
 -- name: mark_published
 -- Mark requests that the broker has confirmed. A request that a worker has settled is marked already. A request whose
 -- lease is another by now stays unmarked and is published again, unless it is settled before: a worker has deferred it
--- meanwhile, or taken it past the broker (`lease_held_up`). So is one whose settling is undone after this has skipped it.
+-- meanwhile, or taken it past the broker (`lease_held_up`). A locked row is skipped; if its settling is rolled back, it is
+-- published again when its lease ends.
 -- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET published_at = now(), publish_lease_until = NULL
 WHERE {still_leased};
 
 -- name: give_back
 -- End the lease of requests that could not be published, so that the next attempt does not wait for its end. A lease that
--- is another by now is another relay's or a bypass's, or a worker has deferred the request: it stays.
+-- is another by now is another relay's or a bypass's, or a worker has deferred the request: it stays. So does that of a locked row.
 -- $1 uuid[] ids, $2 timestamptz[] the ends of their leases, same length
 UPDATE redrive.retry_requests SET publish_lease_until = NULL
 WHERE {still_leased};

@@ -304,8 +304,8 @@ ORDER BY g.jobs DESC, g.last_at DESC, g.type, g.error;
 -- name: retries
 -- A project's retries: how many wait, and, of its newest requests, what was settled in the last hour, and how long
 -- the newest applied ones have waited, in milliseconds. `capped`: of the last hour there may be more. An older request may
--- have been settled in it, too: where more requests of the project were, or so many of all projects that not all of them
--- are looked at.
+-- have been settled in it, too; so it is also true where the project has more settled requests than these show, or where not
+-- all projects' settled requests were looked at.
 -- $1 text project id, $2 int how many requests to look at, $3 int how many waits
 WITH newest AS MATERIALIZED (
     SELECT r.state, r.requested_at, coalesce(r.redriven_at, r.requested_at) AS waited_from, r.processed_at, r.id

@@ -15,7 +15,7 @@
 --   no row         queued         batches.insert_requests                  what was asked; batch_id, and run_at if spread
 --   no row         queued         defer                                    what the message says; publish_lease_until
 --   no row         rejected       adopt                                    what the message says; `apply` or `block` runs next
---   queued         queued         outbox.*, dead_letters.republish         published_at, publish_lease_until
+--   queued         queued         outbox.*, dead_letters.republish         published_at, publish_lease_until; some publish_alone
 --   queued         queued         apply, defer                             published_at NULL, publish_lease_until
 --   rejected       queued         apply                                    the same, on a row that `adopt` has just inserted
 --   queued         queued         take_apart                               published_at, publish_lease_until NULL; publish_alone
@@ -93,7 +93,7 @@ checked AS MATERIALIZED ( -- computed once: each reference to an outcome would c
             WHEN job.id IS NULL AND EXISTS (
                 SELECT FROM control_plane.jobs AS j
                 WHERE j.project_id = request.project_id AND j.id = redrive.job_number(request.job_id)
-                OFFSET 0 -- one look-up, and never a hash of all jobs
+                OFFSET 0
             ) THEN 'deferred'
             WHEN job.id IS NULL THEN 'job_not_found'
             WHEN job.version <> request.job_version THEN 'superseded'
@@ -118,7 +118,7 @@ verdict AS ( -- of several requests for one job the first is applied, and supers
                     OR EXISTS (
                         SELECT FROM redrive.retry_requests AS q
                         WHERE q.project_id = checked.project_id AND q.job_id = checked.job_id AND q.state = 'queued'
-                        OFFSET 0 -- one look-up, and never a hash of all queued ones
+                        OFFSET 0
                     )
                 )
                 THEN 'superseded'
@@ -252,7 +252,7 @@ verdict AS (
             OR EXISTS (
                 SELECT FROM redrive.retry_requests AS q
                 WHERE q.project_id = request.project_id AND q.job_id = request.job_id AND q.state = 'queued'
-                OFFSET 0 -- one look-up, and never a hash of all queued ones
+                OFFSET 0
             )
         ) AS superseded
     FROM request

@@ -51,10 +51,13 @@ def test_what_a_queue_has_passed_by_is_as_old_as_what_it_delivered_last_and_grow
     lag = Lag(clock=clock.time)
     seen = [lag.passed_s]
     with lag.settling():
+        clock.now += 100  # a slow batch
         lag.note([Settled(Outcome.APPLIED, 40.0), Settled(Outcome.APPLIED, 30.0)])
+        seen.append(lag.passed_s)
     clock.now += 60
     lag.restart()
-    lag.note([Settled(Outcome.APPLIED, None)])
+    with lag.settling():
+        lag.note([Settled(Outcome.APPLIED, None)])
     seen.append(lag.passed_s)
 
-    assert seen == [None, 90.0]
+    assert seen == [None, 130.0, 190.0]
