@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from bench import jobs
 from bench.applying import Deployment
 from bench.load import Aim
+from bench.part import in_turn
 from bench.programs import OWN, Program, Version, answers, bearer, redrive_api
 from bench.results import Before, Compared, Figure
 from tests.servers.processes import ServerFailed
@@ -57,7 +58,7 @@ async def _reads(stage: "Stage", versions: "Sequence[Version]") -> list[Compared
             await stage.loader.load(aim, connections=plan.connections, seconds=stage.plan.warm_s)
         for number in range(plan.rounds):
             for what in (HOT, RANDOM):
-                for side in _in_turn(number):
+                for side in in_turn(number):
                     api, paths = sides[side]
                     aim = Aim(api.port, paths if what == RANDOM else paths[:1], bearer())
                     load = await stage.loader.load(aim, connections=plan.connections, seconds=plan.seconds)
@@ -78,7 +79,7 @@ async def _retries(stage: "Stage", versions: "Sequence[Version]") -> Compared:
             await deployment.apply(min(1_000, plan.retries), clients=plan.clients)  # to warm up
         rates: list[list[float]] = [[], []]
         for number in range(plan.rounds):
-            for side in _in_turn(number):
+            for side in in_turn(number):
                 rates[side].append((await deployments[side].apply(plan.retries, clients=plan.clients)).per_s)
             stage.say(f"before: retries, round {number + 1} of {plan.rounds}")
     return Compared(RETRIES, *(Figure.of(each) for each in rates))
@@ -96,7 +97,3 @@ async def _reading(stage: "Stage", version: "Version") -> "AsyncIterator[tuple[P
             await jobs.settle(connection)
         async with redrive_api(stage.folder, database_url, None, 1, version) as api:
             yield api, [f"/api/jobs/{job_id}" for job_id in ids]
-
-
-def _in_turn(number: int) -> tuple[int, int]:
-    return (0, 1) if number % 2 == 0 else (1, 0)

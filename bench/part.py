@@ -31,3 +31,8 @@ class Stage:
     def has(self, comparator: str) -> bool:
         """Whether a comparator takes part."""
         return comparator not in self.without
+
+
+def in_turn(number: int) -> tuple[int, int]:
+    """The order of two sides in a round: each round the other one comes first."""
+    return (0, 1) if number % 2 == 0 else (1, 0)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from bench import jobs
 from bench.load import Aim
+from bench.part import in_turn
 from bench.programs import Program, answers, bearer, comparator
 from bench.results import Figure, TracedReads, Tracing
 from tests.servers.processes import free_port
@@ -96,7 +97,7 @@ async def _round(stage: "Stage", program: Program, aims: list[Aim]) -> tuple[_Si
         ]
         _, others_before_s = program.threads_s()
         for turn in range(plan.turns):
-            for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            for side in in_turn(turn):
                 (main_before_s, _), began_at = program.threads_s(), time.perf_counter()
                 await loads[side].ask(plan.turn_s)
                 active_s[side] += time.perf_counter() - began_at
