@@ -20,7 +20,7 @@ from bench.load import Aim
 from bench.part import Stage
 from bench.programs import PROJECT, Program, bearer, redrive_api, redrive_worker
 from bench.results import Ledger, LedgerCall, LedgerOf, Load, Sizes
-from shared.database import open_database
+from shared.database import Database
 from shared.pruning import Pruned, prune
 from tests.servers.processes import ServerFailed
 
@@ -237,9 +237,9 @@ async def _pruned(stage: Stage, database_url: str, connection: "Connection", api
             last_at, counted[0] = now, so_far.requests
 
         try:
-            async with open_database(
+            async with Database(
                 database_url, program="bench", timeout_s=60, pool_size=1, pooled=False
-            ) as database:
+            ).opened() as database:
                 last_at = began_at = time.perf_counter()
                 await prune(database, timedelta(days=plan.kept_days), report=note)
         finally:

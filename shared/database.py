@@ -357,28 +357,3 @@ def _wanted(*, writes: bool, replica: bool) -> tuple[Access, ...]:
         return (Access.ANY,)
     # A role may be read-only on the primary, too: then the primary is still the one that does not lag.
     return (Access.READ_WRITE, Access.PRIMARY, Access.ANY)
-
-
-@asynccontextmanager
-async def open_database(
-    url: Url,
-    *,
-    program: str,
-    timeout_s: float,
-    pool_size: int,
-    writes: bool = True,
-    replica: bool = False,
-    pooled: bool = False,
-) -> AsyncIterator[Database]:
-    """A Database, opened."""
-    database = Database(
-        url,
-        program=program,
-        timeout_s=timeout_s,
-        pool_size=pool_size,
-        writes=writes,
-        replica=replica,
-        pooled=pooled,
-    )
-    async with database.opened():
-        yield database

@@ -13,7 +13,7 @@ from cli.checking.database import database_findings
 from cli.checking.findings import Finding, Verdict
 from cli.checking.members import member_findings
 from cli.errors import line_of
-from shared.database import open_database
+from shared.database import Database
 from shared.errors import DatabaseUnavailable, RedriveError, SettingsError
 from shared.settings import PREFIX, ApiSettings, CheckSettings, Settings, WorkerSettings, read, variables
 
@@ -107,7 +107,7 @@ async def _of_database(settings: Settings, programs: Collection[str]) -> AsyncIt
         async with AsyncExitStack() as opened:
             try:
                 database = await opened.enter_async_context(
-                    open_database(
+                    Database(
                         url.get_secret_value(),
                         program="redrive check",
                         timeout_s=settings.db_timeout,
@@ -115,7 +115,7 @@ async def _of_database(settings: Settings, programs: Collection[str]) -> AsyncIt
                         writes=writes,
                         replica=name != "database",
                         pooled=settings.database_pooled,
-                    )
+                    ).opened()
                 )
                 await database.ping()
             except (DatabaseUnavailable, OSError) as error:

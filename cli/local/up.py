@@ -35,7 +35,7 @@ from cli.local.welcome import TOKEN_TTL_S, api_url, welcome_text
 from cli.ports import Port, require_free
 from cli.signals import StopSignals
 from cli.tokens import ONE_PROJECT, token_for
-from shared.database import open_database
+from shared.database import Database
 from shared.errors import SettingsError
 from shared.migrations import migrate
 from shared.settings import ApiSettings, Settings, WorkerSettings, read
@@ -269,7 +269,7 @@ class _Stack:
     async def _demo(self) -> AsyncIterator["_Jobs"]:
         """The demo's jobs, and what runs them: a stand-in for a control plane, or that system's own worker."""
         url = self._settings.url("database_url")
-        async with open_database(url, program="redrive demo", timeout_s=2, pool_size=1) as database:
+        async with Database(url, program="redrive demo", timeout_s=2, pool_size=1).opened() as database:
             if self._plan.adapter is None:
                 yield Demo(database)
                 return

@@ -49,7 +49,7 @@ class _Servers(NamedTuple):
 
 @asynccontextmanager
 async def _opened() -> AsyncIterator[_Servers]:
-    from shared.database import open_database
+    from shared.database import Database
     from shared.dead_letters import DeadLetters
     from shared.job_ids import job_ids
     from shared.outbox import Outbox
@@ -64,13 +64,13 @@ async def _opened() -> AsyncIterator[_Servers]:
     ids = job_ids(settings.job_id)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(
-            open_database(
+            Database(
                 settings.url("database_url"),
                 program="redrive dead",
                 timeout_s=settings.db_timeout,
                 pool_size=1,
                 pooled=settings.database_pooled,
-            )
+            ).opened()
         )
         queue = None
         if settings.amqp_url is not None:

@@ -33,7 +33,7 @@ def prune(
         raise typer.BadParameter("--older-than: at least 24h, for as long as an idempotency key stands for its request")
 
     async def work() -> None:
-        from shared.database import open_database
+        from shared.database import Database
         from shared.pruning import Pruned, prune
         from shared.settings import WorkerSettings, read
 
@@ -44,13 +44,13 @@ def prune(
             def tell(pruned: Pruned) -> None:
                 shown.update(task, completed=sum(pruned))
 
-            async with open_database(
+            async with Database(
                 settings.url("database_url"),
                 program="redrive prune",
                 timeout_s=_TIMEOUT_S,
                 pool_size=1,
                 pooled=settings.database_pooled,
-            ) as database:
+            ).opened() as database:
                 pruned = await prune(database, age, report=tell)
         if as_json:
             print_json(pruned._asdict())

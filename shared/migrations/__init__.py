@@ -155,9 +155,9 @@ def missing(url: "Url") -> list[str]:
     """As `missing_from`, for the database at `url`. Raises MigrationsUnknown, too."""
 
     async def look() -> list[str]:
-        from shared.database import open_database  # noqa: PLC0415 - here alone
+        from shared.database import Database  # noqa: PLC0415 - here alone
 
-        async with open_database(url, program="redrive migrate", timeout_s=CONNECT_S, pool_size=1) as database:
+        async with Database(url, program="redrive migrate", timeout_s=CONNECT_S, pool_size=1).opened() as database:
             applied = await _applied(database.fetch)
             require_known(applied)
             return missing_beside(applied)

@@ -20,7 +20,7 @@ import pytest
 from cli.checking.database import database_findings
 from cli.checking.findings import Verdict
 from shared import adapters
-from shared.database import open_database
+from shared.database import Database
 from shared.migrations import migrate
 from shared.models import JobId
 from tests.adapters.drivers.jobs import ERROR, QUEUE
@@ -373,7 +373,7 @@ async def test_the_check_finds_it_in_order_and_names_a_version_that_was_not_test
     adapter = adapters.get(rig.system.adapter)
 
     async def check() -> dict[Verdict, str]:
-        async with open_database(rig.worker_url, program="test", timeout_s=2, pool_size=1) as database:
+        async with Database(rig.worker_url, program="test", timeout_s=2, pool_size=1).opened() as database:
             found = [
                 each
                 async for each in database_findings(

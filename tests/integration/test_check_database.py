@@ -8,7 +8,7 @@ import pytest
 
 from cli.checking.database import database_findings, statements_of
 from cli.checking.findings import Finding, Verdict, wrapped
-from shared.database import open_database
+from shared.database import Database
 from shared.relation import UPDATED
 from shared.sql import statements
 from tests.commands import commanded
@@ -41,7 +41,7 @@ async def run(url: str, sql: str) -> None:
 
 
 async def looked_at(program: str, url: str, *, writes: bool = True) -> list[Finding]:
-    async with open_database(url, program="test", timeout_s=2, pool_size=1, writes=writes) as database:
+    async with Database(url, program="test", timeout_s=2, pool_size=1, writes=writes).opened() as database:
         return [each async for each in database_findings(database, "database", [program], writes=writes)]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cli.checking.database import database_findings
 from cli.checking.findings import Finding, Verdict
-from shared.database import open_database
+from shared.database import Database
 from shared.migrations import migrate
 from tests.commands import commanded
 from tests.logins import Logins, Users
@@ -75,7 +75,7 @@ async def run(url: str, sql: str) -> None:
 
 
 async def looked_at(url: str, *programs: str) -> list[Finding]:
-    async with open_database(url, program="test", timeout_s=2, pool_size=1) as database:
+    async with Database(url, program="test", timeout_s=2, pool_size=1).opened() as database:
         return [each async for each in database_findings(database, "database", programs, writes=True, job_id="bigint")]
 
 

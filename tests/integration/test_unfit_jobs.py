@@ -15,7 +15,7 @@ import pytest
 import shared.migrations
 import shared.relation
 from api.serving import readiness, run
-from shared.database import open_database
+from shared.database import Database
 from shared.migrations import migrate, names
 from shared.ops import Status
 from shared.relation import faults_of
@@ -318,7 +318,7 @@ async def test_no_type_of_a_column_is_an_internal_error(url: str, serve: Serve) 
     for name in COLUMNS:
         for kind, expression in ODD.items():
             await execute(url, view({name: expression}, TRIGGER))
-            async with open_database(url, program="test", timeout_s=2, pool_size=1) as database:
+            async with Database(url, program="test", timeout_s=2, pool_size=1).opened() as database:
                 faults = await faults_of(database.look, job_id="bigint", updates=True)
             if faults:
                 assert f"control_plane.jobs.{name} is of type " in faults[0], kind

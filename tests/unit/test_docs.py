@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 import api.metrics
 import worker.metrics
 from api.app import create_app
-from shared.database import open_database
+from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.otel_settings import HONOURED
 from shared.setting_types import Limit
@@ -183,7 +183,7 @@ async def test_pgbouncer_is_told_of_every_parameter_that_connections_send(monkey
 
     monkeypatch.setattr("asyncpg.connect", connect)
     default = read(WorkerSettings, database_url="postgresql://").db_timeout
-    async with open_database("postgresql://h/x", program="x", timeout_s=default, pool_size=1) as database:
+    async with Database("postgresql://h/x", program="x", timeout_s=default, pool_size=1).opened() as database:
         with pytest.raises(DatabaseUnavailable):
             await database.ping()
     unknown = {name: value for name, value in sent.items() if name not in {"application_name", "timezone"}}
