@@ -1,9 +1,10 @@
 /** `#/batches` and `#/batches/{id}`: who asked for many retries, why, and what became of them. */
-import { AsOf, Empty, Refusal, Standing, Time, Title } from "./parts.mjs";
+import { AsOf, Copy, Empty, Refusal, Standing, Time, Title } from "./parts.mjs";
 import { BatchProgress, filterWords, Rejected, Share } from "./batch_parts.mjs";
 import { call, pathOf } from "./api.mjs";
 import { href } from "./router.mjs";
 import { html, useState } from "./ui.mjs";
+import { JobsOfBatch } from "./jobs_now.mjs";
 import { bulkRefusal } from "./bulk.mjs";
 import { More, usePages } from "./pages.mjs";
 import { number, shown } from "./text.mjs";
@@ -68,11 +69,12 @@ export function Batch({ id }) {
     ${batch && html`
       <div class="card pad">
         <${BatchProgress} batch=${batch} />
+        <${JobsOfBatch} batch=${batch} />
         <dl class="facts">
           <dt>asked by</dt><dd>${shown(batch.actor)}</dd>
-          <dt>asked</dt><dd><${Time} at=${batch.requested_at} /></dd>
+          <dt>asked</dt><dd><${Time} at=${batch.requested_at} whole=${true} /></dd>
           <dt>chosen by</dt><dd>${filterWords(batch.filter)}</dd>
-          <dt>id</dt><dd><code>${batch.id}</code></dd>
+          <dt>id</dt><dd><code>${batch.id}</code> <${Copy} text=${batch.id} what="the id" /></dd>
         </dl>
         <p><a href=${href("retries", { batch_id: batch.id })}>all its retries</a></p>
         <${Cancel} batch=${batch} done=${reading.reload} />

@@ -6,13 +6,14 @@ import { href } from "./router.mjs";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./ui.mjs";
 import { blockWords, many, number } from "./text.mjs";
 import { BulkForm, Forecast } from "./bulk_form.mjs";
+import { JobsOfBatch } from "./jobs_now.mjs";
 import { Refusal } from "./parts.mjs";
 import { refusalOf, session } from "./session.mjs";
 import { useWatched } from "./query.mjs";
 
 const MOST = 10_000;
 
-/** What is open: `{title, about, body: {ids} | {filter}, list}`; null when the dialog is closed. */
+/** What is open: `{title, about, body: {ids} | {filter}, list, extra}`; null when the dialog is closed. */
 const opened = createStore(null);
 
 /** Open the dialog for these ids, or this filter. */
@@ -21,6 +22,7 @@ export const openBulk = (what) => opened.set(what);
 /** Why there are no bulk buttons, in words; null where there are. */
 export const bulkRefusal = () => refusalOf(session.get().me, "jobs:retry:bulk");
 export const mayBulk = () => bulkRefusal() === null;
+export const mayExtend = () => refusalOf(session.get().me, "jobs:retry:extend") === null;
 
 /** What is sent. A filter needs a reason even to ask, and a bound: what was shown, and some for what fails meanwhile. */
 function bodyOf(what, form, most) {
@@ -71,7 +73,7 @@ function Progress({ accepted, close }) {
   }, [batch?.done]);
   return html`
     ${reading.problem && html`<${Refusal} problem=${reading.problem} retry=${reading.reload} />`}
-    ${batch ? html`<${BatchProgress} batch=${batch} />` : !reading.problem && html`<p class="loading">Reading the batch…</p>`}
+    ${batch ? html`<${BatchProgress} batch=${batch} /><${JobsOfBatch} batch=${batch} />` : !reading.problem && html`<p class="loading">Reading the batch…</p>`}
     ${accepted.skipped.length > 0 && html`<${LeftOut} skipped=${accepted.skipped} />`}
     ${batch?.rejected > 0 && html`<${Rejected} key=${batch.done} batchId=${batch.id} count=${batch.rejected} />`}
     <p class="actions">
@@ -81,7 +83,7 @@ function Progress({ accepted, close }) {
 }
 
 function Dialog({ what, close }) {
-  const [form, setForm] = useState({ reason: "", spread: 0, delay: 0, extra: 0 });
+  const [form, setForm] = useState({ reason: "", spread: 0, delay: 0, extra: what.extra ?? 0 });
   const [sent, setSent] = useState({ busy: false, problem: null, accepted: null });
   const key = useRef({ text: "", key: "" });
   const preview = usePreview(what, form);

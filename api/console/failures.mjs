@@ -4,12 +4,20 @@ import { Groups } from "./groups.mjs";
 import { go, href } from "./router.mjs";
 import { html, useMemo } from "./ui.mjs";
 import { AsOf, Standing, Title } from "./parts.mjs";
-import { number } from "./text.mjs";
+import { many, number, shown } from "./text.mjs";
 import { pathOf } from "./api.mjs";
-import { since, TypeFilter } from "./filters.mjs";
+import { Created, since, TextFilter, TypeFilter } from "./filters.mjs";
 import { useQuery } from "./query.mjs";
 
 const EVERY_S = 15;
+const MOST = 100; // groups in an answer
+
+/** Whether a group's type or error has the text in it, in any case. */
+const has = (group, text) => `${shown(group.type)}\n${shown(group.error)}`.toLowerCase().includes(text.toLowerCase());
+
+/** Nothing was found, or not among those that the API shows. */
+const NoGroup = ({ all, query }) => html`${all.length < MOST ? "No group matches." : `None of the ${MOST} largest groups matches.`}
+  ${" "}<a href=${href("jobs", { type: query.type, within: query.within, error: query.find })}>Look into the errors of the jobs</a>`;
 
 /** The page. @param {{query: Record<string, string>}} props */
 export function Failures({ query }) {
@@ -17,21 +25,18 @@ export function Failures({ query }) {
   const reading = useQuery(pathOf("failures", { type: query.type, created_after: after }), EVERY_S);
   const put = (changes) => go(href("failures", { ...query, ...changes }), { replace: true });
   const all = reading.body;
+  const groups = all?.data.filter((group) => has(group, query.find ?? ""));
   return html`
     <${Title} text="Failures"><${AsOf} reading=${reading} at=${all?.as_of} /></${Title}>
     <div class="filters">
       <${TypeFilter} value=${query.type} put=${(type) => put({ type })} />
-      <label>created
-        <select value=${query.within ?? ""} onChange=${(event) => put({ within: event.target.value })}>
-          <option value="">at any time</option><option value="1">in the last hour</option>
-          <option value="6">in the last 6 hours</option><option value="24">in the last 24 hours</option><option value="168">in the last 7 days</option>
-        </select>
-      </label>
+      <${Created} value=${query.within} put=${(within) => put({ within })} />
+      <${TextFilter} label="find" id="find" value=${query.find} put=${(find) => put({ find })} />
     </div>
     ${(reading.problem || !all) && html`<${Standing} reading=${reading} what="the failures" />`}
     ${all && html`
       <p class="under muted" aria-live="polite">
-        ${number(all.sampled)}${all.truncated ? "+" : ""} failed in ${all.data.length} ${all.data.length === 1 ? "group" : "groups"}${all.truncated ? `; these are of the newest ${number(all.sampled)}` : ""}. ${bulkRefusal() ?? ""}
+        ${number(all.sampled)}${all.truncated ? "+" : ""} failed in ${many(all.data.length, "group")}${groups.length < all.data.length ? `, of which ${number(groups.length)} ${groups.length === 1 ? "matches" : "match"}` : ""}${all.truncated ? `; these are of the newest ${number(all.sampled)}` : ""}. ${bulkRefusal() ?? ""}
       </p>
-      <${Groups} groups=${all.data} detailed=${true} changed=${reading.reload} />`}`;
+      <${Groups} groups=${groups} most=${all.data[0]?.jobs} empty=${all.data.length > 0 ? html`<${NoGroup} all=${all.data} query=${query} />` : undefined} detailed=${true} changed=${reading.reload} />`}`;
 }

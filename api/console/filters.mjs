@@ -1,6 +1,6 @@
 /** Filters of lists: each changes the address, and so the view. */
 import { go, href } from "./router.mjs";
-import { html, useEffect, useState } from "./ui.mjs";
+import { html, useEffect, useRef, useState } from "./ui.mjs";
 import { now } from "./api.mjs";
 import { number, shown } from "./text.mjs";
 import { useQuery } from "./query.mjs";
@@ -35,13 +35,32 @@ export function Choice({ label, value = "", options, put }) {
   </label>`;
 }
 
+const HOURS = [["", "at any time"], ["1", "in the last hour"], ["6", "in the last 6 hours"], ["24", "in the last 24 hours"], ["168", "in the last 7 days"]];
+
+/** How long ago jobs were created at most; `since` makes a moment of it. */
+export const Created = ({ value, put }) => html`<${Choice} label="created" value=${value} options=${HOURS} put=${put} />`;
+
+/** One choice out of a few, all of them in sight. They are links: a click changes this view, a click with a key held opens another. */
+export function Tabs({ label, value = "", options, to }) {
+  function choose(event) {
+    if (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey || event.altKey) return;
+    event.preventDefault();
+    go(event.currentTarget.getAttribute("href"), { replace: true });
+  }
+  return html`<nav class="tabs" aria-label=${label}>
+    ${options.map(([key, words]) => html`<a key=${key} href=${to(key)} aria-current=${key === value ? "true" : undefined} onClick=${choose}>${words}</a>`)}
+  </nav>`;
+}
+
 /** Text that is looked for once typing has paused. */
 export function TextFilter({ label, value = "", put, longest = 200, id }) {
   const [text, setText] = useState(value);
+  const putNow = useRef(put);
+  putNow.current = put; // another filter may have been changed since the typing
   useEffect(() => setText(value), [value]);
   useEffect(() => {
     if (text === value) return undefined;
-    const timer = setTimeout(() => put(text), 500);
+    const timer = setTimeout(() => putNow.current(text), 500);
     return () => clearTimeout(timer);
   }, [text]);
   return html`<label>${label}

@@ -3,14 +3,15 @@ import { href } from "./router.mjs";
 import { Empty, Time } from "./parts.mjs";
 import { html } from "./ui.mjs";
 import { many, number, shown } from "./text.mjs";
-import { mayBulk, openBulk } from "./bulk.mjs";
+import { mayBulk, mayExtend, openBulk } from "./bulk.mjs";
 
 /** The filter that chooses a group. */
 const filterOf = (group) => ({ type: group.type, fingerprint: group.fingerprint });
 
-/** What the group's bulk dialog is opened with. */
-const retryGroup = (group, changed) =>
+/** What the group's bulk dialog is opened with. Where nothing can go back without extra attempts, one is chosen already. */
+const retryGroup = (group, changed, extra = 0) =>
   openBulk({
+    extra,
     title: `Retry ${shown(group.type)}`,
     about: shown(group.error),
     body: { filter: filterOf(group) },
@@ -18,17 +19,22 @@ const retryGroup = (group, changed) =>
     done: changed,
   });
 
+/** What becomes of a group's jobs, where not all of them can go back. */
 function parted(group) {
   const rest = [
     group.exhausted > 0 && `${number(group.exhausted)} used up`,
     group.queued > 0 && `${number(group.queued)} queued`,
   ].filter(Boolean);
-  return [`${number(group.retryable)} can go back`, ...rest].join(" · ");
+  return rest.length > 0 && [`${number(group.retryable)} can go back`, ...rest].join(" · ");
 }
 
-/** @param {{groups: any[], detailed?: boolean, changed: () => void}} props */
-export function Groups({ groups, detailed = false, changed }) {
-  if (groups.length === 0) return html`<${Empty}>Nothing has failed.</${Empty}>`;
+/** The count, above a bar as long as its share of the largest group's: what matters most is seen before it is read. */
+const Amount = ({ jobs, most }) => html`${number(jobs)}
+  <svg class="share amount" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true"><rect class="failed" width=${(100 * jobs) / most} height="4" /></svg>`;
+
+/** @param {{groups: any[], most: number, empty?: string, detailed?: boolean, changed: () => void}} props `most`: jobs of the largest of all groups */
+export function Groups({ groups, most, empty = "Nothing has failed.", detailed = false, changed }) {
+  if (groups.length === 0) return html`<${Empty}>${empty}</${Empty}>`;
   const allowed = mayBulk();
   return html`<table class="card groups">
     <thead>
@@ -40,11 +46,11 @@ export function Groups({ groups, detailed = false, changed }) {
     </thead>
     <tbody>
       ${groups.map((group) => html`<tr key=${group.fingerprint} data-row=${group.fingerprint}>
-        <td class="n strong">${number(group.jobs)}</td>
+        <td class="n strong"><${Amount} jobs=${group.jobs} most=${most} /></td>
         <td class="what">
           <a href=${href("jobs", { status: "failed", ...filterOf(group) })}><span class="clamp">${shown(group.type) || "(no type)"}</span></a>
           <code class="clamp" title=${shown(group.error)}>${shown(group.error) || "(no error text)"}</code>
-          ${detailed && html`<span class="muted">${parted(group)}</span>`}
+          ${detailed && parted(group) && html`<span class="muted">${parted(group)}</span>`}
           <span class="narrow muted">since <${Time} at=${group.first_at} /> · last <${Time} at=${group.last_at} /></span>
         </td>
         <td class="wide"><${Time} at=${group.first_at} /></td>
@@ -53,7 +59,7 @@ export function Groups({ groups, detailed = false, changed }) {
           ${group.retryable > 0
             ? html`<button type="button" aria-label=${`Retry ${many(group.retryable, "job")} of ${shown(group.type)}`} onClick=${() => retryGroup(group, changed)}>Retry ${number(group.retryable)}…</button>`
             : group.exhausted > 0
-              ? html`<button type="button" aria-label=${`Needs extra attempts: ${many(group.exhausted, "job")} of ${shown(group.type)}`} onClick=${() => retryGroup(group, changed)}>Needs extra attempts…</button>`
+              ? html`<button type="button" aria-label=${`Needs extra attempts: ${many(group.exhausted, "job")} of ${shown(group.type)}`} onClick=${() => retryGroup(group, changed, mayExtend() ? 1 : 0)}>Needs extra attempts…</button>`
               : html`<span class="muted">queued</span>`}
         </td>`}
       </tr>`)}

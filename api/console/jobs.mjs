@@ -1,7 +1,7 @@
 /** `#/jobs`: the jobs of a filter; failed ones unless asked otherwise. */
 import { AsOf, Empty, Standing, Status, Time, Title } from "./parts.mjs";
 import { bulkRefusal, mayBulk, openBulk } from "./bulk.mjs";
-import { Chip, Choice, JobById, since, TextFilter, TypeFilter } from "./filters.mjs";
+import { Chip, Choice, Created, JobById, since, Tabs, TextFilter, TypeFilter } from "./filters.mjs";
 import { go, href } from "./router.mjs";
 import { html, useEffect, useMemo, useState } from "./ui.mjs";
 import { many, number, short, shown } from "./text.mjs";
@@ -10,17 +10,23 @@ import { pathOf } from "./api.mjs";
 import { useQuery } from "./query.mjs";
 
 const LIMIT = 50;
-const STATUSES = [["failed", "failed"], ["running", "running"], ["pending", "pending"], ["completed", "completed"], ["any", "any"]];
-const HOURS = [["", "at any time"], ["1", "in the last hour"], ["6", "in the last 6 hours"], ["24", "in the last 24 hours"], ["168", "in the last 7 days"]];
+const COUNTS_S = 15;
+const STATUSES = ["failed", "running", "pending", "completed"];
+
+/** The four statuses and how many jobs each has, the largest question of this page; and whatever else the address asks for. */
+function Statuses({ query }) {
+  const counts = useQuery(pathOf("jobs/stats", { type: query.type }), COUNTS_S).body?.data ?? {};
+  const chosen = query.status || "failed";
+  const keys = [...STATUSES, ...(chosen === "any" || STATUSES.includes(chosen) ? [] : [chosen])];
+  const options = keys.map((key) => [key, html`<${Status} of=${key} /> <strong>${Object.hasOwn(counts, key) ? number(counts[key].count, counts[key].capped) : ""}</strong>`]);
+  const to = (status) => href("jobs", status === "failed" ? { ...query, status } : { ...query, status, retryable: "", error: "", fingerprint: "" });
+  return html`<${Tabs} label="status" value=${chosen} options=${[...options, ["any", "any"]]} to=${to} />`;
+}
 
 function Filters({ query, put, failed }) {
-  const counts = useQuery("jobs/stats").body?.data ?? {};
-  const known = STATUSES.some(([key]) => key === (query.status ?? "failed")) ? STATUSES : [...STATUSES, [query.status, shown(query.status)]];
-  const statuses = known.map(([key, words]) => [key, counts[key] ? `${words} (${number(counts[key].count, counts[key].capped)})` : words]);
   return html`<div class="filters">
-    <${Choice} label="status" value=${query.status ?? "failed"} options=${statuses} put=${(status) => put(status === "failed" ? { status } : { status, retryable: "", error: "", fingerprint: "" })} />
     <${TypeFilter} value=${query.type} put=${(type) => put({ type, fingerprint: "" })} />
-    <${Choice} label="created" value=${query.within} options=${HOURS} put=${(within) => put({ within })} />
+    <${Created} value=${query.within} put=${(within) => put({ within })} />
     ${failed && html`<${Choice} label="can go back" value=${query.retryable} options=${[["", "either"], ["true", "yes"], ["false", "no"]]} put=${(retryable) => put({ retryable })} />
       <${TextFilter} label="error contains" id="find" value=${query.error} put=${(error) => put({ error })} />`}
     ${query.fingerprint && html`<${Chip} off=${() => put({ fingerprint: "" })}>one error: <code>${shown(query.fingerprint)}</code></${Chip}>`}
@@ -42,6 +48,7 @@ function Row({ job, failed, selected, select, selectable }) {
   </tr>`;
 }
 
+/** The filter of a bulk retry. It cannot ask for jobs that cannot go back. */
 function filterOf(query, after) {
   const filter = { type: query.type, created_after: after, error_contains: query.error, fingerprint: query.fingerprint };
   return Object.fromEntries(Object.entries(filter).filter(([, value]) => value));
@@ -52,7 +59,9 @@ function Selection({ chosen, everything, query, after, all, setAll, clear, list 
     openBulk({ title: all ? "Retry all that match" : `Retry ${many(chosen.size, "job")}`, body: all ? { filter: filterOf(query, after) } : { ids: [...chosen] }, list: all ? list : null, done: clear });
   return html`<div class="selection" role="region" aria-label="Selected jobs">
     <span aria-live="polite">${all ? "All that match" : many(chosen.size, "job")} selected</span>
-    ${everything && !all && html`<button type="button" onClick=${() => setAll(true)}>Select all that match</button>`}
+    ${everything && !all && (query.retryable === "false"
+      ? html`<p class="muted">All that match cannot be chosen: a bulk retry has no filter for what cannot go back.</p>`
+      : html`<button type="button" onClick=${() => setAll(true)}>Select all that match</button>`)}
     <button type="button" onClick=${clear}>Clear</button>
     <button type="button" class="act" onClick=${open}>Retry${all ? " all" : ` ${number(chosen.size)}`}…</button>
   </div>`;
@@ -60,9 +69,9 @@ function Selection({ chosen, everything, query, after, all, setAll, clear, list 
 
 /** The page. @param {{query: Record<string, string>}} props */
 export function Jobs({ query }) {
-  const failed = (query.status ?? "failed") === "failed";
+  const failed = (query.status || "failed") === "failed";
   const after = useMemo(() => since(query.within), [query.within]);
-  const status = query.status === "any" ? undefined : (query.status ?? "failed");
+  const status = query.status === "any" ? undefined : query.status || "failed";
   const only = failed ? { error_contains: query.error, fingerprint: query.fingerprint, retryable: query.retryable } : {};
   const path = pathOf("jobs", { status, type: query.type, created_after: after, ...only, limit: LIMIT });
   const pages = usePages(path);
@@ -89,6 +98,7 @@ export function Jobs({ query }) {
   const whole = ids.length > 0 && ids.every((id) => chosen.has(id));
   return html`
     <${Title} text="Jobs"><${JobById} /><${AsOf} reading=${reading} /></${Title}>
+    <${Statuses} query=${query} />
     <${Filters} query=${query} put=${put} failed=${failed} />
     ${(reading.problem || !reading.body) && html`<${Standing} reading=${reading} what="the jobs" />`}
     ${failed && rows.length > 0 && bulkRefusal() && html`<p class="under muted">${bulkRefusal()}</p>`}

@@ -15,10 +15,13 @@ const LATE_MS = 120_000;
 
 const CARDS = ["failed", "running", "pending", "completed"];
 
-function Card({ status, stat, queued }) {
+/** When the newest of these groups last failed: whether it goes on. */
+const lastOf = (groups) => groups.map((group) => group.last_at).filter(Boolean).sort().at(-1);
+
+function Card({ status, stat, queued, last }) {
   const under =
     status === "failed" && stat.count > 0
-      ? html`${number(stat.retryable, stat.capped)} can go back${queued?.count > 0 && ` · ${number(queued.count, queued.capped)} queued`}`
+      ? html`${number(stat.retryable, stat.capped)} can go back${last && html` · last <${Time} at=${last} />`}${queued?.count > 0 && ` · ${number(queued.count, queued.capped)} queued`}`
       : stat.oldest_at
         ? html`oldest <${Time} at=${stat.oldest_at} />`
         : "none";
@@ -54,7 +57,7 @@ function WayBack({ reading }) {
 function WhatFails({ reading }) {
   if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the failures" /></div>`;
   const { data, truncated, sampled } = reading.body;
-  return html`<${Groups} groups=${data.slice(0, 5)} changed=${reading.reload} />
+  return html`<${Groups} groups=${data.slice(0, 5)} most=${data[0]?.jobs} changed=${reading.reload} />
     <p class="under">
       ${data.length > 5 && html`<a href=${href("failures")}>all ${data.length} groups</a>`}
       ${truncated && html`<span class="muted"> of the newest ${number(sampled)} failed jobs</span>`}
@@ -90,7 +93,7 @@ export function Overview() {
     <${Title} text="Overview"><${AsOf} reading=${stats} at=${stats.body?.data && stats.body.as_of} /></${Title}>
     ${away && stats.body && html`<${Standing} reading=${{ ...stats, problem: away }} />`}
     ${stats.body
-      ? html`<div class="counts" aria-live="polite">${CARDS.map((status) => html`<${Card} key=${status} status=${status} stat=${stats.body.data[status]} queued=${retries.body?.data.queued} />`)}</div>
+      ? html`<div class="counts" aria-live="polite">${CARDS.map((status) => html`<${Card} key=${status} status=${status} stat=${stats.body.data[status]} queued=${retries.body?.data.queued} last=${lastOf(failures.body?.data ?? [])} />`)}</div>
           ${stats.body.data.other.count > 0 && html`<p class="under muted">${many(stats.body.data.other.count, "job", stats.body.data.other.capped)} in other states</p>`}`
       : html`<${Standing} reading=${stats} what="the counts" />`}
     <div class=${`two ${first}`}>

@@ -1,5 +1,5 @@
 /** The small pieces that every page is made of. */
-import { absolute, ago, clock, many, relative, shown, zoneName } from "./text.mjs";
+import { absolute, ago, clock, exact, many, relative, shown, zoneName } from "./text.mjs";
 import { choices, useStore } from "./store.mjs";
 import { html, useEffect, useLayoutEffect, useState } from "./ui.mjs";
 
@@ -14,9 +14,9 @@ const OF_RETRIES = { queued: "pending", applied: "completed", rejected: "failed"
 
 /** A status by shape, word and colour. */
 export function Status({ of, word }) {
-  const kind = of in SHAPES ? of : (OF_RETRIES[of] ?? "other");
+  const kind = Object.hasOwn(SHAPES, of) ? of : Object.hasOwn(OF_RETRIES, of) ? OF_RETRIES[of] : "other";
   return html`<span class=${`status ${kind}`}>
-    <svg viewBox="0 0 16 16" aria-hidden="true">${SHAPES[kind]}</svg>${shown(word ?? of).replace("_", " ")}
+    <svg viewBox="0 0 16 16" aria-hidden="true">${SHAPES[kind]}</svg>${shown(word ?? of)}
   </span>`;
 }
 
@@ -29,13 +29,13 @@ export function useTick(everyMs = 10_000) {
   }, [everyMs]);
 }
 
-/** A time: relative to look at, absolute to point at; `whole` shows both, to find it in a log. */
-export function Time({ at, none = "–", whole = false }) {
+/** A time: relative to look at, absolute to point at; `whole` shows both, to find it in a log; `precise` does, without the date if it is of today. */
+export function Time({ at, none = "–", whole = false, precise = false }) {
   const { times } = useStore(choices);
   useTick();
   if (!at) return html`<span class="muted">${none}</span>`;
-  if (!whole) return html`<time datetime=${at} title=${absolute(at)}>${relative(at)}</time>`;
-  return html`<time datetime=${at}>${absolute(at)}</time>${times === "relative" && html` <span class="muted">${ago(at)}</span>`}`;
+  if (!whole && !precise) return html`<time datetime=${at} title=${absolute(at)}>${relative(at)}</time>`;
+  return html`<time datetime=${at} title=${absolute(at)}>${whole ? absolute(at) : exact(at)}</time>${times === "relative" && html` <span class="muted">${ago(at)}</span>`}`;
 }
 
 /** When the numbers are of; with an answer that is old because the API is away, how old. */

@@ -24,9 +24,9 @@ const WORDS = {
   "idempotency-key-reused": "This was sent before with other values. Close the dialog and begin again.",
   "payload-too-large": "That is more than the API takes at once.",
   "rate-limited": "The project has used up its share of requests for the moment.",
-  "unavailable": "The database behind the API is away or too slow. What you see is from before.",
+  "unavailable": "The database behind the API is away or too slow. What this page shows, if anything, is from before.",
   "internal": "Something went wrong in the API; it has been logged under the request id.",
-  "no-answer": "The API does not answer: it, a proxy, or your network is away. What you see is from before.",
+  "no-answer": "The API does not answer: it, a proxy, or your network is away. What this page shows, if anything, is from before.",
   "not-ours": "Something in between answered in place of the API.",
 };
 

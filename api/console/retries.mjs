@@ -1,9 +1,10 @@
 /** `#/retries` and `#/dead`: who asked for what, why, when, and what became of it. */
 import { AsOf, Empty, Refusal, Standing, Status, Time, Title } from "./parts.mjs";
 import { call, pathOf } from "./api.mjs";
-import { Chip, Choice, TextFilter } from "./filters.mjs";
+import { Chip, Tabs, TextFilter } from "./filters.mjs";
 import { go, href } from "./router.mjs";
 import { html, useState } from "./ui.mjs";
+import { Now, TOGETHER, useJobsNow } from "./jobs_now.mjs";
 import { More, Newer, usePages } from "./pages.mjs";
 import { outcomeWords, short, shown } from "./text.mjs";
 import { refusalOf, session } from "./session.mjs";
@@ -32,17 +33,25 @@ function Act({ retry, changed }) {
     ${state.problem && html`<${Refusal} problem=${state.problem} />`}`;
 }
 
-function Row({ retry, changed }) {
+function Row({ retry, job, changed }) {
   return html`<tr data-row=${retry.id}>
     <td class="state"><${Status} of=${retry.state} word=${WORDS[retry.state]} /></td>
-    <td class="main"><a href=${href(`jobs/${retry.job_id}`)}><code>${short(retry.job_id)}</code></a>
-      <span class="muted second">${outcomeWords(retry)}${retry.redriven_by ? `; redriven by ${shown(retry.redriven_by)}` : ""}</span></td>
+    <td class="main"><a href=${href(`jobs/${retry.job_id}`)}><code>${short(retry.job_id)}</code></a>${job && html` <span class="muted">${shown(job.type)}</span>`}
+      <span class="muted second">${outcomeWords(retry)}${retry.redriven_by ? `; redriven by ${shown(retry.redriven_by)}` : ""}${job && html`; now <${Now} retry=${retry} job=${job} />`}</span></td>
     <td class="why" data-label="who"><span>${shown(retry.actor)}</span><span class="muted second clamp">${retry.reason ? shown(retry.reason) : "no reason given"}</span></td>
     <td data-label="asked"><${Time} at=${retry.requested_at} /></td>
     <td class="error" data-label="error before"><code title=${shown(retry.error_before)}>${shown(retry.error_before).split("\n")[0].slice(0, 300)}</code></td>
     <td class="act"><${Act} retry=${retry} changed=${changed} /></td>
   </tr>`;
 }
+
+/** Rows whose jobs are asked for together. */
+function Rows({ retries, changed }) {
+  const jobs = useJobsNow(retries.map((retry) => retry.job_id));
+  return html`<tbody>${retries.map((retry) => html`<${Row} key=${retry.id} retry=${retry} job=${jobs.get(retry.job_id)} changed=${changed} />`)}</tbody>`;
+}
+
+const inParts = (rows) => Array.from({ length: Math.ceil(rows.length / TOGETHER) }, (_, i) => rows.slice(i * TOGETHER, (i + 1) * TOGETHER));
 
 function List({ path, empty, title, children }) {
   const pages = usePages(path);
@@ -57,7 +66,7 @@ function List({ path, empty, title, children }) {
     <${Newer} pages=${pages} />
     ${rows.length > 0 && html`<table class="card rows retries">
       <thead><tr><th scope="col">state</th><th scope="col">job, and what became of it</th><th scope="col">who and why</th><th scope="col">asked</th><th scope="col">error before</th><th scope="col"><span class="hidden">act</span></th></tr></thead>
-      <tbody>${rows.map((retry) => html`<${Row} key=${retry.id} retry=${retry} changed=${reading.reload} />`)}</tbody>
+      ${inParts(rows).map((retries, i) => html`<${Rows} key=${i} retries=${retries} changed=${reading.reload} />`)}
     </table>`}
     <${More} pages=${pages} />`;
 }
@@ -66,9 +75,10 @@ function List({ path, empty, title, children }) {
 export function Retries({ query }) {
   const put = (changes) => go(href("retries", { ...query, ...changes }), { replace: true });
   const path = pathOf("retries", { state: query.state, actor: query.actor, job_id: query.job_id, batch_id: query.batch_id, limit: 50 });
+  const states = STATES.some(([key]) => key === (query.state ?? "")) ? STATES : [...STATES, [query.state, shown(query.state)]];
   return html`<${List} path=${path} title="Retries" empty="No retry matches.">
+    <${Tabs} label="state" value=${query.state} options=${states} to=${(state) => href("retries", { ...query, state })} />
     <div class="filters">
-      <${Choice} label="state" value=${query.state} options=${STATES} put=${(state) => put({ state })} />
       <${TextFilter} label="who" id="find" value=${query.actor} longest=${255} put=${(actor) => put({ actor })} />
       ${query.batch_id && html`<${Chip} off=${() => put({ batch_id: "" })}>of batch <a href=${href(`batches/${query.batch_id}`)}><code>${shown(query.batch_id).slice(0, 8)}</code></a></${Chip}>`}
       ${query.job_id && html`<${Chip} off=${() => put({ job_id: "" })}>of job <code>${shown(short(query.job_id))}</code></${Chip}>`}
@@ -80,6 +90,6 @@ export function Retries({ query }) {
 export function Dead() {
   return html`<${List} path=${pathOf("retries", { state: "dead_lettered", limit: 50 })} title="Dead letters" empty="Nothing was given up.">
     <p class="under muted">Retries that no worker could read or settle. Once the cause is mended, redrive them. Messages that only the broker has, such as
-      unreadable ones of other publishers, are not in this list: <code>redrive dead list</code> shows them.</p>
+      unreadable ones of other publishers, are not in this list: <code class="words">redrive dead list</code> shows them.</p>
   </${List}>`;
 }

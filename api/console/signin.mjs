@@ -49,7 +49,7 @@ function Form({ expired }) {
     <label class="tick"><input type="checkbox" checked=${keep} onClick=${(event) => setKeep(event.target.checked)} /> keep it for this tab, also when the page is loaded again</label>
     <p class="actions"><button type="submit" class="act" disabled=${claimsOf(given) === null || state.busy}>${state.busy ? "Asking…" : "Use this token"}</button></p>
     ${(state.problem ?? (!expired && refused?.code !== "authentication-required" && refused)) && html`<${Refusal} problem=${state.problem ?? refused} retry=${!state.problem && refused?.passing ? start : undefined} />`}
-    ${!expired && html`<p class="muted">An operator makes one with <code>redrive token --project P</code>; <code>redrive up</code> prints a link that is signed in. The token stays in this page and goes to this API alone.</p>`}
+    ${!expired && html`<p class="muted">An operator makes one with <code class="words">redrive token --project P</code>; <code>redrive up</code> prints a link that is signed in. The token stays in this page and goes to this API alone.</p>`}
   </form>`;
 }
 

@@ -53,6 +53,13 @@ export function absolute(iso) {
   return `${parts.day} ${parts.minute}:${parts.second} ${zoneName()}`;
 }
 
+/** `23:40:11`, with its date if that is not today's: to tell what came first, and how soon after. */
+export function exact(iso) {
+  const parts = partsOf(Date.parse(iso), choices.get().zone);
+  const time = `${parts.minute}:${parts.second}`;
+  return parts.day === partsOf(now(), choices.get().zone).day ? time : `${parts.day} ${time}`;
+}
+
 /** `4m ago`, `in 3h`. */
 export function ago(iso) {
   const ms = now() - Date.parse(iso);

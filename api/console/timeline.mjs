@@ -53,7 +53,7 @@ export function Timeline({ job, retries, more }) {
     ${more && html`<p class="muted">Older retries are left out.</p>`}
     <ol class="plain">
       ${[...steps].reverse().filter((step) => step.at).map((step, i) => html`<li key=${i} class=${step.kind}>
-        <span class="at"><${Time} at=${step.at} /></span>
+        <span class="at"><${Time} at=${step.at} precise=${true} /></span>
         <span><strong>${step.due ? "due" : step.word}</strong>${step.more && html` <span class="muted clamp">${shown(step.more)}</span>`}</span>
       </li>`)}
     </ol>

@@ -9,8 +9,10 @@ from typing import Final
 import pytest
 from playwright.async_api import Locator, Page, expect
 
-from tests.browser.console import Console
+from tests.api_server import Api
+from tests.browser.console import EVERYTHING, Console
 from tests.jobs import JobMaker
+from tests.tokens import token
 from tests.workers import a_worker
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
@@ -82,6 +84,7 @@ async def test_the_incident(
     async with a_worker(database_url, amqp_url):
         await expect(dialog).to_contain_text("Done. 117 went back · 3 rejected", timeout=_COUNTED_MS)
     await expect(dialog.get_by_text("the job had changed after the request")).to_have_count(3)
+    await expect(dialog.locator(".now")).to_have_text(re.compile("Of the newest 50 that went back, now: +50 pending"))
     await operator.press(dialog.get_by_role("button", name="Close").last)
     await expect(dialog).to_have_count(0)
 
@@ -92,3 +95,26 @@ async def test_the_incident(
     await operator.press(page.get_by_role("button", name="Cancel what is still queued…"))
     await operator.press(page.get_by_role("button", name="Cancel 3 queued"))
     await expect(page.locator("main")).to_contain_text(re.compile(r"Done\.\s+3 cancelled"))
+
+
+async def test_a_retry_that_went_back_says_what_its_job_is_now(
+    console: Console, api: Api, jobs: JobMaker, database_url: str, amqp_url: str
+) -> None:
+    page, mine = console.page, token(project_id="now", scope=EVERYTHING)
+    again, done = await jobs.make(2, status="failed", kind="pay", project_id="now")
+    body = {"ids": [str(again.id), str(done.id)], "reason": "try again"}
+    batch = (await api.post("/api/jobs/retry?dry_run=false", body, token=mine)).data["batch_id"]
+    async with a_worker(database_url, amqp_url):
+        await page.goto(f"{console.url}#token={mine}")
+        await console.go(f"#/batches/{batch}")
+        await expect(page.locator(".now")).to_have_text(re.compile("Of these, now: +2 pending"), timeout=_COUNTED_MS)
+    await jobs.fail_again(again)
+    await jobs.pool.execute("UPDATE control_plane.jobs SET status = 'completed' WHERE id = $1::uuid", str(done.id))
+
+    await expect(page.locator(".now")).to_have_text(
+        re.compile("Of these, now: +1 failed again +1 completed"), timeout=_COUNTED_MS
+    )
+    await page.get_by_role("link", name="all its retries").click()
+    rows = page.locator("table.retries tbody tr")
+    await expect(rows.filter(has_text=str(again.id)[:8])).to_contain_text("went back to pending; now failed again")
+    await expect(rows.filter(has_text=str(done.id)[:8])).to_contain_text("went back to pending; now completed")

@@ -1,5 +1,6 @@
 """Every page: nothing fails in it, nothing is blocked, nothing that it shows runs, and axe finds nothing."""
 
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -213,17 +214,125 @@ async def test_the_timeline_of_a_job_is_in_the_order_in_which_it_happened(consol
     await expect(page.locator(".timeline li").first).to_contain_text("retry cancelled")
     await expect(page.locator(".timeline li").nth(1)).to_contain_text("failed")
     await expect(page.locator(".timeline li").last).to_contain_text("created")
+    await expect(page.locator(".timeline time").first).to_have_text(re.compile(r"\d\d:\d\d:\d\d$"))
 
 
-async def test_the_status_filter_says_how_many_jobs_each_has(console: Console, jobs: JobMaker) -> None:
+async def test_the_statuses_say_how_many_jobs_each_has(console: Console, jobs: JobMaker) -> None:
     await jobs.make(3, status="failed", project_id="counted")
     await jobs.make(2, status="completed", project_id="counted")
     await console.page.goto(f"{console.url}#token={token(project_id='counted', scope=EVERYTHING)}")
     await console.go("#/jobs")
 
-    options = console.page.get_by_label("status").locator("option")
+    statuses = console.page.get_by_role("navigation", name="status").get_by_role("link")
 
-    await expect(options).to_have_text(["failed (3)", "running (0)", "pending (0)", "completed (2)", "any"])
+    await expect(statuses).to_have_text(["failed 3", "running 0", "pending 0", "completed 2", "any"])
+    await expect(statuses.first).to_have_attribute("aria-current", "true")
+
+
+async def test_a_status_is_one_click_away_and_opens_a_window_of_its_own_where_a_key_is_held(
+    console: Console, jobs: JobMaker
+) -> None:
+    await jobs.make(1, status="completed", kind="one.click", project_id="clicked")
+    await console.page.goto(f"{console.url}#token={token(project_id='clicked', scope=EVERYTHING)}")
+    await console.go("#/jobs?error=what")
+    completed = console.page.get_by_role("link", name="completed")
+
+    async with console.page.context.expect_page() as opened:
+        await completed.click(modifiers=["Control"])
+    assert (await opened.value).url.endswith("#/jobs?status=completed")
+    assert console.page.url.endswith("#/jobs?error=what")
+
+    await completed.click()
+    await expect(console.page.get_by_role("link", name="one.click")).to_be_visible()
+    await expect(completed).to_be_focused()
+    await expect(console.page.locator(".tabs [aria-current]")).to_have_text(["completed 1"])
+    assert console.page.url.endswith("#/jobs?status=completed")
+
+
+@pytest.mark.parametrize("width", [320, 390, 1440])
+async def test_an_address_with_any_status_is_shown_as_wide_as_the_window(
+    browser: Browser, api: Api, width: int
+) -> None:
+    capped = '{"count": 10000, "capped": true, "oldest_at": null}'
+    counts = ", ".join(f'"{name}": {capped}' for name in ("pending", "running", "failed", "completed", "other"))
+    body = f'{{"data": {{{counts}}}, "as_of": "2026-11-26T00:00:00Z"}}'
+    async with Console.opened(browser, api, width=width) as console:
+        page = console.page
+        await page.route("**/api/jobs/stats*", lambda route: route.fulfill(content_type="application/json", body=body))
+        await console.sign_in(view="#/jobs")
+
+        for status in ("__proto__", "constructor", "", "a_status_" * 10):
+            await console.go(f"#/jobs?status={status}")
+            await expect(page.locator(".tabs a").first).to_have_text(re.compile("failed +10,000[+]"))
+            await expect(page.locator(".tabs [aria-current]")).to_contain_text(status or "failed")
+            assert await page.evaluate("document.documentElement.scrollWidth") <= width, status
+        assert await page.evaluate("Object.getOwnPropertyNames(Object.prototype).filter(name => name.length < 4)") == []
+
+
+async def test_typing_and_a_click_right_after_it_are_both_kept(console: Console) -> None:
+    page = console.page
+    await console.sign_in(view="#/retries")
+
+    await page.get_by_label("who").fill("night-shift")
+    await page.get_by_role("link", name="rejected").click()
+
+    await page.wait_for_url("**/#/retries?state=rejected&actor=night-shift")
+    await expect(page.locator(".tabs [aria-current]")).to_have_text(["rejected"])
+
+
+async def test_all_that_match_is_not_offered_where_a_bulk_retry_would_take_others_too(
+    console: Console, jobs: JobMaker
+) -> None:
+    page = console.page
+    await jobs.make(60, status="failed", kind="used.up", attempts=3, project_id="used")
+    await page.goto(f"{console.url}#token={token(project_id='used', scope=EVERYTHING)}")
+    offer = page.get_by_role("button", name="Select all that match")
+    for view, offered in (("#/jobs", 1), ("#/jobs?retryable=false", 0)):
+        await console.go(view)
+        await expect(page.locator("table.jobs tbody tr")).to_have_count(50)
+        await page.get_by_label("Select all shown").click()
+        await expect(page.get_by_role("region", name="Selected jobs")).to_contain_text("50 jobs selected")
+        await expect(offer).to_have_count(offered)
+        await expect(page.get_by_text("All that match cannot be chosen")).to_have_count(1 - offered)
+
+
+async def test_a_group_that_needs_extra_attempts_is_opened_with_one(console: Console, jobs: JobMaker) -> None:
+    page = console.page
+    await jobs.make(2, status="failed", kind="used.up", attempts=3, project_id="extra")
+    await page.goto(f"{console.url}#token={token(project_id='extra', scope=EVERYTHING)}")
+    await console.go("#/failures")
+
+    await page.get_by_role("button", name="Needs extra attempts").click()
+
+    dialog = page.get_by_role("dialog")
+    await expect(dialog.get_by_label("extra attempts")).to_have_value("1")
+    await expect(dialog).to_contain_text("2 can go back")
+
+
+async def test_groups_are_found_by_their_text_and_show_their_share_of_the_largest(
+    console: Console, jobs: JobMaker
+) -> None:
+    page = console.page
+    await jobs.make(4, status="failed", kind="mail.send", last_error="Refused: 1", project_id="shares")
+    await jobs.make(1, status="failed", kind="image.resize", last_error="Timeout: 2", project_id="shares")
+    await page.goto(f"{console.url}#token={token(project_id='shares', scope=EVERYTHING)}")
+    await console.go("#/failures")
+    rows = page.locator("table.groups tbody tr")
+    await expect(rows).to_have_count(2)
+    assert [await bar.get_attribute("width") for bar in await page.locator(".amount rect").all()] == ["100", "25"]
+
+    await page.keyboard.press("/")
+    await page.keyboard.type("TIMEOUT")
+
+    await expect(rows).to_have_count(1)
+    await expect(rows).to_contain_text("image.resize")
+    await expect(page.get_by_text("5 failed in 2 groups, of which 1 matches.")).to_be_visible()
+    assert await page.locator(".amount rect").get_attribute("width") == "25"
+    assert page.url.endswith("#/failures?find=TIMEOUT")
+    await page.keyboard.type("?")
+    await expect(page.get_by_text("No group matches.")).to_be_visible()
+    await page.get_by_role("link", name="Look into the errors").click()
+    assert page.url.endswith("#/jobs?error=TIMEOUT%3F")
 
 
 async def test_a_phone_shows_jobs_in_its_upper_half_and_the_retry_right_below_the_error(
@@ -432,7 +541,7 @@ async def test_older_rows_that_come_late_do_not_disturb_the_list_that_was_chosen
 
     await page.route("**/api/jobs?*cursor=*", hold)
     await page.get_by_role("button", name="Older").click()
-    await page.get_by_label("status").select_option("completed")
+    await page.get_by_role("link", name="completed").click()
     await expect(page.locator("table.jobs tbody tr")).to_have_count(2)
 
     await page.evaluate(
@@ -446,7 +555,7 @@ async def test_older_rows_that_come_late_do_not_disturb_the_list_that_was_chosen
 
     assert not await page.evaluate("window.emptied")
     await expect(page.get_by_role("link", name="soon")).to_have_count(2)
-    await page.get_by_label("status").select_option("failed")
+    await page.get_by_role("link", name="failed").click()
     await expect(page.locator("table.jobs tbody tr")).to_have_count(50)
     await page.unroute_all()
     await page.get_by_role("button", name="Older").click()
