@@ -10,6 +10,7 @@ import random
 import socket
 import ssl
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 
 SHARE_S: Final = 1.0
 """The longest that one host of several may take."""
+MOST_IN_VAIN: Final = 5
+IN_VAIN_S: Final = 0.5
+"""While no server is found, at most so many attempts begin within so long, however many calls want a connection. Each
+costs a server a process and a login; a standby, which is found while no other takes writes, has readers to serve."""
 _SHARE_OF_TIME: Final = 0.8  # of the time of a call: the rest is for the statement
 _SQL: Final = statements("database")
 
@@ -83,14 +88,37 @@ class Connector:
         self._last_good: Host | None = None
         self._last_rank = 0
         self._last_url: str | None = None
+        self._refusal: str | None = None
+        """Why the last attempt has found no server; None where it has found one."""
+        self._tried_at: deque[float] = deque(maxlen=MOST_IN_VAIN)
+        """When the last attempts began."""
 
     def changed(self) -> bool:
         """Whether the URL has changed since the last call."""
         was, self._last_url = self._last_url, current(self._url)
-        return was not in (None, self._last_url)
+        changed = was not in (None, self._last_url)
+        if changed:
+            self._refusal = None
+        return changed
 
     async def opened(self, **more: Any) -> Opened:  # noqa: ANN401 - what asyncpg's pool hands on to its connections
-        """A new connection. Raises DatabaseUnavailable, with the failure of each host, within `timeout_s`."""
+        """A new connection. Raises DatabaseUnavailable, with the failure of each host, within `timeout_s`.
+
+        After some attempts that found no server, others that come too soon raise what the last one did.
+        """
+        now = time.monotonic()
+        if self._refusal is not None and len(self._tried_at) == MOST_IN_VAIN and now - self._tried_at[0] < IN_VAIN_S:
+            raise DatabaseUnavailable(self._refusal)
+        self._tried_at.append(now)
+        try:
+            opened = await self._opened(more)
+        except DatabaseUnavailable as error:
+            self._refusal = str(error)
+            raise
+        self._refusal = None
+        return opened
+
+    async def _opened(self, more: Mapping[str, Any]) -> Opened:
         url = self._read()
         wanted = self._wanted if url.access is None else _ORDER_OF.get(url.access, (url.access,))
         hosts = list(self._in_order(url))

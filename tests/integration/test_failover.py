@@ -1,6 +1,7 @@
 """The database moves, changes its logins, or stands behind a name that leads elsewhere: nothing is restarted."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import asyncpg
 import pytest
 
 from api.serving import readiness
-from shared.connections import Connector
+from shared.connections import IN_VAIN_S, MOST_IN_VAIN, Connector
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.gauges import ReplicaLag, replayed, written
@@ -89,6 +90,35 @@ async def refused(database: Database, words: str) -> bool:
     with pytest.raises(DatabaseUnavailable) as error:
         await database.probe()
     return words in str(error.value)
+
+
+async def test_calls_without_a_server_that_takes_writes_cost_the_standby_a_few_connections_however_many_they_are(
+    pair: Pair,
+) -> None:
+    async with (
+        Proxy.to(pair.reader) as name,
+        database_at(name.url_of(pair.reader), pool_size=4).opened() as database,
+    ):
+
+        async def ask() -> None:
+            with pytest.raises(DatabaseUnavailable, match="read-only"):
+                await database.ping()
+
+        async def answered() -> bool:
+            try:
+                await database.ping()
+            except DatabaseUnavailable:
+                return False
+            return True
+
+        began_at = time.monotonic()
+        for _ in range(200):
+            await asyncio.gather(*(ask() for _ in range(4)))
+        spent_s = time.monotonic() - began_at
+        assert name.connections_total <= MOST_IN_VAIN * (1 + spent_s / IN_VAIN_S)
+
+        name.lead_to(pair.writer)
+        await eventually(answered, within_s=IN_VAIN_S + 1)
 
 
 async def test_a_connection_that_becomes_read_only_is_not_kept(pair: Pair) -> None:

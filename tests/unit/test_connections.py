@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from shared.connections import Connector, Opened, _Found
+from shared.connections import IN_VAIN_S, MOST_IN_VAIN, Connector, Opened, _Found
+from shared.errors import DatabaseUnavailable
 from shared.postgres_url import Access, Host, PostgresUrl
 
 if TYPE_CHECKING:
@@ -92,3 +93,38 @@ async def test_the_last_good_host_is_enough_unless_it_is_the_least_wanted_of_sev
     await hosts.opened()
 
     assert hosts.tried == tried
+
+
+async def test_while_no_server_is_found_few_attempts_begin_and_a_new_url_is_tried_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[str] = []
+
+    async def find_none(
+        _: Connector, url: PostgresUrl, _host: Host, _wanted: Sequence[Access], _more: object, *, within_s: float
+    ) -> str:
+        assert within_s > 0
+        tried.append(url.user or "")
+        return "is read-only"
+
+    async def tell(connector: Connector) -> None:
+        connector.changed()
+        with pytest.raises(DatabaseUnavailable, match="one:5432: is read-only"):
+            await connector.opened()
+
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("shared.connections.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(Connector, "_try", find_none)
+    url = ["postgresql://a@one/x"]
+    connector = Connector(lambda: url[0], wanted=(Access.READ_WRITE,), timeout_s=2, settings={})
+
+    for _ in range(20):
+        await tell(connector)
+    assert tried == ["a"] * MOST_IN_VAIN
+    clock.now += IN_VAIN_S
+    for _ in range(20):
+        await tell(connector)
+    assert tried == ["a"] * (MOST_IN_VAIN * 2)
+    url[0] = "postgresql://b@one/x"
+    await tell(connector)
+    assert tried[-1] == "b"

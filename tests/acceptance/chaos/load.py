@@ -25,6 +25,8 @@ REPEATED = 0.05
 KEY_OF_TWO = "a key is of"
 BULK = 0.1
 SCOPES = "jobs:read jobs:retry jobs:retry:bulk"
+_SOON_S = (0.05, 0.5)
+_AS_TOLD_S = (0.5, 1.5)
 _DOUBTFUL = frozenset({0, 503})
 
 
@@ -67,6 +69,8 @@ class Load:
     second. `acked` has what was accepted, by the id that the answer gave: a request's, or a batch's. Whatever a client
     must never see is in `wrong`: another request for the same key, an unexpected status. So is a load that has
     come to its end while it was still needed, unless that is the test (`finite`).
+
+    It repeats a request soon; if it is `patient`, after about the second that a 503 asks for in Retry-After.
     """
 
     urls: Sequence[str]
@@ -76,6 +80,7 @@ class Load:
     reads: float
     bulk: float = BULK
     finite: bool = False
+    patient: bool = False
     acked: dict[UUID, MadeJob] = field(default_factory=dict)
     acked_at: dict[UUID, float] = field(default_factory=dict)
     """When each was first accepted, by time.monotonic()."""
@@ -180,7 +185,8 @@ class Load:
             if status not in _DOUBTFUL:
                 self.wrong.append(f"POST answered {status}: {body}")
                 return None
-            await asyncio.sleep(self.rng.uniform(0.05, 0.5))
+            waits_s = _AS_TOLD_S if self.patient and status == 503 else _SOON_S
+            await asyncio.sleep(self.rng.uniform(*waits_s))
         self.wrong.append(f"no answer within {PATIENCE_S} s")
         return None
 

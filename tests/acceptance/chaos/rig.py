@@ -301,9 +301,11 @@ class Trial:
                 await self.rig.jobs.fail_all_again()
             await asyncio.sleep(FAIL_AGAIN_EVERY_S)
 
-    async def load(self, *, count: int, rate: float = RATE, reads: float = 0.0) -> Load:
+    async def load(self, *, count: int, rate: float = RATE, reads: float = 0.0, patient: bool = False) -> Load:
         """A load on jobs of its own; `count` is how many it asks for at most."""
-        return await self._load(count, rate, reads, bulk=BULK, finite=False)
+        load = await self._load(count, rate, reads, bulk=BULK, finite=False)
+        load.patient = patient
+        return load
 
     async def finite_load(self, *, count: int, rate: float) -> Load:
         """A load of single retries that a test needs to be asked for in full."""
