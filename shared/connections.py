@@ -32,7 +32,8 @@ SHARE_S: Final = 1.0
 MOST_IN_VAIN: Final = 5
 IN_VAIN_S: Final = 0.5
 """While no server is found, at most so many attempts begin within so long, however many calls want a connection. Each
-costs a server a process and a login; a standby, which is found while no other takes writes, has readers to serve."""
+costs a server a process and a login; a standby, which is found while no other takes writes, has readers to serve. So a
+server that is back is found at most so much later."""
 _SHARE_OF_TIME: Final = 0.8  # of the time of a call: the rest is for the statement
 _SQL: Final = statements("database")
 
@@ -65,6 +66,17 @@ class _Found(NamedTuple):
     rank: int
 
 
+class _Refused(NamedTuple):
+    """Why there is no connection to one of the hosts. `full`: its server has no room for one more now."""
+
+    words: str
+    full: bool = False
+
+
+class _ServerFull(DatabaseUnavailable):
+    """No server was found, but one that is full."""
+
+
 class Connector:
     """Opens connections to the server that `url` names; the URL is read anew for each connection.
 
@@ -88,8 +100,10 @@ class Connector:
         self._last_good: Host | None = None
         self._last_rank = 0
         self._last_url: str | None = None
-        self._refusal: str | None = None
-        """Why the last attempt has found no server; None where it has found one."""
+        self._in_vain: str | None = None
+        """Why the last attempt has found no server; None where it has found one, or one that was full."""
+        self._current_since = 0.0
+        """What an attempt says that began before it is of no use: a server was found then, or the URL has changed."""
         self._tried_at: deque[float] = deque(maxlen=MOST_IN_VAIN)
         """When the last attempts began."""
 
@@ -98,8 +112,14 @@ class Connector:
         was, self._last_url = self._last_url, current(self._url)
         changed = was not in (None, self._last_url)
         if changed:
-            self._refusal = None
+            self._forget()
         return changed
+
+    def _forget(self) -> None:
+        """Forget what was tried in vain."""
+        self._in_vain = None
+        self._tried_at.clear()
+        self._current_since = time.monotonic()
 
     async def opened(self, **more: Any) -> Opened:  # noqa: ANN401 - what asyncpg's pool hands on to its connections
         """A new connection. Raises DatabaseUnavailable, with the failure of each host, within `timeout_s`.
@@ -107,15 +127,19 @@ class Connector:
         After some attempts that found no server, others that come too soon raise what the last one did.
         """
         now = time.monotonic()
-        if self._refusal is not None and len(self._tried_at) == MOST_IN_VAIN and now - self._tried_at[0] < IN_VAIN_S:
-            raise DatabaseUnavailable(self._refusal)
+        if self._in_vain is not None and len(self._tried_at) == MOST_IN_VAIN and now - self._tried_at[0] < IN_VAIN_S:
+            raise DatabaseUnavailable(self._in_vain)
         self._tried_at.append(now)
         try:
             opened = await self._opened(more)
-        except DatabaseUnavailable as error:
-            self._refusal = str(error)
+        except _ServerFull:
+            self._forget()  # there is one: its other connections go on, and a pool must come to those
             raise
-        self._refusal = None
+        except DatabaseUnavailable as error:
+            if now >= self._current_since:
+                self._in_vain = str(error)
+            raise
+        self._forget()
         return opened
 
     async def _opened(self, more: Mapping[str, Any]) -> Opened:
@@ -126,12 +150,12 @@ class Connector:
         share_s = _SHARE_OF_TIME * self._timeout_s / max(1, far)
         if far > 1:
             share_s = min(SHARE_S, share_s)
-        refusals: dict[Host, str] = {}
+        refusals: dict[Host, _Refused] = {}
         found: list[_Found] = []
         try:
             for host in hosts:
                 tried = await self._try(url, host, wanted, more, within_s=share_s)
-                if isinstance(tried, str):
+                if isinstance(tried, _Refused):
                     refusals[host] = tried
                     continue
                 found.append(tried)
@@ -143,8 +167,9 @@ class Connector:
             raise
         if not found:
             # Without a host, the sockets of this machine are tried: the same failure of several is said once.
-            said = {words: host for host, words in reversed(refusals.items())}
-            raise DatabaseUnavailable("; ".join(f"{host}: {words}" for words, host in reversed(said.items())))
+            said = {refused.words: host for host, refused in reversed(refusals.items())}
+            words = "; ".join(f"{host}: {words}" for words, host in reversed(said.items()))
+            raise (_ServerFull if any(refused.full for refused in refusals.values()) else DatabaseUnavailable)(words)
         best = min(found, key=lambda each: each.rank)
         for each in found:
             if each is not best:
@@ -179,17 +204,17 @@ class Connector:
 
     async def _try(
         self, url: PostgresUrl, host: Host, wanted: Sequence[Access], more: Mapping[str, Any], *, within_s: float
-    ) -> _Found | str:
+    ) -> _Found | _Refused:
         """A connection to `host`, or why there is none. Raises DatabaseUnavailable where no host could be used."""
         try:
             async with asyncio.timeout(within_s):
                 return await self._open(url, host, wanted, more)
         except DatabaseUnavailable as error:
-            return str(error)
+            return _Refused(str(error))
         except TimeoutError:
-            return f"no answer within {within_s:.1f} s"
+            return _Refused(f"no answer within {within_s:.1f} s")
         except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-            return words_of(error)
+            return _Refused(words_of(error), full=(getattr(error, "sqlstate", None) or "").startswith("53"))
         except _UNUSABLE:
             raise DatabaseUnavailable("the URL cannot be used") from None  # their texts quote the URL
 

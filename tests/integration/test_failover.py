@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from api.serving import readiness
-from shared.connections import IN_VAIN_S, MOST_IN_VAIN, Connector
+from shared.connections import IN_VAIN_S, MOST_IN_VAIN, Connector, _Refused
 from shared.database import Database
 from shared.errors import DatabaseUnavailable
 from shared.gauges import ReplicaLag, replayed, written
@@ -246,7 +246,7 @@ async def test_connections_that_are_opened_at_the_same_time_end_at_the_primary_a
             tried += 1
             if tried == 1:
                 await both_wait.wait()
-                return "no answer in time"
+                return _Refused("no answer in time")
             both_wait.set()
             await fell_back.wait()
         return await try_host(connector, url, host, *rest, within_s=within_s)

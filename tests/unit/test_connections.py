@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from shared.connections import IN_VAIN_S, MOST_IN_VAIN, Connector, Opened, _Found
+from shared.connections import IN_VAIN_S, MOST_IN_VAIN, Connector, Opened, _Found, _Refused
 from shared.errors import DatabaseUnavailable
 from shared.postgres_url import Access, Host, PostgresUrl
 
@@ -99,13 +99,14 @@ async def test_while_no_server_is_found_few_attempts_begin_and_a_new_url_is_trie
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tried: list[str] = []
+    full = False
 
     async def find_none(
         _: Connector, url: PostgresUrl, _host: Host, _wanted: Sequence[Access], _more: object, *, within_s: float
-    ) -> str:
+    ) -> _Refused:
         assert within_s > 0
         tried.append(url.user or "")
-        return "is read-only"
+        return _Refused("is read-only", full=full)
 
     async def tell(connector: Connector) -> None:
         connector.changed()
@@ -128,3 +129,11 @@ async def test_while_no_server_is_found_few_attempts_begin_and_a_new_url_is_trie
     url[0] = "postgresql://b@one/x"
     await tell(connector)
     assert tried[-1] == "b"
+
+    full = True  # its other connections go on, and a pool must come to those
+    clock.now += IN_VAIN_S
+    tried.clear()
+    connector.changed()
+    for _ in range(20):
+        await tell(connector)
+    assert len(tried) == 20

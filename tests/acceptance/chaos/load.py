@@ -26,7 +26,7 @@ KEY_OF_TWO = "a key is of"
 BULK = 0.1
 SCOPES = "jobs:read jobs:retry jobs:retry:bulk"
 _SOON_S = (0.05, 0.5)
-_AS_TOLD_S = (0.5, 1.5)
+_AS_TOLD_S = (1.0, 1.5)
 _DOUBTFUL = frozenset({0, 503})
 
 
