@@ -1,5 +1,5 @@
 /** `#/jobs`: the jobs of a filter; failed ones unless asked otherwise. */
-import { AsOf, Empty, Standing, Status, Time, Title } from "./parts.mjs";
+import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { bulkRefusal, mayBulk, openBulk } from "./bulk.mjs";
 import { Chip, Choice, Created, JobById, since, Tabs, TextFilter, TypeFilter } from "./filters.mjs";
 import { go, href } from "./router.mjs";
@@ -11,7 +11,6 @@ import { useQuery } from "./query.mjs";
 
 const LIMIT = 50;
 const COUNTS_S = 15;
-const STATUSES = ["failed", "running", "pending", "completed"];
 
 /** The four statuses and how many jobs each has, the largest question of this page; and whatever else the address asks for. */
 function Statuses({ query }) {

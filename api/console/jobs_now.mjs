@@ -2,11 +2,10 @@
 import { html } from "./ui.mjs";
 import { number } from "./text.mjs";
 import { pathOf } from "./api.mjs";
-import { Status } from "./parts.mjs";
+import { Status, STATUSES } from "./parts.mjs";
 import { useQuery } from "./query.mjs";
 
 const EVERY_S = 15;
-const STATUSES = ["failed", "running", "pending", "completed"];
 
 /** How many jobs are asked for at once, at most; the API takes a hundred. */
 export const TOGETHER = 50;
@@ -18,8 +17,11 @@ export function useJobsNow(ids) {
   return new Map(jobs.filter((job) => !job.unreadable).map((job) => [job.id, job]));
 }
 
-/** The status of a retried job, in the words that a person asks for. */
-export const Now = ({ retry, job }) => html`<${Status} of=${job.status} word=${retry.state === "applied" && job.status === "failed" ? "failed again" : job.status} />`;
+/** The status of a job that went back: one that is failed has failed again. */
+const Again = ({ status }) => html`<${Status} of=${status} word=${status === "failed" ? "failed again" : status} />`;
+
+/** The status of a retried job now. */
+export const Now = ({ retry, job }) => (retry.state === "applied" ? html`<${Again} status=${job.status} />` : html`<${Status} of=${job.status} />`);
 
 /** How the jobs of a batch that went back are doing; of a large batch, the newest of them. */
 export function JobsOfBatch({ batch }) {
@@ -29,7 +31,7 @@ export function JobsOfBatch({ batch }) {
   if (jobs.length === 0) return null;
   const others = jobs.filter((job) => !STATUSES.includes(job.status)).length;
   return html`<p class="now" aria-live="polite">${batch.applied > retries.length ? `Of the newest ${number(retries.length)} that went back` : "Of these"}, now:
-    ${STATUSES.map((status) => [status, jobs.filter((job) => job.status === status).length]).filter(([, count]) => count > 0).map(([status, count]) => html`${" "}<span key=${status}>${number(count)} <${Status} of=${status} word=${status === "failed" ? "failed again" : status} /></span>`)}
+    ${STATUSES.map((status) => [status, jobs.filter((job) => job.status === status).length]).filter(([, count]) => count > 0).map(([status, count]) => html`${" "}<span key=${status}>${number(count)} <${Again} status=${status} /></span>`)}
     ${others > 0 && html`${" "}<span>${number(others)} in other states</span>`}
   </p>`;
 }

@@ -4,7 +4,7 @@ import { bulkRefusal } from "./bulk.mjs";
 import { Groups } from "./groups.mjs";
 import { href } from "./router.mjs";
 import { html, useEffect, useState } from "./ui.mjs";
-import { AsOf, Empty, Standing, Status, Time, Title } from "./parts.mjs";
+import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { many, number, span, zoneName } from "./text.mjs";
 import { now, pathOf } from "./api.mjs";
 import { useQuery } from "./query.mjs";
@@ -12,8 +12,6 @@ import { useQuery } from "./query.mjs";
 const COUNTS_S = 15;
 const SLOW_S = 60;
 const LATE_MS = 120_000;
-
-const CARDS = ["failed", "running", "pending", "completed"];
 
 /** When the newest of these groups last failed: whether it goes on. */
 const lastOf = (groups) => groups.map((group) => group.last_at).filter(Boolean).sort().at(-1);
@@ -93,7 +91,7 @@ export function Overview() {
     <${Title} text="Overview"><${AsOf} reading=${stats} at=${stats.body?.data && stats.body.as_of} /></${Title}>
     ${away && stats.body && html`<${Standing} reading=${{ ...stats, problem: away }} />`}
     ${stats.body
-      ? html`<div class="counts" aria-live="polite">${CARDS.map((status) => html`<${Card} key=${status} status=${status} stat=${stats.body.data[status]} queued=${retries.body?.data.queued} last=${lastOf(failures.body?.data ?? [])} />`)}</div>
+      ? html`<div class="counts" aria-live="polite">${STATUSES.map((status) => html`<${Card} key=${status} status=${status} stat=${stats.body.data[status]} queued=${retries.body?.data.queued} last=${lastOf(failures.body?.data ?? [])} />`)}</div>
           ${stats.body.data.other.count > 0 && html`<p class="under muted">${many(stats.body.data.other.count, "job", stats.body.data.other.capped)} in other states</p>`}`
       : html`<${Standing} reading=${stats} what="the counts" />`}
     <div class=${`two ${first}`}>

@@ -3,6 +3,9 @@ import { absolute, ago, clock, exact, many, relative, shown, zoneName } from "./
 import { choices, useStore } from "./store.mjs";
 import { html, useEffect, useLayoutEffect, useState } from "./ui.mjs";
 
+/** The statuses of jobs, in the order in which they are looked at. An owner's table may have others. */
+export const STATUSES = ["failed", "running", "pending", "completed"];
+
 const SHAPES = {
   failed: html`<path d="M5.2 1.5h5.6l3.7 3.7v5.6l-3.7 3.7H5.2L1.5 10.8V5.2z" /><path d="m5.9 5.9 4.2 4.2m0-4.2-4.2 4.2" />`,
   running: html`<path d="M13.5 8A5.5 5.5 0 1 1 8 2.5" />`,
