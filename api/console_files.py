@@ -34,6 +34,9 @@ _TYPES: Final = {
     ".txt": "text/plain; charset=utf-8",
 }
 """A table of our own: the machine's may not know `.mjs`, and a browser runs no module of another type."""
+_SHEET: Final = "console.css"
+_SHEETS: Final = ("base.css", "parts.css", "pages.css", "narrow.css", "vendor/uplot.css")
+"""Served as one file, in this order: a page that is opened waits for all of them, and each request is a wait."""
 _SECURITY_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
@@ -81,6 +84,8 @@ class ConsoleFile(NamedTuple):
 
 def add_console(router: web.UrlDispatcher) -> None:
     """Serve every file of api/console/, its page at `/console/`."""
+    sheet = b"".join((_FOLDER / path).read_bytes() for path in _SHEETS)
+    router.add_route(hdrs.METH_GET, f"/console/{_SHEET}", _file(sheet, _SHEET).answer)
     for path, file in _found(_FOLDER, ""):
         router.add_route(hdrs.METH_GET, f"/console/{path}", file.answer)
         if path == _INDEX:
@@ -90,7 +95,7 @@ def add_console(router: web.UrlDispatcher) -> None:
 
 def add_element(router: web.UrlDispatcher) -> None:
     """Serve the element for product pages, and nothing else of the console."""
-    router.add_route(hdrs.METH_GET, f"/console/{_ELEMENT}", _read(_FOLDER / _ELEMENT, _ELEMENT, _TYPES[".js"]).answer)
+    router.add_route(hdrs.METH_GET, f"/console/{_ELEMENT}", _file((_FOLDER / _ELEMENT).read_bytes(), _ELEMENT).answer)
 
 
 async def _redirect(_request: web.Request) -> web.StreamResponse:
@@ -100,14 +105,17 @@ async def _redirect(_request: web.Request) -> web.StreamResponse:
 
 def _found(folder: "Traversable", prefix: str) -> Iterator[tuple[str, ConsoleFile]]:
     for entry in sorted(folder.iterdir(), key=lambda each: each.name):
+        path = f"{prefix}{entry.name}"
         if entry.is_dir():
-            yield from _found(entry, f"{prefix}{entry.name}/")
-        elif (content_type := _TYPES.get(f".{entry.name.rpartition('.')[2]}")) is not None:
-            path = f"{prefix}{entry.name}"
-            yield path, _read(entry, path, content_type)
+            yield from _found(entry, f"{path}/")
+        elif _ending(path) in _TYPES and path not in _SHEETS:
+            yield path, _file(entry.read_bytes(), path)
 
 
-def _read(entry: "Traversable", path: str, content_type: str) -> ConsoleFile:
-    body = entry.read_bytes()
+def _file(body: bytes, path: str) -> ConsoleFile:
     compressed = gzip.compress(body, mtime=0) if len(body) >= LEAST_BYTES else None
-    return ConsoleFile(content_type, body, compressed, sha256(body).hexdigest()[:32], path == _ELEMENT)
+    return ConsoleFile(_TYPES[_ending(path)], body, compressed, sha256(body).hexdigest()[:32], path == _ELEMENT)
+
+
+def _ending(path: str) -> str:
+    return f".{path.rpartition('.')[2]}"

@@ -5,7 +5,7 @@ import { call, pathOf } from "./api.mjs";
 import { href } from "./router.mjs";
 import { html, useState } from "./ui.mjs";
 import { JobsOfBatch } from "./jobs_now.mjs";
-import { bulkRefusal } from "./bulk.mjs";
+import { bulkRefusal } from "./session.mjs";
 import { More, usePages } from "./pages.mjs";
 import { number, shown } from "./text.mjs";
 import { useWatched } from "./query.mjs";

@@ -1,6 +1,6 @@
 /** The bulk dialog: preview, reason, go, live progress, and the list of those that were rejected. */
 import { BatchProgress, Rejected } from "./batch_parts.mjs";
-import { announcement, createStore, useStore } from "./store.mjs";
+import { announcement, opened } from "./store.mjs";
 import { call, newKey } from "./api.mjs";
 import { href } from "./router.mjs";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./ui.mjs";
@@ -8,34 +8,28 @@ import { blockWords, many, number } from "./text.mjs";
 import { BulkForm, Forecast } from "./bulk_form.mjs";
 import { JobsOfBatch } from "./jobs_now.mjs";
 import { Refusal } from "./parts.mjs";
-import { refusalOf, session } from "./session.mjs";
 import { useWatched } from "./query.mjs";
 
 const MOST = 10_000;
 
-/** What is open: `{title, about, body: {ids} | {filter}, list, extra}`; null when the dialog is closed. */
-const opened = createStore(null);
+/** Which jobs are asked about, or for. A filter needs a reason even to ask, and a bound. */
+const chosen = (what, most) => (what.body.ids ? { ids: what.body.ids } : { filter: what.body.filter, max: most, reason: "preview" });
 
-/** Open the dialog for these ids, or this filter. */
-export const openBulk = (what) => opened.set(what);
-
-/** Why there are no bulk buttons, in words; null where there are. */
-export const bulkRefusal = () => refusalOf(session.get().me, "jobs:retry:bulk");
-export const mayBulk = () => bulkRefusal() === null;
-export const mayExtend = () => refusalOf(session.get().me, "jobs:retry:extend") === null;
-
-/** What is sent. A filter needs a reason even to ask, and a bound: what was shown, and some for what fails meanwhile. */
-function bodyOf(what, form, most) {
-  const shape = {
+/** How they are to go back. */
+function shapeOf(form) {
+  return {
     ...(form.reason.trim() && { reason: form.reason.trim() }),
     ...(form.spread > 0 && { spread_seconds: form.spread }),
     ...(form.delay > 0 && { delay_seconds: form.delay }),
     ...(form.extra > 0 && { extra_attempts: form.extra }),
   };
-  return what.body.ids ? { ids: what.body.ids, ...shape } : { filter: what.body.filter, max: most, reason: "preview", ...shape };
 }
 
-const boundOf = (forecast) => Math.min(MOST, Math.ceil(forecast.matched * 1.1) + 20);
+/** What is sent: the first few of those that can go back, or all, that is what was shown and some for what fails meanwhile. */
+function bodyOf(what, form, { matched, sample }) {
+  const jobs = form.first > 0 ? { ids: sample.slice(0, form.first) } : chosen(what, Math.min(MOST, Math.ceil(matched * 1.1) + 20));
+  return { ...jobs, ...shapeOf(form) };
+}
 
 function usePreview(what, form) {
   const [state, setState] = useState({ forecast: null, problem: null });
@@ -44,7 +38,7 @@ function usePreview(what, form) {
     const stop = new AbortController();
     setState((before) => ({ ...before, problem: null, stale: true }));
     const ask = () =>
-      call("POST", "jobs/retry?dry_run=true", { body: bodyOf(what, { ...form, reason: "" }, MOST), signal: stop.signal }).then(
+      call("POST", "jobs/retry?dry_run=true", { body: { ...chosen(what, MOST), ...shapeOf({ ...form, reason: "" }) }, signal: stop.signal }).then(
         ({ body }) => setState({ forecast: body.data, problem: null }),
         (problem) => stop.signal.aborted || setState({ forecast: null, problem }),
       );
@@ -65,7 +59,7 @@ function LeftOut({ skipped }) {
     <ul>${[...counts].map(([code, count]) => html`<li key=${code}>${number(count)}: ${blockWords(code)}</li>`)}</ul></div>`;
 }
 
-function Progress({ accepted, close }) {
+function Progress({ accepted, rest, close }) {
   const reading = useWatched(`retry-batches/${accepted.batch_id}`);
   const batch = reading.body?.data;
   useEffect(() => {
@@ -78,17 +72,22 @@ function Progress({ accepted, close }) {
     ${batch?.rejected > 0 && html`<${Rejected} key=${batch.done} batchId=${batch.id} count=${batch.rejected} />`}
     <p class="actions">
       <a href=${href(`batches/${accepted.batch_id}`)} onClick=${close}>the batch's own page</a>
+      ${rest && html`<button type="button" onClick=${rest}>The others…</button>`}
       <button type="button" onClick=${close}>Close</button>
     </p>`;
 }
 
 function Dialog({ what, close }) {
-  const [form, setForm] = useState({ reason: "", spread: 0, delay: 0, extra: what.extra ?? 0 });
+  const [form, setForm] = useState({ reason: "", first: 0, spread: 0, delay: 0, extra: what.extra ?? 0 });
   const [sent, setSent] = useState({ busy: false, problem: null, accepted: null });
   const key = useRef({ text: "", key: "" });
   const preview = usePreview(what, form);
+  const asked = sent.accepted !== null;
+  useLayoutEffect(() => {
+    if (!asked) document.querySelector("dialog textarea")?.focus(); // when it goes on with the others
+  }, [asked]);
   async function act() {
-    const body = bodyOf(what, form, boundOf(preview.forecast));
+    const body = bodyOf(what, form, preview.forecast);
     const text = JSON.stringify(body);
     if (key.current.text !== text) key.current = { text, key: newKey() };
     setSent({ busy: true, problem: null, accepted: null });
@@ -102,7 +101,12 @@ function Dialog({ what, close }) {
       if (problem.code === "too-many-matches") preview.again();
     }
   }
-  if (sent.accepted) return html`<${Progress} accepted=${sent.accepted} close=${close} />`;
+  function goOn() {
+    setForm({ ...form, first: 0 });
+    setSent({ busy: false, problem: null, accepted: null });
+    preview.again();
+  }
+  if (asked) return html`<${Progress} accepted=${sent.accepted} rest=${form.first > 0 && goOn} close=${close} />`;
   return html`
     ${preview.problem
       ? html`<${Refusal} problem=${preview.problem} retry=${preview.again} />`
@@ -112,18 +116,15 @@ function Dialog({ what, close }) {
     ${sent.problem && html`<${Refusal} problem=${sent.problem} />`}`;
 }
 
-/** The dialog, when one is open. */
-export function BulkDialog() {
-  const what = useStore(opened);
+/** The dialog. @param {{what: any}} props what it is open for (store.mjs) */
+export function BulkDialog({ what }) {
   const element = useRef(null);
   const returnTo = useRef(null);
   useLayoutEffect(() => {
-    if (what === null) return;
     returnTo.current = document.activeElement;
     element.current.showModal();
     element.current.querySelector("textarea")?.focus();
   }, [what]);
-  if (what === null) return null;
   function close() {
     const button = returnTo.current;
     opened.set(null);

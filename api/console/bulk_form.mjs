@@ -18,6 +18,8 @@ export function Forecast({ forecast, stale, list, close }) {
   </div>`;
 }
 
+const FEW = 5;
+const FIRST = [[0, "all of them"], [FEW, `${FEW}, then the others`]];
 const SPANS = [[0, "at once"], [60, "over a minute"], [300, "over 5 minutes"], [900, "over 15 minutes"], [3_600, "over an hour"]];
 const DELAYS = [[0, "now"], [60, "in a minute"], [300, "in 5 minutes"], [1_800, "in 30 minutes"], [3_600, "in an hour"], [21_600, "in 6 hours"], [86_400, "in a day"]];
 
@@ -50,6 +52,7 @@ function hintOf(forecast, stale, missing) {
 export function BulkForm({ form, put, forecast, stale, busy, needsReason, act, close }) {
   const missing = needsReason && form.reason.trim() === "";
   const hint = hintOf(forecast, stale, missing);
+  const count = form.first || forecast?.retryable;
   const ready = forecast !== null && !stale && forecast.retryable > 0 && !missing && !busy;
   const submit = (event) => {
     event.preventDefault();
@@ -61,11 +64,12 @@ export function BulkForm({ form, put, forecast, stale, busy, needsReason, act, c
         onInput=${(event) => put({ reason: event.target.value })}
         onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea>
     </label>
+    ${(forecast?.retryable > FEW || form.first > 0) && html`<div class="shape">${choice("retry", form.first, FIRST, (first) => put({ first }))}</div>`}
     <${Shape} form=${form} put=${put} />
     <p class="actions">
       <span class="muted hint">${hint}</span>
       <button type="button" onClick=${close}>Cancel</button>
-      <button type="submit" class="act" disabled=${!ready}>${busy ? "Asking…" : forecast ? `Retry ${many(forecast.retryable, "job")}` : "Retry"}</button>
+      <button type="submit" class="act" disabled=${!ready}>${busy ? "Asking…" : forecast ? `Retry ${form.first > 0 ? "the first " : ""}${many(count, "job")}` : "Retry"}</button>
     </p>
   </form>`;
 }

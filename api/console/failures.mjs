@@ -1,5 +1,5 @@
 /** `#/failures`: every group of failed jobs. */
-import { bulkRefusal } from "./bulk.mjs";
+import { bulkRefusal } from "./session.mjs";
 import { Groups } from "./groups.mjs";
 import { go, href } from "./router.mjs";
 import { html, useMemo } from "./ui.mjs";

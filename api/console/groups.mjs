@@ -3,7 +3,8 @@ import { href } from "./router.mjs";
 import { Empty, Time } from "./parts.mjs";
 import { html } from "./ui.mjs";
 import { many, number, shown } from "./text.mjs";
-import { mayBulk, mayExtend, openBulk } from "./bulk.mjs";
+import { mayBulk, mayExtend } from "./session.mjs";
+import { openBulk } from "./store.mjs";
 
 /** The filter that chooses a group. */
 const filterOf = (group) => ({ type: group.type, fingerprint: group.fingerprint });

@@ -1,12 +1,13 @@
 /** `#/jobs`: the jobs of a filter; failed ones unless asked otherwise. */
 import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
-import { bulkRefusal, mayBulk, openBulk } from "./bulk.mjs";
+import { bulkRefusal, mayBulk } from "./session.mjs";
 import { Chip, Choice, Created, JobById, since, Tabs, TextFilter, TypeFilter } from "./filters.mjs";
 import { go, href } from "./router.mjs";
 import { html, useEffect, useMemo, useState } from "./ui.mjs";
 import { many, number, short, shown } from "./text.mjs";
 import { More, Newer, usePages } from "./pages.mjs";
 import { pathOf } from "./api.mjs";
+import { openBulk } from "./store.mjs";
 import { useQuery } from "./query.mjs";
 
 const LIMIT = 50;

@@ -1,41 +1,25 @@
 /** The console: signs in, follows the address bar, and shows the page that it names. */
-import { announcement, applyTheme, useStore } from "./store.mjs";
-import { Batch, Batches } from "./batches.mjs";
-import { BulkDialog } from "./bulk.mjs";
-import { Dead, Retries } from "./retries.mjs";
-import { Failures } from "./failures.mjs";
+import { announcement, applyTheme, opened, useStore } from "./store.mjs";
+import { BulkDialog, readAhead, SignIn, SignInAgain, viewOf } from "./views.mjs";
 import { followAddress, go, route } from "./router.mjs";
 import { followKeys } from "./shortcuts.mjs";
 import { html, render, useEffect } from "./ui.mjs";
-import { JobPage } from "./job.mjs";
-import { Jobs } from "./jobs.mjs";
-import { Me } from "./me.mjs";
 import { now } from "./api.mjs";
 import { Empty, Title } from "./parts.mjs";
-import { Overview } from "./overview.mjs";
 import { session } from "./session.mjs";
 import { shown } from "./text.mjs";
-import { SignIn, SignInAgain } from "./signin.mjs";
 import { start } from "./start.mjs";
 
 const EARLY_MS = 30_000;
 const LONGEST_TIMER_MS = 2_147_483_647;
+const READ_AHEAD_AFTER_MS = 1_000;
 
 const LINKS = [["", "Overview"], ["failures", "Failures"], ["jobs", "Jobs"], ["retries", "Retries"], ["batches", "Batches"], ["dead", "Dead"]];
 
 function Page({ path, query }) {
-  const [name = "", id] = path;
-  if (path.length > 2) return html`<${Nowhere} />`;
-  switch (name) {
-    case "": return html`<${Overview} />`;
-    case "failures": return html`<${Failures} query=${query} />`;
-    case "jobs": return id ? html`<${JobPage} key=${id} id=${id} />` : html`<${Jobs} query=${query} />`;
-    case "retries": return html`<${Retries} query=${query} />`;
-    case "batches": return id ? html`<${Batch} key=${id} id=${id} />` : html`<${Batches} query=${query} />`;
-    case "dead": return html`<${Dead} />`;
-    case "me": return html`<${Me} />`;
-    default: return html`<${Nowhere} />`;
-  }
+  const View = viewOf(path) ?? Nowhere;
+  const [, id] = path;
+  return html`<${View} key=${id} id=${id} query=${query} />`;
 }
 
 const Nowhere = () => html`<${Title} text="Not found" /><${Empty}>The console has no such page. <a href="#/">To the overview</a></${Empty}>`;
@@ -63,11 +47,26 @@ function useExpiry(me) {
   }, [me]);
 }
 
+/** Read the code of the other pages once the first is there. */
+function useReadAhead(signedIn) {
+  useEffect(() => {
+    if (!signedIn) return undefined;
+    const timer = setTimeout(readAhead, READ_AHEAD_AFTER_MS);
+    document.addEventListener("visibilitychange", readAhead); // a hidden tab asks for nothing
+    return () => {
+      clearTimeout(timer);
+      document.removeEventListener("visibilitychange", readAhead);
+    };
+  }, [signedIn]);
+}
+
 function App() {
   const { phase, me } = useStore(session);
   const { path, query } = useStore(route);
   const said = useStore(announcement);
+  const bulk = useStore(opened);
   useExpiry(phase === "in" ? me : null);
+  useReadAhead(me !== null);
   useEffect(() => {
     const page = LINKS.find(([name]) => name === (path[0] ?? ""))?.[1] ?? "You";
     document.title = me ? `${page} · ${me.project_id} · Redrive` : "Redrive";
@@ -79,7 +78,7 @@ function App() {
     <${Head} me=${me} path=${path} />
     ${me.read_only && html`<p class="banner">This deployment is read-only: it shows jobs and changes none.</p>`}
     <main id="main"><${Page} path=${path} query=${query} /></main>
-    <${BulkDialog} />
+    ${bulk && html`<${BulkDialog} what=${bulk} />`}
     <p class="hidden" role="status">${said}</p>
     ${phase === "expired" && html`<${SignInAgain} />`}`;
 }

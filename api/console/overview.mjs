@@ -1,9 +1,10 @@
 /** `#/`: what is failing, since when, how much of it can go back, and whether the way back is open. */
 import { BatchLines } from "./batch_parts.mjs";
-import { bulkRefusal } from "./bulk.mjs";
+import { bulkRefusal } from "./session.mjs";
 import { Groups } from "./groups.mjs";
 import { href } from "./router.mjs";
-import { html, useEffect, useState } from "./ui.mjs";
+import { html } from "./ui.mjs";
+import { later } from "./later.mjs";
 import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { many, number, span, zoneName } from "./text.mjs";
 import { now, pathOf } from "./api.mjs";
@@ -64,18 +65,11 @@ function WhatFails({ reading }) {
 }
 
 /** The chart's code is a quarter of the console, and stands last on its page: it is read when the rest is there. */
+const Bars = later(() => import("./chart.mjs"), "Bars");
+
 function Hours({ reading }) {
-  const [chart, setChart] = useState({ Bars: null, lost: false });
-  useEffect(() => {
-    Promise.all([import("./chart.mjs"), import("./vendor/uplot.mjs")]).then(
-      ([{ Bars }]) => setChart({ Bars, lost: false }),
-      () => setChart({ Bars: null, lost: true }),
-    );
-  }, []);
   if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the hours" /></div>`;
-  if (chart.lost) return html`<${Empty}>The chart could not be loaded. Load the page again.</${Empty}>`;
-  if (chart.Bars === null) return html`<p class="loading" aria-busy="true">Loading the chart…</p>`;
-  return html`<${chart.Bars} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
+  return html`<${Bars} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
 }
 
 /** The page. */

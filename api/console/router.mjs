@@ -46,14 +46,14 @@ function remember() {
 }
 
 function restore(place, triesLeft = 20) {
+  const heading = document.querySelector("h1");
   const row = place?.row && document.querySelector(`[data-row="${CSS.escape(place.row)}"] a`);
-  if (place?.row && !row && triesLeft > 0) {
-    setTimeout(() => restore(place, triesLeft - 1), 50); // its list is still being read
+  if ((!heading || (place?.row && !row)) && triesLeft > 0) {
+    setTimeout(() => restore(place, triesLeft - 1), 50); // the page, or its list, is still being read
     return;
   }
   scrollTo(0, place?.y ?? 0);
-  if (row) row.focus({ preventScroll: true });
-  else document.querySelector("h1")?.focus({ preventScroll: true });
+  (row || heading)?.focus({ preventScroll: true });
 }
 
 /** A link to a view; what is null or empty is left out. */

@@ -76,3 +76,8 @@ export function refusalOf(me, scope) {
   const given = me.scopes ?? ["jobs:read", "jobs:payload", "jobs:retry", "jobs:retry:extend"];
   return given.includes(scope) ? null : `Your token lacks the scope ${scope}.`;
 }
+
+/** Why there are no bulk buttons, in words; null where there are. */
+export const bulkRefusal = () => refusalOf(session.get().me, "jobs:retry:bulk");
+export const mayBulk = () => bulkRefusal() === null;
+export const mayExtend = () => refusalOf(session.get().me, "jobs:retry:extend") === null;

@@ -1,7 +1,8 @@
-/** Signing in when the page is opened. A script of its own: the API is asked while the pages' modules are still being read. */
-import { go } from "./router.mjs";
+/** Signing in when the console is opened. A script of its own: the API is asked while other modules are still being read. */
+import { go, route } from "./router.mjs";
 import { keptToken, session, tokenFromAddress } from "./session.mjs";
 import { signIn } from "./api.mjs";
+import { viewOf } from "./views.mjs";
 
 /** The address bar's token, until it is known to be good or not: the API may be away just now. */
 let untried = null;
@@ -28,3 +29,4 @@ export async function start() {
 }
 
 start();
+viewOf(route.get().path)?.load().catch(() => {}); // the page itself says what went wrong, and tries again

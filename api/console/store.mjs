@@ -60,3 +60,9 @@ export function applyTheme() {
 
 /** Said to screen readers; set it to a sentence. */
 export const announcement = createStore("");
+
+/** What the bulk dialog is open for: `{title, about, body: {ids} | {filter}, list, extra}`; null when it is closed. */
+export const opened = createStore(null);
+
+/** Open the bulk dialog for these ids, or this filter. */
+export const openBulk = (what) => opened.set(what);

@@ -27,7 +27,7 @@ import asyncpg
 from shared import topology
 from shared.models import JobId, ProjectId
 from tests.acceptance.chaos.forkserver import Forkserver
-from tests.acceptance.chaos.load import BULK, KEY_OF_TWO, Load
+from tests.acceptance.chaos.load import KEY_OF_TWO, Load
 from tests.acceptance.chaos.processes import End, Member
 from tests.acceptance.chaos.tally import SCALE, Tally
 from tests.eventually import eventually
@@ -303,19 +303,20 @@ class Trial:
 
     async def load(self, *, count: int, rate: float = RATE, reads: float = 0.0, patient: bool = False) -> Load:
         """A load on jobs of its own; `count` is how many it asks for at most."""
-        load = await self._load(count, rate, reads, bulk=BULK, finite=False)
-        load.patient = patient
-        return load
+        jobs = await self.rig.jobs.many_failed(count)
+        return self._added(Load(self.rig.urls, jobs, self._random(), rate, reads, patient=patient))
 
     async def finite_load(self, *, count: int, rate: float) -> Load:
         """A load of single retries that a test needs to be asked for in full."""
-        return await self._load(count, rate, 0.0, bulk=0.0, finite=True)
-
-    async def _load(self, count: int, rate: float, reads: float, *, bulk: float, finite: bool) -> Load:
         jobs = await self.rig.jobs.many_failed(count)
-        load = Load(self.rig.urls, jobs, random.Random(self.rng.random()), rate, reads, bulk=bulk, finite=finite)
+        return self._added(Load(self.rig.urls, jobs, self._random(), rate, reads=0.0, bulk=0.0, finite=True))
+
+    def _added(self, load: Load) -> Load:
         self._loads.append(load)
         return load
+
+    def _random(self) -> random.Random:
+        return random.Random(self.rng.random())
 
     def broken(self, times: int = 1) -> None:
         """Count a fault that has happened. Processes that died by SIGKILL are counted without being told."""

@@ -9,7 +9,7 @@ import random
 import signal
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -43,6 +43,8 @@ JOBS_A_LOSS: Final = 200
 COPIES: Final = 10
 POSTS: Final = 20
 RESTART_EVERY_S: Final = 10.0
+LEFT_RUNNING: Final = 0.1
+"""Of Chancy's jobs 13 to 18 of 780 were seen; only its own recovery, which is not tried here, takes them up again."""
 _UNSETTLED: Final = """
 SELECT count(*) FROM unnest($1::uuid[]) AS acked (id)
 LEFT JOIN redrive.retry_requests AS r USING (id)
@@ -103,7 +105,7 @@ async def test_p26_an_adapter_keeps_the_promises_for_the_system_behind_it(rig: R
                 try:
                     await _until_settled(beside, acked)
                     await eventually(
-                        partial(_have_failed_again, beside.system, load.acked.values()),
+                        partial(_have_failed_again, beside.system, load.acked.values(), left_running=LEFT_RUNNING),
                         within_s=SETTLED_WITHIN_S,
                         every_s=0.1,
                     )
@@ -165,10 +167,17 @@ async def _ask_again_and_again(beside: Beside, by_message: Sequence[MadeJob], by
     return {message.id: job for message, job in zip(messages, by_message, strict=True)}
 
 
-async def _have_failed_again(system: SystemRig, jobs: Iterable[MadeJob]) -> bool:
-    """Whether these jobs have failed since they had their effect, so that a second effect was possible."""
-    effects, failed = await system.effects(), await system.still_failed()
-    return all(job.id in effects and job.id in failed for job in jobs)
+async def _have_failed_again(system: SystemRig, jobs: Collection[MadeJob], *, left_running: float = 0) -> bool:
+    """Whether these jobs have failed since they had their effect, so that a second effect was possible.
+
+    A share of them, `left_running` at most, may be what the system's own workers had in hand when they were killed.
+    """
+    effects, statuses = await system.effects(), await system.statuses()
+    found = [statuses.get(job.id, "gone") if job.id in effects else "as it was" for job in jobs]
+    others = Counter(status for status in found if status != "failed")
+    assert others["running"] <= left_running * len(found), f"not failed again: {dict(others)}"
+    assert not others.keys() - {"running"}, f"not failed again: {dict(others)}"
+    return True
 
 
 @asynccontextmanager

@@ -19,8 +19,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 FOLDER = Path(__file__).parents[3] / "api" / "console"
 ELEMENT = "redrive-job.js"
-LATER = {"chart.mjs", "vendor/uplot.mjs"}
+SHEET = "console.css"
+SHEETS = ("base.css", "parts.css", "pages.css", "narrow.css", "vendor/uplot.css")
+"""Served as one."""
+CHART = {"chart.mjs", "vendor/uplot.mjs"}
 """Read once the rest of the overview is there."""
+FIRST_LIST = "jobs.mjs"
+"""Read by start.mjs, as the page that the address names."""
 APP = "https://app.example.com"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -41,9 +46,29 @@ async def get(api: Api, path: str, **headers: str) -> Reply:
 
 
 def served() -> list[str]:
-    files = [each.relative_to(FOLDER).as_posix() for each in FOLDER.rglob("*") if each.is_file()]
+    files = {each.relative_to(FOLDER).as_posix() for each in FOLDER.rglob("*") if each.is_file()}
     assert len(files) > 30
-    return files
+    return sorted(files - set(SHEETS) | {SHEET})
+
+
+def content(path: str) -> bytes:
+    return b"".join((FOLDER / each).read_bytes() for each in (SHEETS if path == SHEET else (path,)))
+
+
+def imported(module: str) -> set[str]:
+    """The modules that are read before this one runs."""
+    named = re.findall(r'^(?:import|export) .*?"\./([^"]+)";$', (FOLDER / module).read_text(), re.MULTILINE)
+    return {str(Path(module).parent / each) for each in named}
+
+
+def needed(*modules: str) -> set[str]:
+    """These modules, and all that are read before they run."""
+    found: set[str] = set()
+    waiting = set(modules)
+    while waiting:
+        found |= waiting
+        waiting = {each for module in waiting for each in imported(module)} - found
+    return found
 
 
 async def test_every_file_is_served_with_the_headers_of_a_page_that_holds_tokens(serving_console: Api) -> None:
@@ -59,7 +84,7 @@ async def test_every_file_is_served_with_the_headers_of_a_page_that_holds_tokens
         answer = await get(serving_console, f"/console/{path}")
 
         assert answer.status == 200, path
-        assert answer.body == (FOLDER / (path or "index.html")).read_bytes()
+        assert answer.body == content(path or "index.html")
         assert answer.headers["Content-Type"].split(";")[0] == types[Path(path or "index.html").suffix]
         assert answer.headers["Content-Security-Policy"] == POLICY
         assert answer.headers["Referrer-Policy"] == "no-referrer"
@@ -164,13 +189,19 @@ async def test_files_are_charged_to_the_address_alone(database_url: str, serve: 
     assert statuses == [200, 200, 200, 429]
 
 
-async def test_all_modules_but_the_charts_are_preloaded(serving_console: Api) -> None:
+async def test_what_the_first_list_needs_is_preloaded_and_no_other_page(serving_console: Api) -> None:
     page = (await get(serving_console, "/console/")).body.decode()
     named = re.findall(r'(?:modulepreload" href|type="module" src)="([^"]+)"', page)
 
-    assert set(named) | LATER == {path for path in served() if path.endswith(".mjs")}
+    assert {*named, FIRST_LIST} == needed("start.mjs", "main.mjs", FIRST_LIST)
     assert len(named) == len(set(named))
-    assert not LATER & set(named)
+
+
+async def test_every_module_is_of_some_page() -> None:
+    pages = set(re.findall(r'import\("\./([^"]+)"\)', (FOLDER / "views.mjs").read_text()))
+
+    assert needed("start.mjs", "main.mjs", *pages) | CHART == {path for path in served() if path.endswith(".mjs")}
+    assert needed("chart.mjs") - needed("main.mjs", *pages) == CHART
 
 
 async def test_the_console_with_a_list_of_200_is_at_most_100_kb_compressed(
@@ -179,7 +210,7 @@ async def test_the_console_with_a_list_of_200_is_at_most_100_kb_compressed(
     for number in range(200):
         error = f"SMTPServerDisconnected: timed out after {number} s at smtp{number % 7}.example.com, message {uuid4()}"
         await jobs.failed(kind=f"email.{number % 9}", last_error=error)
-    others = {"index.html", "element.html", "element.css", "element.js", ELEMENT, *LATER}
+    others = {"index.html", "element.html", "element.css", "element.js", ELEMENT, *CHART}
     paths = [f"/console/{path}" for path in served() if path not in others and not path.endswith(".txt")]
     sizes = {}
     for path in ["/console/", *paths, "/api/me", "/api/jobs/types", "/api/jobs?status=failed&limit=200"]:
@@ -194,8 +225,8 @@ async def test_the_console_with_a_list_of_200_is_at_most_100_kb_compressed(
 
 
 async def test_no_file_of_ours_is_over_150_lines_or_makes_markup_or_code_from_text() -> None:
-    for path in served():
-        if path.startswith("vendor/"):
+    for path in (*served(), *SHEETS):
+        if path.startswith("vendor/") or path == SHEET:
             continue
         text = (FOLDER / path).read_text()
         assert text.count("\n") <= 150, path

@@ -1,0 +1,86 @@
+"""Code that is read after the first page: it is there when the API no longer is, and what cannot be read says so."""
+
+import pytest
+from playwright.async_api import Route, expect
+
+from tests.browser.console import Console
+from tests.jobs import JobMaker
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
+
+HEADINGS = {
+    "#/": "Overview",
+    "#/failures": "Failures",
+    "#/jobs": "Jobs",
+    "#/retries": "Retries",
+    "#/batches": "Batches",
+    "#/dead": "Dead letters",
+    "#/me": "You",
+}
+ALL = ["batches", "bulk", "failures", "job", "jobs", "me", "overview", "retries", "signin"]
+_READ = """modules => {
+  const read = new Set(performance.getEntriesByType("resource").map(entry => entry.name.split("/").pop()));
+  return modules.every(module => read.has(`${module}.mjs`));
+}"""
+
+
+async def test_the_code_of_every_page_is_read_ahead_and_there_when_the_server_is_away(
+    console: Console, jobs: JobMaker
+) -> None:
+    await jobs.many_failed(3)
+    page = console.page
+    await console.sign_in(view="#/jobs")
+    await page.wait_for_function(_READ, arg=ALL)
+    await page.route("**/*", lambda route: route.abort())
+
+    for view, heading in HEADINGS.items():
+        await page.evaluate("view => { location.hash = view; }", view)
+        await expect(page.locator("main h1")).to_have_text(heading)
+        await expect(page.locator("main h1")).to_be_focused()
+
+
+async def test_a_page_whose_code_cannot_be_read_says_so_and_is_read_when_it_is_asked_for_again(
+    console: Console,
+) -> None:
+    page = console.page
+    await page.route("**/console/failures.mjs", lambda route: route.abort())
+    await console.sign_in()
+    await page.evaluate("location.hash = '#/failures'")
+    await expect(page.get_by_role("alert")).to_contain_text("The API does not answer")
+
+    await page.unroute_all()
+    await page.get_by_role("button", name="try again").click()
+
+    await expect(page.locator("main h1")).to_have_text("Failures")
+    await expect(page.get_by_role("alert")).to_have_count(0)
+
+
+async def test_a_page_that_is_opened_first_has_the_focus_on_its_heading(console: Console) -> None:
+    held: list[Route] = []
+    page = console.page
+
+    def hold(route: Route) -> None:  # Playwright marks its listeners, which a built-in method does not allow
+        held.append(route)
+
+    await page.route("**/console/retries.mjs", hold)
+    await console.sign_in()
+    await page.evaluate("location.hash = '#/retries'")
+    await expect(page.locator("main .loading")).to_have_text("Loading…")
+
+    await held[0].continue_()
+
+    await expect(page.locator("main h1")).to_be_focused()
+    await expect(page.locator("main h1")).to_have_text("Retries")
+
+
+async def test_nothing_is_read_ahead_before_the_sign_in(console: Console) -> None:
+    asked: list[str] = []
+    page = console.page
+    page.on("request", lambda request: asked.append(request.url.rpartition("/")[2]))
+    await page.clock.install()
+    await page.goto(console.url)
+    await expect(page.get_by_label("token", exact=True)).to_be_focused()
+    await page.clock.run_for(5_000)
+
+    assert "bulk.mjs" not in asked
+    assert "signin.mjs" in asked
