@@ -74,6 +74,26 @@ async function refused(response) {
   return problem;
 }
 
+/** What was asked for before there was a page to show it, by path. */
+const early = new Map();
+let tooLate = false;
+
+/** Ask for what a page is going to read, unless it is there and has begun, with a token that is still being tried. */
+export function askEarly(path, token) {
+  if (!tooLate) early.set(path, { token, answer: call("GET", path, { token }).catch(() => null) });
+}
+
+/** The answer, to the first who wants it and is signed in with that token. Null where there is none, or no good one. */
+export function askedEarly(path) {
+  tooLate = true;
+  const asked = early.get(path);
+  early.delete(path);
+  return asked !== undefined && asked.token === session.get().token ? asked.answer : null;
+}
+
+/** Forget answers that were not wanted: they would be old. */
+export const forgetEarly = () => early.clear();
+
 /** A key that makes one POST safe to repeat. `crypto.randomUUID` is not there on plain http. */
 export function newKey() {
   return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");

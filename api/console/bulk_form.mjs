@@ -30,10 +30,11 @@ const choice = (label, value, options, put) => html`<label>${label}
 </label>`;
 
 /** Spread, delay and extra attempts. A token that may not extend is told so in the field's place. */
-export function Shape({ form, put, spread = true }) {
+export function Shape({ form, put, spread = true, children }) {
   const refusal = refusalOf(session.get().me, "jobs:retry:extend");
   const counts = [[0, "none"], ...Array.from({ length: 10 }, (_, i) => [i + 1, String(i + 1)])];
   return html`<div class="shape">
+    ${children}
     ${spread && choice("spread", form.spread, SPANS, (value) => put({ spread: value }))}
     ${choice("begin", form.delay, DELAYS, (value) => put({ delay: value }))}
     ${refusal === null
@@ -64,8 +65,7 @@ export function BulkForm({ form, put, forecast, stale, busy, needsReason, act, c
         onInput=${(event) => put({ reason: event.target.value })}
         onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea>
     </label>
-    ${(forecast?.retryable > FEW || form.first > 0) && html`<div class="shape">${choice("retry", form.first, FIRST, (first) => put({ first }))}</div>`}
-    <${Shape} form=${form} put=${put} />
+    <${Shape} form=${form} put=${put}>${(forecast?.retryable > FEW || form.first > 0) && choice("retry", form.first, FIRST, (first) => put({ first }))}</${Shape}>
     <p class="actions">
       <span class="muted hint">${hint}</span>
       <button type="button" onClick=${close}>Cancel</button>

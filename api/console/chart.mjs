@@ -1,8 +1,8 @@
 /** Jobs over time as stacked bars, with their numbers as a table. */
 import uPlot from "./vendor/uplot.mjs";
 import { clock, number, zoneName } from "./text.mjs";
-import { choices, useStore } from "./store.mjs";
-import { html, useLayoutEffect, useRef } from "./ui.mjs";
+import { choices } from "./store.mjs";
+import { html, useLayoutEffect, useRef, useStore } from "./ui.mjs";
 
 /** From the ground up: what failed stands where it is seen best. */
 const STACK = ["failed", "running", "pending", "other", "completed"];

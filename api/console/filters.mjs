@@ -5,6 +5,9 @@ import { now } from "./api.mjs";
 import { number, shown } from "./text.mjs";
 import { useQuery } from "./query.mjs";
 
+/** What the filter for types asks for. */
+export const TYPES = "jobs/types";
+
 /** The moment some hours ago, on a whole minute, so that a page's path stays the same for a while; undefined for none. */
 export function since(hours) {
   const count = Number.parseInt(hours ?? "", 10);
@@ -14,7 +17,7 @@ export function since(hours) {
 
 /** Types of the newest jobs, the most frequent first. */
 export function TypeFilter({ value = "", put }) {
-  const reading = useQuery("jobs/types");
+  const reading = useQuery(TYPES);
   const types = reading.body?.data ?? [];
   const known = value === "" || types.some((each) => each.type === value);
   return html`<label>type

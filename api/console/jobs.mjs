@@ -1,7 +1,7 @@
 /** `#/jobs`: the jobs of a filter; failed ones unless asked otherwise. */
 import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { bulkRefusal, mayBulk } from "./session.mjs";
-import { Chip, Choice, Created, JobById, since, Tabs, TextFilter, TypeFilter } from "./filters.mjs";
+import { Chip, Choice, Created, JobById, since, Tabs, TextFilter, TypeFilter, TYPES } from "./filters.mjs";
 import { go, href } from "./router.mjs";
 import { html, useEffect, useMemo, useState } from "./ui.mjs";
 import { many, number, short, shown } from "./text.mjs";
@@ -13,9 +13,11 @@ import { useQuery } from "./query.mjs";
 const LIMIT = 50;
 const COUNTS_S = 15;
 
+const countsOf = (query) => pathOf("jobs/stats", { type: query.type });
+
 /** The four statuses and how many jobs each has, the largest question of this page; and whatever else the address asks for. */
 function Statuses({ query }) {
-  const counts = useQuery(pathOf("jobs/stats", { type: query.type }), COUNTS_S).body?.data ?? {};
+  const counts = useQuery(countsOf(query), COUNTS_S).body?.data ?? {};
   const chosen = query.status || "failed";
   const keys = [...STATUSES, ...(chosen === "any" || STATUSES.includes(chosen) ? [] : [chosen])];
   const options = keys.map((key) => [key, html`<${Status} of=${key} /> <strong>${Object.hasOwn(counts, key) ? number(counts[key].count, counts[key].capped) : ""}</strong>`]);
@@ -67,13 +69,22 @@ function Selection({ chosen, everything, query, after, all, setAll, clear, list 
   </div>`;
 }
 
+const ofFailed = (query) => (query.status || "failed") === "failed";
+
+function listOf(query, after) {
+  const status = query.status === "any" ? undefined : query.status || "failed";
+  const only = ofFailed(query) ? { error_contains: query.error, fingerprint: query.fingerprint, retryable: query.retryable } : {};
+  return pathOf("jobs", { status, type: query.type, created_after: after, ...only, limit: LIMIT });
+}
+
+/** What the page asks for first. */
+export const reads = (query) => [listOf(query, since(query.within)), countsOf(query), TYPES];
+
 /** The page. @param {{query: Record<string, string>}} props */
 export function Jobs({ query }) {
-  const failed = (query.status || "failed") === "failed";
+  const failed = ofFailed(query);
   const after = useMemo(() => since(query.within), [query.within]);
-  const status = query.status === "any" ? undefined : query.status || "failed";
-  const only = failed ? { error_contains: query.error, fingerprint: query.fingerprint, retryable: query.retryable } : {};
-  const path = pathOf("jobs", { status, type: query.type, created_after: after, ...only, limit: LIMIT });
+  const path = listOf(query, after);
   const pages = usePages(path);
   const { reading, rows } = pages;
   const [chosen, setChosen] = useState(new Set());

@@ -1,9 +1,10 @@
 /** The console: signs in, follows the address bar, and shows the page that it names. */
-import { announcement, applyTheme, opened, useStore } from "./store.mjs";
-import { BulkDialog, readAhead, SignIn, SignInAgain, viewOf } from "./views.mjs";
+import { announcement, applyTheme, opened } from "./store.mjs";
+import { BULK_DIALOG, readAhead, SIGN_IN, SIGN_IN_AGAIN, viewOf } from "./views.mjs";
 import { followAddress, go, route } from "./router.mjs";
 import { followKeys } from "./shortcuts.mjs";
-import { html, render, useEffect } from "./ui.mjs";
+import { html, render, useEffect, useStore } from "./ui.mjs";
+import { later } from "./later.mjs";
 import { now } from "./api.mjs";
 import { Empty, Title } from "./parts.mjs";
 import { session } from "./session.mjs";
@@ -17,9 +18,9 @@ const READ_AHEAD_AFTER_MS = 1_000;
 const LINKS = [["", "Overview"], ["failures", "Failures"], ["jobs", "Jobs"], ["retries", "Retries"], ["batches", "Batches"], ["dead", "Dead"]];
 
 function Page({ path, query }) {
-  const View = viewOf(path) ?? Nowhere;
+  const view = viewOf(path);
   const [, id] = path;
-  return html`<${View} key=${id} id=${id} query=${query} />`;
+  return view === null ? html`<${Nowhere} />` : html`<${later(view)} key=${id} id=${id} query=${query} />`;
 }
 
 const Nowhere = () => html`<${Title} text="Not found" /><${Empty}>The console has no such page. <a href="#/">To the overview</a></${Empty}>`;
@@ -72,15 +73,15 @@ function App() {
     document.title = me ? `${page} · ${me.project_id} · Redrive` : "Redrive";
   }, [path, me]);
   if (phase === "starting") return html`<p class="boot">Loading the console…</p>`;
-  if (me === null) return html`<${SignIn} />`;
+  if (me === null) return html`<${later(SIGN_IN)} />`;
   return html`
     <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.querySelector("main h1")?.focus(); }}>To the page</a>
     <${Head} me=${me} path=${path} />
     ${me.read_only && html`<p class="banner">This deployment is read-only: it shows jobs and changes none.</p>`}
     <main id="main"><${Page} path=${path} query=${query} /></main>
-    ${bulk && html`<${BulkDialog} what=${bulk} />`}
+    ${bulk && html`<${later(BULK_DIALOG)} what=${bulk} />`}
     <p class="hidden" role="status">${said}</p>
-    ${phase === "expired" && html`<${SignInAgain} />`}`;
+    ${phase === "expired" && html`<${later(SIGN_IN_AGAIN)} />`}`;
 }
 
 applyTheme();

@@ -1,8 +1,8 @@
 /** `#/me`: what the token is good for, and how this browser shows things. */
-import { choices, choose, useStore } from "./store.mjs";
+import { choices, choose } from "./store.mjs";
 import { Choice } from "./filters.mjs";
 import { Claims } from "./signin.mjs";
-import { html, useState } from "./ui.mjs";
+import { html, useState, useStore } from "./ui.mjs";
 import { keepToken, keptToken, session, signOut } from "./session.mjs";
 import { KEYS } from "./shortcuts.mjs";
 import { shown } from "./text.mjs";

@@ -4,6 +4,7 @@ import { bulkRefusal } from "./session.mjs";
 import { Groups } from "./groups.mjs";
 import { href } from "./router.mjs";
 import { html } from "./ui.mjs";
+import { CHART } from "./views.mjs";
 import { later } from "./later.mjs";
 import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { many, number, span, zoneName } from "./text.mjs";
@@ -65,20 +66,29 @@ function WhatFails({ reading }) {
 }
 
 /** The chart's code is a quarter of the console, and stands last on its page: it is read when the rest is there. */
-const Bars = later(() => import("./chart.mjs"), "Bars");
-
 function Hours({ reading }) {
   if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the hours" /></div>`;
-  return html`<${Bars} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
+  return html`<${later(CHART)} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
 }
+
+const READ = {
+  stats: "jobs/stats",
+  failures: "failures",
+  retries: "retries/stats",
+  batches: pathOf("retry-batches", { limit: 5 }),
+  series: "jobs/series",
+};
+
+/** What the page asks for first. */
+export const reads = () => Object.values(READ);
 
 /** The page. */
 export function Overview() {
-  const stats = useQuery("jobs/stats", COUNTS_S);
-  const failures = useQuery("failures", COUNTS_S);
-  const retries = useQuery("retries/stats", COUNTS_S);
-  const batches = useQuery(pathOf("retry-batches", { limit: 5 }), COUNTS_S * 2);
-  const series = useQuery("jobs/series", SLOW_S);
+  const stats = useQuery(READ.stats, COUNTS_S);
+  const failures = useQuery(READ.failures, COUNTS_S);
+  const retries = useQuery(READ.retries, COUNTS_S);
+  const batches = useQuery(READ.batches, COUNTS_S * 2);
+  const series = useQuery(READ.series, SLOW_S);
   const away = stats.problem ?? failures.problem;
   const first = retries.body && !isHealthy(retries.body.data) ? "first" : "";
   return html`

@@ -1,7 +1,7 @@
 /** The small pieces that every page is made of. */
 import { absolute, ago, clock, exact, many, relative, shown, zoneName } from "./text.mjs";
-import { choices, useStore } from "./store.mjs";
-import { html, useEffect, useLayoutEffect, useState } from "./ui.mjs";
+import { choices } from "./store.mjs";
+import { html, useEffect, useLayoutEffect, useState, useStore } from "./ui.mjs";
 
 /** The statuses of jobs, in the order in which they are looked at. An owner's table may have others. */
 export const STATUSES = ["failed", "running", "pending", "completed"];

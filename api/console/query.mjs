@@ -1,5 +1,5 @@
 /** Reading for as long as a component is on the page, and never while the tab is hidden. */
-import { call } from "./api.mjs";
+import { askedEarly, call } from "./api.mjs";
 import { session } from "./session.mjs";
 import { useLayoutEffect, useRef, useState, useMemo } from "./ui.mjs";
 
@@ -99,7 +99,7 @@ function useReading(path, once) {
  */
 export function useQuery(path, everyS = null) {
   return useReading(path, async (signal, put) => {
-    const { body, text, headers } = await call("GET", path, { signal });
+    const { body, text, headers } = (await askedEarly(path)) ?? (await call("GET", path, { signal }));
     put({ body, text, etag: headers.get("ETag"), problem: null, at: Date.now() });
     return everyS === null ? null : everyS * 1_000;
   });

@@ -1,11 +1,10 @@
 /** Sign-in: a token is pasted, and its claims are shown before it is used. */
 import { claimsOf, keepToken, session } from "./session.mjs";
-import { html, useLayoutEffect, useRef, useState } from "./ui.mjs";
+import { html, useLayoutEffect, useRef, useState, useStore } from "./ui.mjs";
 import { absolute, shown } from "./text.mjs";
 import { now, signIn } from "./api.mjs";
 import { Refusal } from "./parts.mjs";
 import { start } from "./start.mjs";
-import { useStore } from "./store.mjs";
 
 function claimText(name, value) {
   if (["exp", "iat", "nbf"].includes(name) && typeof value === "number" && value < 253_402_300_799) {

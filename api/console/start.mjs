@@ -1,21 +1,24 @@
-/** Signing in when the console is opened. A script of its own: the API is asked while other modules are still being read. */
+/** Signing in when the console is opened, and asking for what its page shows. A script of its own, and the first: it needs no library. */
+import { askEarly, forgetEarly, signIn } from "./api.mjs";
 import { go, route } from "./router.mjs";
 import { keptToken, session, tokenFromAddress } from "./session.mjs";
-import { signIn } from "./api.mjs";
 import { viewOf } from "./views.mjs";
 
 /** The address bar's token, until it is known to be good or not: the API may be away just now. */
 let untried = null;
 
+const firstToken = () => untried ?? keptToken();
+
 /** In the order that docs/console.md says: the address bar's token, the tab's, none (a proxy may add one), a pasted one. */
 export async function start() {
+  forgetEarly();
   const given = tokenFromAddress();
   if (given !== null) {
     untried = given;
     go("#/", { replace: true });
   }
   let refused = null;
-  for (const token of new Set([untried ?? keptToken(), null])) {
+  for (const token of new Set([firstToken(), null])) {
     try {
       await signIn(token);
       untried = null;
@@ -28,5 +31,12 @@ export async function start() {
   session.set({ phase: "signed-out", token: null, me: null, refused });
 }
 
+/** Ask for what the page is going to ask for, while the API looks at the token and other modules are still being read. */
+async function askForThePage(token) {
+  const { path, query } = route.get();
+  const module = await viewOf(path)?.read();
+  for (const first of module?.reads?.(query) ?? []) askEarly(first, token);
+}
+
 start();
-viewOf(route.get().path)?.load().catch(() => {}); // the page itself says what went wrong, and tries again
+askForThePage(firstToken()).catch(() => {}); // the page itself says that it cannot be read, and tries again

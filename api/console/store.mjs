@@ -1,5 +1,4 @@
 /** One value that several components read, and what a person has chosen for this browser. */
-import { useLayoutEffect, useState } from "./ui.mjs";
 
 /**
  * @template T
@@ -19,13 +18,6 @@ export function createStore(value) {
       return () => listeners.delete(listener);
     },
   };
-}
-
-/** The store's value; the component is drawn again when it changes. */
-export function useStore(store) {
-  const [, redraw] = useState(0);
-  useLayoutEffect(() => store.subscribe(() => redraw((n) => n + 1)), [store]);
-  return store.get();
 }
 
 const KEY = "redrive.choices";

@@ -1,8 +1,16 @@
 /** What every component is written with: Preact, its hooks, and `html` in place of JSX. */
 import { h } from "./vendor/preact.mjs";
 import htm from "./vendor/htm.mjs";
+import { useLayoutEffect, useState } from "./vendor/hooks.mjs";
 
 export { render } from "./vendor/preact.mjs";
 export { useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.mjs";
 
 export const html = htm.bind(h);
+
+/** The value of a store (store.mjs); the component is drawn again when it changes. */
+export function useStore(store) {
+  const [, redraw] = useState(0);
+  useLayoutEffect(() => store.subscribe(() => redraw((n) => n + 1)), [store]);
+  return store.get();
+}

@@ -1,33 +1,51 @@
-/** What the address bar can name. The code of each page is read with the page, and that of the others soon after. */
-import { later } from "./later.mjs";
+/** What is read when it is needed: the pages that the address bar can name, the dialogs, the chart. */
 
-const overview = later(() => import("./overview.mjs"), "Overview");
-const failures = later(() => import("./failures.mjs"), "Failures");
-const jobs = later(() => import("./jobs.mjs"), "Jobs");
-const job = later(() => import("./job.mjs"), "JobPage");
-const retries = later(() => import("./retries.mjs"), "Retries");
-const batches = later(() => import("./batches.mjs"), "Batches");
-const batch = later(() => import("./batches.mjs"), "Batch");
-const dead = later(() => import("./retries.mjs"), "Dead");
-const me = later(() => import("./me.mjs"), "Me");
+/**
+ * @typedef {object} View
+ * @property {string} name of the component in the module
+ * @property {any} module null until it has been read
+ * @property {() => Promise<any>} read
+ */
 
-export const BulkDialog = later(() => import("./bulk.mjs"), "BulkDialog");
-export const SignIn = later(() => import("./signin.mjs"), "SignIn");
-export const SignInAgain = later(() => import("./signin.mjs"), "SignInAgain");
+/** @returns {View} */
+function view(name, read) {
+  const own = { name, module: null, read: async () => (own.module = await read()) };
+  return own;
+}
 
-const LISTS = { "": overview, failures, jobs, retries, batches, dead, me };
-const OF_ONE = { jobs: job, batches: batch };
+const LISTS = {
+  "": view("Overview", () => import("./overview.mjs")),
+  failures: view("Failures", () => import("./failures.mjs")),
+  jobs: view("Jobs", () => import("./jobs.mjs")),
+  retries: view("Retries", () => import("./retries.mjs")),
+  batches: view("Batches", () => import("./batches.mjs")),
+  dead: view("Dead", () => import("./retries.mjs")),
+  me: view("Me", () => import("./me.mjs")),
+};
+const OF_ONE = {
+  jobs: view("JobPage", () => import("./job.mjs")),
+  batches: view("Batch", () => import("./batches.mjs")),
+};
 
-/** The page of a path of the address bar, null where there is none. It is given the path's `id` and the `query`. */
+export const BULK_DIALOG = view("BulkDialog", () => import("./bulk.mjs"));
+export const CHART = view("Bars", () => import("./chart.mjs"));
+export const SIGN_IN = view("SignIn", () => import("./signin.mjs"));
+export const SIGN_IN_AGAIN = view("SignInAgain", () => import("./signin.mjs"));
+
+/**
+ * The page of a path of the address bar, null where there is none. It is given the path's `id` and the `query`.
+ * @param {string[]} path
+ * @returns {View | null}
+ */
 export function viewOf([name = "", id, ...more]) {
   const views = id ? OF_ONE : LISTS;
   return more.length === 0 && Object.hasOwn(views, name) ? views[name] : null;
 }
 
-/** Read all that has not been shown yet: it is there when the API no longer is, and of the same release as the rest. */
+/** Read all modules: then they are there when the API no longer is, and are of the same release as the first. */
 export async function readAhead() {
-  for (const each of [BulkDialog, SignInAgain, ...Object.values(LISTS), ...Object.values(OF_ONE)]) {
+  for (const { read } of [BULK_DIALOG, SIGN_IN_AGAIN, ...Object.values(LISTS), ...Object.values(OF_ONE)]) {
     if (document.visibilityState === "hidden") return;
-    await each.load().catch(() => {}); // it is read again when it is shown, and says then why it cannot be
+    await read().catch(() => {}); // it is read again when it is shown, and says then why it cannot be
   }
 }

@@ -1,10 +1,11 @@
-"""Code that is read after the first page: it is there when the API no longer is, and what cannot be read says so."""
+"""What is read later than the first page, and what is asked for before it is there."""
 
 import pytest
-from playwright.async_api import Route, expect
+from playwright.async_api import Page, Route, expect
 
 from tests.browser.console import Console
 from tests.jobs import JobMaker
+from tests.tokens import token
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("browser")]
 
@@ -84,3 +85,52 @@ async def test_nothing_is_read_ahead_before_the_sign_in(console: Console) -> Non
 
     assert "bulk.mjs" not in asked
     assert "signin.mjs" in asked
+
+
+def asked_by(page: Page) -> list[str]:
+    """What the page asks the API for from now on, without the host."""
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url.partition("/api/")[2]))
+    return asked
+
+
+async def test_what_the_first_page_asks_for_early_is_asked_for_once(console: Console) -> None:
+    asked = asked_by(console.page)
+    await console.sign_in()
+    await expect(console.page.locator(".loading")).to_have_count(0)
+
+    for path in ("me", "jobs/stats", "failures", "retries/stats", "retry-batches?limit=5", "jobs/series"):
+        assert asked.count(path) == 1, path
+
+
+async def test_an_early_answer_is_for_those_alone_who_sign_in_with_its_token(console: Console, jobs: JobMaker) -> None:
+    await jobs.many_failed(3)
+    page = console.page
+    problem = '{"code":"invalid-token","status":401}'
+    await page.route(
+        "**/api/me", lambda route: route.fulfill(status=401, content_type="application/problem+json", body=problem)
+    )
+    async with page.expect_response("**/api/jobs/stats") as early:
+        await page.goto(f"{console.url}#token={token()}")
+    assert (await (await early.value).json())["data"]["failed"]["count"] >= 3
+    await page.unroute_all()
+
+    await page.get_by_label("token", exact=True).fill(token(project_id="empty"))
+    await page.get_by_role("button", name="Use this token").click()
+
+    await expect(page.locator("a.count.failed strong")).to_have_text("0")
+
+
+async def test_an_early_answer_is_not_shown_after_another_try_to_sign_in(console: Console) -> None:
+    page = console.page
+    asked = asked_by(page)
+    await page.route("**/api/me", lambda route: route.abort())
+    async with page.expect_response("**/api/jobs/stats"):
+        await page.goto(f"{console.url}#token={token()}")
+    await expect(page.get_by_role("alert")).to_contain_text("The API does not answer")
+    await page.unroute_all()
+
+    await page.get_by_role("button", name="try again").click()
+
+    await expect(page.locator("a.count.failed strong")).to_be_visible()
+    assert asked.count("jobs/stats") == 2
