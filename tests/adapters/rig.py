@@ -83,8 +83,8 @@ async def drive(system: System, url: str, *words: str, given: object = None) -> 
 
 
 @asynccontextmanager
-async def working(system: System, url: str, mode: str) -> AsyncIterator[None]:
-    """Run a system's own worker until the block ends."""
+async def working(system: System, url: str, mode: str, *, grace_s: float = 0) -> AsyncIterator[None]:
+    """Run a system's own worker until the block ends; it is killed then, after `grace_s` for what it has in hand."""
     process = await asyncio.create_subprocess_exec(
         *system.command,
         "work",
@@ -104,6 +104,10 @@ async def working(system: System, url: str, mode: str) -> AsyncIterator[None]:
         yield
     finally:
         with suppress(ProcessLookupError):
+            if grace_s > 0:
+                os.killpg(process.pid, signal.SIGTERM)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), grace_s)
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
@@ -214,9 +218,9 @@ class Rig:
     def failed(self) -> Sequence[str]:
         return self.jobs["failed"]
 
-    def working(self, mode: str) -> AbstractAsyncContextManager[None]:
-        """Run its own worker until the block ends."""
-        return working(self.system, self.owner_url, mode)
+    def working(self, mode: str, *, grace_s: float = 0) -> AbstractAsyncContextManager[None]:
+        """Run its own worker until the block ends, and `grace_s` longer for what it has in hand."""
+        return working(self.system, self.owner_url, mode, grace_s=grace_s)
 
     def worker(self, amqp_url: str | None = None) -> AbstractAsyncContextManager[RunningWorker]:
         """Run a worker of Redrive's, under its own login, until the block ends."""
