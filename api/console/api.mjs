@@ -4,6 +4,7 @@ import { session } from "./session.mjs";
 
 const API = new URL("../api/", document.baseURI);
 const TIMEOUT_MS = 20_000;
+const EARLY_FOR_MS = 5_000;
 
 /** How far the server's clock is ahead of this one, in ms. */
 let skewMs = 0;
@@ -80,19 +81,17 @@ let tooLate = false;
 
 /** Ask for what a page is going to read, unless it is there and has begun, with a token that is still being tried. */
 export function askEarly(path, token) {
-  if (!tooLate) early.set(path, { token, answer: call("GET", path, { token }).catch(() => null) });
+  if (!tooLate) early.set(path, { token, at: Date.now(), answer: call("GET", path, { token }).catch(() => null) });
 }
 
-/** The answer, to the first who wants it and is signed in with that token. Null where there is none, or no good one. */
+/** The answer, to the first who wants it soon and is signed in with that token. Null where there is none, or no good one. */
 export function askedEarly(path) {
   tooLate = true;
   const asked = early.get(path);
   early.delete(path);
-  return asked !== undefined && asked.token === session.get().token ? asked.answer : null;
+  const isGood = asked?.token === session.get().token && Date.now() - asked?.at < EARLY_FOR_MS;
+  return isGood ? asked.answer : null;
 }
-
-/** Forget answers that were not wanted: they would be old. */
-export const forgetEarly = () => early.clear();
 
 /** A key that makes one POST safe to repeat. `crypto.randomUUID` is not there on plain http. */
 export function newKey() {

@@ -1,6 +1,6 @@
 /** The bulk dialog: preview, reason, go, live progress, and the list of those that were rejected. */
 import { BatchProgress, Rejected } from "./batch_parts.mjs";
-import { announcement, opened } from "./store.mjs";
+import { announcement, openedBulk } from "./store.mjs";
 import { call, newKey } from "./api.mjs";
 import { href } from "./router.mjs";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "./ui.mjs";
@@ -127,7 +127,7 @@ export function BulkDialog({ what }) {
   }, [what]);
   function close() {
     const button = returnTo.current;
-    opened.set(null);
+    openedBulk.set(null);
     if (button?.isConnected) button.focus();
     what.done?.();
   }

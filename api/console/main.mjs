@@ -1,5 +1,5 @@
 /** The console: signs in, follows the address bar, and shows the page that it names. */
-import { announcement, applyTheme, opened } from "./store.mjs";
+import { announcement, applyTheme, openedBulk } from "./store.mjs";
 import { BULK_DIALOG, readAhead, SIGN_IN, SIGN_IN_AGAIN, viewOf } from "./views.mjs";
 import { followAddress, go, route } from "./router.mjs";
 import { followKeys } from "./shortcuts.mjs";
@@ -65,7 +65,7 @@ function App() {
   const { phase, me } = useStore(session);
   const { path, query } = useStore(route);
   const said = useStore(announcement);
-  const bulk = useStore(opened);
+  const bulk = useStore(openedBulk);
   useExpiry(phase === "in" ? me : null);
   useReadAhead(me !== null);
   useEffect(() => {

@@ -1,5 +1,5 @@
-/** Signing in when the console is opened, and asking for what its page shows. A script of its own, and the first: it needs no library. */
-import { askEarly, forgetEarly, signIn } from "./api.mjs";
+/** Signing in when the console is opened, and asking for what its page shows: the first script, which needs no library. */
+import { askEarly, signIn } from "./api.mjs";
 import { go, route } from "./router.mjs";
 import { keptToken, session, tokenFromAddress } from "./session.mjs";
 import { viewOf } from "./views.mjs";
@@ -11,7 +11,6 @@ const firstToken = () => untried ?? keptToken();
 
 /** In the order that docs/console.md says: the address bar's token, the tab's, none (a proxy may add one), a pasted one. */
 export async function start() {
-  forgetEarly();
   const given = tokenFromAddress();
   if (given !== null) {
     untried = given;
@@ -33,6 +32,7 @@ export async function start() {
 
 /** Ask for what the page is going to ask for, while the API looks at the token and other modules are still being read. */
 async function askForThePage(token) {
+  if (document.visibilityState === "hidden") return;
   const { path, query } = route.get();
   const module = await viewOf(path)?.read();
   for (const first of module?.reads?.(query) ?? []) askEarly(first, token);

@@ -54,7 +54,7 @@ export function applyTheme() {
 export const announcement = createStore("");
 
 /** What the bulk dialog is open for: `{title, about, body: {ids} | {filter}, list, extra}`; null when it is closed. */
-export const opened = createStore(null);
+export const openedBulk = createStore(null);
 
 /** Open the bulk dialog for these ids, or this filter. */
-export const openBulk = (what) => opened.set(what);
+export const openBulk = (what) => openedBulk.set(what);

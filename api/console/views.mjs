@@ -28,7 +28,7 @@ const OF_ONE = {
 };
 
 export const BULK_DIALOG = view("BulkDialog", () => import("./bulk.mjs"));
-export const CHART = view("Bars", () => import("./chart.mjs"));
+export const CHART = view("Bars", () => Promise.all([import("./chart.mjs"), import("./vendor/uplot.mjs")]).then(([chart]) => chart));
 export const SIGN_IN = view("SignIn", () => import("./signin.mjs"));
 export const SIGN_IN_AGAIN = view("SignInAgain", () => import("./signin.mjs"));
 

@@ -104,15 +104,15 @@ async def test_what_the_first_page_asks_for_early_is_asked_for_once(console: Con
 
 
 async def test_an_early_answer_is_for_those_alone_who_sign_in_with_its_token(console: Console, jobs: JobMaker) -> None:
-    await jobs.many_failed(3)
+    await jobs.make(3, status="failed", kind="early", project_id="early")
     page = console.page
     problem = '{"code":"invalid-token","status":401}'
     await page.route(
         "**/api/me", lambda route: route.fulfill(status=401, content_type="application/problem+json", body=problem)
     )
     async with page.expect_response("**/api/jobs/stats") as early:
-        await page.goto(f"{console.url}#token={token()}")
-    assert (await (await early.value).json())["data"]["failed"]["count"] >= 3
+        await page.goto(f"{console.url}#token={token(project_id='early')}")
+    assert (await (await early.value).json())["data"]["failed"]["count"] == 3
     await page.unroute_all()
 
     await page.get_by_label("token", exact=True).fill(token(project_id="empty"))
@@ -121,16 +121,29 @@ async def test_an_early_answer_is_for_those_alone_who_sign_in_with_its_token(con
     await expect(page.locator("a.count.failed strong")).to_have_text("0")
 
 
-async def test_an_early_answer_is_not_shown_after_another_try_to_sign_in(console: Console) -> None:
+async def test_an_early_answer_that_has_waited_is_asked_for_anew(console: Console) -> None:
     page = console.page
     asked = asked_by(page)
+    await page.clock.install()
     await page.route("**/api/me", lambda route: route.abort())
     async with page.expect_response("**/api/jobs/stats"):
         await page.goto(f"{console.url}#token={token()}")
     await expect(page.get_by_role("alert")).to_contain_text("The API does not answer")
     await page.unroute_all()
+    await page.clock.run_for(6_000)
 
     await page.get_by_role("button", name="try again").click()
 
     await expect(page.locator("a.count.failed strong")).to_be_visible()
     assert asked.count("jobs/stats") == 2
+
+
+async def test_a_page_that_is_opened_behind_others_asks_for_nothing_early(console: Console) -> None:
+    page = console.page
+    asked = asked_by(page)
+    await page.add_init_script("Object.defineProperty(document, 'visibilityState', {get: () => 'hidden'})")
+    await console.sign_in()
+    await page.wait_for_function(_READ, arg=["overview", "groups"])
+
+    assert "me" in asked
+    assert not {"jobs/stats", "failures", "jobs/series"} & set(asked)
