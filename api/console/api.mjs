@@ -54,7 +54,7 @@ export async function call(method, path, options = {}) {
       redirect: "error",
     });
     noteClock(response);
-    if (!response.ok && response.status !== 304) throw await refused(response);
+    if (!response.ok && response.status !== 304) throw await refused(response, token);
     const text = response.status === 304 ? "" : await response.text();
     return { status: response.status, body: text === "" ? null : JSON.parse(text), text, headers: response.headers };
   } catch (error) {
@@ -67,10 +67,11 @@ export async function call(method, path, options = {}) {
   }
 }
 
-async function refused(response) {
+async function refused(response, token) {
   const problem = await problemOf(response);
-  if (problem.status === 401 && session.get().phase === "in") {
-    session.set({ ...session.get(), phase: "expired", refused: problem });
+  const current = session.get();
+  if (problem.status === 401 && current.phase === "in" && current.token === token) {
+    session.set({ ...current, phase: "expired", refused: problem });
   }
   return problem;
 }

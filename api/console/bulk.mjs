@@ -72,7 +72,7 @@ function Progress({ accepted, rest, close }) {
     ${batch?.rejected > 0 && html`<${Rejected} key=${batch.done} batchId=${batch.id} count=${batch.rejected} />`}
     <p class="actions">
       <a href=${href(`batches/${accepted.batch_id}`)} onClick=${close}>the batch's own page</a>
-      ${rest && html`<button type="button" onClick=${rest}>The others…</button>`}
+      ${rest && html`<button type="button" onClick=${rest}>Go on…</button>`}
       <button type="button" onClick=${close}>Close</button>
     </p>`;
 }
@@ -82,12 +82,13 @@ function Dialog({ what, close }) {
   const [sent, setSent] = useState({ busy: false, problem: null, accepted: null });
   const key = useRef({ text: "", key: "" });
   const preview = usePreview(what, form);
+  const first = preview.forecast?.retryable > form.first ? form.first : 0; // fewer may be left than were to be tried
   const asked = sent.accepted !== null;
   useLayoutEffect(() => {
-    if (!asked) document.querySelector("dialog textarea")?.focus(); // when it goes on with the others
+    if (!asked) document.querySelector("dialog textarea")?.focus(); // when it goes on after a trial
   }, [asked]);
   async function act() {
-    const body = bodyOf(what, form, preview.forecast);
+    const body = bodyOf(what, { ...form, first }, preview.forecast);
     const text = JSON.stringify(body);
     if (key.current.text !== text) key.current = { text, key: newKey() };
     setSent({ busy: true, problem: null, accepted: null });
@@ -102,16 +103,17 @@ function Dialog({ what, close }) {
     }
   }
   function goOn() {
+    key.current = { text: "", key: "" }; // the same jobs may be asked for again, once they have failed again
     setForm({ ...form, first: 0 });
     setSent({ busy: false, problem: null, accepted: null });
     preview.again();
   }
-  if (asked) return html`<${Progress} accepted=${sent.accepted} rest=${form.first > 0 && goOn} close=${close} />`;
+  if (asked) return html`<${Progress} accepted=${sent.accepted} rest=${first > 0 && goOn} close=${close} />`;
   return html`
     ${preview.problem
       ? html`<${Refusal} problem=${preview.problem} retry=${preview.again} />`
       : html`<${Forecast} forecast=${preview.forecast} stale=${preview.stale} list=${what.list} close=${close} />`}
-    <${BulkForm} form=${form} put=${(changes) => setForm({ ...form, ...changes })} forecast=${preview.forecast}
+    <${BulkForm} form=${{ ...form, first }} put=${(changes) => setForm({ ...form, ...changes })} forecast=${preview.forecast}
       stale=${preview.stale} busy=${sent.busy} needsReason=${!what.body.ids} act=${act} close=${close} />
     ${sent.problem && html`<${Refusal} problem=${sent.problem} />`}`;
 }

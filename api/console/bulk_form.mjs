@@ -19,7 +19,7 @@ export function Forecast({ forecast, stale, list, close }) {
 }
 
 const FEW = 5;
-const FIRST = [[0, "all of them"], [FEW, `${FEW}, then the others`]];
+const FIRST = [[0, "all of them"], [FEW, `${FEW} first, to see how they fare`]];
 const SPANS = [[0, "at once"], [60, "over a minute"], [300, "over 5 minutes"], [900, "over 15 minutes"], [3_600, "over an hour"]];
 const DELAYS = [[0, "now"], [60, "in a minute"], [300, "in 5 minutes"], [1_800, "in 30 minutes"], [3_600, "in an hour"], [21_600, "in 6 hours"], [86_400, "in a day"]];
 
@@ -53,7 +53,6 @@ function hintOf(forecast, stale, missing) {
 export function BulkForm({ form, put, forecast, stale, busy, needsReason, act, close }) {
   const missing = needsReason && form.reason.trim() === "";
   const hint = hintOf(forecast, stale, missing);
-  const count = form.first || forecast?.retryable;
   const ready = forecast !== null && !stale && forecast.retryable > 0 && !missing && !busy;
   const submit = (event) => {
     event.preventDefault();
@@ -65,11 +64,11 @@ export function BulkForm({ form, put, forecast, stale, busy, needsReason, act, c
         onInput=${(event) => put({ reason: event.target.value })}
         onKeyDown=${(event) => event.key === "Enter" && (event.ctrlKey || event.metaKey) && submit(event)}></textarea>
     </label>
-    <${Shape} form=${form} put=${put}>${(forecast?.retryable > FEW || form.first > 0) && choice("retry", form.first, FIRST, (first) => put({ first }))}</${Shape}>
+    <${Shape} form=${form} put=${put}>${forecast?.retryable > FEW && choice("retry", form.first, FIRST, (first) => put({ first }))}</${Shape}>
     <p class="actions">
       <span class="muted hint">${hint}</span>
       <button type="button" onClick=${close}>Cancel</button>
-      <button type="submit" class="act" disabled=${!ready}>${busy ? "Asking…" : forecast ? `Retry ${form.first > 0 ? "the first " : ""}${many(count, "job")}` : "Retry"}</button>
+      <button type="submit" class="act" disabled=${!ready}>${busy ? "Asking…" : forecast ? `Retry ${form.first > 0 ? "the first " : ""}${many(form.first || forecast.retryable, "job")}` : "Retry"}</button>
     </p>
   </form>`;
 }

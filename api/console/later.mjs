@@ -1,26 +1,47 @@
 /** Components whose modules are read when they are shown first, not with the console's first page. */
-import { html, useLayoutEffect, useState } from "./ui.mjs";
+import { html, useLayoutEffect, useRef, useState } from "./ui.mjs";
 import { Problem } from "./problems.mjs";
 import { Refusal } from "./parts.mjs";
 
-function componentOf(view) {
+/** In place of a dialog, until it is there. */
+function Sheet({ close, children }) {
+  const element = useRef(null);
+  useLayoutEffect(() => {
+    const dialog = element.current;
+    dialog.showModal();
+    return () => dialog.close(); // the focus goes back to where it was
+  }, []);
+  return html`<dialog ref=${element} class="sheet" aria-label="Loading" onCancel=${(event) => { event.preventDefault(); close?.(); }}>
+    ${children}
+    ${close && html`<p class="actions"><button type="button" onClick=${close}>Close</button></p>`}
+  </dialog>`;
+}
+
+function componentOf(view, inDialog) {
   return function Later(props) {
     const [problem, setProblem] = useState(null);
     const [, redraw] = useState(0);
-    const show = () => view.read().then(() => redraw((n) => n + 1), () => setProblem(new Problem({ status: 0, code: "no-answer" })));
+    function show() {
+      setProblem(null);
+      view.read().then(() => redraw((n) => n + 1), () => setProblem(new Problem({ status: 0, code: "not-loaded" })));
+    }
     useLayoutEffect(() => {
       if (view.module === null) show();
     }, []);
     if (view.module !== null) return html`<${view.module[view.name]} ...${props} />`;
-    if (problem !== null) return html`<${Refusal} problem=${problem} retry=${show} />`;
-    return html`<p class="loading" aria-busy="true">Loading…</p>`;
+    const standing = problem ? html`<${Refusal} problem=${problem} retry=${show} />` : html`<p class="loading" aria-busy="true">Loading…</p>`;
+    return inDialog ? html`<${Sheet} close=${props.close}>${standing}</${Sheet}>` : standing;
   };
 }
 
 const made = new Map();
 
-/** The component of a view, the same one each time. @param {import("./views.mjs").View} view */
-export function later(view) {
-  if (!made.has(view)) made.set(view, componentOf(view));
+/**
+ * The component of a view, the same one each time.
+ * @param {import("./views.mjs").View} view
+ * @param {{inDialog?: boolean}} [how] whether it is a dialog, which may be given a `close`
+ */
+export function later(view, { inDialog = false } = {}) {
+  if (!made.has(view)) made.set(view, componentOf(view, inDialog));
   return made.get(view);
 }

@@ -3,7 +3,7 @@ import { BatchLines } from "./batch_parts.mjs";
 import { bulkRefusal } from "./session.mjs";
 import { Groups } from "./groups.mjs";
 import { href } from "./router.mjs";
-import { html } from "./ui.mjs";
+import { html, useEffect } from "./ui.mjs";
 import { CHART } from "./views.mjs";
 import { later } from "./later.mjs";
 import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
@@ -67,6 +67,9 @@ function WhatFails({ reading }) {
 
 /** The chart's code is a quarter of the console, and stands last on its page: it is read when the rest is there. */
 function Hours({ reading }) {
+  useEffect(() => {
+    CHART.read().catch(() => {}); // while the hours are on their way
+  }, []);
   if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the hours" /></div>`;
   return html`<${later(CHART)} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
 }

@@ -27,6 +27,7 @@ const WORDS = {
   "unavailable": "The database behind the API is away or too slow. What this page shows, if anything, is from before.",
   "internal": "Something went wrong in the API; it has been logged under the request id.",
   "no-answer": "The API does not answer: it, a proxy, or your network is away. What this page shows, if anything, is from before.",
+  "not-loaded": "This part of the console could not be loaded: the API, a proxy or your network is away, or Redrive has been renewed. If it does not come when you try again, load the console anew.",
   "not-ours": "Something in between answered in place of the API.",
 };
 

@@ -99,7 +99,9 @@ function useReading(path, once) {
  */
 export function useQuery(path, everyS = null) {
   return useReading(path, async (signal, put) => {
-    const { body, text, headers } = (await askedEarly(path)) ?? (await call("GET", path, { signal }));
+    const early = await askedEarly(path);
+    if (signal.aborted) return 0; // the tab was hidden meanwhile
+    const { body, text, headers } = early ?? (await call("GET", path, { signal }));
     put({ body, text, etag: headers.get("ETag"), problem: null, at: Date.now() });
     return everyS === null ? null : everyS * 1_000;
   });

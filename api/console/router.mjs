@@ -34,7 +34,8 @@ export function followAddress(onToken) {
     shown = location.hash;
     route.set(routeOf(location.hash));
     const place = places.get(shown);
-    requestAnimationFrame(() => restore(place));
+    const hash = shown;
+    requestAnimationFrame(() => restore(place, hash));
   });
   document.addEventListener("scroll", () => remember(), { passive: true });
   document.addEventListener("focusin", () => remember());
@@ -45,11 +46,17 @@ function remember() {
   places.set(shown, { y: scrollY, row: document.activeElement?.closest?.("[data-row]")?.getAttribute("data-row") ?? null });
 }
 
-function restore(place, triesLeft = 20) {
+const TRY_EVERY_MS = 50;
+const TRIES_FOR_PAGE = 200;
+const TRIES_FOR_ROW = 20;
+
+/** Scroll to where this view was left, and put the focus there, or on its heading; the page, or its list, may still be on its way. */
+function restore(place, hash, tries = 0) {
+  if (location.hash !== hash) return; // another view was chosen meanwhile
   const heading = document.querySelector("h1");
   const row = place?.row && document.querySelector(`[data-row="${CSS.escape(place.row)}"] a`);
-  if ((!heading || (place?.row && !row)) && triesLeft > 0) {
-    setTimeout(() => restore(place, triesLeft - 1), 50); // the page, or its list, is still being read
+  if ((!heading && tries < TRIES_FOR_PAGE) || (place?.row && !row && tries < TRIES_FOR_ROW)) {
+    setTimeout(() => restore(place, hash, tries + 1), TRY_EVERY_MS);
     return;
   }
   scrollTo(0, place?.y ?? 0);

@@ -35,6 +35,8 @@ async function askForThePage(token) {
   if (document.visibilityState === "hidden") return;
   const { path, query } = route.get();
   const module = await viewOf(path)?.read();
+  const { phase, token: good } = session.get();
+  if (phase === "signed-out" || (phase === "in" && good !== token)) return; // it was no good
   for (const first of module?.reads?.(query) ?? []) askEarly(first, token);
 }
 

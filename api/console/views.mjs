@@ -42,7 +42,7 @@ export function viewOf([name = "", id, ...more]) {
   return more.length === 0 && Object.hasOwn(views, name) ? views[name] : null;
 }
 
-/** Read all modules: then they are there when the API no longer is, and are of the same release as the first. */
+/** Read all but the chart: it is there then when the API no longer is, and of the same release as the first page. */
 export async function readAhead() {
   for (const { read } of [BULK_DIALOG, SIGN_IN_AGAIN, ...Object.values(LISTS), ...Object.values(OF_ONE)]) {
     if (document.visibilityState === "hidden") return;

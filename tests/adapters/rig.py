@@ -103,13 +103,15 @@ async def working(system: System, url: str, mode: str, *, grace_s: float = 0) ->
                 assert line, f"the worker of {system.name} did not start"
         yield
     finally:
-        with suppress(ProcessLookupError):
+        try:
             if grace_s > 0:
-                os.killpg(process.pid, signal.SIGTERM)
-                with suppress(TimeoutError):
+                with suppress(ProcessLookupError, TimeoutError):
+                    os.killpg(process.pid, signal.SIGTERM)
                     await asyncio.wait_for(process.wait(), grace_s)
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
 
 
 async def prepare(system: System, server: Postgres, suffix: str) -> Prepared:

@@ -101,7 +101,7 @@ async def test_a_few_of_a_group_are_tried_before_the_others(
     console: Console, jobs: JobMaker, database_url: str, amqp_url: str
 ) -> None:
     page, dialog = console.page, console.page.get_by_role("dialog")
-    await jobs.make(12, status="failed", kind="trial", last_error="TimeoutError: upstream")
+    failed = await jobs.make(12, status="failed", kind="trial", last_error="TimeoutError: upstream")
     await jobs.make(3, status="failed", kind="trial", last_error="ConnectionResetError: upstream")
     await console.sign_in(view="#/failures?type=trial")
     await page.get_by_role("button", name="Retry 3 jobs").click()
@@ -111,19 +111,29 @@ async def test_a_few_of_a_group_are_tried_before_the_others(
 
     await page.get_by_role("button", name="Retry 12 jobs").click()
     await dialog.get_by_label("reason").fill("upstream is back")
-    await dialog.get_by_role("combobox", name="retry").select_option("5, then the others")
+    await dialog.get_by_role("combobox", name="retry").select_option("5 first, to see how they fare")
     await dialog.get_by_role("button", name="Retry the first 5 jobs").click()
     async with a_worker(database_url, amqp_url):
         await expect(dialog).to_contain_text("Done. 5 went back", timeout=_COUNTED_MS)
         await expect(dialog.locator(".now")).to_have_text(re.compile("Of these, now: +5 pending"), timeout=_COUNTED_MS)
 
-        await dialog.get_by_role("button", name="The others…").click()
-        await expect(dialog).to_contain_text("7 can go back")
+        batch = await dialog.get_by_role("link", name="the batch's own page").get_attribute("href")
+        for job in failed:
+            await jobs.fail_again(job, last_error="TimeoutError: upstream")
+        await dialog.get_by_role("button", name="Go on…").click()
+        await expect(dialog).to_contain_text("12 can go back")
         await expect(dialog.get_by_label("reason")).to_be_focused()
         await expect(dialog.get_by_label("reason")).to_have_value("upstream is back")
+        await dialog.get_by_role("combobox", name="retry").select_option("5 first, to see how they fare")
+        await dialog.get_by_role("button", name="Retry the first 5 jobs").click()
+        await expect(dialog.get_by_role("link", name="the batch's own page")).not_to_have_attribute("href", batch or "")
+        await expect(dialog).to_contain_text("Done. 5 went back", timeout=_COUNTED_MS)
+
+        await dialog.get_by_role("button", name="Go on…").click()
+        await expect(dialog).to_contain_text("7 can go back")
         await dialog.get_by_role("button", name="Retry 7 jobs").click()
         await expect(dialog).to_contain_text("Done. 7 went back", timeout=_COUNTED_MS)
-    await expect(dialog.get_by_role("button", name="The others…")).to_have_count(0)
+    await expect(dialog.get_by_role("button", name="Go on…")).to_have_count(0)
 
 
 async def test_a_retry_that_went_back_says_what_its_job_is_now(

@@ -1,9 +1,11 @@
 """What is read later than the first page, and what is asked for before it is there."""
 
+import asyncio
+
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from tests.browser.console import Console
+from tests.browser.console import Console, see
 from tests.jobs import JobMaker
 from tests.tokens import token
 
@@ -47,13 +49,33 @@ async def test_a_page_whose_code_cannot_be_read_says_so_and_is_read_when_it_is_a
     await page.route("**/console/failures.mjs", lambda route: route.abort())
     await console.sign_in()
     await page.evaluate("location.hash = '#/failures'")
-    await expect(page.get_by_role("alert")).to_contain_text("The API does not answer")
+    await expect(page.get_by_role("alert")).to_contain_text("could not be loaded")
 
     await page.unroute_all()
     await page.get_by_role("button", name="try again").click()
 
     await expect(page.locator("main h1")).to_have_text("Failures")
     await expect(page.get_by_role("alert")).to_have_count(0)
+
+
+async def test_a_dialog_whose_code_cannot_be_read_says_so_in_its_place_and_can_be_closed(
+    console: Console, jobs: JobMaker
+) -> None:
+    await jobs.make(3, status="failed", kind="dialog")
+    page, dialog = console.page, console.page.get_by_role("dialog")
+    await page.route("**/console/bulk.mjs", lambda route: route.abort())
+    await console.sign_in(view="#/failures?type=dialog")
+    retry = page.get_by_role("button", name="Retry 3 jobs")
+    await retry.click()
+    await expect(dialog.get_by_role("alert")).to_contain_text("could not be loaded")
+    await dialog.get_by_role("button", name="Close").click()
+    await expect(dialog).to_have_count(0)
+    await page.unroute_all()
+
+    await retry.click()
+
+    await expect(dialog).to_contain_text("3 can go back")
+    await expect(dialog.get_by_label("reason")).to_be_focused()
 
 
 async def test_a_page_that_is_opened_first_has_the_focus_on_its_heading(console: Console) -> None:
@@ -95,9 +117,19 @@ def asked_by(page: Page) -> list[str]:
 
 
 async def test_what_the_first_page_asks_for_early_is_asked_for_once(console: Console) -> None:
-    asked = asked_by(console.page)
-    await console.sign_in()
-    await expect(console.page.locator(".loading")).to_have_count(0)
+    held: list[Route] = []
+    page = console.page
+    asked = asked_by(page)
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    await page.route("**/api/me", hold)
+    async with page.expect_response("**/api/jobs/series"):  # before it is known who asks
+        await page.goto(f"{console.url}#token={token()}")
+    await held[0].continue_()
+    await expect(page.locator("main h1")).to_have_text("Overview")
+    await expect(page.locator(".loading")).to_have_count(0)
 
     for path in ("me", "jobs/stats", "failures", "retries/stats", "retry-batches?limit=5", "jobs/series"):
         assert asked.count(path) == 1, path
@@ -107,12 +139,16 @@ async def test_an_early_answer_is_for_those_alone_who_sign_in_with_its_token(con
     await jobs.make(3, status="failed", kind="early", project_id="early")
     page = console.page
     problem = '{"code":"invalid-token","status":401}'
-    await page.route(
-        "**/api/me", lambda route: route.fulfill(status=401, content_type="application/problem+json", body=problem)
-    )
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    await page.route("**/api/me", hold)
     async with page.expect_response("**/api/jobs/stats") as early:
         await page.goto(f"{console.url}#token={token(project_id='early')}")
     assert (await (await early.value).json())["data"]["failed"]["count"] == 3
+    await held[0].fulfill(status=401, content_type="application/problem+json", body=problem)
     await page.unroute_all()
 
     await page.get_by_label("token", exact=True).fill(token(project_id="empty"))
@@ -125,9 +161,16 @@ async def test_an_early_answer_that_has_waited_is_asked_for_anew(console: Consol
     page = console.page
     asked = asked_by(page)
     await page.clock.install()
-    await page.route("**/api/me", lambda route: route.abort())
+    held: list[Route] = []
+
+    async def hold_first(route: Route) -> None:
+        await (route.abort() if held else asyncio.sleep(0))
+        held.append(route)
+
+    await page.route("**/api/me", hold_first)
     async with page.expect_response("**/api/jobs/stats"):
         await page.goto(f"{console.url}#token={token()}")
+    await held[0].abort()
     await expect(page.get_by_role("alert")).to_contain_text("The API does not answer")
     await page.unroute_all()
     await page.clock.run_for(6_000)
@@ -136,6 +179,29 @@ async def test_an_early_answer_that_has_waited_is_asked_for_anew(console: Consol
 
     await expect(page.locator("a.count.failed strong")).to_be_visible()
     assert asked.count("jobs/stats") == 2
+
+
+async def test_a_tab_that_is_hidden_while_an_early_answer_is_due_reads_it_when_it_is_seen_again(
+    console: Console,
+) -> None:
+    held: list[Route] = []
+    page = console.page
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    await page.add_init_script(f"sessionStorage.setItem('redrive.token', '{token()}')")
+    await page.route("**/api/jobs/types", hold)
+    async with page.expect_request("**/api/jobs/types"):
+        await page.goto(f"{console.url}#/jobs?status=completed")
+    await expect(page.locator("table.rows tbody tr").first).to_be_visible()
+    await see(page, "hidden")
+    await held[0].continue_()
+    await page.unroute_all()
+
+    await see(page, "visible")
+
+    await expect(page.get_by_label("type").locator("option")).not_to_have_count(1)
 
 
 async def test_a_page_that_is_opened_behind_others_asks_for_nothing_early(console: Console) -> None:
