@@ -17,7 +17,7 @@ function Sheet({ close, children }) {
   </dialog>`;
 }
 
-function componentOf(view, inDialog) {
+function componentOf(view) {
   return function Later(props) {
     const [problem, setProblem] = useState(null);
     const [, redraw] = useState(0);
@@ -30,18 +30,14 @@ function componentOf(view, inDialog) {
     }, []);
     if (view.module !== null) return html`<${view.module[view.name]} ...${props} />`;
     const standing = problem ? html`<${Refusal} problem=${problem} retry=${show} />` : html`<p class="loading" aria-busy="true">Loading…</p>`;
-    return inDialog ? html`<${Sheet} close=${props.close}>${standing}</${Sheet}>` : standing;
+    return view.inDialog ? html`<${Sheet} close=${props.close}>${standing}</${Sheet}>` : standing;
   };
 }
 
 const made = new Map();
 
-/**
- * The component of a view, the same one each time.
- * @param {import("./views.mjs").View} view
- * @param {{inDialog?: boolean}} [how] whether it is a dialog, which may be given a `close`
- */
-export function later(view, { inDialog = false } = {}) {
-  if (!made.has(view)) made.set(view, componentOf(view, inDialog));
+/** The component of a view, the same one each time. @param {import("./views.mjs").View} view */
+export function later(view) {
+  if (!made.has(view)) made.set(view, componentOf(view));
   return made.get(view);
 }

@@ -79,9 +79,9 @@ function App() {
     <${Head} me=${me} path=${path} />
     ${me.read_only && html`<p class="banner">This deployment is read-only: it shows jobs and changes none.</p>`}
     <main id="main"><${Page} path=${path} query=${query} /></main>
-    ${bulk && html`<${later(BULK_DIALOG, { inDialog: true })} what=${bulk} close=${() => openedBulk.set(null)} />`}
+    ${bulk && html`<${later(BULK_DIALOG)} what=${bulk} close=${() => openedBulk.set(null)} />`}
     <p class="hidden" role="status">${said}</p>
-    ${phase === "expired" && html`<${later(SIGN_IN_AGAIN, { inDialog: true })} />`}`;
+    ${phase === "expired" && html`<${later(SIGN_IN_AGAIN)} />`}`;
 }
 
 applyTheme();

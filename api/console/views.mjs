@@ -5,11 +5,12 @@
  * @property {string} name of the component in the module
  * @property {any} module null until it has been read
  * @property {() => Promise<any>} read
+ * @property {boolean} inDialog whether it is a dialog; it may be given a `close`
  */
 
 /** @returns {View} */
-function view(name, read) {
-  const own = { name, module: null, read: async () => (own.module = await read()) };
+function view(name, read, { inDialog = false } = {}) {
+  const own = { name, inDialog, module: null, read: async () => (own.module = await read()) };
   return own;
 }
 
@@ -27,10 +28,10 @@ const OF_ONE = {
   batches: view("Batch", () => import("./batches.mjs")),
 };
 
-export const BULK_DIALOG = view("BulkDialog", () => import("./bulk.mjs"));
+export const BULK_DIALOG = view("BulkDialog", () => import("./bulk.mjs"), { inDialog: true });
 export const CHART = view("Bars", () => Promise.all([import("./chart.mjs"), import("./vendor/uplot.mjs")]).then(([chart]) => chart));
 export const SIGN_IN = view("SignIn", () => import("./signin.mjs"));
-export const SIGN_IN_AGAIN = view("SignInAgain", () => import("./signin.mjs"));
+export const SIGN_IN_AGAIN = view("SignInAgain", () => import("./signin.mjs"), { inDialog: true });
 
 /**
  * The page of a path of the address bar, null where there is none. It is given the path's `id` and the `query`.
