@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
+import msgspec
+
 from bench import jobs
 from bench.client import Answer, NothingMeasured, ask, quantile, request
 from bench.part import Stage
@@ -38,10 +40,23 @@ _WATCH: Final = """
 new MutationObserver((_, observer) => {
   if (document.querySelectorAll("table.rows tbody tr").length < ROWS) return;
   observer.disconnect();
-  requestAnimationFrame(() => requestAnimationFrame(() => { window.paintedAt = performance.now(); }));
+  requestAnimationFrame(() => requestAnimationFrame(() => {
+    const seenAt = performance.now();
+    const sizes = performance.getEntries().map(each => each.transferSize ?? 0).filter(size => size > 0);
+    console.info("SEEN", JSON.stringify([seenAt, sizes.length, sizes.reduce((sum, size) => sum + size, 0)]));
+  }));
 }).observe(document, {childList: true, subtree: true});
 """
+_SEEN: Final = "the list is seen:"
 _LIST: Final = 50
+
+
+class _Seen(NamedTuple):
+    """When the list is seen, after the address was opened, and what was transferred until then."""
+
+    after_ms: float
+    requests: int
+    transferred_bytes: int
 
 
 class _Turn(NamedTuple):
@@ -123,22 +138,16 @@ async def _ask_together(redrive: Program, paths: Sequence[str]) -> list[Answer]:
 
 async def _first_list(redrive: Program, rounds: int) -> FirstList:
     """From opening the address of a list until it is seen, each time in a browser window that has nothing cached."""
-    took_ms: list[float] = []
-    requests = sent = 0
+    seen: list[_Seen] = []
     async with chromium() as browser:
-        for number in range(rounds + 1):
+        for _ in range(rounds + 1):
             context = await browser.new_context(viewport={"width": 1440, "height": 900}, extra_http_headers=bearer())
             page = await context.new_page()
-            await page.add_init_script(_WATCH.replace("ROWS", str(_LIST)))
-            await page.goto(f"http://127.0.0.1:{redrive.port}/console/#/jobs?status=completed")
-            await page.wait_for_selector(f"table.rows tbody tr:nth-child({_LIST})", state="attached")
-            async with asyncio.timeout(30):
-                while (painted_ms := await page.evaluate("window.paintedAt ?? null")) is None:  # noqa: ASYNC110 - in the browser
-                    await asyncio.sleep(0.02)
-            sizes = "performance.getEntries().filter(each => each.transferSize).map(each => each.transferSize)"
-            transferred = await page.evaluate(sizes)
-            requests, sent = len(transferred), sum(transferred)
+            await page.add_init_script(_WATCH.replace("ROWS", str(_LIST)).replace("SEEN", _SEEN))
+            # The page says itself when the list is seen: to ask it would be work for its thread meanwhile.
+            async with page.expect_console_message(lambda message: message.text.startswith(_SEEN)) as said:
+                await page.goto(f"http://127.0.0.1:{redrive.port}/console/#/jobs?status=completed", wait_until="commit")
+            seen.append(msgspec.json.decode((await said.value).text.removeprefix(_SEEN), type=_Seen))
             await context.close()
-            if number > 0:  # the browser's own first window is slower
-                took_ms.append(painted_ms)
-    return FirstList(_LIST, Figure.of(took_ms), requests, sent)
+    del seen[0]  # the browser's own first window is slower
+    return FirstList(_LIST, Figure.of([each.after_ms for each in seen]), seen[-1].requests, seen[-1].transferred_bytes)

@@ -505,8 +505,8 @@ def _console(console: Console) -> Iterator[str]:
         rounds = ", ".join(f"{ms:.0f}" for ms in first.painted_ms.rounds)
         yield (
             f"The console's first list of {first.rows} jobs, in Chromium with nothing cached, from opening its address "
-            f"until it is painted: {first.painted_ms.median:.0f} ms, the median of {rounds}; {first.requests} requests,"
-            f" {first.transferred_bytes / 1000:.0f} KB with their headers.\n"
+            f"until it is painted: {first.painted_ms.median:.0f} ms, the median of {rounds}; {first.requests} requests "
+            f"are answered until then, with {first.transferred_bytes / 1000:.0f} KB.\n"
         )
 
 
