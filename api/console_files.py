@@ -17,6 +17,7 @@ from aiohttp import hdrs, web
 from api.answers import Answer
 from api.compression import LEAST_BYTES, allows_gzip
 from api.conditional import condition_of, field_of, matches
+from api.console_joined import joined
 from api.door import PASSAGE
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ _TYPES: Final = {
     ".txt": "text/plain; charset=utf-8",
 }
 """A table of our own: the machine's may not know `.mjs`, and a browser runs no module of another type."""
-_SHEET: Final = "console.css"
-_SHEETS: Final = ("base.css", "parts.css", "pages.css", "narrow.css", "vendor/uplot.css")
-"""Served as one file, in this order: a page that is opened waits for all of them, and each request is a wait."""
 _SECURITY_HEADERS: Final = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
     " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none';"
@@ -83,10 +81,9 @@ class ConsoleFile(NamedTuple):
 
 
 def add_console(router: web.UrlDispatcher) -> None:
-    """Serve every file of api/console/, its page at `/console/`."""
-    sheet = b"".join((_FOLDER / path).read_bytes() for path in _SHEETS)
-    router.add_route(hdrs.METH_GET, f"/console/{_SHEET}", _file(sheet, _SHEET).answer)
-    for path, file in _found(_FOLDER, ""):
+    """Serve the files of api/console/, its page at `/console/`."""
+    for path, body in joined(console_files()).items():
+        file = _file(body, path)
         router.add_route(hdrs.METH_GET, f"/console/{path}", file.answer)
         if path == _INDEX:
             router.add_route(hdrs.METH_GET, "/console/", file.answer)
@@ -103,13 +100,18 @@ async def _redirect(_request: web.Request) -> web.StreamResponse:
     return Answer(b"", status=308, content_type="text/plain", headers={**_SECURITY_HEADERS, hdrs.LOCATION: "console/"})
 
 
-def _found(folder: "Traversable", prefix: str) -> Iterator[tuple[str, ConsoleFile]]:
+def console_files() -> dict[str, bytes]:
+    """What there is in api/console/, by path; some of it is served joined."""
+    return dict(_found(_FOLDER, ""))
+
+
+def _found(folder: "Traversable", prefix: str) -> Iterator[tuple[str, bytes]]:
     for entry in sorted(folder.iterdir(), key=lambda each: each.name):
         path = f"{prefix}{entry.name}"
         if entry.is_dir():
             yield from _found(entry, f"{path}/")
-        elif _ending(path) in _TYPES and path not in _SHEETS:
-            yield path, _file(entry.read_bytes(), path)
+        elif _ending(path) in _TYPES:
+            yield path, entry.read_bytes()
 
 
 def _file(body: bytes, path: str) -> ConsoleFile:

@@ -80,12 +80,12 @@ async function refused(response, token) {
 const early = new Map();
 let tooLate = false;
 
-/** Ask for what a page is going to read, unless it is there and has begun, with a token that is still being tried. */
-export function askEarly(path, token) {
-  if (!tooLate) early.set(path, { token, at: Date.now(), answer: call("GET", path, { token }).catch(() => null) });
+/** Ask for what a page is going to read, unless there is one, which has begun to read. */
+export function askEarly(path) {
+  if (!tooLate) early.set(path, { token: session.get().token, at: Date.now(), answer: call("GET", path).catch(() => null) });
 }
 
-/** The answer, to the first who wants it soon and is signed in with that token. Null where there is none, or no good one. */
+/** The answer, to the first who wants it soon and with the same token. Null where there is none, or no good one. */
 export function askedEarly(path) {
   tooLate = true;
   const asked = early.get(path);

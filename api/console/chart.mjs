@@ -1,5 +1,5 @@
 /** Jobs over time as stacked bars, with their numbers as a table. */
-import uPlot from "./vendor/uplot.mjs";
+import { default as uPlot } from "./vendor/uplot.mjs";
 import { clock, number, zoneName } from "./text.mjs";
 import { choices } from "./store.mjs";
 import { html, useLayoutEffect, useRef, useStore } from "./ui.mjs";

@@ -6,7 +6,8 @@ import { html, useMemo } from "./ui.mjs";
 import { AsOf, Standing, Title } from "./parts.mjs";
 import { many, number, shown } from "./text.mjs";
 import { pathOf } from "./api.mjs";
-import { Created, since, TextFilter, TypeFilter } from "./filters.mjs";
+import { Created, TextFilter, TypeFilter } from "./filters.mjs";
+import { since } from "./reads.mjs";
 import { useQuery } from "./query.mjs";
 
 const EVERY_S = 15;

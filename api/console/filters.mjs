@@ -1,19 +1,9 @@
 /** Filters of lists: each changes the address, and so the view. */
 import { go, href } from "./router.mjs";
 import { html, useEffect, useRef, useState } from "./ui.mjs";
-import { now } from "./api.mjs";
 import { number, shown } from "./text.mjs";
+import { TYPES } from "./reads.mjs";
 import { useQuery } from "./query.mjs";
-
-/** What the filter for types asks for. */
-export const TYPES = "jobs/types";
-
-/** The moment some hours ago, on a whole minute, so that a page's path stays the same for a while; undefined for none. */
-export function since(hours) {
-  const count = Number.parseInt(hours ?? "", 10);
-  if (!(count > 0 && count < 100_000)) return undefined;
-  return new Date(Math.floor(now() / 60_000) * 60_000 - count * 3_600_000).toISOString();
-}
 
 /** Types of the newest jobs, the most frequent first. */
 export function TypeFilter({ value = "", put }) {
@@ -40,7 +30,7 @@ export function Choice({ label, value = "", options, put }) {
 
 const HOURS = [["", "at any time"], ["1", "in the last hour"], ["6", "in the last 6 hours"], ["24", "in the last 24 hours"], ["168", "in the last 7 days"]];
 
-/** How long ago jobs were created at most; `since` makes a moment of it. */
+/** How long ago jobs were created at most; reads.mjs makes a moment of it. */
 export const Created = ({ value, put }) => html`<${Choice} label="created" value=${value} options=${HOURS} put=${put} />`;
 
 /** One choice out of a few, all of them in sight. They are links: a click changes this view, a click with a key held opens another. */

@@ -1,23 +1,20 @@
 /** `#/jobs`: the jobs of a filter; failed ones unless asked otherwise. */
 import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { bulkRefusal, mayBulk } from "./session.mjs";
-import { Chip, Choice, Created, JobById, since, Tabs, TextFilter, TypeFilter, TYPES } from "./filters.mjs";
+import { Chip, Choice, Created, JobById, Tabs, TextFilter, TypeFilter } from "./filters.mjs";
 import { go, href } from "./router.mjs";
 import { html, useEffect, useMemo, useState } from "./ui.mjs";
 import { many, number, short, shown } from "./text.mjs";
 import { More, Newer, usePages } from "./pages.mjs";
-import { pathOf } from "./api.mjs";
+import { countsOfJobs, jobsOf, ofFailed, since } from "./reads.mjs";
 import { openBulk } from "./store.mjs";
 import { useQuery } from "./query.mjs";
 
-const LIMIT = 50;
 const COUNTS_S = 15;
-
-const countsOf = (query) => pathOf("jobs/stats", { type: query.type });
 
 /** The four statuses and how many jobs each has, the largest question of this page; and whatever else the address asks for. */
 function Statuses({ query }) {
-  const counts = useQuery(countsOf(query), COUNTS_S).body?.data ?? {};
+  const counts = useQuery(countsOfJobs(query), COUNTS_S).body?.data ?? {};
   const chosen = query.status || "failed";
   const keys = [...STATUSES, ...(chosen === "any" || STATUSES.includes(chosen) ? [] : [chosen])];
   const options = keys.map((key) => [key, html`<${Status} of=${key} /> <strong>${Object.hasOwn(counts, key) ? number(counts[key].count, counts[key].capped) : ""}</strong>`]);
@@ -69,22 +66,11 @@ function Selection({ chosen, everything, query, after, all, setAll, clear, list 
   </div>`;
 }
 
-const ofFailed = (query) => (query.status || "failed") === "failed";
-
-function listOf(query, after) {
-  const status = query.status === "any" ? undefined : query.status || "failed";
-  const only = ofFailed(query) ? { error_contains: query.error, fingerprint: query.fingerprint, retryable: query.retryable } : {};
-  return pathOf("jobs", { status, type: query.type, created_after: after, ...only, limit: LIMIT });
-}
-
-/** What the page asks for first. */
-export const reads = (query) => [listOf(query, since(query.within)), countsOf(query), TYPES];
-
 /** The page. @param {{query: Record<string, string>}} props */
 export function Jobs({ query }) {
   const failed = ofFailed(query);
   const after = useMemo(() => since(query.within), [query.within]);
-  const path = listOf(query, after);
+  const path = jobsOf(query, after);
   const pages = usePages(path);
   const { reading, rows } = pages;
   const [chosen, setChosen] = useState(new Set());

@@ -8,7 +8,8 @@ import { CHART } from "./views.mjs";
 import { later } from "./later.mjs";
 import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { many, number, span, zoneName } from "./text.mjs";
-import { now, pathOf } from "./api.mjs";
+import { now } from "./api.mjs";
+import { OVERVIEW } from "./reads.mjs";
 import { useQuery } from "./query.mjs";
 
 const COUNTS_S = 15;
@@ -74,24 +75,13 @@ function Hours({ reading }) {
   return html`<${later(CHART)} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
 }
 
-const READ = {
-  stats: "jobs/stats",
-  failures: "failures",
-  retries: "retries/stats",
-  batches: pathOf("retry-batches", { limit: 5 }),
-  series: "jobs/series",
-};
-
-/** What the page asks for first. */
-export const reads = () => Object.values(READ);
-
 /** The page. */
 export function Overview() {
-  const stats = useQuery(READ.stats, COUNTS_S);
-  const failures = useQuery(READ.failures, COUNTS_S);
-  const retries = useQuery(READ.retries, COUNTS_S);
-  const batches = useQuery(READ.batches, COUNTS_S * 2);
-  const series = useQuery(READ.series, SLOW_S);
+  const stats = useQuery(OVERVIEW.stats, COUNTS_S);
+  const failures = useQuery(OVERVIEW.failures, COUNTS_S);
+  const retries = useQuery(OVERVIEW.retries, COUNTS_S);
+  const batches = useQuery(OVERVIEW.batches, COUNTS_S * 2);
+  const series = useQuery(OVERVIEW.series, SLOW_S);
   const away = stats.problem ?? failures.problem;
   const first = retries.body && !isHealthy(retries.body.data) ? "first" : "";
   return html`

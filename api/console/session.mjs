@@ -1,7 +1,7 @@
 /** The token: where it comes from, how long it lives, and what it may do. It leaves this page in one header only. */
 import { createStore } from "./store.mjs";
 
-const KEY = "redrive.token";
+const TOKEN_KEY = "redrive.token";
 
 /**
  * @typedef {object} Me What GET /api/me says.
@@ -31,7 +31,7 @@ export function tokenFromAddress() {
 /** The token kept for this tab, or null. */
 export function keptToken() {
   try {
-    return sessionStorage.getItem(KEY);
+    return sessionStorage.getItem(TOKEN_KEY);
   } catch {
     return null;
   }
@@ -40,8 +40,8 @@ export function keptToken() {
 /** Keep the token for this tab, or forget it where it is null. */
 export function keepToken(token) {
   try {
-    if (token === null) sessionStorage.removeItem(KEY);
-    else sessionStorage.setItem(KEY, token);
+    if (token === null) sessionStorage.removeItem(TOKEN_KEY);
+    else sessionStorage.setItem(TOKEN_KEY, token);
   } catch {
     // without storage the token is in memory alone
   }

@@ -2,6 +2,7 @@
 import { askEarly, signIn } from "./api.mjs";
 import { go, route } from "./router.mjs";
 import { keptToken, session, tokenFromAddress } from "./session.mjs";
+import { readsOf } from "./reads.mjs";
 import { viewOf } from "./views.mjs";
 
 /** The address bar's token, until it is known to be good or not: the API may be away just now. */
@@ -30,15 +31,13 @@ export async function start() {
   session.set({ phase: "signed-out", token: null, me: null, refused });
 }
 
-/** Ask for what the page is going to ask for, while the API looks at the token and other modules are still being read. */
-async function askForThePage(token) {
-  if (document.visibilityState === "hidden") return;
+/** Ask for what the page is going to read, while its code is on its way. */
+function askForThePage() {
+  if (session.get().phase !== "in" || document.visibilityState === "hidden") return;
   const { path, query } = route.get();
-  const module = await viewOf(path)?.read();
-  const { phase, token: good } = session.get();
-  if (phase === "signed-out" || (phase === "in" && good !== token)) return; // it was no good
-  for (const first of module?.reads?.(query) ?? []) askEarly(first, token);
+  for (const first of readsOf(path, query)) askEarly(first);
 }
 
-start();
-askForThePage(firstToken()).catch(() => {}); // the page itself says that it cannot be read, and tries again
+const signedIn = start(); // it takes the token out of the address, which names the page only then
+viewOf(route.get().path)?.read().catch(() => {}); // the page itself says that it cannot be read, and tries again
+signedIn.then(askForThePage);

@@ -20,12 +20,12 @@ export function createStore(value) {
   };
 }
 
-const KEY = "redrive.choices";
+const CHOICES_KEY = "redrive.choices";
 const DEFAULTS = { theme: "auto", zone: "utc", times: "relative", shortcuts: true };
 
 function kept() {
   try {
-    return { ...DEFAULTS, ...JSON.parse(localStorage.getItem(KEY) ?? "{}") };
+    return { ...DEFAULTS, ...JSON.parse(localStorage.getItem(CHOICES_KEY) ?? "{}") };
   } catch {
     return DEFAULTS; // storage is off, or holds something else
   }
@@ -38,7 +38,7 @@ export const choices = createStore(kept());
 export function choose(changes) {
   choices.set({ ...choices.get(), ...changes });
   try {
-    localStorage.setItem(KEY, JSON.stringify(choices.get()));
+    localStorage.setItem(CHOICES_KEY, JSON.stringify(choices.get()));
   } catch {
     // without storage a choice holds until the page is closed
   }

@@ -1,10 +1,9 @@
 /** What every component is written with: Preact, its hooks, and `html` in place of JSX. */
-import { h } from "./vendor/preact.mjs";
-import htm from "./vendor/htm.mjs";
-import { useLayoutEffect, useState } from "./vendor/hooks.mjs";
+import { h, render } from "./vendor/preact.mjs";
+import { default as htm } from "./vendor/htm.mjs";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.mjs";
 
-export { render } from "./vendor/preact.mjs";
-export { useEffect, useLayoutEffect, useMemo, useRef, useState } from "./vendor/hooks.mjs";
+export { render, useEffect, useLayoutEffect, useMemo, useRef, useState };
 
 export const html = htm.bind(h);
 

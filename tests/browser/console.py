@@ -1,16 +1,22 @@
 """The console as a person meets it, and what a browser has against it."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Final, Self
 
-from playwright.async_api import Browser, ConsoleMessage, Page, expect
+from playwright.async_api import Browser, ConsoleMessage, Page, Route, expect
 
 from tests.api_server import Api
 from tests.tokens import token
 
 EVERYTHING: Final = "jobs:read jobs:payload jobs:retry jobs:retry:bulk jobs:retry:extend"
+PAGES: Final = ("batches", "bulk", "failures", "job", "jobs", "me", "overview", "retries", "signin")
+"""The modules that are read ahead, and read others."""
+_READ: Final = """modules => {
+  const read = new Set(performance.getEntriesByType("resource").map(entry => entry.name.split("/").pop()));
+  return modules.every(module => read.has(`${module}.mjs`));
+}"""
 _WATCH: Final = """
 window.violations = [];
 document.addEventListener("securitypolicyviolation", (event) => {
@@ -26,6 +32,22 @@ async def see(page: Page, state: str) -> None:
         "document.dispatchEvent(new Event('visibilitychange')); }",
         state,
     )
+
+
+async def hold(page: Page, path: str) -> list[Route]:
+    """Hold each request for this path; what is held is in the list."""
+    held: list[Route] = []
+
+    def keep(route: Route) -> None:  # Playwright marks its listeners, which a built-in method does not allow
+        held.append(route)
+
+    await page.route(f"**/{path}", keep)
+    return held
+
+
+async def until_read(page: Page, modules: Collection[str]) -> None:
+    """Wait until the console has read these modules."""
+    await page.wait_for_function(_READ, arg=list(modules))
 
 
 class Console:
@@ -71,6 +93,11 @@ class Console:
         await expect(self.page.locator("main h1")).to_have_text("Overview")
         if view:
             await self.go(view)
+
+    async def open_signed_in(self, view: str) -> None:
+        """Open a view with a token that was kept for this tab."""
+        await self.page.add_init_script(f"sessionStorage.setItem('redrive.token', '{token(scope=EVERYTHING)}')")
+        await self.page.goto(f"{self.url}{view}")
 
     async def go(self, view: str) -> None:
         """Go to a view, and wait until it has read what it shows."""

@@ -7,11 +7,11 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Page, Request, Route, expect
+from playwright.async_api import Browser, Page, Request, expect
 
 from tests.api_server import Api, Serve
 from tests.browser.conftest import module_fixture
-from tests.browser.console import Console, see
+from tests.browser.console import Console, hold, see
 from tests.eventually import eventually
 from tests.jobs import JobMaker, MadeJob
 from tests.servers.proxy import Proxy
@@ -182,12 +182,7 @@ async def test_nothing_is_asked_while_the_page_is_hidden_and_what_is_missed_is_s
 async def test_where_streams_are_held_back_the_job_is_followed_by_waiting(product: Product, jobs: JobMaker) -> None:
     job = await jobs.running()
     await product.page.clock.install()
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    await product.page.route("**/events", hold)
+    held = await hold(product.page, "events")
     await product.show(element(job))
     await eventually(lambda: product.asked)
     await product.page.clock.run_for(9_000)
@@ -206,12 +201,7 @@ async def test_where_streams_are_held_back_the_job_is_followed_by_waiting(produc
 async def test_a_network_that_swallows_what_is_asked_is_asked_again(product: Product, jobs: JobMaker) -> None:
     job = await jobs.running()
     await product.page.clock.install()
-    swallowed: list[Route] = []
-
-    def swallow(route: Route) -> None:
-        swallowed.append(route)
-
-    await product.page.route("**/api/jobs/**", swallow)
+    swallowed = await hold(product.page, "api/jobs/**")
     await product.show(element(job))
     for paths in (1, 2, 3):  # a stream, and then two that wait
         await eventually(lambda paths=paths: len(swallowed) == paths)  # type: ignore[misc]

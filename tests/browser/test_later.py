@@ -1,11 +1,9 @@
 """What is read later than the first page, and what is asked for before it is there."""
 
-import asyncio
-
 import pytest
-from playwright.async_api import Page, Route, expect
+from playwright.async_api import Page, expect
 
-from tests.browser.console import Console, see
+from tests.browser.console import PAGES, Console, hold, see, until_read
 from tests.jobs import JobMaker
 from tests.tokens import token
 
@@ -20,11 +18,6 @@ HEADINGS = {
     "#/dead": "Dead letters",
     "#/me": "You",
 }
-ALL = ["batches", "bulk", "failures", "job", "jobs", "me", "overview", "retries", "signin"]
-_READ = """modules => {
-  const read = new Set(performance.getEntriesByType("resource").map(entry => entry.name.split("/").pop()));
-  return modules.every(module => read.has(`${module}.mjs`));
-}"""
 
 
 async def test_the_code_of_every_page_is_read_ahead_and_there_when_the_server_is_away(
@@ -33,7 +26,7 @@ async def test_the_code_of_every_page_is_read_ahead_and_there_when_the_server_is
     await jobs.many_failed(3)
     page = console.page
     await console.sign_in(view="#/jobs")
-    await page.wait_for_function(_READ, arg=ALL)
+    await until_read(page, PAGES)
     await page.route("**/*", lambda route: route.abort())
 
     for view, heading in HEADINGS.items():
@@ -79,13 +72,8 @@ async def test_a_dialog_whose_code_cannot_be_read_says_so_in_its_place_and_can_b
 
 
 async def test_a_page_that_is_opened_first_has_the_focus_on_its_heading(console: Console) -> None:
-    held: list[Route] = []
     page = console.page
-
-    def hold(route: Route) -> None:  # Playwright marks its listeners, which a built-in method does not allow
-        held.append(route)
-
-    await page.route("**/console/retries.mjs", hold)
+    held = await hold(page, "console/retries.mjs")
     await console.sign_in()
     await page.evaluate("location.hash = '#/retries'")
     await expect(page.locator("main .loading")).to_have_text("Loading…")
@@ -117,66 +105,68 @@ def asked_by(page: Page) -> list[str]:
 
 
 async def test_what_the_first_page_asks_for_early_is_asked_for_once(console: Console) -> None:
-    held: list[Route] = []
     page = console.page
     asked = asked_by(page)
+    held = await hold(page, "console/main.mjs")
+    async with page.expect_response("**/api/jobs/series"):  # before there is a page to show it
+        await page.goto(f"{console.url}#token={token()}", wait_until="commit")
 
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    await page.route("**/api/me", hold)
-    async with page.expect_response("**/api/jobs/series"):  # before it is known who asks
-        await page.goto(f"{console.url}#token={token()}")
     await held[0].continue_()
+
     await expect(page.locator("main h1")).to_have_text("Overview")
     await expect(page.locator(".loading")).to_have_count(0)
-
     for path in ("me", "jobs/stats", "failures", "retries/stats", "retry-batches?limit=5", "jobs/series"):
         assert asked.count(path) == 1, path
+
+
+async def test_the_page_of_a_link_with_a_token_is_read_before_it_is_known_who_asks(console: Console) -> None:
+    page = console.page
+    held = await hold(page, "api/me")
+
+    async with page.expect_response("**/console/overview.mjs"):
+        await page.goto(f"{console.url}#token={token()}", wait_until="commit")
+
+    await held[0].continue_()
+    await expect(page.locator("main h1")).to_have_text("Overview")
 
 
 async def test_an_early_answer_is_for_those_alone_who_sign_in_with_its_token(console: Console, jobs: JobMaker) -> None:
     await jobs.make(3, status="failed", kind="early", project_id="early")
     page = console.page
-    problem = '{"code":"invalid-token","status":401}'
-    held: list[Route] = []
-
-    async def hold_first(route: Route) -> None:
-        await (route.continue_() if held else asyncio.sleep(0))
-        held.append(route)
-
-    await page.route("**/api/me", hold_first)
+    held = await hold(page, "console/overview.mjs")
     async with page.expect_response("**/api/jobs/stats") as early:
-        await page.goto(f"{console.url}#token={token(project_id='early')}")
+        await page.goto(f"{console.url}#token={token(project_id='early')}", wait_until="commit")
     assert (await (await early.value).json())["data"]["failed"]["count"] == 3
-    await held[0].fulfill(status=401, content_type="application/problem+json", body=problem)
-    await page.unroute_all()
+    await expect(page.locator("main .loading")).to_have_text("Loading…")
 
-    await page.get_by_label("token", exact=True).fill(token(project_id="empty"))
-    await page.get_by_role("button", name="Use this token").click()
+    async with page.expect_response("**/api/me"):
+        await page.evaluate("token => { location.hash = `#token=${token}`; }", token(project_id="empty"))
+    await expect(page.locator("a.me")).to_contain_text("empty")
+    await held[0].continue_()
 
     await expect(page.locator("a.count.failed strong")).to_have_text("0")
+
+
+async def test_nothing_is_asked_for_early_with_a_token_that_is_no_good(console: Console) -> None:
+    page = console.page
+    asked = asked_by(page)
+
+    await page.goto(f"{console.url}#token={token(exp=1)}")
+
+    await expect(page.get_by_label("token", exact=True)).to_be_focused()
+    assert set(asked) - {""} == {"me"}
 
 
 async def test_an_early_answer_that_has_waited_is_asked_for_anew(console: Console) -> None:
     page = console.page
     asked = asked_by(page)
     await page.clock.install()
-    held: list[Route] = []
-
-    async def hold_first(route: Route) -> None:
-        await (route.abort() if held else asyncio.sleep(0))
-        held.append(route)
-
-    await page.route("**/api/me", hold_first)
+    held = await hold(page, "console/main.mjs")
     async with page.expect_response("**/api/jobs/stats"):
-        await page.goto(f"{console.url}#token={token()}")
-    await held[0].abort()
-    await expect(page.get_by_role("alert")).to_contain_text("The API does not answer")
-    await page.unroute_all()
+        await page.goto(f"{console.url}#token={token()}", wait_until="commit")
     await page.clock.run_for(6_000)
 
-    await page.get_by_role("button", name="try again").click()
+    await held[0].continue_()
 
     await expect(page.locator("a.count.failed strong")).to_be_visible()
     assert asked.count("jobs/stats") == 2
@@ -185,24 +175,17 @@ async def test_an_early_answer_that_has_waited_is_asked_for_anew(console: Consol
 async def test_a_tab_that_is_hidden_while_an_early_answer_is_due_reads_it_when_it_is_seen_again(
     console: Console,
 ) -> None:
-    held: list[Route] = []
     page = console.page
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    await page.add_init_script(f"sessionStorage.setItem('redrive.token', '{token()}')")
-    await page.route("**/api/jobs/types", hold)
-    async with page.expect_request("**/api/jobs/types"):
-        await page.goto(f"{console.url}#/jobs?status=completed")
-    await expect(page.locator("table.rows tbody tr").first).to_be_visible()
+    held = await hold(page, "api/jobs?status=completed*")
+    await console.open_signed_in("#/jobs?status=completed")
+    await expect(page.locator(".loading")).to_have_text("Reading the jobs…")
     await see(page, "hidden")
     await held[0].continue_()
     await page.unroute_all()
 
     await see(page, "visible")
 
-    await expect(page.get_by_label("type").locator("option")).not_to_have_count(1)
+    await expect(page.locator("table.rows tbody tr").first).to_be_visible()
 
 
 async def test_a_page_that_is_opened_behind_others_asks_for_nothing_early(console: Console) -> None:
@@ -210,7 +193,7 @@ async def test_a_page_that_is_opened_behind_others_asks_for_nothing_early(consol
     asked = asked_by(page)
     await page.add_init_script("Object.defineProperty(document, 'visibilityState', {get: () => 'hidden'})")
     await console.sign_in()
-    await page.wait_for_function(_READ, arg=["overview", "groups"])
+    await until_read(page, ["overview", "groups"])
 
     assert "me" in asked
     assert not {"jobs/stats", "failures", "jobs/series"} & set(asked)

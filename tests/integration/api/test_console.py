@@ -10,6 +10,8 @@ from uuid import uuid4
 
 import pytest
 
+from api.console_files import console_files
+from api.console_joined import MODULES, SHEETS, joined
 from tests.api_server import NO_TOKEN, Api, Reply, Serve
 from tests.integration.api.conftest import module_fixture
 from tests.jobs import JobMaker
@@ -17,11 +19,9 @@ from tests.tokens import token
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-FOLDER = Path(__file__).parents[3] / "api" / "console"
+FILES = console_files()
+SERVED = joined(FILES)
 ELEMENT = "redrive-job.js"
-SHEET = "console.css"
-SHEETS = ("base.css", "parts.css", "pages.css", "narrow.css", "vendor/uplot.css")
-"""Served as one."""
 CHART = {"chart.mjs", "vendor/uplot.mjs"}
 """Read once the rest of the overview is there."""
 FIRST_LIST = "jobs.mjs"
@@ -45,19 +45,9 @@ async def get(api: Api, path: str, **headers: str) -> Reply:
     return await api.get(path, token=NO_TOKEN, headers=given)
 
 
-def served() -> list[str]:
-    files = {each.relative_to(FOLDER).as_posix() for each in FOLDER.rglob("*") if each.is_file()}
-    assert len(files) > 30
-    return sorted(files - set(SHEETS) | {SHEET})
-
-
-def content(path: str) -> bytes:
-    return b"".join((FOLDER / each).read_bytes() for each in (SHEETS if path == SHEET else (path,)))
-
-
 def imported(module: str) -> set[str]:
     """The modules that are read before this one runs."""
-    named = re.findall(r'^(?:import|export) .*?"\./([^"]+)";$', (FOLDER / module).read_text(), re.MULTILINE)
+    named = re.findall(r'^(?:import|export) .*?"\./([^"]+)";$', SERVED[module].decode(), re.MULTILINE)
     return {str(Path(module).parent / each) for each in named}
 
 
@@ -80,11 +70,11 @@ async def test_every_file_is_served_with_the_headers_of_a_page_that_holds_tokens
         ".svg": "image/svg+xml",
         ".txt": "text/plain",
     }
-    for path in ["", *served()]:
+    for path in ["", *SERVED]:
         answer = await get(serving_console, f"/console/{path}")
 
         assert answer.status == 200, path
-        assert answer.body == content(path or "index.html")
+        assert answer.body == SERVED[path or "index.html"]
         assert answer.headers["Content-Type"].split(";")[0] == types[Path(path or "index.html").suffix]
         assert answer.headers["Content-Security-Policy"] == POLICY
         assert answer.headers["Referrer-Policy"] == "no-referrer"
@@ -113,6 +103,14 @@ async def test_a_file_has_a_tag_in_either_coding_and_is_not_sent_twice(serving_c
         assert (again.status, again.body) == (304, b"")
         assert again.headers["Content-Security-Policy"] == POLICY
     assert (await get(serving_console, "/console/main.mjs", If_None_Match='"another"')).status == 200
+
+
+async def test_parts_are_served_with_what_they_are_joined_to_alone(serving_console: Api) -> None:
+    parts = {part for parts in (*MODULES.values(), *SHEETS.values()) for part in parts} - MODULES.keys()
+
+    assert len(parts) > 15
+    for part in parts:
+        assert (await get(serving_console, f"/console/{part}")).code == "not-found"
 
 
 async def test_the_folder_is_found_without_its_slash_under_any_prefix(serving_console: Api) -> None:
@@ -161,7 +159,7 @@ async def test_the_element_is_for_pages_of_every_origin_where_some_are_listed(
         assert "Access-Control-Expose-Headers" not in answer.headers
         assert "Origin" in answer.headers["Vary"].split(", ")
     assert {answer.status for answer in answers} == {200}
-    assert {answer.body for answer in answers} == {(FOLDER / ELEMENT).read_bytes()}
+    assert {answer.body for answer in answers} == {FILES[ELEMENT]}
     assert answers[0].headers["Content-Type"] == "text/javascript; charset=utf-8"
     assert again.status == 304
     assert others == ({200, 308} if console == "on" else {404})
@@ -176,7 +174,7 @@ async def test_the_element_is_there_with_the_console_alone(serving_console: Api)
 
 
 async def test_the_element_is_one_file_of_at_most_6_kb_that_needs_no_other() -> None:
-    text = (FOLDER / ELEMENT).read_text()
+    text = FILES[ELEMENT].decode()
 
     assert len(text.encode()) <= 6 * 1024
     assert not re.search(r"\b(import|export)\b", text)
@@ -198,9 +196,9 @@ async def test_what_the_first_list_needs_is_preloaded_and_no_other_page(serving_
 
 
 async def test_every_module_is_of_some_page() -> None:
-    pages = set(re.findall(r'import\("\./([^"]+)"\)', (FOLDER / "views.mjs").read_text()))
+    pages = set(re.findall(r'import\("\./([^"]+)"\)', SERVED["start.mjs"].decode()))
 
-    assert needed("start.mjs", "main.mjs", *pages) == {path for path in served() if path.endswith(".mjs")}
+    assert needed("start.mjs", "main.mjs", *pages) == {path for path in SERVED if path.endswith(".mjs")}
     assert needed("chart.mjs") - needed("main.mjs", *(pages - CHART)) == CHART
 
 
@@ -211,7 +209,7 @@ async def test_the_console_with_a_list_of_200_is_at_most_100_kb_compressed(
         error = f"SMTPServerDisconnected: timed out after {number} s at smtp{number % 7}.example.com, message {uuid4()}"
         await jobs.failed(kind=f"email.{number % 9}", last_error=error)
     others = {"index.html", "element.html", "element.css", "element.js", ELEMENT, *CHART}
-    paths = [f"/console/{path}" for path in served() if path not in others and not path.endswith(".txt")]
+    paths = [f"/console/{path}" for path in SERVED if path not in others and not path.endswith(".txt")]
     sizes = {}
     for path in ["/console/", *paths, "/api/me", "/api/jobs/types", "/api/jobs?status=failed&limit=200"]:
         headers = {"Accept-Encoding": "gzip"}
@@ -225,10 +223,10 @@ async def test_the_console_with_a_list_of_200_is_at_most_100_kb_compressed(
 
 
 async def test_no_file_of_ours_is_over_150_lines_or_makes_markup_or_code_from_text() -> None:
-    for path in (*served(), *SHEETS):
-        if path.startswith("vendor/") or path == SHEET:
+    for path, body in FILES.items():
+        if path.startswith("vendor/"):
             continue
-        text = (FOLDER / path).read_text()
+        text = body.decode()
         assert text.count("\n") <= 150, path
         for word in (
             "innerHTML",
