@@ -1,7 +1,9 @@
 /** The small pieces that every page is made of. */
 import { absolute, ago, clock, exact, many, relative, shown, zoneName } from "./text.mjs";
-import { choices } from "./store.mjs";
-import { html, useEffect, useLayoutEffect, useState, useStore } from "./ui.mjs";
+import { choices, createStore } from "./store.mjs";
+import { html, useEffect, useState, useStore } from "./ui.mjs";
+
+const RETELL_EVERY_MS = 5_000;
 
 /** The statuses of jobs, in the order in which they are looked at. An owner's table may have others. */
 export const STATUSES = ["failed", "running", "pending", "completed"];
@@ -23,28 +25,23 @@ export function Status({ of, word }) {
   </span>`;
 }
 
-/** Draw the component again every so often, so that "4 s ago" stays true. */
-export function useTick(everyMs = 10_000) {
-  const [, redraw] = useState(0);
-  useLayoutEffect(() => {
-    const timer = setInterval(() => document.visibilityState !== "hidden" && redraw((n) => n + 1), everyMs);
-    return () => clearInterval(timer);
-  }, [everyMs]);
-}
+/** Set when times may read otherwise: some seconds have gone by, or a person chose how they are written. */
+const retold = createStore(0);
+const retell = () => retold.set(retold.get() + 1);
+choices.subscribe(retell);
+setInterval(() => document.visibilityState !== "hidden" && retell(), RETELL_EVERY_MS);
 
 /** A time: relative to look at, absolute to point at; `whole` shows both, to find it in a log; `precise` does, without the date if it is of today. */
 export function Time({ at, none = "–", whole = false, precise = false }) {
-  const { times } = useStore(choices);
-  useTick();
+  useStore(retold);
   if (!at) return html`<span class="muted">${none}</span>`;
   if (!whole && !precise) return html`<time datetime=${at} title=${absolute(at)}>${relative(at)}</time>`;
-  return html`<time datetime=${at} title=${absolute(at)}>${whole ? absolute(at) : exact(at)}</time>${times === "relative" && html` <span class="muted">${ago(at)}</span>`}`;
+  return html`<time datetime=${at} title=${absolute(at)}>${whole ? absolute(at) : exact(at)}</time>${choices.get().times === "relative" && html` <span class="muted">${ago(at)}</span>`}`;
 }
 
 /** When the numbers are of; with an answer that is old because the API is away, how old. */
 export function AsOf({ reading, at }) {
-  useStore(choices);
-  useTick(5_000);
+  useStore(retold);
   const ms = at ? Date.parse(at) : reading.at;
   if (!ms) return null;
   const stale = reading.problem && Date.now() - reading.at > 5_000;

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Locator, Route, expect
+from playwright.async_api import Browser, Locator, expect
 
 from tests.api_server import Api, Serve
-from tests.browser.console import EVERYTHING, Console, see
+from tests.browser.console import EVERYTHING, Console, hold, see
 from tests.jobs import JobMaker, MadeJob
 from tests.tokens import token
 
@@ -525,6 +525,20 @@ async def test_going_back_returns_to_the_row_and_the_scroll_position(console: Co
     assert abs(await page.evaluate("scrollY") - scrolled) < 60
 
 
+async def test_times_go_on_also_while_the_api_is_away(console: Console, jobs: JobMaker) -> None:
+    page = console.page
+    await jobs.make(1, status="failed", kind="timed")
+    await page.clock.install()
+    await console.sign_in(view="#/jobs?type=timed")
+    time = page.locator("table.rows time")
+    await expect(time).to_have_text(re.compile("^(now|[0-9]+ s ago)$"))
+    await page.route("**/api/**", lambda route: route.abort())
+
+    await page.clock.run_for(300_000)
+
+    await expect(time).to_have_text("5m ago")
+
+
 async def test_older_rows_that_come_late_do_not_disturb_the_list_that_was_chosen_meanwhile(
     console: Console, jobs: JobMaker
 ) -> None:
@@ -534,12 +548,7 @@ async def test_older_rows_that_come_late_do_not_disturb_the_list_that_was_chosen
     await page.clock.install()
     await page.goto(f"{console.url}#token={token(project_id='late', scope=EVERYTHING)}")
     await console.go("#/jobs")
-    held: list[Route] = []
-
-    def hold(route: Route) -> None:
-        held.append(route)
-
-    await page.route("**/api/jobs?*cursor=*", hold)
+    held = await hold(page, "api/jobs?*cursor=*")
     await page.get_by_role("button", name="Older").click()
     await page.get_by_role("link", name="completed").click()
     await expect(page.locator("table.jobs tbody tr")).to_have_count(2)
