@@ -1,4 +1,5 @@
 /** Components whose modules are read when they are shown first, not with the console's first page. */
+import { focusPage } from "./router.mjs";
 import { html, useLayoutEffect, useRef, useState } from "./ui.mjs";
 import { Problem } from "./problems.mjs";
 import { Refusal } from "./parts.mjs";
@@ -25,11 +26,15 @@ function componentOf(view) {
       setProblem(null);
       view.read().then(() => redraw((n) => n + 1), () => setProblem(new Problem({ status: 0, code: "not-loaded" })));
     }
+    function showAgain() {
+      show();
+      if (!view.inDialog) focusPage(); // the button that had it goes
+    }
     useLayoutEffect(() => {
       if (view.module === null) show();
     }, []);
     if (view.module !== null) return html`<${view.module[view.name]} ...${props} />`;
-    const standing = problem ? html`<${Refusal} problem=${problem} retry=${show} />` : html`<p class="loading" aria-busy="true">Loading…</p>`;
+    const standing = problem ? html`<${Refusal} problem=${problem} retry=${showAgain} />` : html`<p class="loading" aria-busy="true">Loading…</p>`;
     return view.inDialog ? html`<${Sheet} close=${props.close}>${standing}</${Sheet}>` : standing;
   };
 }

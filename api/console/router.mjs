@@ -63,6 +63,9 @@ function restore(place, hash, tries = 0) {
   (row || heading)?.focus({ preventScroll: true });
 }
 
+/** Put the focus on the page's heading, once it is there. */
+export const focusPage = () => restore(null, location.hash);
+
 /** A link to a view; what is null or empty is left out. */
 export function href(path, query = {}) {
   const given = Object.entries(query).filter(([, value]) => value !== null && value !== undefined && value !== "");

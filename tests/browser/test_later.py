@@ -39,15 +39,18 @@ async def test_a_page_whose_code_cannot_be_read_says_so_and_is_read_when_it_is_a
     console: Console,
 ) -> None:
     page = console.page
+    await page.clock.install()
     await page.route("**/console/failures.mjs", lambda route: route.abort())
     await console.sign_in()
     await page.evaluate("location.hash = '#/failures'")
     await expect(page.get_by_role("alert")).to_contain_text("could not be loaded")
 
     await page.unroute_all()
+    await page.clock.run_for(30_000)  # it takes a while to see to the network
     await page.get_by_role("button", name="try again").click()
 
     await expect(page.locator("main h1")).to_have_text("Failures")
+    await expect(page.locator("main h1")).to_be_focused()
     await expect(page.get_by_role("alert")).to_have_count(0)
 
 
