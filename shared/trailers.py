@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import ClientConnectionResetError, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
@@ -43,7 +43,10 @@ class Connection(RequestHandler):
         """Answer what aiohttp itself could not handle, and close the connection.
 
         aiohttp would answer with its version, repeat the bytes that it could not read, and log a traceback for each.
+        Raises the error of a client that hung up before it was told to go on with its body: that ends the connection.
         """
+        if isinstance(exc, ClientConnectionResetError):
+            raise exc
         expects = isinstance(exc, UnicodeEncodeError) and hdrs.EXPECT in request.headers  # it cannot write its refusal
         if isinstance(exc, HttpProcessingError) or status == 400 or expects:
             log.debug("request unreadable", error=type(exc).__name__)

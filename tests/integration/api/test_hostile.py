@@ -213,6 +213,26 @@ async def test_a_client_that_asks_first_is_told_to_go_on(api: Api, jobs: JobMake
     assert Reply.parsed(rest).status == 202
 
 
+async def test_a_client_that_hangs_up_at_once_is_no_error(api: Api, log: Log, jobs: JobMaker) -> None:
+    path = f"/api/jobs/{(await jobs.failed()).id}"
+    for line, more in (
+        (f"POST {path}/retry", "Expect: 100-continue\r\nContent-Length: 2\r\n"),  # told to go on before all else
+        (f"POST {path}/retry", "Content-Length: 2\r\n"),
+        ("POST /api/jobs/retry", "Transfer-Encoding: chunked\r\n"),
+        (f"GET {path}", ""),
+        (f"GET {path}", 'If-None-Match: "none"\r\nPrefer: wait=1\r\n'),
+        (f"GET {path}/events", ""),
+        (f"GET /api/jobs/events?ids={path.rpartition('/')[2]}", ""),
+        ("GET /nowhere", "Expect: 100-continue\r\n"),
+    ):
+        for _ in range(5):
+            with socket.create_connection(("127.0.0.1", api.port)) as client:  # the api sees all of it at once
+                client.sendall(f"{line} HTTP/1.1\r\nHost: a\r\n".encode() + BEARER + more.encode() + b"\r\n")
+            await api.get("/api/me")
+
+    assert log.troubles() == []
+
+
 async def test_another_expectation_cannot_be_met(api: Api) -> None:
     reply = ours(await api.raw(POST + b"Expect: canary\r\nContent-Length: 2\r\n" + END, b"{}"))
 
