@@ -40,6 +40,8 @@ _AMQP_VALUES: Final = {
     "no_verify_ssl": (re.compile("[01]"), "0 or 1"),
 }
 _NEXT_URL: Final = re.compile(r",\s*(?=amqps?://)", re.IGNORECASE)
+_APART: Final = re.compile(r"[,;\s]")
+_ANOTHER_URL: Final = re.compile(r"amqps?://|[\t\r\n]", re.IGNORECASE)  # the clients leave out tabs and ends of lines
 _PARAMETER_NAME: Final = re.compile(r"[a-z_]{1,32}", re.ASCII)
 
 
@@ -79,7 +81,7 @@ def _vhost_of(node: URL) -> str:
 
 def _check_node(url: str) -> None:
     parts = _parts(url, "amqp", "amqps", otherwise=_AMQP)
-    if "," in parts.netloc.rpartition("@")[2] + parts.path:
+    if _APART.search(parts.netloc.rpartition("@")[2] + parts.path) or _ANOTHER_URL.search(url, len(parts.scheme)):
         # What is meant is several nodes, and a client would take it for a host or a virtual host of that name.
         raise ValueError(_SEVERAL)
     if not _names_a_host(url, "amqp", "amqps"):
