@@ -72,16 +72,15 @@ async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: Ret
     """
     with asking_for_retries():
         preview = await redrive.preview(wanted, extra_attempts=options.extra_attempts)
-    too_many = preview.truncated or preview.matched > options.maximum
-    goes_on = not options.dry_run and preview.retryable > 0 and not too_many
+    too_many = _too_many(preview, wanted, options.maximum)
+    goes_on = not options.dry_run and preview.retryable > 0 and too_many is None
     if not (goes_on and options.as_json):  # a program gets one document: what was done, or else what would be
         _show_dry_run(preview, as_json=options.as_json)
     if not preview.matched and wanted.type is not None:
         await note_unknown_type(redrive, wanted.type)
-    if too_many:
-        many = f"more than {preview.matched}" if preview.truncated else f"{preview.matched}"
+    if too_many is not None:
         nothing = "nothing would be retried" if options.dry_run else "nothing was retried"
-        return report_refusal(f"the filter matches {many} failed jobs, --max is {options.maximum}: {nothing}")
+        return report_refusal(f"the filter matches {too_many} failed jobs, --max is {options.maximum}: {nothing}")
     if preview.matched and not preview.retryable:
         return report_refusal(f"nothing to retry: of {preview.matched} failed jobs, {_left_out(preview)}")
     if options.dry_run:
@@ -108,6 +107,18 @@ async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: Ret
             spread_seconds=options.spread_s,
         )
     return await _follow(redrive, accepted, options)
+
+
+def _too_many(preview: "BulkDryRun", wanted: "FailedFilter", maximum: int) -> str | None:
+    """How many jobs match, where these are more than may go back; None where they are not.
+
+    A search for an error finds no more than may go back at once, however many jobs it has not looked at.
+    """
+    if preview.truncated and (wanted.error_contains, wanted.fingerprint, wanted.retried_fewer_than) == (None,) * 3:
+        return f"more than {preview.matched}"
+    if preview.truncated:
+        note("only the newest 10000 failed jobs are looked at; there are more")
+    return f"{preview.matched}" if preview.matched > maximum else None
 
 
 def _question(retryable: int, canaries: int) -> str:

@@ -7,7 +7,9 @@ import typer
 from cli.operate.connection import ask, note, note_empty
 from cli.operate.filters import time_of
 from cli.operate.options import LOCAL, AsJson, CreatedAfter, CreatedBefore, TokenFile, Type, Url
+from cli.operate.retrying import DEFAULT_MAX
 from cli.operate.tables import print_json, print_table, time_text
+from shared.bounds import MAX_BATCH
 
 if TYPE_CHECKING:
     from redrive_client import FailureGroup, Redrive
@@ -51,6 +53,7 @@ def failures(
 
 
 def _row_of(group: "FailureGroup") -> tuple[object, ...]:
-    retry = f"redrive retry --fingerprint {group.fingerprint} --canary 5 --reason '…'" if group.retryable else ""
+    more = f" --max {MAX_BATCH}" if group.jobs > DEFAULT_MAX else ""
+    retry = f"redrive retry --fingerprint {group.fingerprint} --canary 5{more} --reason '…'" if group.retryable else ""
     first, last = time_text(group.first_at), time_text(group.last_at)
     return (group.jobs, group.retryable, first, last, group.type, group.error, retry)

@@ -957,6 +957,37 @@ def test_failures_are_shown_in_groups_with_the_command_that_retries_each(api: Ap
     assert "there are 2 groups" in document.err
 
 
+def test_the_command_for_a_group_that_is_larger_than_the_guard_lifts_it(api: Api, redrive: Redrive) -> None:
+    found = {"data": [a_group(jobs=1_001)], "sampled": 1_001, "truncated": False, "as_of": "2026-11-23T04:00:00Z"}
+    api.on("GET /api/failures", found)
+
+    assert f"redrive retry --fingerprint {GROUP} --canary 5 --max 10000 --reason '…'" in redrive("failures").out
+
+
+@pytest.mark.parametrize(
+    ("chosen", "status"),
+    [
+        (["--fingerprint", GROUP], 0),
+        (["--filter", "type=email,error_contains=421"], 0),
+        (["--filter", "type=email,retried_fewer_than=3/3600"], 0),
+        (["--filter", "type=email"], 3),  # these would be over ten thousand
+    ],
+)
+def test_a_search_among_more_failed_jobs_than_are_looked_at_is_retried(
+    api: Api, redrive: Redrive, chosen: list[str], status: int
+) -> None:
+    previews(api, matched=3, retryable=3, applied=3)
+    preview = api.answers["POST /api/jobs/retry"][0][1]
+    preview["data"]["truncated"] = True
+    api.answers["POST /api/jobs/retry"][1][1]["data"]["skipped"] = []
+
+    answer = redrive("retry", *chosen, "--reason", "it is back", "--yes", "--wait")
+
+    assert answer.status == status, answer.err
+    assert ("only the newest 10000 failed jobs are looked at" in answer.err) == (status == 0)
+    assert ("matches more than 3 failed jobs" in answer.err) == (status == 3)
+
+
 def canaries(api: Api, *statuses: str) -> None:
     """Let two canaries be retried, and end so; then the rest."""
     previews(api, matched=3, retryable=3)
