@@ -18,7 +18,7 @@ from shared.postgres_url import ENCODED, check_files, postgres_url
 _AMQP: Final = f"must be a URL such as amqp://user:password@host:5672/vhost, {ENCODED}"
 _SEVERAL: Final = (
     "must be whole URLs where there are several, amqp://user:password@one/vhost,amqp://user:password@two/vhost, with a "
-    "comma in a name as %2C"
+    "comma, semicolon or blank in a name as %2C, %3B or %20"
 )
 _HTTP: Final = "must be a URL that begins with https:// or http://, and names a host"
 
