@@ -165,13 +165,14 @@ def accepts(api: Api, state: str, outcome: str | None = None) -> None:
     api.on(f"GET /api/retries/{RETRY}", {"data": a_retry(state, outcome)})
 
 
-def previews(api: Api, *, matched: int = 3, retryable: int = 2, **counts: int) -> None:
+def previews(api: Api, *, matched: int = 3, retryable: int = 2, truncated: bool = False, **counts: int) -> None:
     """Let a bulk retry be previewed, then accepted, and come to this end."""
     preview = {
-        "matched": matched, "retryable": retryable,
+        "matched": matched, "retryable": retryable, "truncated": truncated,
         "skipped": {"attempts_exhausted": matched - retryable, "retry_queued": 0}, "sample": [JOB],
     }  # fmt: skip
-    accepted = {"batch_id": RETRY, "accepted": retryable, "skipped": [{"job_id": JOB, "code": "attempts-exhausted"}]}
+    left_out = [{"job_id": JOB, "code": "attempts-exhausted"}] * (matched - retryable)
+    accepted = {"batch_id": RETRY, "accepted": retryable, "skipped": left_out}
     api.on("POST /api/jobs/retry", {"data": preview}, {"data": accepted})
     api.on(f"GET /api/retry-batches/{RETRY}", {"data": a_batch(**(counts or {"applied": retryable}))})
     api.on("GET /api/retries", {"data": [a_retry("rejected", "superseded")], "next_cursor": None})
@@ -529,7 +530,7 @@ def test_a_filter_that_retries_nothing_still_prints_a_document(
 ) -> None:
     monkeypatch.setattr(retrying, "is_terminal", lambda: True)
     monkeypatch.setattr("typer.confirm", lambda _text, **_: False)
-    previews(api, **counts)
+    previews(api, matched=counts.get("matched", 3), retryable=counts.get("retryable", 2))
     answer = redrive("retry", *FILTER, "--reason", "back", "--json", *more)
 
     assert answer.status == status
@@ -976,10 +977,7 @@ def test_the_command_for_a_group_that_is_larger_than_the_guard_lifts_it(api: Api
 def test_a_search_among_more_failed_jobs_than_are_looked_at_is_retried(
     api: Api, redrive: Redrive, chosen: list[str], status: int
 ) -> None:
-    previews(api, matched=3, retryable=3, applied=3)
-    preview = api.answers["POST /api/jobs/retry"][0][1]
-    preview["data"]["truncated"] = True
-    api.answers["POST /api/jobs/retry"][1][1]["data"]["skipped"] = []
+    previews(api, matched=3, retryable=3, truncated=True, applied=3)
 
     answer = redrive("retry", *chosen, "--reason", "it is back", "--yes", "--wait")
 
