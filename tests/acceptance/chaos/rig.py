@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Self
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -48,6 +49,12 @@ FAIL_AGAIN_EVERY_S = 0.5
 SETTLED_WITHIN_S = 90.0
 WELL_WITHIN_S = 60.0
 STARTED_WITHIN_S = 240.0  # the program is loaded for the first time, perhaps by several stands at once
+_PAUSE = """
+SELECT max(gap)::float8 FROM (
+    SELECT extract(epoch FROM at - lag(at) OVER (ORDER BY at)) AS gap
+    FROM (SELECT at FROM public.test_effects WHERE at > $1 UNION ALL VALUES ($1), (now())) AS times
+) AS gaps
+"""
 _LOST_CONNECTION = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.OperatorInterventionError, OSError)
 
 
@@ -229,6 +236,17 @@ class Rig:
                 raise AssertionError("the database is away") from lost
 
         return (await eventually(look, within_s=30))[0]
+
+    async def now(self) -> datetime:
+        """The database's time."""
+        ((now,),) = await self.rows("SELECT clock_timestamp()")
+        assert isinstance(now, datetime)
+        return now
+
+    async def longest_pause(self, since: datetime) -> float:
+        """The longest time in which no job was put back, from then until now, in s."""
+        ((pause_s,),) = await self.rows(_PAUSE, since)
+        return float(pause_s)
 
     @asynccontextmanager
     async def queues(self) -> AsyncIterator[Queues]:

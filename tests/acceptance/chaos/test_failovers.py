@@ -5,7 +5,6 @@ By `make chaos` only: each failover takes longer than all of a small trial.
 
 import asyncio
 import time
-from datetime import datetime
 from typing import Final
 
 import pytest
@@ -25,30 +24,12 @@ LAG_S: Final = 1.0
 """More than a standby of this machine that receives is behind; and what it takes to count, and to kill."""
 BEHIND_S: Final = 2.0
 """How long a standby that lags has received nothing when the primary is lost."""
-_PAUSE: Final = """
-SELECT max(gap)::float8 FROM (
-    SELECT extract(epoch FROM at - lag(at) OVER (ORDER BY at)) AS gap
-    FROM (SELECT at FROM public.test_effects WHERE at > $1 UNION ALL VALUES ($1), (now())) AS times
-) AS gaps
-"""
 
 
 @pytest.fixture
 async def pair(rig_of_pair: Rig) -> PostgresPair:
     assert isinstance(rig_of_pair.postgres, PostgresPair)
     return rig_of_pair.postgres
-
-
-async def _pause_since(rig: Rig, since: datetime) -> float:
-    """The longest time in which no job was put back, from then until now."""
-    ((pause_s,),) = await rig.rows(_PAUSE, since)
-    return float(pause_s)
-
-
-async def _now(rig: Rig) -> datetime:
-    ((now,),) = await rig.rows("SELECT clock_timestamp()")
-    assert isinstance(now, datetime)
-    return now
 
 
 @pytest.mark.parametrize(
@@ -83,9 +64,9 @@ async def test_p22_a_promoted_standby_goes_on_within_seconds(
                 trial.broken()
                 await trial.pause(0, 3)  # whoever promotes needs time to notice
                 await pair.fail_over()
-                promoted_at = await _now(rig_of_pair)
+                promoted_at = await rig_of_pair.now()
                 await asyncio.sleep(FLOWING_S)
-                pauses.append(await _pause_since(rig_of_pair, promoted_at))
+                pauses.append(await rig_of_pair.longest_pause(promoted_at))
             ages_ms += [1000 * (lost_at - load.acked_at[each]) for each in await trial.unknown(load)]
             await pair.rejoin()
         trial.tally.notes["longest_pause_s"] = round(max(pauses), 1)
@@ -113,8 +94,8 @@ async def test_p22_names_that_lead_to_a_reader_are_followed_back_to_the_writer(
                 await asyncio.sleep(MISLED_S)
                 assert 503 in {call.status for call in load.calls}, "the programs still had a writer"
                 await pair.lead_right()
-                led_at = await _now(rig_of_pair)
+                led_at = await rig_of_pair.now()
                 await asyncio.sleep(FLOWING_S)
-                pauses.append(await _pause_since(rig_of_pair, led_at))
+                pauses.append(await rig_of_pair.longest_pause(led_at))
         trial.tally.notes["longest_pause_s"] = round(max(pauses), 1)
     assert max(pauses) <= PAUSE_S, pauses

@@ -1,7 +1,6 @@
 """Three nodes of RabbitMQ, of which one is lost under load, or cut off from the two others: P21."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
@@ -27,12 +26,6 @@ RATE: Final = 50.0
 BACK_WITHIN_S: Final = 180.0
 LOSSES: Final = ["killed"] if SCALE == 1 else ["killed", "frozen", "cut off"]
 Act = Callable[[], Awaitable[None]]
-_LONGEST_PAUSE: Final = """
-SELECT coalesce(max(gap), 0)::float8 FROM (
-    SELECT extract(epoch FROM coalesce(lead(at) OVER (ORDER BY at), now()) - at) AS gap FROM public.test_effects
-    WHERE at > now() - $1 * interval '1 s'
-) AS gaps
-"""
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -49,12 +42,12 @@ async def test_p21_the_loss_of_one_node_costs_seconds(rig_of_nodes: Rig, loss: s
             lose, bring_back = _fault(cluster, node, loss)
             load = await trial.load(count=int(RATE * BACK_WITHIN_S), rate=RATE)
             async with load.flowing():
-                began_at = time.monotonic()
                 await trial.pause(1, 2)
+                lost_at = await rig_of_nodes.now()
                 await lose()
                 trial.broken()
                 await asyncio.sleep(LONG_S if loss == "cut off" and number % 5 == 0 else AWAY_S)
-                pauses.append(await _longest_pause(rig_of_nodes, time.monotonic() - began_at))
+                pauses.append(await rig_of_nodes.longest_pause(lost_at))
             await bring_back()
             await eventually(partial(_is_whole, rig_of_nodes, cluster), within_s=BACK_WITHIN_S, every_s=0.5)
         trial.tally.notes["longest_pause_s"] = round(max(pauses), 1)
@@ -70,12 +63,6 @@ def _fault(cluster: RabbitmqCluster, node: LocalRabbitmq, loss: str) -> tuple[Ac
             return node.freeze, node.thaw
         case _:
             return partial(cluster.cut_off, node), cluster.join_again
-
-
-async def _longest_pause(rig: Rig, within_s: float) -> float:
-    """The longest time in which no job was put back, though a load flowed."""
-    ((pause_s,),) = await rig.rows(_LONGEST_PAUSE, within_s)
-    return float(pause_s)
 
 
 async def _is_whole(rig: Rig, cluster: RabbitmqCluster) -> bool:
