@@ -137,7 +137,7 @@ async def _ask_together(redrive: Program, paths: Sequence[str]) -> list[Answer]:
 
 
 async def _first_list(redrive: Program, rounds: int) -> FirstList:
-    """From opening the address of a list until it is seen, each time in a browser window that has nothing cached."""
+    """From opening the address of the failed jobs until they are seen, each time in a window with nothing cached."""
     seen: list[_Seen] = []
     async with chromium() as browser:
         for _ in range(rounds + 1):
@@ -146,7 +146,7 @@ async def _first_list(redrive: Program, rounds: int) -> FirstList:
             await page.add_init_script(_WATCH.replace("ROWS", str(_LIST)).replace("SEEN", _SEEN))
             # The page says itself when the list is seen: to ask it would be work for its thread meanwhile.
             async with page.expect_console_message(lambda message: message.text.startswith(_SEEN)) as said:
-                await page.goto(f"http://127.0.0.1:{redrive.port}/console/#/jobs?status=completed", wait_until="commit")
+                await page.goto(f"http://127.0.0.1:{redrive.port}/console/#/jobs", wait_until="commit")
             seen.append(msgspec.json.decode((await said.value).text.removeprefix(_SEEN), type=_Seen))
             await context.close()
     del seen[0]  # the browser's own first window is slower

@@ -504,9 +504,9 @@ def _console(console: Console) -> Iterator[str]:
     if (first := console.first_list) is not None:
         rounds = ", ".join(f"{ms:.0f}" for ms in first.painted_ms.rounds)
         yield (
-            f"The console's first list of {first.rows} jobs, in Chromium with nothing cached, from opening its address "
-            f"until it is painted: {first.painted_ms.median:.0f} ms, the median of {rounds}; {first.requests} requests "
-            f"are answered until then, with {first.transferred_bytes / 1000:.0f} KB.\n"
+            f"The console's first list of {first.rows} failed jobs, in Chromium with nothing cached, from opening its "
+            f"address until it is painted: {first.painted_ms.median:.0f} ms, the median of {rounds}; {first.requests} "
+            f"requests are answered until then, with {first.transferred_bytes / 1000:.0f} KB.\n"
         )
 
 
