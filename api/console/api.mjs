@@ -1,5 +1,6 @@
 /** Calls to the API, beside which this page is served: /console/ → /api/, under whatever prefix. */
 import { Problem, problemOf } from "./problems.mjs";
+import { openedBulk } from "./store.mjs";
 import { session } from "./session.mjs";
 
 const API = new URL("../api/", document.baseURI);
@@ -102,5 +103,6 @@ export function newKey() {
 /** Try a token, or none, and sign in with it. Throws Problem. */
 export async function signIn(token) {
   const { body } = await call("GET", "me", { token });
+  if (session.get().me?.project_id !== body.data.project_id) openedBulk.set(null); // its preview is another project's
   session.set({ phase: "in", token, me: body.data, refused: null });
 }

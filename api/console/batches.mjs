@@ -1,12 +1,12 @@
 /** `#/batches` and `#/batches/{id}`: who asked for many retries, why, and what became of them. */
-import { AsOf, Copy, Empty, Refusal, Standing, Time, Title } from "./parts.mjs";
+import { AsOf, Copy, Empty, MovedOn, Refusal, Standing, Time, Title } from "./parts.mjs";
 import { BatchProgress, filterWords, Rejected, Share } from "./batch_parts.mjs";
 import { call, pathOf } from "./api.mjs";
 import { href } from "./router.mjs";
 import { html, useState } from "./ui.mjs";
 import { JobsOfBatch } from "./jobs_now.mjs";
 import { bulkRefusal } from "./session.mjs";
-import { More, usePages } from "./pages.mjs";
+import { More, Newer, usePages } from "./pages.mjs";
 import { number, shown } from "./text.mjs";
 import { useWatched } from "./query.mjs";
 
@@ -18,18 +18,18 @@ export function Batches({ query }) {
     <${Title} text="Batches"><${AsOf} reading=${reading} /></${Title}>
     ${(reading.problem || !reading.body) && html`<${Standing} reading=${reading} what="the batches" />`}
     ${reading.body && rows.length === 0 && html`<${Empty}>No bulk retry has been asked for yet. Begin one from a group of failures, or from selected jobs.</${Empty}>`}
-    ${rows.length > 0 && html`<table class="card rows batches">
+    ${rows.length > 0 && html`<div><${Newer} pages=${pages} /><table class="card rows batches">
       <thead><tr><th scope="col">reason</th><th scope="col">who</th><th scope="col">asked</th><th scope="col" class="n">jobs</th><th scope="col" class="n">went back</th><th scope="col" class="n">rejected</th><th scope="col">how far</th></tr></thead>
-      <tbody>${rows.map((batch) => html`<tr key=${batch.id} data-row=${batch.id}>
+      <tbody>${rows.map((batch) => html`<tr key=${batch.id} data-row=${batch.id} class=${batch.left ? "left" : ""}>
         <td class="main"><a href=${href(`batches/${batch.id}`)}>${batch.reason ? shown(batch.reason) : "no reason given"}</a><span class="muted second">${filterWords(batch.filter)}</span></td>
         <td data-label="who">${shown(batch.actor)}</td>
         <td data-label="asked"><${Time} at=${batch.requested_at} /></td>
         <td class="n" data-label="jobs">${number(batch.total)}</td>
         <td class="n" data-label="went back">${number(batch.applied)}</td>
         <td class=${batch.rejected > 0 ? "n bad" : "n"} data-label="rejected">${number(batch.rejected)}</td>
-        <td class="bar" data-label="how far"><${Share} batch=${batch} /></td>
+        <td class="bar" data-label="how far">${batch.left ? html`<${MovedOn} />` : html`<${Share} batch=${batch} />`}</td>
       </tr>`)}</tbody>
-    </table>`}
+    </table></div>`}
     <${More} pages=${pages} />`;
 }
 

@@ -77,13 +77,15 @@ function Progress({ accepted, rest, close }) {
     </p>`;
 }
 
-function Dialog({ what, close }) {
+function Dialog({ what, close, onAccepted }) {
   const [form, setForm] = useState({ reason: "", first: 0, spread: 0, delay: 0, extra: what.extra ?? 0 });
   const [sent, setSent] = useState({ busy: false, problem: null, accepted: null });
   const key = useRef({ text: "", key: "" });
   const preview = usePreview(what, form);
   const first = preview.forecast?.retryable > form.first ? form.first : 0; // fewer may be left than were to be tried
   const asked = sent.accepted !== null;
+  const { filter } = what.body; // one for an error looks at the newest jobs alone, and so matches no more than may go back
+  const tooMany = preview.forecast?.truncated && filter !== undefined && !filter.fingerprint && !filter.error_contains;
   useLayoutEffect(() => {
     if (!asked) document.querySelector("dialog textarea")?.focus(); // when it goes on after a trial
   }, [asked]);
@@ -95,6 +97,7 @@ function Dialog({ what, close }) {
     try {
       const headers = { "Idempotency-Key": key.current.key };
       const answer = await call("POST", "jobs/retry?dry_run=false", { body, headers });
+      onAccepted();
       setSent({ busy: false, problem: null, accepted: answer.body.data });
       announcement.set(`${many(answer.body.data.accepted, "retry").replace("retrys", "retries")} accepted.`);
     } catch (problem) {
@@ -112,9 +115,9 @@ function Dialog({ what, close }) {
   return html`
     ${preview.problem
       ? html`<${Refusal} problem=${preview.problem} retry=${preview.again} />`
-      : html`<${Forecast} forecast=${preview.forecast} stale=${preview.stale} list=${what.list} close=${close} />`}
+      : html`<${Forecast} forecast=${preview.forecast} stale=${preview.stale} tooMany=${tooMany} list=${what.list} close=${close} />`}
     <${BulkForm} form=${{ ...form, first }} put=${(changes) => setForm({ ...form, ...changes })} forecast=${preview.forecast}
-      stale=${preview.stale} busy=${sent.busy} needsReason=${!what.body.ids} act=${act} close=${close} />
+      stale=${preview.stale} tooMany=${tooMany} busy=${sent.busy} needsReason=${!what.body.ids} act=${act} close=${close} />
     ${sent.problem && html`<${Refusal} problem=${sent.problem} />`}`;
 }
 
@@ -122,20 +125,21 @@ function Dialog({ what, close }) {
 export function BulkDialog({ what }) {
   const element = useRef(null);
   const returnTo = useRef(null);
+  const accepted = useRef(false);
   useLayoutEffect(() => {
     returnTo.current = document.activeElement;
     element.current.showModal();
     element.current.querySelector("textarea")?.focus();
   }, [what]);
   function close() {
-    const button = returnTo.current;
+    element.current.close(); // what lies below it can have the focus again
+    if (returnTo.current?.isConnected) returnTo.current.focus();
     openedBulk.set(null);
-    if (button?.isConnected) button.focus();
-    what.done?.();
+    if (accepted.current) what.done?.();
   }
   return html`<dialog ref=${element} class="sheet" aria-labelledby="bulk-title" onCancel=${(event) => { event.preventDefault(); close(); }}>
     <header><h2 id="bulk-title">${what.title}</h2><button type="button" class="small" aria-label="Close" onClick=${close}>×</button></header>
     ${what.about && html`<code class="clamp">${what.about}</code>`}
-    <${Dialog} key=${what} what=${what} close=${close} />
+    <${Dialog} key=${what} what=${what} close=${close} onAccepted=${() => { accepted.current = true; }} />
   </dialog>`;
 }

@@ -5,14 +5,16 @@ import { blockWords, many, number, short } from "./text.mjs";
 import { refusalOf, session } from "./session.mjs";
 
 /** How many can go back and how many cannot, with the reasons, and a sample. */
-export function Forecast({ forecast, stale, list, close }) {
+export function Forecast({ forecast, stale, tooMany, list, close }) {
   if (forecast === null) return html`<p class="loading forecast" aria-busy="true">Counting what can go back…</p>`;
   const left = Object.entries(forecast.skipped).filter(([, count]) => count > 0);
   const cannot = forecast.matched - forecast.retryable;
   return html`<div class=${stale ? "forecast old" : "forecast"} aria-live="polite">
     <p class="verdict"><strong>${number(forecast.retryable)} can go back</strong>${cannot > 0 && html`, ${number(cannot)} cannot`}.</p>
     ${left.length > 0 && html`<ul>${left.map(([code, count]) => html`<li key=${code}>${number(count)}: ${blockWords(code)}${code === "attempts_exhausted" ? "; extra attempts would let them" : ""}</li>`)}</ul>`}
-    ${forecast.truncated && html`<p class="note">There are more than were looked at. What is retried is at most what is counted here.</p>`}
+    ${forecast.truncated && html`<p class="note">${tooMany
+      ? `More than ${number(forecast.matched)} match, and so many do not go back at once. Choose fewer: one error, or a shorter time.`
+      : "There are more than were looked at. What is retried is at most what is counted here."}</p>`}
     ${forecast.sample.length > 0 && html`<p class="muted">Such as ${forecast.sample.slice(0, 4).map((id) => html`<a key=${id} href=${href(`jobs/${id}`)} onClick=${close}><code>${short(id)}</code></a> `)}
       ${list && html`<a href=${list} onClick=${close}>see them all</a>`}</p>`}
   </div>`;
@@ -50,10 +52,10 @@ function hintOf(forecast, stale, missing) {
 }
 
 /** What is asked for. The button says the verb and the number. */
-export function BulkForm({ form, put, forecast, stale, busy, needsReason, act, close }) {
+export function BulkForm({ form, put, forecast, stale, tooMany, busy, needsReason, act, close }) {
   const missing = needsReason && form.reason.trim() === "";
   const hint = hintOf(forecast, stale, missing);
-  const ready = forecast !== null && !stale && forecast.retryable > 0 && !missing && !busy;
+  const ready = forecast !== null && !stale && forecast.retryable > 0 && !(tooMany && form.first === 0) && !missing && !busy;
   const submit = (event) => {
     event.preventDefault();
     if (ready) act();

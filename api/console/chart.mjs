@@ -73,7 +73,7 @@ export function Bars({ buckets, label }) {
   const present = STACK.filter((status) => status !== "other" || buckets.some((bucket) => bucket.other.count > 0));
   const total = (status) => buckets.reduce((sum, bucket) => sum + bucket[status].count, 0);
   const capped = (status) => buckets.some((bucket) => bucket[status].capped);
-  const rows = buckets.filter((bucket) => present.some((status) => bucket[status].count > 0));
+  const rows = buckets.filter((bucket) => present.some((status) => bucket[status].count > 0 || bucket[status].capped));
   return html`<figure class="card chart">
     <figcaption>${present.map((status) => html`<span class=${`key ${status}`}>${number(total(status), capped(status))} ${status}</span>`)}</figcaption>
     <div class="plot" ref=${box} role="img" aria-label=${`${label}; the numbers are in the table below`}></div>

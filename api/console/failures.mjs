@@ -1,6 +1,6 @@
 /** `#/failures`: every group of failed jobs. */
 import { bulkRefusal } from "./session.mjs";
-import { Groups } from "./groups.mjs";
+import { Groups, useStill } from "./groups.mjs";
 import { go, href } from "./router.mjs";
 import { html, useMemo } from "./ui.mjs";
 import { AsOf, Standing, Title } from "./parts.mjs";
@@ -23,10 +23,14 @@ const NoGroup = ({ all, query }) => html`${all.length < MOST ? "No group matches
 /** The page. @param {{query: Record<string, string>}} props */
 export function Failures({ query }) {
   const after = useMemo(() => since(query.within), [query.within]);
-  const reading = useQuery(pathOf("failures", { type: query.type, created_after: after }), EVERY_S);
+  const path = pathOf("failures", { type: query.type, created_after: after });
+  const reading = useQuery(path, EVERY_S);
+  const standing = useStill(path, reading.body?.data ?? []);
   const put = (changes) => go(href("failures", { ...query, ...changes }), { replace: true });
   const all = reading.body;
-  const groups = all?.data.filter((group) => has(group, query.find ?? ""));
+  const isFound = (group) => has(group, query.find ?? "");
+  const groups = standing.filter(isFound);
+  const found = all?.data.filter(isFound).length;
   return html`
     <${Title} text="Failures"><${AsOf} reading=${reading} at=${all?.as_of} /></${Title}>
     <div class="filters">
@@ -37,7 +41,7 @@ export function Failures({ query }) {
     ${(reading.problem || !all) && html`<${Standing} reading=${reading} what="the failures" />`}
     ${all && html`
       <p class="under muted" aria-live="polite">
-        ${number(all.sampled)}${all.truncated ? "+" : ""} failed in ${many(all.data.length, "group")}${groups.length < all.data.length ? `, of which ${number(groups.length)} ${groups.length === 1 ? "matches" : "match"}` : ""}${all.truncated ? `; these are of the newest ${number(all.sampled)}` : ""}. ${bulkRefusal() ?? ""}
+        ${number(all.sampled)}${all.truncated ? "+" : ""} failed in ${many(all.data.length, "group")}${found < all.data.length ? `, of which ${number(found)} ${found === 1 ? "matches" : "match"}` : ""}${all.truncated ? `; these are of the newest ${number(all.sampled)}` : ""}. ${bulkRefusal() ?? ""}
       </p>
-      <${Groups} groups=${groups} most=${all.data[0]?.jobs} empty=${all.data.length > 0 ? html`<${NoGroup} all=${all.data} query=${query} />` : undefined} detailed=${true} changed=${reading.reload} />`}`;
+      <${Groups} groups=${groups} most=${all.data[0]?.jobs ?? 1} empty=${all.data.length > 0 ? html`<${NoGroup} all=${all.data} query=${query} />` : undefined} detailed=${true} changed=${reading.reload} />`}`;
 }

@@ -1,13 +1,34 @@
 /** Failed jobs in groups of one type and one error: the table of the overview and of the failures' page. */
 import { href } from "./router.mjs";
-import { Empty, Time } from "./parts.mjs";
-import { html } from "./ui.mjs";
+import { Empty, MovedOn, Time } from "./parts.mjs";
+import { html, useRef } from "./ui.mjs";
 import { many, number, shown } from "./text.mjs";
 import { mayBulk, mayExtend } from "./session.mjs";
 import { openBulk } from "./store.mjs";
 
 /** The filter that chooses a group. */
 const filterOf = (group) => ({ type: group.type, fingerprint: group.fingerprint });
+
+/** The groups in the order in which they stand, new ones below, and those that are gone as `left`. */
+function inPlace(before, groups) {
+  const fresh = new Map(groups.map((group) => [group.fingerprint, group]));
+  const standing = new Set(before.map((group) => group.fingerprint));
+  return [...before.map((group) => fresh.get(group.fingerprint) ?? { ...group, left: true }), ...groups.filter((group) => !standing.has(group.fingerprint))];
+}
+
+const IN_USE_MS = 30_000;
+let usedAt = 0;
+for (const event of ["pointermove", "pointerdown", "keydown"]) document.addEventListener(event, () => { usedAt = Date.now(); }, { passive: true });
+
+const isInTable = () => Date.now() - usedAt < IN_USE_MS && document.querySelector("table.groups:is(:hover, :focus-within)") !== null;
+
+/** The groups that were read from a path; while their table is in use, by pointer or keys, none of them moves. */
+export function useStill(path, groups) {
+  const shown = useRef({ path, groups: [] });
+  const isHeld = shown.current.path === path && isInTable();
+  shown.current = { path, groups: isHeld ? inPlace(shown.current.groups, groups) : groups };
+  return shown.current.groups;
+}
 
 /** What the group's bulk dialog is opened with. Where nothing can go back without extra attempts, one is chosen already. */
 const retryGroup = (group, changed, extra = 0) =>
@@ -31,7 +52,7 @@ function parted(group) {
 
 /** The count, above a bar as long as its share of the largest group's: what matters most is seen before it is read. */
 const Amount = ({ jobs, most }) => html`${number(jobs)}
-  <svg class="share amount" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true"><rect class="failed" width=${(100 * jobs) / most} height="4" /></svg>`;
+  <svg class="share amount" viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true"><rect class="failed" width=${Math.min(100, (100 * jobs) / most)} height="4" /></svg>`;
 
 /** @param {{groups: any[], most: number, empty?: string, detailed?: boolean, changed: () => void}} props `most`: jobs of the largest of all groups */
 export function Groups({ groups, most, empty = "Nothing has failed.", detailed = false, changed }) {
@@ -46,7 +67,7 @@ export function Groups({ groups, most, empty = "Nothing has failed.", detailed =
       </tr>
     </thead>
     <tbody>
-      ${groups.map((group) => html`<tr key=${group.fingerprint} data-row=${group.fingerprint}>
+      ${groups.map((group) => html`<tr key=${group.fingerprint} data-row=${group.fingerprint} class=${group.left ? "left" : ""}>
         <td class="n strong"><${Amount} jobs=${group.jobs} most=${most} /></td>
         <td class="what">
           <a href=${href("jobs", { status: "failed", ...filterOf(group) })}><span class="clamp">${shown(group.type) || "(no type)"}</span></a>
@@ -57,7 +78,7 @@ export function Groups({ groups, most, empty = "Nothing has failed.", detailed =
         <td class="wide"><${Time} at=${group.first_at} /></td>
         <td class="wide"><${Time} at=${group.last_at} /></td>
         ${allowed && html`<td class="act">
-          ${group.retryable > 0
+          ${group.left ? html`<${MovedOn} />` : group.retryable > 0
             ? html`<button type="button" aria-label=${`Retry ${many(group.retryable, "job")} of ${shown(group.type)}`} onClick=${() => retryGroup(group, changed)}>Retry ${number(group.retryable)}…</button>`
             : group.exhausted > 0
               ? html`<button type="button" aria-label=${`Needs extra attempts: ${many(group.exhausted, "job")} of ${shown(group.type)}`} onClick=${() => retryGroup(group, changed, mayExtend() ? 1 : 0)}>Needs extra attempts…</button>`

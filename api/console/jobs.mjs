@@ -1,5 +1,5 @@
 /** `#/jobs`: the jobs of a filter; failed ones unless asked otherwise. */
-import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
+import { AsOf, Empty, MovedOn, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { bulkRefusal, mayBulk } from "./session.mjs";
 import { Chip, Choice, Created, JobById, Tabs, TextFilter, TypeFilter } from "./filters.mjs";
 import { go, href } from "./router.mjs";
@@ -34,16 +34,16 @@ function Filters({ query, put, failed }) {
 
 function Row({ job, failed, selected, select, selectable }) {
   if (job.unreadable) {
-    return html`<tr data-row=${job.id}>${selectable && html`<td></td>`}<td class="main" colspan="6"><code>${job.id}</code> <span class="muted">cannot be shown: its row holds something unreadable</span></td></tr>`;
+    return html`<tr data-row=${job.id} class=${job.left ? "left" : ""}>${selectable && html`<td></td>`}<td class="main" colspan="6"><code>${job.id}</code> <span class="muted">cannot be shown: its row holds something unreadable</span> ${job.left && html`<${MovedOn} />`}</td></tr>`;
   }
-  return html`<tr data-row=${job.id} class=${selected ? "selected" : ""}>
-    ${selectable && html`<td class="pick"><input type="checkbox" checked=${selected} aria-label=${`Select job ${short(job.id)}`} onClick=${(event) => select(job.id, event.shiftKey)} /></td>`}
-    <td class="state"><${Status} of=${job.status} /></td>
+  return html`<tr data-row=${job.id} class=${job.left ? "left" : selected ? "selected" : ""}>
+    ${selectable && html`<td class="pick"><input type="checkbox" checked=${selected} disabled=${job.left} aria-label=${`Select job ${short(job.id)}`} onClick=${(event) => select(job.id, event.shiftKey)} /></td>`}
+    <td class="state">${job.left ? html`<${MovedOn} />` : html`<${Status} of=${job.status} />`}</td>
     <td class="main"><a href=${href(`jobs/${job.id}`)}>${shown(job.type) || "(no type)"}</a> <code class="muted id">${short(job.id)}</code></td>
     ${failed && html`<td class="error"><code title=${shown(job.last_error)}>${shown(job.last_error).split("\n")[0].slice(0, 300)}</code></td>`}
     <td class="n tries">${job.attempts}/${job.max_attempts}</td>
     <td class="when"><${Time} at=${failed ? job.completed_at ?? job.created_at : job.created_at} /></td>
-    ${failed && html`<td class="back">${job.retryable ? "yes" : job.retry_blocked_by === "retry_queued" ? "queued" : "used up"}</td>`}
+    ${failed && html`<td class="back">${job.left ? "" : job.retryable ? "yes" : job.retry_blocked_by === "retry_queued" ? "queued" : "used up"}</td>`}
   </tr>`;
 }
 
@@ -53,16 +53,16 @@ function filterOf(query, after) {
   return Object.fromEntries(Object.entries(filter).filter(([, value]) => value));
 }
 
-function Selection({ chosen, everything, query, after, all, setAll, clear, list }) {
+function Selection({ picked, everything, query, after, all, setAll, clear, done, list }) {
   const open = () =>
-    openBulk({ title: all ? "Retry all that match" : `Retry ${many(chosen.size, "job")}`, body: all ? { filter: filterOf(query, after) } : { ids: [...chosen] }, list: all ? list : null, done: clear });
+    openBulk({ title: all ? "Retry all that match" : `Retry ${many(picked.length, "job")}`, body: all ? { filter: filterOf(query, after) } : { ids: picked }, list: all ? list : null, done });
   return html`<div class="selection" role="region" aria-label="Selected jobs">
-    <span aria-live="polite">${all ? "All that match" : many(chosen.size, "job")} selected</span>
+    <span aria-live="polite">${all ? "All that match" : many(picked.length, "job")} selected</span>
     ${everything && !all && (query.retryable === "false"
       ? html`<p class="muted">All that match cannot be chosen: a bulk retry has no filter for what cannot go back.</p>`
       : html`<button type="button" onClick=${() => setAll(true)}>Select all that match</button>`)}
     <button type="button" onClick=${clear}>Clear</button>
-    <button type="button" class="act" onClick=${open}>Retry${all ? " all" : ` ${number(chosen.size)}`}…</button>
+    <button type="button" class="act" onClick=${open}>Retry${all ? " all" : ` ${number(picked.length)}`}…</button>
   </div>`;
 }
 
@@ -83,16 +83,26 @@ export function Jobs({ query }) {
   useEffect(clear, [path]);
   const selectable = failed && mayBulk();
   const put = (changes) => go(href("jobs", { ...query, ...changes }), { replace: true });
-  const ids = rows.filter((job) => !job.unreadable).map((job) => job.id);
+  const ids = rows.filter((job) => !job.unreadable && !job.left).map((job) => job.id);
+  const picked = ids.filter((id) => chosen.has(id));
+  useEffect(() => {
+    const left = new Set(rows.filter((job) => job.left).map((job) => job.id));
+    if ([...chosen].some((id) => left.has(id))) setChosen(new Set([...chosen].filter((id) => !left.has(id)))); // it may come back as another failure
+  }, [rows]);
+  const retried = () => {
+    clear();
+    reading.reload();
+  };
   function select(id, toHere) {
     const next = new Set(chosen);
-    const [from, to] = [toHere && last !== null ? ids.indexOf(last) : ids.indexOf(id), ids.indexOf(id)].sort((a, b) => a - b);
-    for (const each of ids.slice(Math.max(from, 0), to + 1)) chosen.has(id) ? next.delete(each) : next.add(each);
+    const anchor = toHere && ids.includes(last) ? last : id;
+    const [from, to] = [ids.indexOf(anchor), ids.indexOf(id)].sort((a, b) => a - b);
+    for (const each of ids.slice(from, to + 1)) chosen.has(id) ? next.delete(each) : next.add(each);
     setChosen(next);
     setAll(false);
     setLast(id);
   }
-  const whole = ids.length > 0 && ids.every((id) => chosen.has(id));
+  const whole = ids.length > 0 && picked.length === ids.length;
   return html`
     <${Title} text="Jobs"><${JobById} /><${AsOf} reading=${reading} /></${Title}>
     <${Statuses} query=${query} />
@@ -101,15 +111,14 @@ export function Jobs({ query }) {
     ${failed && rows.length > 0 && bulkRefusal() && html`<p class="under muted">${bulkRefusal()}</p>`}
     ${reading.body?.truncated && html`<p class="under muted">Of the newest 10,000 failed jobs; there are more.</p>`}
     ${reading.body && rows.length === 0 && html`<${Empty}>${failed ? "No failed job matches." : "No job matches."} ${Object.keys(query).length > 1 ? html`<a href=${href("jobs", { status: query.status })}>Without the other filters</a>` : ""}</${Empty}>`}
-    <${Newer} pages=${pages} />
-    ${rows.length > 0 && html`<table class=${failed ? "card rows jobs" : "card rows jobs short"}>
+    ${rows.length > 0 && html`<div><${Newer} pages=${pages} /><table class=${failed ? "card rows jobs" : "card rows jobs short"}>
       <thead><tr>
-        ${selectable && html`<th class="pick"><input type="checkbox" aria-label="Select all shown" checked=${whole} onClick=${() => setChosen(whole ? new Set() : new Set(ids))} /></th>`}
+        ${selectable && html`<th class="pick"><input type="checkbox" aria-label="Select all shown" checked=${whole} onClick=${() => { setAll(false); setChosen(whole ? new Set() : new Set(ids)); }} /></th>`}
         <th scope="col">status</th><th scope="col">type</th>${failed && html`<th scope="col">error</th>`}
         <th scope="col" class="n">attempts</th><th scope="col">${failed ? "failed" : "created"}</th>${failed && html`<th scope="col">can go back</th>`}
       </tr></thead>
-      <tbody>${rows.map((job) => html`<${Row} key=${job.id} job=${job} failed=${failed} selected=${all || chosen.has(job.id)} select=${select} selectable=${selectable} />`)}</tbody>
-    </table>`}
+      <tbody>${rows.map((job) => html`<${Row} key=${job.id} job=${job} failed=${failed} selected=${!job.left && (all || chosen.has(job.id))} select=${select} selectable=${selectable} />`)}</tbody>
+    </table></div>`}
     <${More} pages=${pages} />
-    ${chosen.size > 0 && html`<${Selection} chosen=${chosen} everything=${whole && pages.more} query=${query} after=${after} all=${all} setAll=${setAll} clear=${clear} list=${location.hash} />`}`;
+    ${(all || picked.length > 0) && html`<${Selection} picked=${picked} everything=${whole && pages.more} query=${query} after=${after} all=${all} setAll=${setAll} clear=${clear} done=${retried} list=${location.hash} />`}`;
 }

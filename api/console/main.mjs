@@ -78,7 +78,7 @@ function App() {
     <a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.querySelector("main h1")?.focus(); }}>To the page</a>
     <${Head} me=${me} path=${path} />
     ${me.read_only && html`<p class="banner">This deployment is read-only: it shows jobs and changes none.</p>`}
-    <main id="main"><${Page} path=${path} query=${query} /></main>
+    <main id="main"><${Page} key=${me.project_id} path=${path} query=${query} /></main>
     ${bulk && html`<${later(BULK_DIALOG)} what=${bulk} close=${() => openedBulk.set(null)} />`}
     <p class="hidden" role="status">${said}</p>
     ${phase === "expired" && html`<${later(SIGN_IN_AGAIN)} />`}`;

@@ -1,12 +1,12 @@
 /** `#/`: what is failing, since when, how much of it can go back, and whether the way back is open. */
 import { BatchLines } from "./batch_parts.mjs";
 import { bulkRefusal } from "./session.mjs";
-import { Groups } from "./groups.mjs";
+import { Groups, useStill } from "./groups.mjs";
 import { href } from "./router.mjs";
 import { html, useEffect } from "./ui.mjs";
 import { CHART } from "./views.mjs";
 import { later } from "./later.mjs";
-import { AsOf, Empty, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
+import { AsOf, Empty, Old, Standing, Status, STATUSES, Time, Title } from "./parts.mjs";
 import { many, number, span, zoneName } from "./text.mjs";
 import { now } from "./api.mjs";
 import { OVERVIEW } from "./reads.mjs";
@@ -20,16 +20,12 @@ const LATE_MS = 120_000;
 const lastOf = (groups) => groups.map((group) => group.last_at).filter(Boolean).sort().at(-1);
 
 function Card({ status, stat, queued, last }) {
-  const under =
-    status === "failed" && stat.count > 0
-      ? html`${number(stat.retryable, stat.capped)} can go back${last && html` · last <${Time} at=${last} />`}${queued?.count > 0 && ` · ${number(queued.count, queued.capped)} queued`}`
-      : stat.oldest_at
-        ? html`oldest <${Time} at=${stat.oldest_at} />`
-        : "none";
-  return html`<a class=${`card count ${status} ${status === "failed" && stat.count > 0 ? "alarm" : ""}`} href=${href("jobs", { status })}>
+  const alarm = status === "failed" && stat.count > 0;
+  return html`<a class=${`card count ${status} ${alarm ? "alarm" : ""}`} href=${href("jobs", { status })}>
     <${Status} of=${status} />
     <strong>${number(stat.count, stat.capped)}</strong>
-    <span class="muted">${under}</span>
+    ${alarm && html`<span class="muted">${number(stat.retryable, stat.capped)} can go back${last && html` · last <${Time} at=${last} />`}${queued?.count > 0 && ` · ${number(queued.count, queued.capped)} queued`}</span>`}
+    <span class="muted">${stat.oldest_at ? html`oldest <${Time} at=${stat.oldest_at} />` : stat.capped ? "none among those counted" : "none"}</span>
   </a>`;
 }
 
@@ -44,6 +40,7 @@ function WayBack({ reading }) {
   const hour = stats.last_hour;
   const count = (name) => number(hour[name].count, hour[name].capped);
   return html`<div class=${isHealthy(stats) ? "card pad" : "card pad alarm"}>
+    <${Old} reading=${reading} />
     <dl class="facts">
       <dt>queued</dt><dd><a href=${href("retries", { state: "queued" })}>${number(stats.queued.count, stats.queued.capped)}</a></dd>
       <dt>oldest queued</dt><dd><${Time} at=${stats.oldest_requested_at} /></dd>
@@ -56,9 +53,10 @@ function WayBack({ reading }) {
 }
 
 function WhatFails({ reading }) {
+  const largest = useStill(OVERVIEW.failures, reading.body?.data.slice(0, 5) ?? []);
   if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the failures" /></div>`;
   const { data, truncated, sampled } = reading.body;
-  return html`<${Groups} groups=${data.slice(0, 5)} most=${data[0]?.jobs} changed=${reading.reload} />
+  return html`<${Old} reading=${reading} /><${Groups} groups=${largest} most=${data[0]?.jobs ?? 1} changed=${reading.reload} />
     <p class="under">
       ${data.length > 5 && html`<a href=${href("failures")}>all ${data.length} groups</a>`}
       ${truncated && html`<span class="muted"> of the newest ${number(sampled)} failed jobs</span>`}
@@ -72,7 +70,7 @@ function Hours({ reading }) {
     CHART.read().catch(() => {}); // while the hours are on their way
   }, []);
   if (!reading.body) return html`<div class="card pad"><${Standing} reading=${reading} what="the hours" /></div>`;
-  return html`<${later(CHART)} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
+  return html`<${Old} reading=${reading} /><${later(CHART)} buckets=${reading.body.data} label="Jobs of the last 24 hours by status" />`;
 }
 
 /** The page. */
@@ -82,20 +80,22 @@ export function Overview() {
   const retries = useQuery(OVERVIEW.retries, COUNTS_S);
   const batches = useQuery(OVERVIEW.batches, COUNTS_S * 2);
   const series = useQuery(OVERVIEW.series, SLOW_S);
-  const away = stats.problem ?? failures.problem;
+  const away = stats.body && stats.problem; // which is said once, at the top
+  const besides = (reading) => (away && reading.body && reading.problem?.code === away.code ? { ...reading, problem: null } : reading);
   const first = retries.body && !isHealthy(retries.body.data) ? "first" : "";
   return html`
     <${Title} text="Overview"><${AsOf} reading=${stats} at=${stats.body?.data && stats.body.as_of} /></${Title}>
-    ${away && stats.body && html`<${Standing} reading=${{ ...stats, problem: away }} />`}
+    ${away && html`<${Standing} reading=${stats} />`}
     ${stats.body
       ? html`<div class="counts" aria-live="polite">${STATUSES.map((status) => html`<${Card} key=${status} status=${status} stat=${stats.body.data[status]} queued=${retries.body?.data.queued} last=${lastOf(failures.body?.data ?? [])} />`)}</div>
           ${stats.body.data.other.count > 0 && html`<p class="under muted">${many(stats.body.data.other.count, "job", stats.body.data.other.capped)} in other states</p>`}`
       : html`<${Standing} reading=${stats} what="the counts" />`}
     <div class=${`two ${first}`}>
-      <section><h2>What fails</h2><${WhatFails} reading=${failures} /></section>
+      <section><h2>What fails</h2><${WhatFails} reading=${besides(failures)} /></section>
       <div class="side">
-        <section><h2>The way back</h2><${WayBack} reading=${retries} /></section>
+        <section><h2>The way back</h2><${WayBack} reading=${besides(retries)} /></section>
         <section><h2>Last batches</h2>
+          <${Old} reading=${besides(batches)} />
           ${batches.body
             ? batches.body.data.length > 0 ? html`<${BatchLines} batches=${batches.body.data} />` : html`<${Empty}>None yet. A bulk retry shows up here.</${Empty}>`
             : html`<div class="card pad"><${Standing} reading=${batches} what="the batches" /></div>`}
@@ -104,6 +104,6 @@ export function Overview() {
     </div>
     <section>
       <h2>Last 24 hours, by creation, ${zoneName()}</h2>
-      <${Hours} reading=${series} />
+      <${Hours} reading=${besides(series)} />
     </section>`;
 }

@@ -31,12 +31,12 @@ const retell = () => retold.set(retold.get() + 1);
 choices.subscribe(retell);
 setInterval(() => document.visibilityState !== "hidden" && retell(), RETELL_EVERY_MS);
 
-/** A time: relative to look at, absolute to point at; `whole` shows both, to find it in a log; `precise` does, without the date if it is of today. */
+/** A time, which no screen reader is told of as it goes on: relative to look at, absolute to point at; `whole` shows both, to find it in a log; `precise` does, without the date if it is of today. */
 export function Time({ at, none = "–", whole = false, precise = false }) {
   useStore(retold);
   if (!at) return html`<span class="muted">${none}</span>`;
-  if (!whole && !precise) return html`<time datetime=${at} title=${absolute(at)}>${relative(at)}</time>`;
-  return html`<time datetime=${at} title=${absolute(at)}>${whole ? absolute(at) : exact(at)}</time>${choices.get().times === "relative" && html` <span class="muted">${ago(at)}</span>`}`;
+  if (!whole && !precise) return html`<time datetime=${at} title=${absolute(at)} aria-live="off">${relative(at)}</time>`;
+  return html`<time datetime=${at} title=${absolute(at)}>${whole ? absolute(at) : exact(at)}</time>${choices.get().times === "relative" && html` <span class="muted" aria-live="off">${ago(at)}</span>`}`;
 }
 
 /** When the numbers are of; with an answer that is old because the API is away, how old. */
@@ -69,7 +69,7 @@ export function Refusal({ problem, retry }) {
     return () => clearInterval(timer);
   }, [problem]);
   return html`<div class=${problem.passing ? "refusal passing" : "refusal"} role="alert">
-    <p>${problem.words}${left > 0 ? ` Try again in ${left} s.` : ""}</p>
+    <p>${problem.words}${left > 0 && html`<span aria-live="off"> Try again in ${left} s.</span>`}</p>
     ${problem.faults.length > 0 && html`<ul>${problem.faults.map((fault) => html`<li><code>${shown(fault.pointer)}</code> ${shown(fault.detail)}</li>`)}</ul>`}
     <p class="facts">
       <code>${problem.code}</code>${problem.status > 0 && html` <span>${problem.status}</span>`}
@@ -87,6 +87,13 @@ export function Standing({ reading, what }) {
   return null;
 }
 
+/** In place of the state of a row that no longer belongs to its list. */
+export const MovedOn = () => html`<span class="muted">moved on</span>`;
+
+/** Says that what is shown beside it is old, as it could not be read again, and why. */
+export const Old = ({ reading }) =>
+  reading.body && reading.problem && html`<p class="note" role="status">As of ${clock(reading.at)} ${zoneName()}. ${reading.problem.words}</p>`;
+
 /** A sentence where a list would be. */
 export const Empty = ({ children }) => html`<p class="empty">${children}</p>`;
 
@@ -99,7 +106,7 @@ export function ErrorText({ text, lines = 12, truncated = false }) {
   const all = shown(text).split("\n");
   const folded = all.length > lines || text.length > 1_200;
   return html`<div class="error-text">
-    <pre class=${folded && !open ? "folded" : ""}>${folded && !open ? all.slice(0, lines).join("\n").slice(0, 1_200) : all.join("\n")}</pre>
+    <pre class=${folded && !open ? "folded" : ""} tabindex=${open ? "0" : undefined}>${folded && !open ? all.slice(0, lines).join("\n").slice(0, 1_200) : all.join("\n")}</pre>
     <p class="tools">
       <${Copy} text=${text} what="the error" />
       ${folded && html`<button type="button" class="small" aria-expanded=${open} onClick=${() => setOpen(!open)}>

@@ -1,5 +1,6 @@
 /** `#/retries` and `#/dead`: who asked for what, why, when, and what became of it. */
-import { AsOf, Empty, Refusal, Standing, Status, Time, Title } from "./parts.mjs";
+import { AsOf, Empty, MovedOn, Refusal, Standing, Status, Time, Title } from "./parts.mjs";
+import { announcement } from "./store.mjs";
 import { call, pathOf } from "./api.mjs";
 import { Chip, Tabs, TextFilter } from "./filters.mjs";
 import { go, href } from "./router.mjs";
@@ -10,20 +11,25 @@ import { outcomeWords, short, shown } from "./text.mjs";
 import { refusalOf, session } from "./session.mjs";
 
 const STATES = [["", "any"], ["queued", "queued"], ["applied", "applied"], ["rejected", "rejected"], ["cancelled", "cancelled"], ["dead_lettered", "given up"]];
+const CALM_MS = 2_000; // a second click does not undo what the first one did
+
 const WORDS = Object.fromEntries(STATES);
 
 /** What can be done with a retry as it stands, and what came of trying. */
-function Act({ retry, changed }) {
+function Act({ retry, put, changed }) {
   const [state, setState] = useState({ busy: false, problem: null });
   const [method, path, word] =
     retry.state === "queued" ? ["DELETE", `retries/${retry.id}`, "Take back"]
       : retry.state === "dead_lettered" ? ["POST", `retries/${retry.id}/redrive`, "Redrive"] : [];
   if (!method || refusalOf(session.get().me, "jobs:retry") !== null) return null;
-  async function act() {
+  async function act(event) {
+    const row = event.currentTarget.closest("tr");
     setState({ busy: true, problem: null });
     try {
-      await call(method, path);
-      setState({ busy: false, problem: null });
+      put((await call(method, path)).body.data);
+      announcement.set(`${word === "Redrive" ? "Redriven" : "Taken back"}.`);
+      row.querySelector("a")?.focus(); // the button goes, or is another one
+      setTimeout(() => setState({ busy: false, problem: null }), CALM_MS);
     } catch (problem) {
       setState({ busy: false, problem });
     }
@@ -33,22 +39,24 @@ function Act({ retry, changed }) {
     ${state.problem && html`<${Refusal} problem=${state.problem} />`}`;
 }
 
-function Row({ retry, job, changed }) {
-  return html`<tr data-row=${retry.id}>
-    <td class="state"><${Status} of=${retry.state} word=${WORDS[retry.state]} /></td>
+function Row({ retry, job, put, changed }) {
+  const isUnknown = retry.left && !retry.isOwn;
+  const became = [!isUnknown && outcomeWords(retry), retry.redriven_by && `redriven by ${shown(retry.redriven_by)}`].filter(Boolean).join("; ");
+  return html`<tr data-row=${retry.id} class=${retry.left ? "left" : ""}>
+    <td class="state">${isUnknown ? html`<${MovedOn} />` : html`<${Status} of=${retry.state} word=${WORDS[retry.state]} />`}</td>
     <td class="main"><a href=${href(`jobs/${retry.job_id}`)}><code>${short(retry.job_id)}</code></a>${job && html` <span class="muted">${shown(job.type)}</span>`}
-      <span class="muted second">${outcomeWords(retry)}${retry.redriven_by ? `; redriven by ${shown(retry.redriven_by)}` : ""}${job && html`; now <${Now} retry=${retry} job=${job} />`}</span></td>
+      <span class="muted second">${became}${job && html`${became && "; "}now <${Now} retry=${retry} job=${job} />`}</span></td>
     <td class="why" data-label="who"><span>${shown(retry.actor)}</span><span class="muted second clamp">${retry.reason ? shown(retry.reason) : "no reason given"}</span></td>
     <td data-label="asked"><${Time} at=${retry.requested_at} /></td>
     <td class="error" data-label="error before"><code title=${shown(retry.error_before)}>${shown(retry.error_before).split("\n")[0].slice(0, 300)}</code></td>
-    <td class="act"><${Act} retry=${retry} changed=${changed} /></td>
+    <td class="act">${!retry.left && html`<${Act} retry=${retry} put=${put} changed=${changed} />`}</td>
   </tr>`;
 }
 
 /** Rows whose jobs are asked for together. */
-function Rows({ retries, changed }) {
-  const jobs = useJobsNow(retries.map((retry) => retry.job_id));
-  return html`<tbody>${retries.map((retry) => html`<${Row} key=${retry.id} retry=${retry} job=${jobs.get(retry.job_id)} changed=${changed} />`)}</tbody>`;
+function Rows({ retries, put, changed }) {
+  const jobs = useJobsNow(retries);
+  return html`<tbody>${retries.map((retry) => html`<${Row} key=${retry.id} retry=${retry} job=${jobs.get(retry.job_id)} put=${put} changed=${changed} />`)}</tbody>`;
 }
 
 const inParts = (rows) => Array.from({ length: Math.ceil(rows.length / TOGETHER) }, (_, i) => rows.slice(i * TOGETHER, (i + 1) * TOGETHER));
@@ -63,11 +71,10 @@ function List({ path, empty, title, children }) {
     ${(reading.problem || !reading.body) && html`<${Standing} reading=${reading} what="the retries" />`}
     ${refusal && rows.some((retry) => ["queued", "dead_lettered"].includes(retry.state)) && html`<p class="under muted">${refusal}</p>`}
     ${reading.body && rows.length === 0 && html`<${Empty}>${empty}</${Empty}>`}
-    <${Newer} pages=${pages} />
-    ${rows.length > 0 && html`<table class="card rows retries">
+    ${rows.length > 0 && html`<div><${Newer} pages=${pages} /><table class="card rows retries">
       <thead><tr><th scope="col">state</th><th scope="col">job, and what became of it</th><th scope="col">who and why</th><th scope="col">asked</th><th scope="col">error before</th><th scope="col"><span class="hidden">act</span></th></tr></thead>
-      ${inParts(rows).map((retries, i) => html`<${Rows} key=${i} retries=${retries} changed=${reading.reload} />`)}
-    </table>`}
+      ${inParts(rows).map((retries, i) => html`<${Rows} key=${i} retries=${retries} put=${pages.put} changed=${reading.reload} />`)}
+    </table></div>`}
     <${More} pages=${pages} />`;
 }
 

@@ -1,12 +1,14 @@
 """Every page: nothing fails in it, nothing is blocked, nothing that it shows runs, and axe finds nothing."""
 
+import json
 import re
 from collections.abc import AsyncIterator
+from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, Locator, expect
+from playwright.async_api import Browser, Locator, Route, expect
 
 from tests.api_server import Api, Serve
 from tests.browser.console import EVERYTHING, Console, hold, see
@@ -99,6 +101,47 @@ async def test_a_token_that_only_reads_finds_reasons_in_place_of_buttons(console
     await expect(console.page.get_by_text("Your token lacks the scope jobs:payload.")).to_be_visible()
 
 
+async def test_hostile_payloads_and_lines_of_a_megabyte_are_text(console: Console, jobs: JobMaker) -> None:
+    page = console.page
+    long = HOSTILE + "x" * 1_000_000
+    (job,) = await jobs.make(
+        1,
+        status="failed",
+        kind="hostile",
+        last_error=long[:65_000],
+        payload=json.dumps({HOSTILE: HOSTILE, "long": long, "escapes": "\n" * 1_000_000}),
+    )
+    await console.sign_in(view=f"#/jobs/{job.id}")
+
+    await page.get_by_role("button", name="Show the payload").click()
+    await expect(page.locator("pre.payload")).to_contain_text("<img src=x onerror='window.ran=1'>\\u202e<script>")
+    assert len(await page.locator("pre.payload").inner_text()) > 1_000_000
+    await page.get_by_role("button", name="unfold it all").click()
+    await expect(page.locator("pre").first).to_contain_text("\\u202e<script>window.ran=1</script>xxx")
+    await look_for_faults(console, "a job with long hostile text")
+
+
+async def test_halves_of_surrogate_pairs_are_spelled_out(console: Console, jobs: JobMaker) -> None:
+    page = console.page
+    job = await jobs.failed(kind="halves")
+    halves = r"\ud800<b>\udc00</b>\ude00"
+
+    async def change(route: Route) -> None:
+        answer = await route.fetch()
+        body = (await answer.text()).replace('"it broke"', f'"{halves}"').replace('"halves"', f'"{halves}"')
+        body = body.replace('"payload":{}', f'"payload":{{"{halves}":"{halves}"}}')
+        await route.fulfill(response=answer, body=body)
+
+    await page.route(f"**/api/jobs/{job.id}*", change)
+    await console.sign_in(view=f"#/jobs/{job.id}")
+    await page.get_by_role("button", name="Show the payload").click()
+
+    await expect(page.locator("main h1")).to_have_text(halves)
+    await expect(page.locator("main pre").first).to_have_text(halves)
+    await expect(page.locator("pre.payload")).to_contain_text(f'"{halves}": "{halves}"')
+    await page.unroute_all(behavior="ignoreErrors")  # the page waits for the next change
+
+
 async def test_numbers_of_a_payload_keep_their_digits(console: Console, jobs: JobMaker) -> None:
     (job,) = await jobs.make(1, status="completed", payload=PAYLOAD)
     await console.sign_in(view=f"#/jobs/{job.id}")
@@ -131,6 +174,55 @@ async def test_a_refusal_is_said_in_words_with_its_request_id(
     alert = console.page.get_by_role("alert")
     await expect(alert).to_contain_text(words)
     await expect(alert).to_contain_text("request-77")
+
+
+class Refused(NamedTuple):
+    """A view, and how what it asks for is answered."""
+
+    view: str
+    asked: str
+    status: int
+    code: str
+    words: str
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(
+    "refused",
+    [
+        Refused("#/", "jobs/stats", 503, "unavailable", "away or too slow"),
+        Refused("#/", "failures", 429, "rate-limited", "Try again in"),
+        Refused("#/failures", "failures*", 403, "insufficient-scope", "does not permit this"),
+        Refused("#/jobs?error=x", "jobs?*", 503, "unavailable", "away or too slow"),
+        Refused("#/jobs?within=x", "jobs?*", 400, "invalid-parameter", "One of the filters cannot be read."),
+        Refused("#/jobs/{job}", "jobs/*", 404, "job-not-found", "no such job in this project"),
+        Refused("#/jobs/{job}", "jobs/*", 409, "job-unreadable", "something that cannot be shown"),
+        Refused("#/retries", "retries?*", 503, "unavailable", "away or too slow"),
+        Refused("#/batches", "retry-batches?*", 429, "rate-limited", "Try again in"),
+        Refused("#/batches/{job}", "retry-batches/*", 404, "not-found", "There is nothing here."),
+        Refused("#/dead", "retries?*", 403, "insufficient-scope", "does not permit this"),
+    ],
+)
+async def test_a_page_that_is_refused_says_so_without_a_fault(
+    browser: Browser, api: Api, failed: MadeJob, theme: str, refused: Refused
+) -> None:
+    view, asked, status, code, words = refused
+    headers = {"Content-Type": "application/problem+json", "X-Request-Id": "request-78", "Retry-After": "9"}
+    body = json.dumps({"code": code, "status": status})
+    async with Console.opened(browser, api, theme=theme, width=390) as console:
+        page = console.page
+        await page.clock.install()
+        await console.sign_in(view="#/me")
+        await page.route(f"**/api/{asked}", lambda route: route.fulfill(status=status, headers=headers, body=body))
+        await page.evaluate("view => { location.hash = view; }", view.format(job=failed.id))
+
+        await expect(page.get_by_role("alert").first).to_contain_text(words)
+        await expect(page.get_by_role("alert").first).to_contain_text("request-78")
+        await look_for_faults(console, f"{view} refused with {status}")
+        if status in (429, 503):
+            await page.unroute_all()
+            await page.clock.run_for(10_000)
+            await expect(page.get_by_role("alert")).to_have_count(0)
 
 
 async def test_a_token_that_expires_in_the_bulk_dialog_loses_nothing_that_was_typed(
