@@ -11,9 +11,8 @@ import { outcomeWords, short, shown } from "./text.mjs";
 import { refusalOf, session } from "./session.mjs";
 
 const STATES = [["", "any"], ["queued", "queued"], ["applied", "applied"], ["rejected", "rejected"], ["cancelled", "cancelled"], ["dead_lettered", "given up"]];
-const CALM_MS = 2_000; // a second click does not undo what the first one did
-
 const WORDS = Object.fromEntries(STATES);
+const CALM_MS = 2_000; // a second click does not undo what the first one did
 
 /** What can be done with a retry as it stands, and what came of trying. */
 function Act({ retry, put, changed }) {

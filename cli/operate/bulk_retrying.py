@@ -72,6 +72,7 @@ async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: Ret
     """
     with asking_for_retries():
         preview = await redrive.preview(wanted, extra_attempts=options.extra_attempts)
+    _note_a_bounded_search(preview, wanted)
     too_many = _too_many(preview, wanted, options.maximum)
     goes_on = not options.dry_run and preview.retryable > 0 and too_many is None
     if not (goes_on and options.as_json):  # a program gets one document: what was done, or else what would be
@@ -110,15 +111,20 @@ async def retry_matches(redrive: "Redrive", wanted: "FailedFilter", options: Ret
 
 
 def _too_many(preview: "BulkDryRun", wanted: "FailedFilter", maximum: int) -> str | None:
-    """How many jobs match, where these are more than may go back; None where they are not.
-
-    A search for an error finds no more than may go back at once, however many jobs it has not looked at.
-    """
-    if preview.truncated and (wanted.error_contains, wanted.fingerprint, wanted.retried_fewer_than) == (None,) * 3:
+    """How many jobs match, where these are more than may go back; None where they are not."""
+    if preview.truncated and not _is_search(wanted):
         return f"more than {preview.matched}"
-    if preview.truncated:
-        note("only the newest 10000 failed jobs are looked at; there are more")
     return f"{preview.matched}" if preview.matched > maximum else None
+
+
+def _note_a_bounded_search(preview: "BulkDryRun", wanted: "FailedFilter") -> None:
+    if preview.truncated and _is_search(wanted):
+        note("only the newest 10000 failed jobs are looked at; there are more")
+
+
+def _is_search(wanted: "FailedFilter") -> bool:
+    """Whether the API looks at the newest jobs alone, and so finds no more than may go back at once."""
+    return (wanted.error_contains, wanted.fingerprint, wanted.retried_fewer_than) != (None, None, None)
 
 
 def _question(retryable: int, canaries: int) -> str:
